@@ -1,0 +1,249 @@
+"""Bundles: the only contract between the trainer and the service.
+
+A bundle is a folder: `manifest.json`, `*.safetensors`, vocabularies as JSON, and optionally the catalogue it was
+trained on (`items.jsonl`, `feedback.jsonl`). Every file's sha256 stands in the manifest; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.numpy import load_file, save_file
+
+from models.vocabulary import Vocabulary
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+
+
+class BundleError(ValueError):
+    """A folder that is no usable bundle; the message is one sentence that says what is wrong."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderRef(_Part):
+    """Which encoder made a modality's features.
+
+    `id` is `sentence-transformers:<name>`, `torchvision:<name>` or `catalogue`; `weights_sha256` the hash of its
+    weights; `file` the weights' file inside the bundle where the bundle ships them.
+    """
+
+    kind: Literal["text", "image"]
+    id: str
+    dim: int = Field(ge=1)
+    weights_sha256: str
+    file: str | None = None
+
+
+class ModalityEntry(_Part):
+    """A modality of the bundle. Without an encoder its features only come as ready vectors."""
+
+    name: str
+    dim: int = Field(ge=1)
+    encoder: EncoderRef | None = None
+
+
+class DataEntry(_Part):
+    """What the bundle was trained on."""
+
+    name: str
+    synthetic: bool
+    users: int
+    items: int
+    interactions: int
+    missing_cells: float = Field(ge=0, le=1, description="share of item-modality cells that are missing")
+    fingerprint: str
+    min_rating: float | None = Field(None, description="ratings below this value do not count as interest")
+
+
+class ModelEntry(_Part):
+    """A trained model inside the bundle: its config, its measured metrics and its tensors' file."""
+
+    config: dict[str, Any]
+    metrics: dict[str, float]
+    file: str
+
+
+class Manifest(_Part):
+    """`manifest.json`."""
+
+    schema_version: int
+    version: str
+    created_at: datetime
+    lacuna_version: str
+    data: DataEntry
+    modalities: tuple[ModalityEntry, ...]
+    models: dict[str, ModelEntry]
+    files: dict[str, str] = Field(description="sha256 of every other file, by its path in the bundle")
+
+
+class Bundle:
+    """A loaded, verified bundle. `Bundle.load(path)` needs nothing else."""
+
+    def __init__(self, path: Path, manifest: Manifest) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Read and verify a bundle.
+
+        Raises:
+            BundleError: the folder is missing, damaged, foreign or of another schema version.
+        """
+        folder = Path(path)
+        manifest = read_manifest(folder)
+        for name, expected in manifest.files.items():
+            file = folder / name
+            if not file.is_file():
+                raise BundleError(f"the bundle {folder} is incomplete: {name} is missing")
+            if file_sha256(file) != expected:
+                raise BundleError(f"the bundle {folder} is damaged: {name} does not match its checksum")
+        return cls(folder, manifest)
+
+    @property
+    def version(self) -> str:
+        """The bundle's own version, such as `2026-11-21.1`."""
+        return self.manifest.version
+
+    def file(self, name: str) -> Path | None:
+        """The path of one of the bundle's files, or None where the bundle does not hold it."""
+        return self.path / name if name in self.manifest.files else None
+
+    def tensors(self, name: str) -> dict[str, NDArray[Any]]:
+        """The arrays of one safetensors file of the bundle."""
+        if name not in self.manifest.files:
+            raise BundleError(f"the bundle {self.path} does not list {name}")
+        return load_file(self.path / name)
+
+    def vocabulary(self, name: str) -> Vocabulary:
+        """The vocabulary stored as `<name>.json`."""
+        if f"{name}.json" not in self.manifest.files:
+            raise BundleError(f"the bundle {self.path} has no vocabulary {name!r}")
+        return Vocabulary(json.loads((self.path / f"{name}.json").read_text("utf-8")))
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and check `manifest.json` alone.
+
+    Raises:
+        BundleError: it is absent, no JSON, of another schema version, or lists unsafe paths.
+    """
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}")
+    try:
+        raw = json.loads(file.read_bytes())
+    except ValueError:
+        raise BundleError(f"the bundle {folder} is damaged: {MANIFEST} is not valid JSON") from None
+    found = raw.get("schema_version") if isinstance(raw, dict) else None
+    if found != SCHEMA_VERSION:
+        raise BundleError(
+            f"the bundle {folder} has schema version {found!r}, this Lacuna reads version {SCHEMA_VERSION}"
+        )
+    try:
+        manifest = Manifest.model_validate(raw)
+    except ValidationError as error:
+        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise BundleError(
+            f"the bundle {folder} is damaged: {MANIFEST}, field {where}: {error.errors()[0]['msg']}"
+        ) from None
+    for name in manifest.files:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"the bundle {folder} is refused: it lists a file outside itself ({name})")
+    return manifest
+
+
+class BundleWriter:
+    """Collects files in a temporary folder beside the target and puts them in place in one step.
+
+    Use as a context manager; on an exception nothing appears at `path`. `finish` writes the manifest.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._files: dict[str, str] = {}
+
+    def __enter__(self) -> BundleWriter:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def add(self, name: str, write: Callable[[Path], object]) -> None:
+        """Let `write` create the file `name`, and record its checksum."""
+        file = self.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write(file)
+        self._files[name] = file_sha256(file)
+
+    def tensors(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:
+        """Write a safetensors file."""
+        contiguous = {key: np.ascontiguousarray(value) for key, value in arrays.items()}
+        self.add(name, lambda file: save_file(contiguous, file))
+
+    def vocabulary(self, name: str, vocabulary: Vocabulary) -> None:
+        """Write `<name>.json`."""
+        self.add(f"{name}.json", lambda file: file.write_text(json.dumps(vocabulary.ids, ensure_ascii=False), "utf-8"))
+
+    def finish(
+        self,
+        *,
+        version: str,
+        lacuna_version: str,
+        data: DataEntry,
+        modalities: tuple[ModalityEntry, ...],
+        models: Mapping[str, ModelEntry],
+    ) -> Manifest:
+        """Write the manifest and move the bundle to its place, replacing what was there."""
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            version=version,
+            created_at=datetime.now(UTC),
+            lacuna_version=lacuna_version,
+            data=data,
+            modalities=modalities,
+            models=dict(models),
+            files=dict(sorted(self._files.items())),
+        )
+        (self.folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
+        os.chmod(self.folder, 0o755)  # mkdtemp makes it private; another user's service must read it
+        if self.path.exists():
+            old = self.path.with_name(f".{self.path.name}-old-{os.getpid()}")
+            self.path.rename(old)
+            self.folder.rename(self.path)
+            shutil.rmtree(old)
+        else:
+            self.folder.rename(self.path)
+        return manifest
+
+
+def next_version(path: Path, today: str) -> str:
+    """`<today>.<k>`, one above the version of a bundle that stands at `path` already."""
+    try:
+        day, _, number = read_manifest(path).version.rpartition(".")
+    except BundleError:
+        return f"{today}.1"
+    return f"{today}.{int(number) + 1}" if day == today and number.isdigit() else f"{today}.1"
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,1 @@
+"""The online service: request -> encode -> impute -> embed -> index -> rank -> response."""

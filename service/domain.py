@@ -1,0 +1,380 @@
+"""The service's objects and errors; knows no framework, database or model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum, StrEnum
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float32]
+T = TypeVar("T")
+
+
+class State(StrEnum):
+    """What a modality of an item is worth."""
+
+    OBSERVED = "observed"
+    GENERATED = "generated"
+    ABSENT = "absent"
+
+
+# --- content: what a client sent for a modality ------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextContent:
+    """A modality given as text."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class MediaContent:
+    """A modality given as a file (a picture), as bytes not yet decoded."""
+
+    data: bytes
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VectorContent:
+    """A modality given as a ready feature vector."""
+
+    vector: Vector
+
+
+Content = TextContent | MediaContent | VectorContent
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """An item as a client describes it, parsed but neither encoded nor stored. `id` is empty for `/impute`."""
+
+    id: str
+    title: str | None = None
+    modalities: Mapping[str, Content] = field(default_factory=dict)
+    categories: tuple[str, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    available: bool = True
+
+
+class Unset(Enum):
+    """The type of UNSET, which stands for a field that a patch leaves as it is."""
+
+    UNSET = "unset"
+
+
+UNSET = Unset.UNSET
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A JSON merge patch of an item. A field that was left out is UNSET; a modality mapped to None is removed."""
+
+    title: str | Unset | None = UNSET
+    modalities: Mapping[str, Content | None] = field(default_factory=dict)
+    categories: tuple[str, ...] | Unset = UNSET
+    metadata: Mapping[str, Any] | Unset = UNSET  # itself a merge patch: a None value removes its key
+    available: bool | Unset = UNSET
+
+
+# --- what is stored ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """An observed modality: its feature and the content it came from.
+
+    `source` is `text`, `media` or `vector`. `text` holds the text itself, `media` the sha256 of the stored file.
+    `encoder` identifies what made the vector (id and weights' hash); it is empty for ready vectors.
+    """
+
+    vector: Vector
+    source: str
+    encoder: str = ""
+    text: str | None = None
+    media: str | None = None
+    media_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """A generated modality: raw feature, who made it from what, and the expected centred cosine to the true one."""
+
+    vector: Vector
+    generator: str
+    confidence: float
+    basis: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """Everything that is kept of an item.
+
+    `derived` is the item's row of model state (pipeline.catalogue packs and unpacks it) under `model_version`; it can
+    be recomputed at any time, and is stored so that a restart gives the same bits.
+    """
+
+    id: str
+    title: str | None
+    categories: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    available: bool
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    observed: Mapping[str, Observed]
+    generated: Mapping[str, Generated]
+    model_version: str
+    derived: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One feedback event. `item` and `user` are external ids; `timestamp` is aware, in UTC."""
+
+    user: str
+    item: str
+    type: str
+    timestamp: datetime
+    value: float | None = None
+    text: str | None = None
+    recommendation_id: str | None = None
+
+
+EVENT_TYPES = ("view", "click", "cart", "purchase", "rating", "review")
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    """What is stored of a user, in numbers."""
+
+    id: str
+    events: int
+    items: int
+    first_event: datetime
+    last_event: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list and the cursor of the next, or None at the end."""
+
+    items: list[T]
+    next_cursor: str | None
+
+
+# --- what is answered --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityReport:
+    """State and provenance of one modality of one item. `confidence` and `basis` only when generated."""
+
+    state: State
+    generator: str | None = None
+    confidence: float | None = None
+    basis: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ItemView:
+    """An item as it is answered."""
+
+    id: str
+    title: str | None
+    categories: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    available: bool
+    version: int
+    created_at: datetime
+    updated_at: datetime
+    model_version: str
+    modalities: Mapping[str, ModalityReport]
+    text: str | None = None  # the text modality's content, where it came as text
+    media: Mapping[str, str] = field(default_factory=dict)  # modality -> sha256 of its stored file
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """The outcome of one write: the item, and whether it is new."""
+
+    item: ItemView
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Through which modality a search found an item, and whether that modality's feature is real."""
+
+    modality: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """An item of the history that speaks for a recommended one."""
+
+    item: str
+    title: str | None
+    relevance: float
+    modalities: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One item of an answered list, best first."""
+
+    id: str
+    title: str | None
+    score: float
+    modalities: Mapping[str, State]
+    matched: Match | None = None
+    reasons: tuple[Reason, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendations:
+    """A ranked list. `fallback` names what stood in for the model (`popular`, `latest`), or is None."""
+
+    user: str | None
+    recommendation_id: str
+    model: str
+    model_version: str
+    fallback: str | None
+    items: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModalityDetail:
+    """One modality of one item: report, content's description, nearest items by observed feature, the vector."""
+
+    item: str
+    modality: str
+    report: ModalityReport
+    source: str | None
+    text: str | None
+    media: str | None
+    neighbours: tuple[Hit, ...]
+    vector: Vector | None
+
+
+@dataclass(frozen=True, slots=True)
+class Imputation:
+    """The answer of `/impute`: as for an item, with the generated vectors and each modality's neighbours."""
+
+    model_version: str
+    modalities: Mapping[str, ModalityDetail]
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedbackOutcome:
+    """How many events were accepted (a repeated one counts: it is stored already), and which were not and why."""
+
+    accepted: int
+    rejected: tuple[tuple[int, str], ...]
+
+
+# --- errors ------------------------------------------------------------------------------------------------------
+
+
+class LacunaError(Exception):
+    """Base of the service's own errors. `slug` is the stable problem type; the message is for people."""
+
+    slug = "error"
+    title = "Error"
+
+
+class InvalidInputError(LacunaError):
+    """The request's content cannot be used. `pointer` is a JSON pointer to the culprit."""
+
+    slug = "invalid-input"
+    title = "Invalid input"
+
+    def __init__(self, detail: str, pointer: str = "") -> None:
+        super().__init__(detail)
+        self.pointer = pointer
+
+
+class UnknownModalityError(InvalidInputError):
+    """A modality that the active bundle does not declare."""
+
+    slug = "unknown-modality"
+    title = "Unknown modality"
+
+
+class InvalidVectorError(InvalidInputError):
+    """A vector of the wrong length, or with values that are not finite numbers."""
+
+    slug = "invalid-vector"
+    title = "Invalid vector"
+
+
+class InvalidImageError(InvalidInputError):
+    """Bytes that are no picture, a broken or an oversized one."""
+
+    slug = "invalid-image"
+    title = "Invalid image"
+
+
+class ItemNotFoundError(LacunaError):
+    """No item has this id."""
+
+    slug = "item-not-found"
+    title = "Item not found"
+
+
+class ItemExistsError(LacunaError):
+    """An item with this id exists already."""
+
+    slug = "item-exists"
+    title = "Item exists already"
+
+
+class UserNotFoundError(LacunaError):
+    """Nothing is stored of this user."""
+
+    slug = "user-not-found"
+    title = "User not found"
+
+
+class ConflictError(LacunaError):
+    """The item changed between reading and writing, repeatedly."""
+
+    slug = "conflict"
+    title = "Conflicting write"
+
+
+class NotServedError(LacunaError):
+    """The active bundle does not hold what the request needs."""
+
+    slug = "not-served"
+    title = "Not offered by the active bundle"
+
+
+class NotReadyError(LacunaError):
+    """The service is starting, or one of its parts is away."""
+
+    slug = "not-ready"
+    title = "Not ready"
+
+
+class ModelNotFoundError(LacunaError):
+    """No bundle of this version is known."""
+
+    slug = "model-not-found"
+    title = "Model not found"
+
+
+class StoreUnavailableError(LacunaError):
+    """The database does not answer."""
+
+    slug = "store-unavailable"
+    title = "Database unavailable"

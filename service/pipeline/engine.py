@@ -1,0 +1,1 @@
+"""The parts a request works with, gathered once at start."""

@@ -1,0 +1,1 @@
+"""The offline trainer: dataset -> features -> model -> train -> evaluate -> export."""
