@@ -183,3 +183,10 @@ class Cache(Protocol):
     async def ping(self) -> None: ...
 
     async def close(self) -> None: ...
+
+
+class StepTimer(Protocol):
+    """Is told how long each step of the pipeline took."""
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        """Record one run of a step: `encode`, `impute`, `index`, `rank` or `commit`."""

@@ -1,1 +1,150 @@
 """The parts a request works with, gathered once at start."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from models.bundle import Manifest
+from models.encoders import ImageEncoder, TextEncoder
+from models.online import OnlineDGMRec
+from service.pipeline.catalogue import Catalogue
+from service.ports import Cache, StepTimer, Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from service.pipeline.history import History
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+HISTORIES = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one request."""
+
+    image_pixels: int = 20_000_000
+    text_chars: int = 20_000
+
+
+class NoTimer:
+    """Forgets the times."""
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Engine:
+    """One running catalogue under one bundle.
+
+    `writer` runs everything that encodes or computes embeddings, one after the other, so that the event loop keeps
+    answering; the catalogue is only written from there. `histories` caches users' histories, dropped when they change.
+    """
+
+    store: Store
+    cache: Cache
+    manifest: Manifest
+    model: OnlineDGMRec
+    encoders: Mapping[str, TextEncoder | ImageEncoder]
+    catalogue: Catalogue
+    limits: Limits = field(default_factory=Limits)
+    timer: StepTimer = field(default_factory=NoTimer)
+    clock: Callable[[], float] = time.time
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
+    histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
+    loading: dict[str, asyncio.Task[History]] = field(default_factory=dict)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    closers: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def model_version(self) -> str:
+        """The bundle's version, as answers carry it."""
+        return self.manifest.version
+
+    @property
+    def min_rating(self) -> float | None:
+        """Ratings below it show no interest."""
+        return self.manifest.data.min_rating
+
+    async def compute(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run a computation on the writer's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.writer, function, *arguments)
+
+    @contextmanager
+    def step(self, name: str, timings: dict[str, float] | None = None) -> Iterator[None]:
+        """Time one step, for the metrics and, in milliseconds, for an answer's `timings_ms`."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.timer.observe_step(name, seconds)
+        if timings is not None:
+            timings[name] = round(timings.get(name, 0.0) + seconds * 1000, 3)
+
+    def lock(self, item_id: str) -> _ItemLock:
+        """An async context: one writer at a time per item, in the order of arrival."""
+        return _ItemLock(self._locks, item_id)
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something happen after the answer; `settle` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background work failed", exc_info=error)
+
+    async def settle(self) -> None:
+        """Wait until all background work is done."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Finish what was acknowledged, then let go of everything."""
+        await self.settle()
+        self.writer.shutdown(wait=True)
+        for close in self.closers:
+            close()
+        await self.cache.close()
+        await self.store.close()
+
+
+class _ItemLock:
+    """A lock per id that exists only while somebody wants it."""
+
+    def __init__(self, locks: dict[str, tuple[asyncio.Lock, int]], item_id: str) -> None:
+        self._locks, self._id = locks, item_id
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._id) or (asyncio.Lock(), 0)
+        self._locks[self._id] = (lock, users + 1)
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._locks[self._id][0].release()
+        self._leave()
+
+    def _leave(self) -> None:
+        lock, users = self._locks[self._id]
+        if users == 1:
+            del self._locks[self._id]
+        else:
+            self._locks[self._id] = (lock, users - 1)

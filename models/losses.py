@@ -1,0 +1,61 @@
+"""Losses as pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from torch import Tensor
+
+
+def bpr(positive: Tensor, negative: Tensor) -> Tensor:
+    """Bayesian personalised ranking over scores `[b]`: mean of -log sigmoid(positive - negative)."""
+    return F.softplus(negative - positive).mean()
+
+
+def info_nce(left: Tensor, right: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of rows `[b, d]`: each left row against all right rows, its own one the positive (eq. 8, 20, 21).
+
+    Cosine similarities, log-sum-exp form. Zero for an empty batch.
+    """
+    if len(left) == 0:
+        return left.sum()
+    logits = F.normalize(left, dim=1) @ F.normalize(right, dim=1).T / temperature
+    return (logits.logsumexp(dim=1) - logits.diagonal()).mean()
+
+
+def gaussian_log_likelihood(value: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """log N(value; mean, exp(log_variance)) summed over the last axis, without its constant. Shapes `[b, d]`."""
+    return -0.5 * (((value - mean) ** 2) / log_variance.exp() + log_variance).sum(dim=-1)
+
+
+def club(value: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """vCLUB upper bound of I(condition; value), with q(value | condition) = N(mean, exp(log_variance)) (eq. 7).
+
+    The expectation over the product of the marginals is taken exactly over all pairs of the batch `[b, d]`, in closed
+    form: mean over j of (value_j - mean_i)^2 = (mean_i - E[value])^2 + Var[value].
+    """
+    if len(value) == 0:
+        return value.sum()
+    joint = (value - mean) ** 2
+    marginal = (mean - value.mean(dim=0)) ** 2 + value.var(dim=0, unbiased=False)
+    return 0.5 * ((marginal - joint) / log_variance.exp()).sum(dim=-1).mean()
+
+
+def masked_mse(estimate: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error over the rows `[b]` of `mask`; zero where there are none. Shapes `[b, d]`."""
+    squared = ((estimate - target) ** 2).mean(dim=1)
+    weights = mask.to(squared.dtype)
+    return (squared * weights).sum() / weights.sum().clamp_min(1)
+
+
+def cosine_gap(estimate: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean of 1 - cosine over the rows `[b]` of `mask`; zero where there are none. Shapes `[b, d]`."""
+    gap = 1 - F.cosine_similarity(estimate, target, dim=1)
+    weights = mask.to(gap.dtype)
+    return (gap * weights).sum() / weights.sum().clamp_min(1)
+
+
+def l2(*parameters: Tensor) -> Tensor:
+    """Half the squared norm of batch embeddings, divided by the batch size, as in BPR's regulariser."""
+    total = torch.stack([parameter.pow(2).sum() for parameter in parameters]).sum()
+    return 0.5 * total / max(len(parameters[0]), 1)

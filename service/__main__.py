@@ -1,0 +1,112 @@
+"""`python -m service`: read the settings, listen, serve. What goes wrong is one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import logging
+import socket
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+
+from service.logging import configure
+from service.main import create_app
+from service.pipeline.engine import Engine
+from service.settings import Settings, SettingsError, describe_settings
+
+logger = logging.getLogger("service")
+
+# Secrets stay out of the list of processes: API keys and passwords belong in the environment.
+_FLAGS = ("bundle", "host", "port", "workers", "data_dir", "database_url", "redis_url", "image_weights", "log_level")
+_BACKLOG = 2048
+_KEEP_ALIVE_S = 15
+_SHUTDOWN_S = 10
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Serve until told to stop; the exit code."""
+    options = vars(_parser().parse_args(arguments))
+    try:
+        settings = Settings.load(**options)
+        if settings.workers > 1:
+            raise SettingsError("LACUNA_WORKERS is more than 1, and this version serves from one process only.")
+        listener = _listen(settings)
+    except SettingsError as error:
+        return _refuse(error)
+    configure(logging.getLevelNamesMapping()[settings.log_level.upper()])
+    return _serve(settings, listener)
+
+
+def _parser() -> argparse.ArgumentParser:
+    descriptions = {name: (default, text) for name, default, text in describe_settings()}
+    width = max(map(len, descriptions))
+    settings = (f"  {name:{width}}  {text} [{default or 'none'}]" for name, (default, text) in descriptions.items())
+    parser = argparse.ArgumentParser(
+        prog="lacuna serve",
+        description="Serve a model bundle over HTTP.",
+        epilog="settings, from the environment or .env, with their defaults:\n" + "\n".join(settings),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name in _FLAGS:
+        _, text = descriptions[f"LACUNA_{name.upper()}"]
+        parser.add_argument(f"--{name.replace('_', '-')}", help=text, metavar="VALUE")
+    return parser
+
+
+def _listen(settings: Settings) -> socket.socket:
+    """A listening socket. Raises SettingsError where the address cannot be had."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise SettingsError(f"Cannot listen on {settings.host} port {settings.port}: {reason}.") from None
+
+
+def _serve(settings: Settings, listener: socket.socket) -> int:
+    failures: list[Exception] = []
+
+    def stop(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    announce = functools.partial(_announce, f"http://{host}:{listener.getsockname()[1]}")
+    app = create_app(settings, on_ready=announce, on_failure=stop)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            loop="uvloop",
+            http="httptools",
+            ws="none",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_S,
+            timeout_graceful_shutdown=_SHUTDOWN_S,
+        )
+    )
+    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and raises the signal once more
+        server.run(sockets=[listener])
+    return _refuse(failures[0]) if failures else 0
+
+
+async def _announce(address: str, engine: Engine) -> None:
+    items = await engine.store.count_items()
+    logger.info(
+        "Serving %d items with bundle %s at %s; the docs are at %s/docs", items, engine.model_version, address, address
+    )
+
+
+def _refuse(error: Exception) -> int:
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    sys.stderr.write(f"{sentence}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,203 @@
+"""The store over SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from alembic.util.exc import CommandError
+from sqlalchemy import Connection, func, insert, select
+
+from service.adapters import sql_feedback, sql_items
+from service.adapters.sql_engine import Database, open_database, upsert
+from service.adapters.tables import changes, imputation_errors, meta
+from service.domain import Event, Generated, Page, StoredItem, StoreUnavailableError, User
+from service.ports import Change, ItemWrite, Media, WriteResult
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Query = Callable[Concatenate[Connection, P], T]
+
+MIGRATIONS = Path(__file__).parent.parent / "migrations"
+
+
+class SqlStore:
+    """`service.ports.Store` over SQL. Open it with `await SqlStore.open(url)`, end it with `await store.close()`.
+
+    Besides what the port says, every method raises StoreUnavailableError where the database does not answer, and
+    InvalidInputError for strings that the database cannot hold (NUL on PostgreSQL, lone surrogates everywhere).
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @classmethod
+    async def open(cls, url: str) -> SqlStore:
+        """Connect, create or migrate the tables, and answer the store. Several processes may do so at once.
+
+        Raises:
+            ValueError: the URL names neither a SQLite file nor a PostgreSQL database.
+            StoreUnavailableError: no answer, or a schema newer than this version's.
+        """
+        database = open_database(url)
+        try:
+            await database.write(migrate)
+        except BaseException:
+            await database.close()
+            raise
+        return cls(database)
+
+    async def ping(self) -> None:
+        await self._read(_ping)
+
+    async def write_items(self, writes: Sequence[ItemWrite], media: Sequence[Media] = ()) -> list[WriteResult]:
+        return await self._write(sql_items.write_items, writes, media)
+
+    async def get_item(self, item_id: str) -> StoredItem | None:
+        return (await self.get_items([item_id])).get(item_id)
+
+    async def get_items(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+        return await self._read(sql_items.get_items, item_ids)
+
+    async def list_items(
+        self,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        category: str | None = None,
+        missing: str | None = None,
+        q: str | None = None,
+    ) -> Page[StoredItem]:
+        return await self._read(sql_items.list_items, limit, cursor, category, missing, q)
+
+    async def iter_items(self, *, batch: int = 1000) -> AsyncIterator[list[StoredItem]]:
+        row = 0
+        while True:
+            items, row = await self._read(sql_items.items_after, row, batch)
+            if not items:
+                return
+            yield items
+
+    async def delete_item(self, item_id: str) -> bool:
+        return await self._write(sql_items.delete_item, item_id)
+
+    async def save_generated(
+        self, item_id: str, version: int, generated: Mapping[str, Generated], model_version: str, derived: bytes
+    ) -> bool:
+        return await self._write(sql_items.save_generated, item_id, version, generated, model_version, derived)
+
+    async def get_media(self, sha256: str) -> Media | None:
+        return await self._read(sql_items.get_media, sha256)
+
+    async def count_items(self) -> int:
+        return await self._read(sql_items.count_items)
+
+    async def add_feedback(self, events: Sequence[Event]) -> list[bool]:
+        return await self._write(sql_feedback.add_feedback, events)
+
+    async def list_feedback(
+        self, *, limit: int, cursor: str | None = None, user: str | None = None, item: str | None = None
+    ) -> Page[Event]:
+        return await self._read(sql_feedback.list_feedback, limit, cursor, user, item)
+
+    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> int:
+        return await self._write(sql_feedback.delete_feedback, user, item)
+
+    async def user_history(self, user: str, *, limit: int) -> list[Event]:
+        return await self._read(sql_feedback.user_history, user, limit)
+
+    async def item_users(self, item: str, *, limit: int) -> list[str]:
+        return await self._read(sql_feedback.item_users, item, limit)
+
+    async def item_counts(self) -> dict[str, int]:
+        return await self._read(sql_feedback.item_counts)
+
+    async def get_user(self, user: str) -> User | None:
+        return await self._read(sql_feedback.get_user, user)
+
+    async def delete_user(self, user: str) -> bool:
+        return await self._write(sql_feedback.delete_user, user)
+
+    async def changes(self, since: int, *, limit: int = 1000) -> list[Change]:
+        return await self._read(_changes, since, limit)
+
+    async def last_change(self) -> int:
+        return await self._read(_last_change)
+
+    async def add_imputation_error(
+        self, item: str, modality: str, confidence: float, cosine: float, model_version: str
+    ) -> None:
+        await self._write(_add_imputation_error, item, modality, confidence, cosine, model_version)
+
+    async def imputation_errors(self) -> dict[str, tuple[int, float, float]]:
+        return await self._read(_imputation_errors)
+
+    async def get_meta(self, key: str) -> str | None:
+        return await self._read(_get_meta, key)
+
+    async def set_meta(self, key: str, value: str) -> None:
+        await self._write(_set_meta, key, value)
+
+    async def close(self) -> None:
+        await self._database.close()
+
+    async def _read(self, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
+        return await self._database.read(lambda connection: query(connection, *args, **options))
+
+    async def _write(self, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
+        return await self._database.write(lambda connection: query(connection, *args, **options))
+
+
+def migrate(connection: Connection) -> None:
+    """Bring the tables to this version's schema, inside the caller's transaction.
+
+    Raises:
+        StoreUnavailableError: the database's schema is newer.
+    """
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    try:
+        command.upgrade(config, "head")
+    except CommandError as error:
+        raise StoreUnavailableError("The database was written by a newer Lacuna; use that version.") from error
+
+
+def _ping(connection: Connection) -> None:
+    connection.execute(select(1))
+
+
+def _changes(connection: Connection, since: int, limit: int) -> list[Change]:
+    query = select(changes.c.position, changes.c.kind, changes.c.key, changes.c.at)
+    rows = connection.execute(query.where(changes.c.position > since).order_by(changes.c.position).limit(limit))
+    return [Change(*row) for row in rows]
+
+
+def _last_change(connection: Connection) -> int:
+    return connection.execute(select(func.max(changes.c.position))).scalar_one() or 0
+
+
+def _add_imputation_error(
+    connection: Connection, item: str, modality: str, confidence: float, cosine: float, model_version: str
+) -> None:
+    row = {"item": item, "modality": modality, "confidence": float(confidence), "cosine": float(cosine)}
+    connection.execute(insert(imputation_errors), {**row, "model_version": model_version, "at": datetime.now(UTC)})
+
+
+def _imputation_errors(connection: Connection) -> dict[str, tuple[int, float, float]]:
+    table = imputation_errors.c
+    query = select(table.modality, func.count(), func.avg(table.confidence), func.avg(table.cosine))
+    rows = connection.execute(query.group_by(table.modality).order_by(table.modality))
+    return {modality: (pairs, confidence, cosine) for modality, pairs, confidence, cosine in rows}
+
+
+def _get_meta(connection: Connection, key: str) -> str | None:
+    return connection.execute(select(meta.c.value).where(meta.c.key == key)).scalar_one_or_none()
+
+
+def _set_meta(connection: Connection, key: str, value: str) -> None:
+    upsert(connection, meta, {"key": key, "value": value})

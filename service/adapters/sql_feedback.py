@@ -1,0 +1,159 @@
+"""Feedback and users: queries of the SQL store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, tuple_
+
+from service.adapters.cursors import decode_cursor, decode_number, encode_cursor
+from service.adapters.sql_engine import insert_new
+from service.adapters.sql_items import item_rows, log, pairs
+from service.adapters.tables import changes, feedback, items
+from service.domain import Event, InvalidInputError, Page, User
+
+CURSOR = "feedback"
+USER_KINDS = ("feedback", "feedback-deleted", "user-deleted")
+YEAR_ONE = datetime.min.replace(tzinfo=UTC)
+EVENT_COLUMNS = (
+    feedback.c.id,
+    feedback.c.user_id,
+    items.c.id.label("item"),
+    feedback.c.type,
+    feedback.c.timestamp,
+    feedback.c.value,
+    feedback.c.text,
+    feedback.c.recommendation_id,
+)
+_KEY = (feedback.c.user_id, feedback.c.item_row, feedback.c.type, feedback.c.timestamp)
+
+
+def add_feedback(connection: Connection, events: Sequence[Event]) -> list[bool]:
+    """Insert the events that are new and whose item exists; says which."""
+    rows = item_rows(connection, {event.item for event in events})
+    first: dict[tuple[Any, ...], int] = {}
+    for index, event in enumerate(events):
+        if event.item in rows:
+            first.setdefault((event.user, rows[event.item], event.type, event.timestamp), index)
+    new = [False] * len(events)
+    if not first:
+        return new
+    values = [_values(events[index], rows[events[index].item]) for index in first.values()]
+    for key in connection.execute(insert_new(connection, feedback).returning(*_KEY), values):
+        new[first[tuple(key)]] = True
+    log(connection, "feedback", dict.fromkeys(event.user for event, fresh in zip(events, new, strict=True) if fresh))
+    return new
+
+
+def list_feedback(
+    connection: Connection, limit: int, cursor: str | None, user: str | None, item: str | None
+) -> Page[Event]:
+    """A page of events, newest first."""
+    query = _events().where(*_about(connection, user, item)).limit(limit + 1)
+    if cursor is not None:
+        moment, number = decode_cursor(cursor, CURSOR, 2)
+        query = query.where(tuple_(feedback.c.timestamp, feedback.c.id) < (_moment(moment), decode_number(number)))
+    rows = connection.execute(query).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return Page([_to_event(row) for row in rows[:limit]], None if last is None else _cursor(last))
+
+
+def delete_feedback(connection: Connection, user: str | None, item: str | None) -> int:
+    """Remove the events of a user, of an item, or of the pair."""
+    if user is None and item is None:
+        raise InvalidInputError("name a user, an item, or both, whose feedback is to be removed")
+    chosen = _about(connection, user, item)
+    users = connection.execute(select(feedback.c.user_id).where(*chosen).distinct()).scalars().all()
+    if not users:
+        return 0
+    removed = connection.execute(delete(feedback).where(*chosen)).rowcount
+    log(connection, "feedback-deleted", sorted(users))
+    return removed
+
+
+def user_history(connection: Connection, user: str, limit: int) -> list[Event]:
+    """The user's newest events, newest first."""
+    return [_to_event(row) for row in connection.execute(_events().where(feedback.c.user_id == user).limit(limit))]
+
+
+def item_users(connection: Connection, item: str, limit: int) -> list[str]:
+    """Users with events on an item, newest first."""
+    query = (
+        select(feedback.c.user_id)
+        .where(*_about(connection, None, item))
+        .group_by(feedback.c.user_id)
+        .order_by(func.max(feedback.c.timestamp).desc(), func.max(feedback.c.id).desc())
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def item_counts(connection: Connection) -> dict[str, int]:
+    """Number of distinct users by item."""
+    counted = (
+        select(feedback.c.item_row, func.count(feedback.c.user_id.distinct()).label("users"))
+        .group_by(feedback.c.item_row)
+        .subquery()
+    )
+    query = select(items.c.id, counted.c.users).join(counted, counted.c.item_row == items.c.row_id)
+    return pairs(connection.execute(query))
+
+
+def get_user(connection: Connection, user: str) -> User | None:
+    """What is stored of a user."""
+    moment = feedback.c.timestamp
+    query = select(func.count(), func.count(feedback.c.item_row.distinct()), func.min(moment), func.max(moment))
+    events, seen, first, last = connection.execute(query.where(feedback.c.user_id == user)).one()
+    return User(user, events, seen, first, last) if events else None
+
+
+def delete_user(connection: Connection, user: str) -> bool:
+    """Erase all that is stored of a user. What stays is one `user-deleted` entry, by which other workers forget too."""
+    events = connection.execute(delete(feedback).where(feedback.c.user_id == user)).rowcount
+    entries = connection.execute(delete(changes).where(changes.c.key == user, changes.c.kind.in_(USER_KINDS))).rowcount
+    if events or entries:
+        log(connection, "user-deleted", [user])
+    return events > 0
+
+
+def _events() -> Select[Any]:
+    newest_first = (feedback.c.timestamp.desc(), feedback.c.id.desc())
+    return select(*EVENT_COLUMNS).join(items, items.c.row_id == feedback.c.item_row).order_by(*newest_first)
+
+
+def _about(connection: Connection, user: str | None, item: str | None) -> list[ColumnElement[bool]]:
+    chosen: list[ColumnElement[bool]] = []
+    if user is not None:
+        chosen.append(feedback.c.user_id == user)
+    if item is not None:
+        chosen.append(feedback.c.item_row == item_rows(connection, [item]).get(item, -1))
+    return chosen
+
+
+def _values(event: Event, row: int) -> dict[str, Any]:
+    return {
+        "user_id": event.user,
+        "item_row": row,
+        "type": event.type,
+        "timestamp": event.timestamp,
+        "value": event.value,
+        "text": event.text,
+        "recommendation_id": event.recommendation_id,
+    }
+
+
+def _to_event(row: Sequence[Any]) -> Event:
+    return Event(*row[1:])  # EVENT_COLUMNS after the id are in the order of Event's fields
+
+
+def _cursor(row: Row[Any]) -> str:
+    return encode_cursor(CURSOR, str((row.timestamp - YEAR_ONE) // timedelta(microseconds=1)), str(row.id))
+
+
+def _moment(part: str) -> datetime:
+    try:
+        return YEAR_ONE + timedelta(microseconds=decode_number(part))
+    except OverflowError:
+        raise InvalidInputError("the cursor is not one that this list handed out", "/cursor") from None

@@ -1,0 +1,354 @@
+"""Items, their features and their media: queries of the SQL store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from service.adapters.cursors import decode_cursor, encode_cursor
+from service.adapters.sql_engine import insert_new
+from service.adapters.tables import changes, features, generated_features, item_categories, items
+from service.adapters.tables import media as media_table
+from service.domain import Generated, Observed, Page, StoredItem, Vector
+from service.ports import ItemWrite, Media, WriteResult
+
+T = TypeVar("T")
+
+CHUNK = 5_000  # values in one IN list; SQLite takes 32,766 parameters a statement, PostgreSQL 32,767
+CURSOR = "item"
+
+
+def log(connection: Connection, kind: str, keys: Iterable[str]) -> None:
+    """Append to the change log, one entry a key."""
+    now = datetime.now(UTC)
+    rows = [{"kind": kind, "key": key, "at": now} for key in keys]
+    if rows:
+        connection.execute(insert(changes), rows)
+
+
+def item_rows(connection: Connection, item_ids: Collection[str]) -> dict[str, int]:
+    """The internal rows of those of the items that exist."""
+    found: dict[str, int] = {}
+    for chunk in _chunks(item_ids):
+        found.update(pairs(connection.execute(select(items.c.id, items.c.row_id).where(items.c.id.in_(chunk)))))
+    return found
+
+
+def pairs(result: Iterable[Sequence[Any]]) -> dict[Any, Any]:
+    """The rows of a two-column result, as a mapping from the first column to the second."""
+    return {row[0]: row[1] for row in result}
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def write_items(connection: Connection, writes: Sequence[ItemWrite], media: Sequence[Media]) -> list[WriteResult]:
+    """Decide each write in order against what is stored and what came before it; store the last version of each."""
+    rows, versions = _stored_versions(connection, {write.item.id for write in writes})
+    accepted: dict[str, StoredItem] = {}
+    results: list[WriteResult] = []
+    for write in writes:
+        result = _outcome(write, versions.get(write.item.id, 0))
+        if result in ("created", "replaced"):
+            accepted[write.item.id] = write.item
+            versions[write.item.id] = write.item.version
+        results.append(result)
+    if accepted:
+        _store(connection, accepted, rows, media)
+    return results
+
+
+def save_generated(
+    connection: Connection,
+    item_id: str,
+    version: int,
+    generated: Mapping[str, Generated],
+    model_version: str,
+    derived: bytes,
+) -> bool:
+    """Replace an item's generated features and derived state if it still has this version."""
+    rows, versions = _stored_versions(connection, {item_id})
+    if not rows or versions[item_id] != version:
+        return False
+    row = rows[item_id]
+    connection.execute(
+        update(items).where(items.c.row_id == row).values(model_version=model_version, derived=derived),
+    )
+    connection.execute(delete(generated_features).where(generated_features.c.item_row == row))
+    _insert(connection, generated_features, _generated_rows(row, generated, model_version))
+    log(connection, "item-generated", [item_id])
+    return True
+
+
+def delete_item(connection: Connection, item_id: str) -> bool:
+    """Remove an item and all that hangs on it."""
+    rows = item_rows(connection, [item_id])
+    if not rows:
+        return False
+    held = _media_of(connection, rows.values())
+    connection.execute(delete(items).where(items.c.row_id == rows[item_id]))
+    _drop_unreferenced(connection, held)
+    log(connection, "item-deleted", [item_id])
+    return True
+
+
+def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
+    rows: dict[str, int] = {}
+    versions: dict[str, int] = {}
+    for chunk in _chunks(item_ids):
+        query = select(items.c.id, items.c.row_id, items.c.version).where(items.c.id.in_(chunk))
+        for item_id, row, version in connection.execute(query):
+            rows[item_id], versions[item_id] = row, version
+    return rows, versions
+
+
+def _outcome(write: ItemWrite, version: int) -> WriteResult:
+    if write.mode == "create" and version:
+        return "exists"
+    if write.expected_version is not None and write.expected_version != version:
+        return "conflict"
+    return "replaced" if version else "created"
+
+
+def _store(
+    connection: Connection, accepted: Mapping[str, StoredItem], rows: Mapping[str, int], media: Sequence[Media]
+) -> None:
+    replaced = {rows[key]: item for key, item in accepted.items() if key in rows}
+    held = _forget_parts(connection, replaced)
+    _update_items(connection, replaced)
+    numbered = {**rows, **_insert_items(connection, [item for key, item in accepted.items() if key not in rows])}
+    _insert_media(connection, accepted.values(), media)
+    _insert_parts(connection, {numbered[key]: item for key, item in accepted.items()})
+    _drop_unreferenced(connection, held)
+    log(connection, "item", accepted)
+
+
+def _update_items(connection: Connection, replaced: Mapping[int, StoredItem]) -> None:
+    if replaced:
+        connection.execute(
+            update(items).where(items.c.row_id == bindparam("stored_row")),
+            [{**_item_values(item), "stored_row": row} for row, item in replaced.items()],
+        )
+
+
+def _insert_items(connection: Connection, new: Sequence[StoredItem]) -> dict[str, int]:
+    if not new:
+        return {}
+    query = insert(items).returning(items.c.id, items.c.row_id)
+    return pairs(connection.execute(query, [_item_values(item) for item in new]))
+
+
+def _item_values(item: StoredItem) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "title": item.title,
+        "categories": item.categories,
+        "metadata": item.metadata,
+        "available": item.available,
+        "version": item.version,
+        "created_at": item.created_at,
+        "updated_at": item.updated_at,
+        "model_version": item.model_version,
+        "search_text": f"{item.id}\n{item.title or ''}".casefold(),
+        "derived": item.derived,
+    }
+
+
+def _insert_parts(connection: Connection, stored: Mapping[int, StoredItem]) -> None:
+    categories = ((row, category) for row, item in stored.items() for category in dict.fromkeys(item.categories))
+    _insert(connection, item_categories, [{"item_row": row, "category": category} for row, category in categories])
+    _insert(connection, features, [part for row, item in stored.items() for part in _observed_rows(row, item)])
+    generated = [
+        part for row, item in stored.items() for part in _generated_rows(row, item.generated, item.model_version)
+    ]
+    _insert(connection, generated_features, generated)
+
+
+def _observed_rows(row: int, item: StoredItem) -> Iterator[dict[str, Any]]:
+    for modality, observed in item.observed.items():
+        yield {
+            "item_row": row,
+            "modality": modality,
+            "source": observed.source,
+            "encoder": observed.encoder,
+            "text": observed.text,
+            "media": observed.media,
+            "media_type": observed.media_type,
+            "vector": _to_bytes(observed.vector),
+        }
+
+
+def _generated_rows(row: int, generated: Mapping[str, Generated], model_version: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "item_row": row,
+            "modality": modality,
+            "generator": part.generator,
+            "confidence": float(part.confidence),
+            "basis": part.basis,
+            "model_version": model_version,
+            "vector": _to_bytes(part.vector),
+        }
+        for modality, part in generated.items()
+    ]
+
+
+def _insert_media(connection: Connection, stored: Iterable[StoredItem], media: Sequence[Media]) -> None:
+    needed = {observed.media for item in stored for observed in item.observed.values()}
+    files = {file.sha256: file for file in media if file.sha256 in needed}
+    rows = [
+        {"sha256": file.sha256, "media_type": file.media_type, "size": len(file.data), "data": file.data}
+        for file in files.values()
+    ]
+    if rows:
+        connection.execute(insert_new(connection, media_table), rows)
+
+
+def _insert(connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(insert(table), rows)
+
+
+def _forget_parts(connection: Connection, rows: Collection[int]) -> set[str]:
+    """Remove what hangs on items that are being replaced; answers the media they held."""
+    held = _media_of(connection, rows)
+    for chunk in _chunks(rows):
+        for table in (item_categories, features, generated_features):
+            connection.execute(delete(table).where(table.c.item_row.in_(chunk)))
+    return held
+
+
+def _media_of(connection: Connection, rows: Collection[int]) -> set[str]:
+    held: set[str] = set()
+    for chunk in _chunks(rows):
+        query = select(features.c.media).where(features.c.item_row.in_(chunk), features.c.media.is_not(None))
+        held.update(connection.execute(query).scalars())
+    return held
+
+
+def _drop_unreferenced(connection: Connection, sha256s: Collection[str]) -> None:
+    referenced = exists().where(features.c.media == media_table.c.sha256)
+    for chunk in _chunks(sha256s):
+        connection.execute(delete(media_table).where(media_table.c.sha256.in_(chunk), ~referenced))
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def get_items(connection: Connection, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+    """Those of the items that exist, whole."""
+    found = [
+        item
+        for chunk in _chunks(dict.fromkeys(item_ids))
+        for item in _assemble(connection, connection.execute(select(items).where(items.c.id.in_(chunk))).all())
+    ]
+    return {item.id: item for item in found}
+
+
+def items_after(connection: Connection, row: int, limit: int) -> tuple[list[StoredItem], int]:
+    """The next items in order of creation, and the row to go on from."""
+    query = select(items).where(items.c.row_id > row).order_by(items.c.row_id).limit(limit)
+    rows = connection.execute(query).all()
+    return _assemble(connection, rows), rows[-1].row_id if rows else row
+
+
+def list_items(
+    connection: Connection, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+) -> Page[StoredItem]:
+    """A page of items in order of id."""
+    query = select(items).order_by(items.c.id).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(items.c.id > decode_cursor(cursor, CURSOR, 1)[0])
+    if category is not None:
+        member = item_categories.c.item_row == items.c.row_id
+        query = query.where(exists().where(member, item_categories.c.category == category))
+    if missing is not None:
+        part = features.c.item_row == items.c.row_id
+        query = query.where(~exists().where(part, features.c.modality == missing))
+    if q:
+        query = query.where(_position(connection, q.casefold()) > 0)
+    rows = connection.execute(query).all()
+    page = _assemble(connection, rows[:limit])
+    return Page(page, encode_cursor(CURSOR, page[-1].id) if len(rows) > limit and page else None)
+
+
+def get_media(connection: Connection, sha256: str) -> Media | None:
+    """A stored file."""
+    row = connection.execute(select(media_table).where(media_table.c.sha256 == sha256)).one_or_none()
+    return None if row is None else Media(row.sha256, bytes(row.data), row.media_type)
+
+
+def count_items(connection: Connection) -> int:
+    """Number of items."""
+    return connection.execute(select(func.count()).select_from(items)).scalar_one()
+
+
+def _position(connection: Connection, part: str) -> ColumnElement[int]:
+    # Unlike LIKE these know no wildcards and no limit on the pattern's length.
+    find = func.instr if connection.dialect.name == "sqlite" else func.strpos
+    found: ColumnElement[int] = find(items.c.search_text, part)
+    return found
+
+
+def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredItem]:
+    numbers = [row.row_id for row in rows]
+    observed: dict[int, dict[str, Observed]] = {number: {} for number in numbers}
+    generated: dict[int, dict[str, Generated]] = {number: {} for number in numbers}
+    for chunk in _chunks(numbers):
+        for part in connection.execute(select(features).where(features.c.item_row.in_(chunk))):
+            observed[part.item_row][part.modality] = Observed(
+                _to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
+            )
+        for part in connection.execute(select(generated_features).where(generated_features.c.item_row.in_(chunk))):
+            generated[part.item_row][part.modality] = Generated(
+                _to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
+            )
+    return [_to_item(row, observed[row.row_id], generated[row.row_id]) for row in rows]
+
+
+def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping[str, Generated]) -> StoredItem:
+    values = row._mapping
+    return StoredItem(
+        id=values["id"],
+        title=values["title"],
+        categories=tuple(values["categories"]),
+        metadata=values["metadata"],
+        available=values["available"],
+        version=values["version"],
+        created_at=values["created_at"],
+        updated_at=values["updated_at"],
+        observed=observed,
+        generated=generated,
+        model_version=values["model_version"],
+        derived=bytes(values["derived"]),
+    )
+
+
+def _to_bytes(vector: Vector) -> bytes:
+    return np.ascontiguousarray(vector, "<f4").tobytes()
+
+
+def _to_vector(data: bytes) -> Vector:
+    return np.frombuffer(data, "<f4")
+
+
+def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    iterator = iter(values)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk

@@ -1,0 +1,92 @@
+"""Operating the service: health, metrics, models, statistics, and what problem types mean."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from service.api import errors, schemas
+from service.api.answers import Json
+from service.api.deps import READ, EngineDep, MetricsDep
+from service.api.openapi import problems
+from service.domain import LacunaError
+from service.metrics import CONTENT_TYPE
+from service.pipeline import operate
+from service.pipeline.engine import Engine
+
+logger = logging.getLogger(__name__)
+
+router = APIRouter(tags=["operate"])
+
+
+@router.get("/", include_in_schema=False)
+async def root() -> Response:
+    """Lead a visitor to the docs."""
+    return RedirectResponse("/docs")
+
+
+@router.get("/health/live", responses={200: {"model": schemas.HealthAnswer}, 400: problems()[400]})
+async def live() -> Response:
+    """Whether the process answers."""
+    return Json({"status": "live"})
+
+
+@router.get(
+    "/health/ready",
+    responses={200: {"model": schemas.HealthAnswer}, **{status: problems()[status] for status in (400, 503)}},
+)
+async def ready(engine: EngineDep) -> Response:
+    """Whether bundle, store and index are usable and warm."""
+    await operate.check_ready(engine)
+    return Json({"status": "ready"})
+
+
+@router.get(
+    "/metrics",
+    dependencies=[READ],
+    response_class=Response,
+    responses={200: {"description": "Metrics as text", "content": {"text/plain": {}}}, **problems()},
+)
+async def metrics(request: Request, metrics: MetricsDep) -> Response:
+    """What Prometheus reads; without an engine, without what only that knows."""
+    engine: Engine | None = request.app.state.engine
+    if engine is not None:
+        try:
+            stats = await operate.stats(engine)
+        except LacunaError as error:  # the counters are worth most while something is away
+            logger.warning("the gauges keep their last values: %s", error)
+        else:
+            metrics.set_items(stats["modalities"])
+            metrics.set_indexes(stats["indexes"])
+    return Response(metrics.render(), media_type=CONTENT_TYPE)
+
+
+@router.get("/models", dependencies=[READ], responses={200: {"model": schemas.ModelsAnswer}, **problems()})
+async def models(engine: EngineDep) -> Response:
+    """The bundles that are known: their versions, models, measured metrics and modalities."""
+    return Json({"models": operate.models(engine)})
+
+
+@router.get("/stats", dependencies=[READ], responses={200: {"description": "Statistics"}, **problems()})
+async def stats(engine: EngineDep) -> Response:
+    """Items by modality state and category, imputation error, fallbacks, index sizes."""
+    return Json(await operate.stats(engine))
+
+
+@router.get(
+    "/problems/{slug}",
+    responses={
+        200: {"model": schemas.ProblemDescription},
+        **{status: problems(404)[status] for status in (400, 404, 422)},
+    },
+)
+async def problem(slug: Annotated[str, Path(max_length=64)]) -> Response:
+    """What a problem's type means."""
+    if slug not in errors.DESCRIPTIONS:
+        raise HTTPException(404)
+    return Json({"type": f"/problems/{slug}", "description": errors.DESCRIPTIONS[slug]})

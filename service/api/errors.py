@@ -1,0 +1,234 @@
+"""Problems (RFC 9457): one table from the domain's errors to statuses, and the handlers that use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.api import patterns
+from service.api.answers import Json
+from service.domain import (
+    ConflictError,
+    InvalidInputError,
+    ItemExistsError,
+    ItemNotFoundError,
+    LacunaError,
+    ModelNotFoundError,
+    NotReadyError,
+    NotServedError,
+    StoreUnavailableError,
+    UserNotFoundError,
+)
+from service.logging import REQUEST_ID
+
+STATUSES: Mapping[type[LacunaError], int] = {
+    InvalidInputError: 422,
+    ItemNotFoundError: 404,
+    UserNotFoundError: 404,
+    ModelNotFoundError: 404,
+    ItemExistsError: 409,
+    ConflictError: 409,
+    NotServedError: 503,
+    NotReadyError: 503,
+    StoreUnavailableError: 503,
+}
+RETRY_AFTER_S: Mapping[type[LacunaError], int] = {NotReadyError: 2, StoreUnavailableError: 5}
+
+MAX_ERRORS = 100  # a body of ten thousand bad rows is answered by the first hundred
+
+
+@dataclass(frozen=True, slots=True)
+class FieldError:
+    """What is wrong with one value: a JSON pointer to it, and a sentence."""
+
+    pointer: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A problem before it is written: `slug` is the stable type, `headers` go with the response."""
+
+    slug: str
+    title: str
+    status: int
+    detail: str
+    errors: tuple[FieldError, ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def body(self) -> dict[str, Any]:
+        """The problem as JSON; names the request that runs in this context."""
+        answer: dict[str, Any] = {
+            "type": f"/problems/{self.slug}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "request_id": REQUEST_ID.get(),
+        }
+        if self.errors:
+            answer["errors"] = [{"pointer": error.pointer, "detail": error.detail} for error in self.errors]
+        return answer
+
+    def response(self) -> Response:
+        """The problem as a response."""
+        return Json(self.body(), status_code=self.status, headers=self.headers, media_type="application/problem+json")
+
+
+class ProblemError(Exception):
+    """Raised where the HTTP layer itself finds the request at fault."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+# --- problems of the HTTP layer itself ----------------------------------------------------------------------------
+
+
+def invalid(errors: Iterable[FieldError]) -> Problem:
+    """422 with the values that are wrong."""
+    found = tuple(errors)
+    first = found[0]
+    detail = f"{first.pointer}: {first.detail}" if first.pointer else first.detail
+    if len(found) > 1:
+        detail += f" (and {len(found) - 1} more)"
+    return Problem("invalid-input", "Invalid input", 422, detail, found[:MAX_ERRORS])
+
+
+def malformed(detail: str) -> ProblemError:
+    """400: the bytes are not what they say they are."""
+    return ProblemError(Problem("malformed-request", "Malformed request", 400, detail))
+
+
+def unsupported_media_type(accepted: Sequence[str]) -> ProblemError:
+    """415 that names what is accepted."""
+    detail = f"Send the body as {' or '.join(accepted)}."
+    return ProblemError(Problem("unsupported-media-type", "Unsupported media type", 415, detail))
+
+
+def too_large(limit: int) -> ProblemError:
+    """413 that names the limit."""
+    detail = f"The body is larger than the limit of {limit} bytes."
+    return ProblemError(Problem("body-too-large", "Body too large", 413, detail))
+
+
+def unauthorized(detail: str) -> ProblemError:
+    """401."""
+    headers = {"WWW-Authenticate": 'Bearer realm="lacuna"'}
+    return ProblemError(Problem("unauthorized", "Unauthorized", 401, detail, headers=headers))
+
+
+def forbidden(role: str) -> ProblemError:
+    """403 that names the role that would do."""
+    return ProblemError(Problem("forbidden", "Forbidden", 403, f"This needs a key with the role {role}."))
+
+
+INTERNAL = Problem(
+    "internal-error", "Internal error", 500, "The service failed; its log tells more under this request's id."
+)
+
+
+# --- from exceptions ----------------------------------------------------------------------------------------------
+
+
+def problem_of(error: LacunaError) -> Problem:
+    """The problem that a domain error is."""
+    known = next((kind for kind in type(error).__mro__ if kind in STATUSES), None)
+    if known is None:
+        return INTERNAL
+    detail = str(error) or error.title
+    errors: tuple[FieldError, ...] = ()
+    if isinstance(error, InvalidInputError) and error.pointer:
+        errors = (FieldError(error.pointer, detail),)
+    headers = {"Retry-After": str(RETRY_AFTER_S[known])} if known in RETRY_AFTER_S else {}
+    return Problem(error.slug, error.title, STATUSES[known], detail, errors, headers)
+
+
+def field_errors(errors: Iterable[Any], prefix: str = "") -> list[FieldError]:
+    """Pydantic's errors (of a ValidationError or of FastAPI) with JSON pointers below `prefix`."""
+    return [FieldError(prefix + pointer(error["loc"]), _sentence(error)) for error in errors]
+
+
+def pointer(location: Iterable[str | int]) -> str:
+    """A JSON pointer (RFC 6901) from a path of keys and indices."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    if error["type"] == "string_pattern_mismatch":
+        return patterns.SENTENCES.get(error["ctx"]["pattern"], error["msg"])
+    if error["type"] == "extra_forbidden":
+        return "there is no such field"
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def http_problem(error: HTTPException) -> Problem:
+    """The framework's own errors: unknown routes and methods, unreadable bodies."""
+    phrase = HTTPStatus(error.status_code).phrase
+    slug = phrase.lower().replace(" ", "-")
+    detail = _HTTP_DETAILS.get(error.status_code, str(error.detail))
+    return Problem(slug, phrase, error.status_code, detail, headers=error.headers or {})
+
+
+_HTTP_DETAILS = {
+    404: "There is nothing at this path; /docs lists what there is.",
+    405: "This path does not take that method.",
+}
+
+Handler = Callable[[Request, Any], Any]
+
+
+async def _on_domain_error(_: Request, error: LacunaError) -> Response:
+    return problem_of(error).response()
+
+
+async def _on_problem(_: Request, error: ProblemError) -> Response:
+    return error.problem.response()
+
+
+async def _on_invalid_parameters(_: Request, error: RequestValidationError) -> Response:
+    return invalid(field_errors(error.errors())).response()
+
+
+async def _on_http_error(_: Request, error: HTTPException) -> Response:
+    return http_problem(error).response()
+
+
+HANDLERS: dict[int | type[Exception], Handler] = {
+    LacunaError: _on_domain_error,
+    ProblemError: _on_problem,
+    RequestValidationError: _on_invalid_parameters,
+    HTTPException: _on_http_error,
+}
+
+# --- what /problems/{slug} says ------------------------------------------------------------------------------------
+
+DESCRIPTIONS: Mapping[str, str] = {
+    "invalid-input": "A value of the request cannot be used; `errors` points at it.",
+    "unknown-modality": "The active bundle does not declare this modality; GET /models lists those it does.",
+    "invalid-vector": "A vector has the wrong length for its modality, or values that are not finite numbers.",
+    "invalid-image": "The bytes are no picture that can be decoded, or the picture is too large.",
+    "item-not-found": "No item has this id, or the item has nothing of what was asked for.",
+    "item-exists": "POST creates only; PUT replaces and PATCH changes.",
+    "user-not-found": "Nothing is stored of this user.",
+    "conflict": "The item kept changing while it was written; send the request again.",
+    "not-served": "The active bundle does not hold the model that this needs.",
+    "not-ready": "The service is starting, or one of its parts is away; try again after Retry-After seconds.",
+    "model-not-found": "No bundle of this version is known.",
+    "store-unavailable": "The database does not answer; try again after Retry-After seconds.",
+    "malformed-request": "The request's bytes are no valid JSON, multipart body or URL.",
+    "unsupported-media-type": "The body's Content-Type is none that this endpoint reads.",
+    "body-too-large": "The body is over the configured limit.",
+    "unauthorized": "A key is needed: Authorization: Bearer <key>, or X-API-Key.",
+    "forbidden": "The key's role does not reach this far; the roles are read, write and admin.",
+    "not-found": "There is nothing at this path.",
+    "method-not-allowed": "This path does not take that method; Allow lists those it takes.",
+    "internal-error": "A fault of the service; its log tells more under the request's id.",
+}

@@ -1,0 +1,237 @@
+"""Items: create, replace, patch, delete, read, list, and impute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Request
+from pydantic import ValidationError
+from starlette.responses import Response
+
+from service.api import answers, errors, schemas
+from service.api.answers import Json
+from service.api.deps import MERGE_PATCH, READ, WRITE, EngineDep, Upload, WithFiles, item_body, json_body, row_errors
+from service.api.openapi import item_request, json_request, problems
+from service.domain import Draft, InvalidInputError, LacunaError, MediaContent, Written
+from service.pipeline import browse, ingest, retrieve
+
+router = APIRouter(tags=["items"])
+
+ItemPath = Annotated[schemas.ItemId, Path()]
+ModalityPath = Annotated[schemas.ModalityName, Path()]
+
+# What a browser may show by itself; anything else is handed over as bytes. SVG can hold scripts and is left out.
+_SHOWN = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"})
+
+
+def _draft(given: WithFiles, item_id: str = "") -> Draft:
+    draft = schemas.to_draft(given.body, item_id)
+    if not given.files:
+        return draft
+    return Draft(
+        id=draft.id,
+        title=draft.title,
+        modalities={**draft.modalities, **_media(given.files, draft.modalities)},
+        categories=draft.categories,
+        metadata=draft.metadata,
+        available=draft.available,
+    )
+
+
+def _media(files: Mapping[str, Upload], described: Mapping[str, object]) -> dict[str, MediaContent]:
+    for name in files:
+        if name in described:
+            detail = "this modality is given as a file and in the item's JSON"
+            raise InvalidInputError(detail, errors.pointer(("modalities", name)))
+    return {name: MediaContent(upload.data, upload.media_type) for name, upload in files.items()}
+
+
+@router.post(
+    "/items",
+    status_code=201,
+    dependencies=[WRITE],
+    responses={201: {"model": schemas.WrittenAnswer}, **problems(409, body=True)},
+    openapi_extra=item_request(schemas.ItemBody),
+)
+async def create_item(engine: EngineDep, given: Annotated[WithFiles, item_body(schemas.ItemBody)]) -> Response:
+    """Create an item. Its missing modalities are generated before the answer."""
+    written = await ingest.create_item(engine, _draft(given, given.body.id))
+    return Json(answers.written(written.item), status_code=201)
+
+
+@router.post(
+    "/items/batch",
+    dependencies=[WRITE],
+    responses={200: {"model": schemas.BatchAnswer}, **problems(body=True)},
+    openapi_extra=json_request(schemas.BatchBody),
+)
+async def create_batch(engine: EngineDep, body: Annotated[schemas.BatchBody, json_body(schemas.BatchBody)]) -> Response:
+    """Create up to 1,000 items. Each row is answered as if it had come alone."""
+    rows = [_row(row) for row in body.items]
+    outcomes = await ingest.create_batch(engine, [row for row in rows if isinstance(row, Draft)])
+    done = iter(outcomes)
+    return Json(
+        {
+            "items": [
+                _row_answer(index, _row_id(row), next(done) if isinstance(draft, Draft) else draft)
+                for index, (row, draft) in enumerate(zip(body.items, rows, strict=True))
+            ]
+        }
+    )
+
+
+def _row(row: object) -> Draft | errors.Problem:
+    try:
+        body = schemas.ITEM_ROW.validate_python(row)
+        return schemas.to_draft(body, body.id)
+    except ValidationError as error:
+        return errors.invalid(row_errors(error))
+    except LacunaError as error:
+        return errors.problem_of(error)
+
+
+def _row_id(row: object) -> str | None:
+    found = row.get("id") if isinstance(row, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _row_answer(index: int, item_id: str | None, outcome: Written | LacunaError | errors.Problem) -> dict[str, Any]:
+    if isinstance(outcome, Written):
+        return {"index": index, "status": 201, **answers.written(outcome.item)}
+    problem = errors.problem_of(outcome) if isinstance(outcome, LacunaError) else outcome
+    return {"index": index, "id": item_id, "status": problem.status, "problem": problem.body()}
+
+
+@router.get("/items", dependencies=[READ], responses={200: {"model": schemas.ItemPage}, **problems()})
+async def list_items(engine: EngineDep, query: Annotated[schemas.ListQuery, Query()]) -> Response:
+    """A page of the catalogue, in order of id."""
+    page = await browse.list_items(
+        engine,
+        limit=query.limit,
+        cursor=query.cursor,
+        category=query.category,
+        missing=query.missing,
+        q=query.q,
+    )
+    return Json(answers.page([answers.item(view) for view in page.items], page.next_cursor))
+
+
+@router.get("/items/{item_id}", dependencies=[READ], responses={200: {"model": schemas.ItemAnswer}, **problems(404)})
+async def get_item(engine: EngineDep, item_id: ItemPath) -> Response:
+    """One item."""
+    return Json(answers.item(await browse.get_item(engine, item_id)))
+
+
+@router.put(
+    "/items/{item_id}",
+    dependencies=[WRITE],
+    responses={
+        200: {"model": schemas.WrittenAnswer},
+        201: {"model": schemas.WrittenAnswer},
+        **problems(409, body=True),
+    },
+    openapi_extra=item_request(schemas.PutBody),
+)
+async def put_item(
+    engine: EngineDep, item_id: ItemPath, given: Annotated[WithFiles, item_body(schemas.PutBody)]
+) -> Response:
+    """Create an item (201) or replace it (200)."""
+    if given.body.id not in (None, item_id):
+        raise InvalidInputError("the id differs from the one in the path", "/id")
+    written = await ingest.put_item(engine, _draft(given, item_id))
+    return Json(answers.written(written.item), status_code=201 if written.created else 200)
+
+
+@router.patch(
+    "/items/{item_id}",
+    dependencies=[WRITE],
+    responses={200: {"model": schemas.WrittenAnswer}, **problems(404, 409, body=True)},
+    openapi_extra=json_request(schemas.PatchBody, MERGE_PATCH),
+)
+async def patch_item(
+    engine: EngineDep,
+    item_id: ItemPath,
+    body: Annotated[schemas.PatchBody, json_body(schemas.PatchBody, MERGE_PATCH)],
+) -> Response:
+    """Change parts of an item: null removes a modality, what is left out stays."""
+    return Json(answers.written(await ingest.patch_item(engine, item_id, schemas.to_patch(body))))
+
+
+@router.delete("/items/{item_id}", status_code=204, dependencies=[WRITE], responses=problems(404, 409))
+async def delete_item(engine: EngineDep, item_id: ItemPath) -> Response:
+    """Remove an item; it is gone from every later answer."""
+    await ingest.delete_item(engine, item_id)
+    return Response(status_code=204)
+
+
+@router.get(
+    "/items/{item_id}/modalities/{modality}",
+    dependencies=[READ],
+    responses={200: {"model": schemas.ModalityDetailAnswer}, **problems(404)},
+)
+async def get_modality(
+    engine: EngineDep,
+    item_id: ItemPath,
+    modality: ModalityPath,
+    query: Annotated[schemas.ModalityQuery, Query()],
+) -> Response:
+    """One modality of an item: its state, its provenance, and the items whose observed feature is nearest."""
+    detail = await browse.get_modality(engine, item_id, modality, neighbours=query.neighbours, vector=query.vector)
+    return Json(answers.modality(detail))
+
+
+@router.get(
+    "/items/{item_id}/media/{modality}",
+    dependencies=[READ],
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The stored file",
+            "content": {media_type: {} for media_type in (*sorted(_SHOWN), "application/octet-stream")},
+        },
+        304: {"description": "Not modified"},
+        **problems(404),
+    },
+)
+async def get_media(engine: EngineDep, item_id: ItemPath, modality: ModalityPath, request: Request) -> Response:
+    """The file that was stored for a modality."""
+    media = await browse.get_media(engine, item_id, modality)
+    headers = {
+        "ETag": f'"{media.sha256}"',
+        "Cache-Control": "private, no-cache",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+    }
+    if headers["ETag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    is_shown = media.media_type in _SHOWN
+    return Response(
+        media.data, headers=headers, media_type=media.media_type if is_shown else "application/octet-stream"
+    )
+
+
+@router.get(
+    "/items/{item_id}/similar",
+    dependencies=[READ],
+    responses={200: {"model": schemas.HitsAnswer}, **problems(404)},
+)
+async def similar_items(
+    engine: EngineDep, item_id: ItemPath, query: Annotated[schemas.SimilarQuery, Query()]
+) -> Response:
+    """The items nearest to this one, by final vector or by one modality."""
+    return Json(answers.hits(await retrieve.similar(engine, item_id, n=query.n, by=query.by)))
+
+
+@router.post(
+    "/impute",
+    dependencies=[READ],
+    responses={200: {"model": schemas.ImputationAnswer}, **problems(body=True)},
+    openapi_extra=item_request(schemas.ImputeBody),
+)
+async def impute(
+    engine: EngineDep,
+    query: Annotated[schemas.ImputeQuery, Query()],
+    given: Annotated[WithFiles, item_body(schemas.ImputeBody)],
+) -> Response:
+    """Generate the missing modalities of an item and answer them; nothing is stored."""
+    return Json(answers.imputation(await ingest.impute(engine, _draft(given), neighbours=query.neighbours)))

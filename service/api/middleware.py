@@ -1,0 +1,105 @@
+"""The outermost layer of a request, in plain ASGI: its id, its metrics, and the last resort when all else fails."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from time import perf_counter
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api import errors
+from service.api.limits import LIMITS, Limits
+from service.logging import REQUEST_ID
+from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_CLIENT_CLOSED = 499  # no answer was sent; the number that nginx made customary
+
+
+class RequestContext:
+    """Gives every request an id and the app's limits, counts it, and turns what nobody caught into a 500 problem.
+
+    A HEAD is routed as the GET it asks about, and answered without the body.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; other protocols pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = perf_counter()
+        is_head = scope["method"] == "HEAD"
+        inner: Scope = {**scope, "method": "GET"} if is_head else scope
+        request_id = _request_id(scope)
+        token = REQUEST_ID.set(request_id)
+        limits_token = LIMITS.set(self._limits)
+        status = 0
+
+        async def tagged_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"],
+                    (b"x-request-id", request_id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+            elif is_head:
+                message = {**message, "body": b""}
+            await send(message)
+
+        try:
+            refused = _odd_url(scope)
+            await (refused.response() if refused else self._app)(inner, receive, tagged_send)
+        except ClientDisconnect:
+            status = _CLIENT_CLOSED
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            if status:
+                raise
+            await errors.INTERNAL.response()(inner, receive, tagged_send)
+        finally:
+            self._metrics.observe_request(scope["method"], _route(inner), status, perf_counter() - started)
+            LIMITS.reset(limits_token)
+            REQUEST_ID.reset(token)
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's id where it is harmless, else a new one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
+            return str(value, "ascii")
+    return secrets.token_hex(8)
+
+
+def _route(scope: Scope) -> str:
+    """The route's template; all unknown paths count as one."""
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+def _odd_url(scope: Scope) -> errors.Problem | None:
+    """What is wrong with the URL's bytes, if anything: they are percent-encoded UTF-8 without NUL."""
+    url: bytes = scope.get("raw_path", b"") + b"?" + scope["query_string"]
+    if not url.isascii():
+        return errors.malformed("The URL holds bytes that must be percent-encoded.").problem
+    if b"%" not in url:
+        return None
+    plain = unquote_to_bytes(url)
+    if b"\0" in plain:
+        return errors.invalid([errors.FieldError("", "the URL may not hold the NUL character")])
+    try:
+        plain.decode()
+    except UnicodeDecodeError:
+        return errors.malformed("The URL is not UTF-8.").problem
+    return None

@@ -1,0 +1,117 @@
+"""The OpenAPI document: helpers that declare bodies and problems, and the page that shows it without a network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import APIRouter, FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+from starlette.responses import HTMLResponse
+from starlette.staticfiles import StaticFiles
+
+from service.api import schemas
+from service.api.deps import JSON, MULTIPART
+
+_REF = "#/components/schemas/{model}"
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemAnswer")}}}
+_ALWAYS = (400, 401, 403, 422, 503)
+_BODY = (413, 415)
+
+# Bodies are read by dependencies of ours, so FastAPI does not find these models by itself.
+_MODELS: tuple[type[BaseModel], ...] = (
+    schemas.BatchBody,
+    schemas.EventBody,
+    schemas.FeedbackBody,
+    schemas.ImputeBody,
+    schemas.ItemBody,
+    schemas.PatchBody,
+    schemas.PutBody,
+    schemas.RetrieveBody,
+    schemas.SessionBody,
+)
+
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+
+
+def problems(*statuses: int, body: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The problems an endpoint may answer, beside those that all do; `body` adds those of reading one."""
+    every = {*_ALWAYS, *statuses, *(_BODY if body else ())}
+    return {status: {"description": HTTPStatus(status).phrase, "content": _PROBLEM} for status in sorted(every)}
+
+
+def json_request(model: type[BaseModel], *more_types: str) -> dict[str, Any]:
+    """`openapi_extra` of an endpoint that takes a JSON body."""
+    schema = {"$ref": _REF.format(model=model.__name__)}
+    content = {media_type: {"schema": schema} for media_type in (JSON, *more_types)}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def item_request(model: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of an endpoint that takes an item, as JSON or with files beside it."""
+    extra = json_request(model)
+    extra["requestBody"]["content"][MULTIPART] = {
+        "schema": {
+            "type": "object",
+            "required": ["item"],
+            "properties": {"item": {"type": "string", "contentMediaType": JSON}},
+            "additionalProperties": {"type": "string", "format": "binary"},
+            "description": "The item's JSON as the part `item`, and a file for each modality, named after it",
+        }
+    }
+    return extra
+
+
+def install(app: FastAPI, *, keys_needed: bool) -> None:
+    """Serve /openapi.json as described here, and /docs from files on disk instead of from a content network."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            app.openapi_schema = _document(app, keys_needed=keys_needed)
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+    app.mount("/docs/static", StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
+    app.include_router(_docs(app))
+
+
+def _docs(app: FastAPI) -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+
+    @router.get("/docs")
+    async def docs() -> HTMLResponse:
+        return get_swagger_ui_html(
+            openapi_url="/openapi.json",
+            title=app.title,
+            swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css",
+            swagger_favicon_url="data:,",
+        )
+
+    return router
+
+
+def _document(app: FastAPI, *, keys_needed: bool) -> dict[str, Any]:
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    _, definitions = models_json_schema([(model, "validation") for model in _MODELS], ref_template=_REF)
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(definitions["$defs"])
+    components["securitySchemes"] = _SECURITY_SCHEMES
+    document["security"] = _security(keys_needed)
+    return document
+
+
+def _security(keys_needed: bool) -> Sequence[dict[str, list[str]]]:
+    named: list[dict[str, list[str]]] = [{name: []} for name in _SECURITY_SCHEMES]
+    return named if keys_needed else [{}, *named]

@@ -1,0 +1,67 @@
+"""Recommendations for a user, and for a session without one."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query
+from starlette.responses import Response
+
+from service.api import answers, schemas
+from service.api.answers import Json
+from service.api.deps import READ, EngineDep, MetricsDep, json_body
+from service.api.openapi import json_request, problems
+from service.pipeline import recommend
+
+router = APIRouter(tags=["recommend"])
+
+
+@router.get(
+    "/recommend/{user}",
+    dependencies=[READ],
+    responses={200: {"model": schemas.RecommendationsAnswer}, **problems(404)},
+)
+async def recommend_user(
+    engine: EngineDep,
+    metrics: MetricsDep,
+    user: Annotated[schemas.UserId, Path()],
+    query: Annotated[schemas.RecommendQuery, Query()],
+) -> Response:
+    """The best items for a user. An unknown user gets a named fallback, or 404 with `strict`."""
+    ranked = await recommend.recommend_user(
+        engine,
+        user,
+        n=query.n,
+        model=query.model,
+        category=query.category,
+        exclude_seen=query.exclude_seen,
+        diversity=query.diversity,
+        strict=query.strict,
+    )
+    metrics.count_fallback(ranked.fallback)
+    return Json(answers.recommendations(ranked, explain=query.explain))
+
+
+@router.post(
+    "/recommend",
+    dependencies=[READ],
+    responses={200: {"model": schemas.RecommendationsAnswer}, **problems(body=True)},
+    openapi_extra=json_request(schemas.SessionBody),
+)
+async def recommend_session(
+    engine: EngineDep,
+    metrics: MetricsDep,
+    body: Annotated[schemas.SessionBody, json_body(schemas.SessionBody)],
+) -> Response:
+    """The best items for a session of weighted items."""
+    ranked = await recommend.recommend_session(
+        engine,
+        [(item.id, item.weight) for item in body.items],
+        n=body.n,
+        model=body.model,
+        category=body.category,
+        exclude_seen=body.exclude_seen,
+        diversity=body.diversity,
+    )
+    metrics.count_fallback(ranked.fallback)
+    return Json(answers.recommendations(ranked, explain=body.explain))

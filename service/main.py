@@ -1,0 +1,116 @@
+"""The HTTP application."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from service.api import admin, errors, feedback, items, openapi, recommend, retrieve
+from service.api.deps import Keyring
+from service.api.limits import Limits
+from service.api.middleware import RequestContext
+from service.bootstrap import bootstrap
+from service.metrics import Metrics
+from service.pipeline.engine import Engine
+from service.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Routes are tried in this order, so the ones asked most come first.
+_ROUTERS = (recommend.router, retrieve.router, items.router, feedback.router, admin.router)
+_TITLE = "Lacuna"
+_DESCRIPTION = "Recommendations for catalogues whose items come with holes in them."
+
+OnReady = Callable[[Engine], Awaitable[None]]
+OnFailure = Callable[[Exception], None]
+
+
+def create_app(
+    settings: Settings,
+    *,
+    engine: Engine | None = None,
+    on_ready: OnReady | None = None,
+    on_failure: OnFailure | None = None,
+) -> FastAPI:
+    """The application over `engine`, which stays its owner's to close, or over one that it starts and closes itself.
+
+    It answers at once: until the engine is there, /health/ready and all that needs it say 503. `on_ready` is awaited
+    when it is, `on_failure` called with what kept it from starting.
+    """
+    metrics = Metrics()
+    app = FastAPI(
+        title=_TITLE,
+        description=_DESCRIPTION,
+        lifespan=_lifespan(settings, engine, on_ready, on_failure),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={**errors.HANDLERS, 405: _on_wrong_method},
+    )
+    if engine is not None:
+        engine.timer = metrics
+    app.state.engine = engine
+    app.state.metrics = metrics
+    app.state.keyring = Keyring(settings.api_keys)
+    app.add_middleware(RequestContext, metrics=metrics, limits=Limits.of(settings))
+    for router in _ROUTERS:
+        app.include_router(router)
+    openapi.install(app, keys_needed=bool(app.state.keyring))
+    return app
+
+
+def _lifespan(
+    settings: Settings, engine: Engine | None, on_ready: OnReady | None, on_failure: OnFailure | None
+) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if engine is not None:
+            yield
+            return
+        starting = asyncio.create_task(_start(app, settings, on_ready, on_failure))
+        yield
+        starting.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await starting
+        if app.state.engine is not None:
+            await app.state.engine.close()
+
+    return lifespan
+
+
+async def _start(app: FastAPI, settings: Settings, on_ready: OnReady | None, on_failure: OnFailure | None) -> None:
+    try:
+        started = await bootstrap(settings)
+        started.timer = app.state.metrics
+        app.state.engine = started
+        if on_ready is not None:
+            await on_ready(started)
+    except Exception as error:  # whoever runs the app decides what it means
+        logger.debug("the engine did not start", exc_info=error)
+        if on_failure is not None:
+            on_failure(error)
+
+
+async def _on_wrong_method(request: Request, _: HTTPException) -> Response:
+    """405 that names all the methods of the path, and the answer to OPTIONS."""
+    allow = {"Allow": ", ".join(sorted(_methods(request.scope["path"])))}
+    if request.method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    return errors.http_problem(HTTPException(405, headers=allow)).response()
+
+
+def _methods(path: str) -> set[str]:
+    methods = {"OPTIONS"}
+    for router in _ROUTERS:
+        for route in router.routes:
+            if isinstance(route, Route) and route.path_regex.match(path):
+                methods |= route.methods or set()
+    return methods | ({"HEAD"} if "GET" in methods else set())

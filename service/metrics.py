@@ -1,0 +1,93 @@
+"""What Prometheus is told. Each app owns its registry, so that several apps can live in one process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+STEPS = ("encode", "impute", "index", "rank", "commit")
+
+_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+
+
+class Metrics:
+    """Counters and histograms of one app. `observe_step` makes it a `service.ports.StepTimer`."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = Counter(
+            "lacuna_requests",
+            "Answered requests.",
+            ("method", "route", "status"),
+            registry=self.registry,
+        )
+        self._latency = Histogram(
+            "lacuna_request_seconds",
+            "Time from a request's headers to its answer's end.",
+            ("method", "route"),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._steps = Histogram(
+            "lacuna_step_seconds",
+            "Time of one step of the pipeline.",
+            ("step",),
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._fallbacks = Counter(
+            "lacuna_fallbacks",
+            "Recommendations that something stood in for the model.",
+            ("fallback",),
+            registry=self.registry,
+        )
+        self._items = Gauge(
+            "lacuna_items",
+            "Items by state of a modality.",
+            ("modality", "state"),
+            registry=self.registry,
+        )
+        self._index = Gauge(
+            "lacuna_index_vectors",
+            "Vectors in an index by part (base, delta, tombstones).",
+            ("index", "part"),
+            registry=self.registry,
+        )
+        for step in STEPS:
+            self._steps.labels(step)
+
+    def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
+        """Count one request under its route template (not its path, which has no bounds)."""
+        self._requests.labels(method, route, str(status)).inc()
+        self._latency.labels(method, route).observe(seconds)
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        """Record how long one step of the pipeline took."""
+        self._steps.labels(step).observe(seconds)
+
+    def count_fallback(self, fallback: str | None) -> None:
+        """Count one recommendation that `fallback` stood in for; None is no fallback."""
+        if fallback is not None:
+            self._fallbacks.labels(fallback).inc()
+
+    def set_items(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace the gauges of items: modality -> state -> number."""
+        self._items.clear()
+        for modality, counts in states.items():
+            for state, count in counts.items():
+                self._items.labels(modality, state).set(count)
+
+    def set_indexes(self, sizes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace the gauges of the indexes: index -> part -> number of vectors."""
+        self._index.clear()
+        for index, parts in sizes.items():
+            for part, count in parts.items():
+                self._index.labels(index, part).set(count)
+
+    def render(self) -> bytes:
+        """The text that Prometheus reads."""
+        return generate_latest(self.registry)

@@ -1,0 +1,86 @@
+"""Reading items."""
+
+from __future__ import annotations
+
+from service.domain import (
+    ItemNotFoundError,
+    ItemView,
+    ModalityDetail,
+    Page,
+    UnknownModalityError,
+)
+from service.pipeline import views
+from service.pipeline.engine import Engine
+from service.pipeline.ingest import stored
+from service.ports import Media
+
+
+async def get_item(engine: Engine, item_id: str) -> ItemView:
+    """One item.
+
+    Raises:
+        ItemNotFoundError: there is no such item.
+    """
+    return views.item(engine, await stored(engine, item_id))
+
+
+async def list_items(
+    engine: Engine, *, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+) -> Page[ItemView]:
+    """A page of items in order of id. `missing` names a modality that is not observed.
+
+    Raises:
+        InvalidInputError: the cursor is none of ours. UnknownModalityError: `missing` is no modality of the bundle.
+    """
+    if missing is not None:
+        require_modality(engine, missing)
+    page = await engine.store.list_items(limit=limit, cursor=cursor, category=category, missing=missing, q=q)
+    return Page([views.item(engine, item) for item in page.items], page.next_cursor)
+
+
+async def get_modality(
+    engine: Engine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False
+) -> ModalityDetail:
+    """One modality of one item: state, provenance, and the items whose observed feature is nearest.
+
+    Raises:
+        ItemNotFoundError: there is no such item. UnknownModalityError: the bundle has no such modality.
+    """
+    require_modality(engine, modality)
+    item = await stored(engine, item_id)
+    observed, generated = item.observed.get(modality), item.generated.get(modality)
+    key = engine.catalogue.key(item_id)
+    known = observed or generated
+    near = ()
+    if known is not None and key is not None:
+        near = views.neighbours(engine, modality, engine.catalogue.arrays[f"feature.{modality}"][key], neighbours, key)
+    return ModalityDetail(
+        item=item_id,
+        modality=modality,
+        report=views.report(views.state_of(item, modality), generated),
+        source=observed.source if observed else None,
+        text=observed.text if observed else None,
+        media=observed.media if observed else None,
+        neighbours=near,
+        vector=known.vector if vector and known is not None else None,
+    )
+
+
+async def get_media(engine: Engine, item_id: str, modality: str) -> Media:
+    """The stored file of a modality.
+
+    Raises:
+        ItemNotFoundError: there is no such item, or it has no file in this modality.
+    """
+    observed = (await stored(engine, item_id)).observed.get(modality)
+    media = await engine.store.get_media(observed.media) if observed and observed.media else None
+    if media is None:
+        raise ItemNotFoundError(f"The item {item_id!r} has no stored file for {modality!r}.")
+    return media
+
+
+def require_modality(engine: Engine, modality: str) -> None:
+    """Raise UnknownModalityError unless the active bundle has this modality."""
+    if modality not in engine.model.names:
+        known = ", ".join(engine.model.names)
+        raise UnknownModalityError(f"The active bundle has no modality {modality!r}; it has {known}.")

@@ -1,0 +1,279 @@
+"""The catalogue in memory: every item's row of model state, its masks and its places in the vector indexes.
+
+SQL is the truth; this is derived from it. Rows are numbered by keys that are never used twice. Arrays are replaced
+whole when they grow, and a row is complete before an index knows its key, so that readers need no lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain import State
+from service.ports import VectorIndex
+
+Array = NDArray[np.float32]
+Keys = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+FINAL = "items"
+_STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Sizes of an item's model state: `ranks` r_m by modality, `size` d, `layers` L of the item graph."""
+
+    ranks: Mapping[str, int]
+    size: int
+    layers: int = 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Modalities, in the bundle's order."""
+        return tuple(self.ranks)
+
+    def fields(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each part of the derived state, in the order in which they are packed."""
+        count = len(self.ranks)
+        features = {f"feature.{name}": (rank,) for name, rank in self.ranks.items()}
+        return features | {
+            "parts": (self.layers, count, 2 * self.size),
+            "taste": (count, self.size),
+            "id": (self.size,),
+            "message": (self.size,),
+            "modal": (self.size,),
+        }
+
+    @property
+    def length(self) -> int:
+        """Number of floats of a packed item."""
+        return sum(int(np.prod(shape)) for shape in self.fields().values())
+
+
+@dataclass(frozen=True, slots=True)
+class Derived:
+    """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
+    propagation, taste, collaborative part, what it passes on to its users, and the modal part."""
+
+    features: Mapping[str, Array]
+    parts: Array
+    taste: Array
+    id: Array
+    message: Array
+    modal: Array
+
+    def pack(self) -> bytes:
+        """As little-endian float32, for the store."""
+        pieces = [*self.features.values(), self.parts, self.taste, self.id, self.message, self.modal]
+        return np.concatenate([piece.ravel() for piece in pieces]).astype("<f4").tobytes()
+
+    @classmethod
+    def unpack(cls, data: bytes, shape: Shape) -> Derived | None:
+        """From the store, or None where the bytes are not of this shape."""
+        flat = np.frombuffer(data, dtype="<f4").astype(np.float32) if len(data) % 4 == 0 else np.empty(0, np.float32)
+        if len(flat) != shape.length:
+            return None
+        pieces: dict[str, Array] = {}
+        start = 0
+        for name, dims in shape.fields().items():
+            size = int(np.prod(dims))
+            pieces[name] = flat[start : start + size].reshape(dims)
+            start += size
+        features = {name: pieces[f"feature.{name}"] for name in shape.names}
+        return cls(features, pieces["parts"], pieces["taste"], pieces["id"], pieces["message"], pieces["modal"])
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the catalogue keeps of an item besides its vectors."""
+
+    id: str
+    title: str | None
+    categories: tuple[str, ...]
+    available: bool
+    version: int
+    created: float
+    states: Mapping[str, State]
+    confidence: Mapping[str, float]
+
+
+class Catalogue:
+    """All items of the store under one bundle."""
+
+    def __init__(self, shape: Shape, make_index: Callable[[int], VectorIndex]) -> None:
+        self.shape = shape
+        self.names = shape.names
+        self.entries: dict[int, Entry] = {}
+        self._keys: dict[str, int] = {}
+        self._next = 0
+        self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
+        self.indexes[FINAL] = make_index(shape.size)
+        self.arrays: dict[str, Array] = {
+            name: np.zeros((0, *dims), dtype=np.float32) for name, dims in shape.fields().items()
+        }
+        self.available: Mask = np.zeros(0, dtype=np.bool_)
+        self.observed: Mask = np.zeros((0, len(self.names)), dtype=np.bool_)
+        self.popularity: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
+        self.created: NDArray[np.float64] = np.zeros(0, dtype=np.float64)
+        self._categories: dict[str, set[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __contains__(self, item_id: object) -> bool:
+        return item_id in self._keys
+
+    @property
+    def capacity(self) -> int:
+        """Length of the masks and arrays; every key is below it."""
+        return len(self.available)
+
+    def key(self, item_id: str) -> int | None:
+        """An item's key, or None."""
+        return self._keys.get(item_id)
+
+    def keys(self, item_ids: Iterable[str]) -> Keys:
+        """Keys of those of the items that exist, in order."""
+        found = [key for item_id in item_ids if (key := self._keys.get(item_id)) is not None]
+        return np.array(found, dtype=np.int64)
+
+    def entry(self, item_id: str) -> Entry | None:
+        """What is kept of an item, or None."""
+        key = self._keys.get(item_id)
+        return None if key is None else self.entries.get(key)
+
+    # --- writing -----------------------------------------------------------------------------------------------
+
+    def put(self, rows: Sequence[tuple[Entry, Derived]]) -> None:
+        """Insert or replace items; when this returns, every index knows them."""
+        if not rows:
+            return
+        keys = np.array([self._claim(entry.id) for entry, _ in rows], dtype=np.int64)
+        self._reserve(int(keys.max()) + 1)
+        for key, (entry, derived) in zip(keys.tolist(), rows, strict=True):
+            self._forget_categories(key)
+            self._store(key, entry, derived)
+        self._index(keys, rows)
+
+    def remove(self, item_id: str) -> None:
+        """Forget an item; when this returns, no index answers it."""
+        key = self._keys.pop(item_id, None)
+        if key is None:
+            return
+        gone = np.array([key], dtype=np.int64)
+        self.available[key] = False
+        self.observed[key] = False
+        for index in self.indexes.values():
+            index.remove(gone)
+        self._forget_categories(key)
+        self.entries.pop(key, None)
+
+    def _claim(self, item_id: str) -> int:
+        key = self._keys.get(item_id)
+        if key is None:
+            key = self._keys[item_id] = self._next
+            self._next += 1
+        return key
+
+    def _reserve(self, size: int) -> None:
+        have = self.capacity
+        if size <= have:
+            return
+        grown = max(size, 2 * have, 1024)
+        self.arrays = {name: _grown(array, grown) for name, array in self.arrays.items()}
+        self.observed, self.popularity = _grown(self.observed, grown), _grown(self.popularity, grown)
+        self.created = _grown(self.created, grown)
+        # Last: it is the length that readers go by.
+        self.available = _grown(self.available, grown)
+
+    def _store(self, key: int, entry: Entry, derived: Derived) -> None:
+        for name, feature in derived.features.items():
+            self.arrays[f"feature.{name}"][key] = feature
+        for name in ("parts", "taste", "id", "message", "modal"):
+            self.arrays[name][key] = getattr(derived, name)
+        self.observed[key] = [entry.states[name] is State.OBSERVED for name in self.names]
+        self.available[key] = entry.available
+        self.created[key] = entry.created
+        for category in entry.categories:
+            self._categories.setdefault(category, set()).add(key)
+        self.entries[key] = entry
+
+    def _index(self, keys: Keys, rows: Sequence[tuple[Entry, Derived]]) -> None:
+        for name in self.names:
+            vectors = np.stack([derived.features[name] for _, derived in rows])
+            length = np.linalg.norm(vectors, axis=1)
+            # An absent feature, and a mean, which says nothing, cannot be found by it.
+            there = (length > 1e-6) & [entry.states[name] is not State.ABSENT for entry, _ in rows]
+            if there.any():
+                self.indexes[name].upsert(keys[there], vectors[there] / length[there, None])
+            if not there.all():
+                self.indexes[name].remove(keys[~there])
+        final = np.stack([derived.id + derived.modal for _, derived in rows])
+        self.indexes[FINAL].upsert(keys, final)
+
+    def _forget_categories(self, key: int) -> None:
+        entry = self.entries.get(key)
+        for category in entry.categories if entry else ():
+            members = self._categories.get(category, set())
+            members.discard(key)
+            if not members:
+                self._categories.pop(category, None)
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def final(self, keys: Keys) -> Array:
+        """Final vectors `[k, d]`."""
+        return self.arrays["id"][keys] + self.arrays["modal"][keys]
+
+    def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
+        """Which keys may be shown: available ones, of the category, without the excluded."""
+        allowed = self.available.copy()
+        if category is not None:
+            members = self._categories.get(category, set())
+            chosen = np.zeros(len(allowed), dtype=np.bool_)
+            chosen[[key for key in members if key < len(chosen)]] = True
+            allowed &= chosen
+        if excluded is not None and len(excluded):
+            allowed[excluded] = False
+        return allowed
+
+    def having(self, *modalities: str, excluded: int | None = None) -> Mask:
+        """Which keys have all of these modalities observed."""
+        columns = [self.names.index(name) for name in modalities]
+        mask: Mask = self.observed[:, columns].all(axis=1)
+        if excluded is not None:
+            mask[excluded] = False
+        return mask
+
+    def states(self, key: int) -> dict[str, State]:
+        """State of each modality of an item."""
+        return dict(self.entries[key].states)
+
+    def count_states(self) -> dict[str, dict[str, int]]:
+        """Number of items by modality and state."""
+        counts = {name: dict.fromkeys((state.value for state in _STATES), 0) for name in self.names}
+        for entry in list(self.entries.values()):
+            for name, state in entry.states.items():
+                counts[name][state.value] += 1
+        return counts
+
+    def count_categories(self) -> dict[str, int]:
+        """Number of items by category, the largest first."""
+        return dict(sorted(((name, len(keys)) for name, keys in self._categories.items()), key=lambda row: -row[1]))
+
+    def add_popularity(self, counts: Mapping[str, int]) -> None:
+        """Count new users of items."""
+        for item_id, count in counts.items():
+            key = self._keys.get(item_id)
+            if key is not None:
+                self.popularity[key] = max(0, self.popularity[key] + count)
+
+
+def _grown(array: NDArray[np.generic], size: int) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
+    bigger = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
+    bigger[: len(array)] = array
+    return bigger

@@ -1,0 +1,69 @@
+"""From completed features to an item's vectors (step 5 of the design): parts, propagation over the item graph's
+directed edges, the modal part, and the collaborative part, learned, folded in, or predicted from content."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from service.domain import State
+from service.pipeline.catalogue import Array, Derived
+from service.pipeline.engine import Engine
+from service.pipeline.impute import Completed, Subject, mean_of, neighbour_keys
+
+
+def embed(
+    engine: Engine, ids: Sequence[str], subjects: Sequence[Subject], completed: Sequence[Completed]
+) -> list[Derived]:
+    """Model state of several items. The catalogue is read, not changed."""
+    if not subjects:
+        return []
+    model = engine.model
+    features = {name: np.stack([one.features[name] for one in completed]) for name in model.names}
+    taste = np.stack([one.taste for one in completed])
+    layers = _propagate(engine, subjects, completed, features, model.encode(features, taste))
+    modal, predicted = model.fuse(layers[0], layers[-1])
+    parts = np.stack(layers[:-1], axis=1)  # [b, L, M, 2d]
+    return [
+        _derived(engine, ids[row], subject, completed[row], parts[row], modal[row], predicted[row])
+        for row, subject in enumerate(subjects)
+    ]
+
+
+def _propagate(
+    engine: Engine,
+    subjects: Sequence[Subject],
+    completed: Sequence[Completed],
+    features: dict[str, Array],
+    parts: Array,
+) -> list[Array]:
+    """Parts `[b, M, 2d]` before and after each layer: the mean over the neighbours by each modality's feature, real or
+    generated, among the items that have the modality (eq. 5 with the graph that refinement, eq. 16, converges to).
+    Without neighbours, the item's own."""
+    catalogue, model = engine.catalogue, engine.model
+    layers = [parts, *(parts.copy() for _ in range(model.layers))]
+    for column, name in enumerate(model.names):
+        rows = [row for row, one in enumerate(completed) if one.states[name] is not State.ABSENT]
+        mask = catalogue.having(name)
+        if not rows or not mask.any():
+            continue
+        keys = neighbour_keys(engine, subjects, name, features[name], rows, model.neighbours, mask)
+        for layer in range(model.layers):
+            mean, some = mean_of(catalogue.arrays["parts"][:, layer, column], keys)
+            layers[layer + 1][some, column] = mean[some]
+    return layers
+
+
+def _derived(
+    engine: Engine, item_id: str, subject: Subject, one: Completed, parts: Array, modal: Array, predicted: Array
+) -> Derived:
+    model = engine.model
+    row = model.trained_row(item_id)
+    if row is not None:
+        own, message = model.tables["item_id"][row], model.tables["item_message"][row]
+    else:
+        messages = np.array([visitor.message for visitor in subject.visitors], dtype=np.float32)
+        own = model.item_id(predicted, messages)
+        message = model.item_message(own, len(subject.visitors))
+    return Derived(one.features, parts, one.taste, own, message, modal)

@@ -1,0 +1,176 @@
+"""Raw content to feature vectors, checked against what the bundle declares."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+
+from models.bundle import ModalityEntry
+from models.encoders import ImageError, decode_image
+from service.domain import (
+    Content,
+    InvalidImageError,
+    InvalidInputError,
+    InvalidVectorError,
+    LacunaError,
+    MediaContent,
+    Observed,
+    TextContent,
+    UnknownModalityError,
+    VectorContent,
+)
+from service.pipeline.engine import Engine
+from service.ports import Media
+
+TEXT = "text"
+TITLE_SOURCE = "title"
+# Images are answered as what they were checked to be, whatever their sender called them.
+_TYPES = {
+    b"\xff\xd8": "image/jpeg",
+    b"\x89PNG": "image/png",
+    b"GIF8": "image/gif",
+    b"RIFF": "image/webp",
+    b"BM": "image/bmp",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What became of one item's content: its features, and the files to store."""
+
+    observed: dict[str, Observed]
+    media: tuple[Media, ...] = ()
+
+
+def with_title(title: str | None, modalities: Mapping[str, Content]) -> dict[str, tuple[Content, str]]:
+    """Contents by modality with their sources; the title stands in for text that was left out."""
+    contents = {name: (content, _source(content)) for name, content in modalities.items()}
+    if TEXT not in contents and title is not None and title.strip():
+        contents[TEXT] = (TextContent(title), TITLE_SOURCE)
+    return contents
+
+
+def _source(content: Content) -> str:
+    if isinstance(content, TextContent):
+        return "text"
+    return "media" if isinstance(content, MediaContent) else "vector"
+
+
+async def encode(engine: Engine, drafts: Sequence[Mapping[str, tuple[Content, str]]]) -> list[Encoded | LacunaError]:
+    """Features of several items' contents, each row with its own outcome; one encoder call for each modality."""
+    return await engine.compute(_encode_all, engine, drafts)
+
+
+def _encode_all(engine: Engine, drafts: Sequence[Mapping[str, tuple[Content, str]]]) -> list[Encoded | LacunaError]:
+    prepared = [_prepare_row(engine, contents) for contents in drafts]
+    vectors: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.float32]]] = {}
+    for name in engine.model.names:
+        rows = [row for row, got in enumerate(prepared) if not isinstance(got, LacunaError) and name in got]
+        raw = [(row, cast("dict[str, Any]", prepared[row])[name]) for row in rows]
+        for row, value in raw:
+            if isinstance(value, np.ndarray):
+                vectors[row, name] = value
+        todo = [(row, value) for row, value in raw if not isinstance(value, np.ndarray)]
+        if todo:
+            made = engine.encoders[name].encode([value for _, value in todo])
+            for (row, _), vector in zip(todo, made, strict=True):
+                vectors[row, name] = vector
+    return [
+        got if isinstance(got, LacunaError) else _finished(engine, drafts[row], {n: vectors[row, n] for n in got})
+        for row, got in enumerate(prepared)
+    ]
+
+
+def _prepare_row(engine: Engine, contents: Mapping[str, tuple[Content, str]]) -> dict[str, Any] | LacunaError:
+    """What goes into each modality's encoder (text, picture) or is its feature already (array)."""
+    declared = {modality.name: modality for modality in engine.manifest.modalities}
+    prepared: dict[str, Any] = {}
+    try:
+        for name, (content, source) in contents.items():
+            if name not in declared:
+                if source == TITLE_SOURCE:  # a bundle without text has no use for titles
+                    continue
+                known = ", ".join(declared)
+                raise UnknownModalityError(
+                    f"The active bundle has no modality {name!r}; it has {known}.", f"/modalities/{name}"
+                )
+            value = _prepare(engine, declared[name], content, source)
+            if value is not None:
+                prepared[name] = value
+    except LacunaError as error:
+        return error
+    return prepared
+
+
+def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: str) -> Any:
+    pointer = f"/modalities/{modality.name}" if source != TITLE_SOURCE else "/title"
+    kind = modality.encoder.kind if modality.encoder else None
+    if isinstance(content, VectorContent):
+        return _vector(content, modality, f"{pointer}/vector")
+    if isinstance(content, TextContent):
+        if kind != "text":
+            if source == TITLE_SOURCE:
+                return None
+            raise InvalidInputError(f"The modality {modality.name!r} takes {_wanted(kind)}, not text.", pointer)
+        if not content.text.strip():
+            raise InvalidInputError("A text must hold something besides white space.", pointer)
+        if len(content.text) > engine.limits.text_chars:
+            raise InvalidInputError(f"A text has at most {engine.limits.text_chars} characters.", pointer)
+        return content.text
+    if kind != "image":
+        raise InvalidInputError(f"The modality {modality.name!r} takes {_wanted(kind)}, not a picture.", pointer)
+    try:
+        return decode_image(content.data, max_pixels=engine.limits.image_pixels)
+    except ImageError as error:
+        raise InvalidImageError(_sentence(str(error)), pointer) from None
+
+
+def _wanted(kind: str | None) -> str:
+    return {"text": "a text or a vector", "image": "a picture or a vector", None: "a vector"}[kind]
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
+
+
+def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    vector = content.vector
+    if vector.shape != (modality.dim,):
+        raise InvalidVectorError(
+            f"The modality {modality.name!r} has vectors of {modality.dim} numbers, this one has {vector.size}.",
+            pointer,
+        )
+    # Squares of a vector must stay finite too, or similarities are not.
+    if not np.isfinite(vector).all() or float(np.abs(vector).max()) > 1e6:
+        raise InvalidVectorError("A vector holds finite numbers between -1e6 and 1e6 only.", pointer)
+    return vector
+
+
+def _finished(engine: Engine, contents: Mapping[str, tuple[Content, str]], vectors: Mapping[str, Any]) -> Encoded:
+    observed: dict[str, Observed] = {}
+    media: list[Media] = []
+    for name, vector in vectors.items():
+        content, source = contents[name]
+        encoder = "" if isinstance(content, VectorContent) else encoder_identity(engine, name)
+        text = content.text if isinstance(content, TextContent) and source != TITLE_SOURCE else None
+        sha256 = media_type = None
+        if isinstance(content, MediaContent):
+            sha256 = hashlib.sha256(content.data).hexdigest()
+            media_type = _media_type(content.data)
+            media.append(Media(sha256, content.data, media_type))
+        observed[name] = Observed(np.asarray(vector, dtype=np.float32), source, encoder, text, sha256, media_type)
+    return Encoded(observed, tuple(media))
+
+
+def encoder_identity(engine: Engine, modality: str) -> str:
+    """Id and weights of a modality's encoder, as features carry it."""
+    encoder = engine.encoders[modality]
+    return f"{encoder.id}@{encoder.weights_sha256[:16]}"
+
+
+def _media_type(data: bytes) -> str:
+    return next((kind for start, kind in _TYPES.items() if data.startswith(start)), "application/octet-stream")

@@ -1,0 +1,90 @@
+"""Users' histories: what they have seen and what they showed interest in, and the vector that follows from it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.domain import Event
+from service.pipeline.catalogue import Array, Keys
+from service.pipeline.engine import HISTORIES, Engine
+
+EVENTS = 2000  # the newest events of a user that count
+_RATED = ("rating", "review")
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """Items of a user's newest events, newest first, each once: all of them, and those that showed interest."""
+
+    seen: tuple[str, ...]
+    liked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A user in the model's space: `vector` e_u `[d]`, its collaborative part `id` `[d]`, and the number of items."""
+
+    vector: Array
+    id: Array
+    degree: int
+
+
+async def history(engine: Engine, user: str) -> History:
+    """A user's history, from the cache or the store; empty for an unknown user."""
+    cached = engine.histories.get(user)
+    if cached is not None:
+        engine.histories.move_to_end(user)
+        return cached
+    pending = engine.loading.get(user)
+    if pending is None:
+        pending = engine.loading[user] = asyncio.get_running_loop().create_task(_load(engine, user))
+    return await asyncio.shield(pending)
+
+
+async def _load(engine: Engine, user: str) -> History:
+    itself = asyncio.current_task()
+    try:
+        found = of_events(await engine.store.user_history(user, limit=EVENTS), engine.min_rating)
+        # A write that came in between has dropped this task, and what was read is not kept.
+        if engine.loading.get(user) is itself:
+            engine.histories[user] = found
+            while len(engine.histories) > HISTORIES:
+                engine.histories.popitem(last=False)
+        return found
+    finally:
+        if engine.loading.get(user) is itself:
+            del engine.loading[user]
+
+
+def forget(engine: Engine, users: Iterable[str]) -> None:
+    """Drop cached histories, after a write that changes them."""
+    for user in users:
+        engine.histories.pop(user, None)
+        engine.loading.pop(user, None)
+
+
+def of_events(events: list[Event], min_rating: float | None) -> History:
+    """The history of events, newest first."""
+    seen = dict.fromkeys(event.item for event in events)
+    liked = dict.fromkeys(event.item for event in events if shows_interest(event, min_rating))
+    return History(tuple(seen), tuple(liked))
+
+
+def shows_interest(event: Event, min_rating: float | None) -> bool:
+    """Whether an event counts as a positive interaction: all do, but ratings below the bundle's bound."""
+    rated = event.type in _RATED and event.value is not None
+    return min_rating is None or not rated or (event.value or 0.0) >= min_rating
+
+
+def profile(engine: Engine, user: str | None, keys: Keys, weights: NDArray[np.float32] | None = None) -> Profile:
+    """A user's vector from the items `[k]` of the history: folded-in collaborative part + mean of the modal parts."""
+    catalogue = engine.catalogue
+    share = np.ones(len(keys), dtype=np.float32) if weights is None else weights
+    user_id = engine.model.user_id(user, catalogue.arrays["message"][keys], share)
+    modal = share @ catalogue.arrays["modal"][keys] / max(float(share.sum()), 1e-6)
+    return Profile(np.asarray(user_id + modal, dtype=np.float32), user_id, len(keys))

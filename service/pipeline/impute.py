@@ -1,0 +1,261 @@
+"""Online imputation: from what is observed of an item to a feature in every modality (steps 2-4 and 6 of the design).
+
+The ladder, for each missing modality: DGMRec's generator where anything is known of the item (another modality, or
+users); the mean of its neighbours where the bundle was trained without a generator; the modality's mean where nothing
+is known; absent where nothing can be said at all, because nobody has the modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from models.imputers import NEIGHBOURS
+from models.online import Known
+from service.domain import Generated, State
+from service.pipeline.catalogue import Array, Keys, Mask
+from service.pipeline.engine import Engine
+
+DGMREC, GRAPH, MEAN = "dgmrec", "graph", "mean"
+
+
+@dataclass(frozen=True, slots=True)
+class Visitor:
+    """One user who touched an item: preference p_u `[M, d]`, what the user passes on to the item `[d]`, and the keys
+    of the user's other items."""
+
+    preference: Array
+    message: Array
+    others: Keys
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An item to be completed: projected observed features by modality, its users, its own key, if it has one (it is
+    no neighbour of itself), and the taste `[M, d]` that training found, for as long as no users are given."""
+
+    features: Mapping[str, Array]
+    visitors: Sequence[Visitor] = ()
+    key: int | None = None
+    taste: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """What imputation found out about one item.
+
+    `features` by modality `[r_m]`, projected; `generated` for those that were not observed (absent ones left out);
+    `states` by modality; `taste` `[M, d]`.
+    """
+
+    features: dict[str, Array]
+    generated: dict[str, Generated]
+    states: dict[str, State]
+    taste: Array
+
+
+def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
+    """Complete several items. The catalogue is read, not changed."""
+    if not subjects:
+        return []
+    names = engine.model.names
+    observed = np.array([[name in subject.features for name in names] for subject in subjects], dtype=np.bool_)
+    features = _stacked(engine, subjects)
+    kin = _kin(engine, subjects, features, observed)
+    near, near_valid = _near(engine, subjects, features, observed)
+    shared, shared_valid = _shared(engine, subjects)
+    taste = _taste(engine, subjects, kin)
+    known = Known(features, observed, near, near_valid, shared, shared_valid, taste)
+    made, confidence = engine.model.generate(known)
+    return [
+        _complete(engine, known, made, confidence, row, touched=bool(subject.visitors))
+        for row, subject in enumerate(subjects)
+    ]
+
+
+def _stacked(engine: Engine, subjects: Sequence[Subject]) -> dict[str, Array]:
+    """Observed features `[b, r_m]`, zero where there is none."""
+    stacked = {}
+    for name, rank in engine.model.ranks.items():
+        zero = np.zeros(rank, dtype=np.float32)
+        stacked[name] = np.stack([subject.features.get(name, zero) for subject in subjects])
+    return stacked
+
+
+def _complete(
+    engine: Engine, known: Known, made: Mapping[str, Array], confidence: Array, row: int, *, touched: bool
+) -> Completed:
+    features: dict[str, Array] = {}
+    generated: dict[str, Generated] = {}
+    states: dict[str, State] = {}
+    for column, name in enumerate(engine.model.names):
+        if known.observed[row, column]:
+            features[name], states[name] = known.features[name][row], State.OBSERVED
+            continue
+        feature, generator, sure = _climb_down(engine, known, made, confidence, row, column, touched=touched)
+        features[name] = feature
+        if generator is None:
+            states[name] = State.ABSENT
+            continue
+        states[name] = State.GENERATED
+        basis = _basis(engine, known, row, column, touched=touched) if generator != MEAN else ()
+        raw = engine.model.unproject(name, feature[None])[0]
+        generated[name] = Generated(raw, generator, round(sure, 4), basis)
+    return Completed(features, generated, states, known.taste[row])
+
+
+def _climb_down(
+    engine: Engine, known: Known, made: Mapping[str, Array], confidence: Array, row: int, column: int, *, touched: bool
+) -> tuple[Array, str | None, float]:
+    """The highest rung of the ladder that holds for this cell: projected feature, generator's name, confidence."""
+    name = engine.model.names[column]
+    learned = engine.model.model.config.imputation == "generate"
+    feature = made[name][row]
+    if learned and (known.observed[row].any() or touched) and np.isfinite(feature).all():
+        return feature, DGMREC, float(confidence[row, column])
+    guesses = [
+        block[name][row]
+        for block, valid in ((known.near, known.near_valid), (known.shared, known.shared_valid))
+        if valid[row, column]
+    ]
+    if guesses and engine.model.model.config.imputation != "mean":
+        return np.asarray(np.mean(guesses, axis=0), dtype=np.float32), GRAPH, 0.0
+    nothing = np.zeros(engine.model.ranks[name], dtype=np.float32)  # centred: the modality's mean
+    return nothing, MEAN if engine.model.described(name) else None, 0.0
+
+
+def _basis(engine: Engine, known: Known, row: int, column: int, *, touched: bool) -> tuple[str, ...]:
+    others = [name for place, name in enumerate(engine.model.names) if known.observed[row, place]]
+    neighbours = ["neighbours"] if known.near_valid[row, column] else []
+    return (*others, *neighbours, *(["users"] if touched else []))
+
+
+# --- neighbours ------------------------------------------------------------------------------------------------------
+
+
+def nearest(engine: Engine, name: str, features: Array, k: int, allowed: Mask) -> Keys:
+    """Keys `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`, -1 where there are too few.
+
+    A zero feature, which says nothing, has no neighbours.
+    """
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    found, _ = engine.catalogue.indexes[name].search(features / np.maximum(length, 1e-6), k, allowed)
+    found[length[:, 0] <= 1e-6] = -1
+    return found
+
+
+def _alone(engine: Engine, subjects: Sequence[Subject], mask: Mask, row: int) -> Mask:
+    """The mask without the item itself."""
+    key = subjects[row].key
+    if key is None or not mask[key]:
+        return mask
+    without = mask.copy()
+    without[key] = False
+    return without
+
+
+def neighbour_keys(
+    engine: Engine, subjects: Sequence[Subject], name: str, features: Array, rows: Sequence[int], k: int, mask: Mask
+) -> Keys:
+    """As `nearest` for some rows, no item its own neighbour; rows not asked for are -1."""
+    found = np.full((len(subjects), k), -1, dtype=np.int64)
+    fresh = [row for row in rows if subjects[row].key is None or not mask[subjects[row].key or 0]]
+    if fresh:
+        found[fresh] = nearest(engine, name, features[fresh], k, mask)
+    for row in set(rows) - set(fresh):
+        found[row] = nearest(engine, name, features[row : row + 1], k, _alone(engine, subjects, mask, row))[0]
+    return found
+
+
+def mean_of(values: Array, keys: Keys) -> tuple[Array, Mask]:
+    """Mean of `values[keys]` `[b, ...]` over keys `[b, k]` with -1 for none, and where there was any `[b]`."""
+    there = keys >= 0
+    count = there.sum(axis=1)
+    weights = there.astype(np.float32) / np.maximum(count, 1)[:, None].astype(np.float32)
+    gathered = values[np.maximum(keys, 0)]
+    return np.einsum("bk,bk...->b...", weights, gathered).astype(np.float32), count > 0
+
+
+def _kin(engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask) -> list[Keys]:
+    """Per observed modality the neighbours `[b, k]` by it, as training's kin graph has them."""
+    found = []
+    for column, name in enumerate(engine.model.names):
+        rows = np.flatnonzero(observed[:, column]).tolist()
+        mask = engine.catalogue.having(name)
+        found.append(
+            neighbour_keys(engine, subjects, name, features[name], rows, engine.model.neighbours, mask)
+            if rows and mask.any()
+            else np.full((len(subjects), engine.model.neighbours), -1, dtype=np.int64)
+        )
+    return found
+
+
+def _near(
+    engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask
+) -> tuple[dict[str, Array], Mask]:
+    """Imputer NN, as in `models.imputers.near_means`, over the indexes."""
+    names = engine.model.names
+    blocks: dict[str, Array] = {}
+    valid = np.zeros_like(observed)
+    for target, name in enumerate(names):
+        total = np.zeros((len(subjects), engine.model.ranks[name]), dtype=np.float32)
+        count = np.zeros(len(subjects), dtype=np.float32)
+        for source, other in enumerate(names):
+            wanted = observed[:, source] & ~observed[:, target]
+            mask = engine.catalogue.having(other, name)
+            if source == target or not wanted.any() or not mask.any():
+                continue
+            rows = np.flatnonzero(wanted).tolist()
+            keys = neighbour_keys(engine, subjects, other, features[other], rows, NEIGHBOURS, mask)
+            mean, some = mean_of(engine.catalogue.arrays[f"feature.{name}"], keys)
+            total += mean
+            count += some
+        blocks[name] = total / np.maximum(count, 1)[:, None]
+        valid[:, target] = count > 0
+    return blocks, valid
+
+
+# --- users -----------------------------------------------------------------------------------------------------------
+
+
+def _shared(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Array], Mask]:
+    """Co-interaction means, as in `models.imputers.shared_means`, from the visitors' other items."""
+    names, catalogue = engine.model.names, engine.catalogue
+    blocks = {name: np.zeros((len(subjects), rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
+    valid = np.zeros((len(subjects), len(names)), dtype=np.bool_)
+    for row, subject in enumerate(subjects):
+        for column, name in enumerate(names):
+            features = catalogue.arrays[f"feature.{name}"]
+            means = [
+                features[having].mean(axis=0)
+                for visitor in subject.visitors
+                if len(having := visitor.others[catalogue.observed[visitor.others, column]])
+            ]
+            if means:
+                blocks[name][row] = np.mean(means, axis=0)
+                valid[row, column] = True
+    return blocks, valid
+
+
+def _taste(engine: Engine, subjects: Sequence[Subject], kin: Sequence[Keys]) -> Array:
+    """p_i `[b, M, d]`: the mean preference of the item's users; the neighbours' taste where nobody has touched it yet;
+    everyone's where it has no neighbours either."""
+    tastes = engine.catalogue.arrays["taste"]
+    # As in training's kin graph, each modality's neighbours weigh the same.
+    means = [mean_of(tastes, keys) for keys in kin] if len(tastes) else []
+    total = sum((mean * some[:, None, None] for mean, some in means), np.zeros((), dtype=np.float32))
+    count = sum((some.astype(np.float32) for _, some in means), np.zeros(len(subjects), dtype=np.float32))
+    everyone = engine.model.tables["mean_taste"]
+    rows = []
+    for row, subject in enumerate(subjects):
+        if subject.visitors:
+            rows.append(np.mean([visitor.preference for visitor in subject.visitors], axis=0))
+        elif subject.taste is not None:
+            rows.append(subject.taste)
+        elif count[row]:
+            rows.append(total[row] / count[row])
+        else:
+            rows.append(everyone)
+    return np.stack(rows).astype(np.float32)

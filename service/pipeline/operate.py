@@ -1,0 +1,48 @@
+"""What operators ask: is it ready, what runs, how is it doing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from service.pipeline.engine import Engine
+
+
+async def check_ready(engine: Engine) -> None:
+    """Raise StoreUnavailableError unless the store answers; an engine that exists has its bundle and indexes."""
+    await engine.store.ping()
+
+
+def models(engine: Engine) -> list[dict[str, Any]]:
+    """The bundles that are known, the active one first."""
+    manifest = engine.manifest
+    return [
+        {
+            "version": manifest.version,
+            "active": True,
+            "created_at": manifest.created_at.isoformat(),
+            "data": manifest.data.model_dump(),
+            "modalities": [modality.model_dump() for modality in manifest.modalities],
+            "models": {name: {"metrics": entry.metrics} for name, entry in manifest.models.items()},
+        }
+    ]
+
+
+async def stats(engine: Engine) -> dict[str, Any]:
+    """Items by modality state and category, imputation error by modality, fallbacks, index sizes."""
+    catalogue = engine.catalogue
+    errors = await engine.store.imputation_errors()
+    return {
+        "model_version": engine.model_version,
+        "synthetic": engine.manifest.data.synthetic,
+        "items": len(catalogue),
+        "available": int(catalogue.available.sum()),
+        "modalities": catalogue.count_states(),
+        "categories": catalogue.count_categories(),
+        "imputation_error": {
+            name: {"pairs": count, "mean_confidence": confidence, "mean_centred_cosine": cosine}
+            for name, (count, confidence, cosine) in errors.items()
+        },
+        "fallbacks": dict(engine.fallbacks),
+        "indexes": {name: dict(index.stats()) for name, index in catalogue.indexes.items()},
+        "last_change": await engine.store.last_change(),
+    }

@@ -1,0 +1,65 @@
+"""Ranking: candidates by inner product, diversity, and the named fallbacks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from service.pipeline.catalogue import FINAL, Array, Keys, Mask
+from service.pipeline.engine import Engine
+
+POOL = 5  # candidates looked at for each item asked, when diversity re-orders them
+
+
+def best(engine: Engine, vector: Array, n: int, allowed: Mask, diversity: float = 0.0) -> tuple[Keys, Array]:
+    """The `n` best items for a user vector `[d]`: keys and scores, best first."""
+    wanted = n if diversity == 0 else n * POOL
+    keys, scores = engine.catalogue.indexes[FINAL].search(vector[None], wanted, allowed)
+    found = keys[0] >= 0
+    if diversity == 0:
+        return keys[0][found], scores[0][found]
+    return diversified(engine, keys[0][found], scores[0][found], n, diversity)
+
+
+def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: float) -> tuple[Keys, Array]:
+    """Maximal marginal relevance: each next item is the best of (1 - diversity) * score - diversity * likeness, scores
+    scaled to 0..1, likeness the highest cosine of modal parts to an item already chosen. Scores stay what they were."""
+    if len(keys) == 0:
+        return keys, scores
+    modal = engine.catalogue.arrays["modal"][keys]
+    modal = modal - modal.mean(axis=0)
+    modal /= np.maximum(np.linalg.norm(modal, axis=1, keepdims=True), 1e-6)
+    spread = float(scores.max() - scores.min())
+    relevance = (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
+    likeness = np.full(len(keys), -1.0, dtype=np.float32)
+    left = np.ones(len(keys), dtype=np.bool_)
+    order = []
+    for _ in range(min(n, len(keys))):
+        value = np.where(left, (1 - diversity) * relevance - diversity * likeness, -np.inf)
+        place = int(value.argmax())
+        order.append(place)
+        left[place] = False
+        likeness = np.maximum(likeness, modal @ modal[place])
+    return keys[order], scores[order]
+
+
+def popular(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Array]:
+    """The items with the most users; ties by age, the newest first."""
+    catalogue = engine.catalogue
+    return _top(catalogue.popularity.astype(np.float32), catalogue.created, n, allowed)
+
+
+def latest(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Array]:
+    """The newest items; the score is the creation time in epoch seconds."""
+    catalogue = engine.catalogue
+    keys, _ = _top(catalogue.created, catalogue.created, n, allowed)
+    return keys, catalogue.created[keys].astype(np.float32)
+
+
+def _top(scores: Array, then: Array, n: int, allowed: Mask) -> tuple[Keys, Array]:
+    keys = np.flatnonzero(allowed)
+    if len(keys) > n:
+        # Everything that ties with the n-th stays in, so that the second criterion decides.
+        bound = np.partition(scores[keys], len(keys) - n)[len(keys) - n]
+        keys = keys[scores[keys] >= bound]
+    order = np.lexsort((keys, -then[keys], -scores[keys]))[:n]
+    return keys[order], scores[keys[order]]

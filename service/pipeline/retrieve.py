@@ -1,0 +1,93 @@
+"""Finding items by words, by a picture, by a vector, or by another item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from service.domain import Content, Hit, InvalidInputError, LacunaError
+from service.pipeline import views
+from service.pipeline.browse import require_modality
+from service.pipeline.catalogue import FINAL, Array, Mask
+from service.pipeline.encode import encode
+from service.pipeline.engine import Engine
+from service.pipeline.impute import Subject, impute
+from service.pipeline.ingest import stored
+
+ANY = "any"
+
+
+async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]:
+    """The items nearest to one, by the final vectors or by one modality's feature (cosine), real or generated.
+
+    Raises:
+        ItemNotFoundError: there is no such item. UnknownModalityError: `by` is neither `final` nor a modality.
+    """
+    if by != "final":
+        require_modality(engine, by)
+    catalogue = engine.catalogue
+    key = catalogue.key(item_id)
+    if key is None:
+        await stored(engine, item_id)  # says that it is not there
+        return []
+    with engine.step("rank"):
+        allowed = catalogue.eligible(excluded=np.array([key], dtype=np.int64))
+        if by == "final":
+            # The index ranks by inner product, which favours the popular; cosine is what "similar" means.
+            query = catalogue.final(np.array([key]))[0]
+            found, _ = catalogue.indexes[FINAL].search(query[None], n * 10, allowed)
+            keys = found[0][found[0] >= 0]
+            vectors = catalogue.final(keys)
+            cosines = vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-6)
+            order = np.argsort(-cosines, kind="stable")[:n]
+            return views.hits(engine, keys[order], cosines[order].astype(np.float32))
+        return _by_modality(engine, by, catalogue.arrays[f"feature.{by}"][key], n, allowed)
+
+
+async def retrieve(
+    engine: Engine,
+    query: Mapping[str, Content],
+    *,
+    n: int,
+    target: str,
+    include_generated: bool,
+    category: str | None,
+) -> list[Hit]:
+    """The items nearest to a query in one modality.
+
+    With `target` another modality than the query's, the query's feature in the target is generated first, as it would
+    be for an item; with `any`, the query's own modality is searched. Items that lack the target are reached through
+    their generated feature, and say so.
+
+    Raises:
+        InvalidInputError: the query cannot be encoded. UnknownModalityError: it or the target is no modality.
+    """
+    ((modality, content),) = query.items()
+    goal = modality if target == ANY else target
+    require_modality(engine, goal)
+    with engine.step("encode"):
+        (got,) = await encode(engine, [{modality: (content, "query")}])
+    if isinstance(got, LacunaError):
+        raise got
+    if modality not in got.observed:
+        raise InvalidInputError(f"The query gives nothing for the modality {modality!r}.")
+    feature = engine.model.project(modality, got.observed[modality].vector[None])[0]
+    if goal != modality:
+        with engine.step("impute"):
+            (completed,) = await engine.compute(impute, engine, [Subject({modality: feature})])
+        feature = completed.features[goal]
+    with engine.step("rank"):
+        allowed = engine.catalogue.eligible(category)
+        if not include_generated:
+            allowed &= engine.catalogue.having(goal)
+        return _by_modality(engine, goal, feature, n, allowed)
+
+
+def _by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
+    length = float(np.linalg.norm(feature))
+    if length <= 1e-6:
+        return []
+    keys, scores = engine.catalogue.indexes[modality].search((feature / length)[None], n, allowed)
+    found = keys[0] >= 0
+    return views.hits(engine, keys[0][found], scores[0][found], modality)

@@ -1,0 +1,98 @@
+"""What is answered of an item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from service.domain import (
+    Generated,
+    Hit,
+    ItemView,
+    Match,
+    ModalityDetail,
+    ModalityReport,
+    Observed,
+    State,
+    StoredItem,
+    Vector,
+)
+from service.pipeline.catalogue import Array, Keys
+from service.pipeline.engine import Engine
+from service.pipeline.impute import Completed, nearest
+
+
+def state_of(item: StoredItem, modality: str) -> State:
+    """State of one modality of a stored item."""
+    if modality in item.observed:
+        return State.OBSERVED
+    return State.GENERATED if modality in item.generated else State.ABSENT
+
+
+def report(state: State, generated: Generated | None) -> ModalityReport:
+    """State and provenance."""
+    if state is not State.GENERATED or generated is None:
+        return ModalityReport(state)
+    return ModalityReport(state, generated.generator, generated.confidence, generated.basis)
+
+
+def item(engine: Engine, stored: StoredItem, timings: Mapping[str, float] | None = None) -> ItemView:
+    """A stored item as it is answered, with the modalities of the active bundle."""
+    text = stored.observed.get("text")
+    return ItemView(
+        id=stored.id,
+        title=stored.title,
+        categories=stored.categories,
+        metadata=stored.metadata,
+        available=stored.available,
+        version=stored.version,
+        created_at=stored.created_at,
+        updated_at=stored.updated_at,
+        model_version=stored.model_version,
+        modalities={name: report(state_of(stored, name), stored.generated.get(name)) for name in engine.model.names},
+        text=text.text if text else None,
+        media={name: one.media for name, one in stored.observed.items() if one.media is not None},
+        timings_ms=dict(timings or {}),
+    )
+
+
+def hits(engine: Engine, keys: Keys, scores: Array, modality: str | None = None) -> list[Hit]:
+    """Search results `[k]` as answers, best first; items that vanished meanwhile and padding are left out."""
+    found = []
+    for key, score in zip(keys.tolist(), scores.tolist(), strict=True):
+        entry = engine.catalogue.entries.get(key)
+        if key < 0 or entry is None:
+            continue
+        matched = Match(modality, entry.states[modality]) if modality is not None else None
+        found.append(Hit(entry.id, entry.title, score, entry.states, matched))
+    return found
+
+
+def neighbours(engine: Engine, modality: str, feature: Array, k: int, key: int | None = None) -> tuple[Hit, ...]:
+    """The items whose observed feature is nearest to a projected one `[r_m]`: what it means, in items to look at."""
+    if k == 0:
+        return ()
+    mask = engine.catalogue.having(modality, excluded=key)
+    found = nearest(engine, modality, feature[None], k, mask)[0]
+    found = found[found >= 0]
+    unit = feature / max(float(np.linalg.norm(feature)), 1e-6)
+    others = engine.catalogue.arrays[f"feature.{modality}"][found]
+    cosines = others @ unit / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
+    return tuple(hits(engine, found, cosines.astype(np.float32), modality))
+
+
+def imputed(engine: Engine, completed: Completed, observed: Observed | None, modality: str, k: int) -> ModalityDetail:
+    """One modality of an item that is not stored, with its vector."""
+    generated = completed.generated.get(modality)
+    vector: Vector | None = observed.vector if observed else generated.vector if generated else None
+    return ModalityDetail(
+        item="",
+        modality=modality,
+        report=report(completed.states[modality], generated),
+        source=observed.source if observed else None,
+        text=observed.text if observed else None,
+        media=None,
+        neighbours=neighbours(engine, modality, completed.features[modality], k),
+        vector=vector,
+    )

@@ -1,0 +1,231 @@
+"""The service's settings: the only reader of the environment."""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from dotenv import dotenv_values
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+PREFIX = "LACUNA_"
+NOT_OURS = "LACUNA_TEST_"  # read by the tests
+ENV_FILE = ".env"
+DATABASE_SCHEMES = ("sqlite+aiosqlite:///", "postgresql+asyncpg://")
+REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; the message is one sentence that names the LACUNA_ key and holds no secret."""
+
+
+class Role(StrEnum):
+    """What an API key may do; each role includes the ones before it."""
+
+    READ = "read"
+    WRITE = "write"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """One entry of LACUNA_API_KEYS."""
+
+    name: str
+    role: Role
+    key: str = field(repr=False)
+
+
+class _DotEnv(DotEnvSettingsSource):
+    """`.env`, of which only our names count: the file may serve other programs too."""
+
+    def __call__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__call__().items() if name in self.settings_cls.model_fields}
+
+
+class Settings(BaseSettings):
+    """Settings by their names without the prefix. Make them with `Settings.load`, whose errors are sentences."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_file=ENV_FILE,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    workers: int = Field(1, ge=1, le=64, description="number of processes")
+    data_dir: Path = Field(Path("./lacuna-data"), description="folder for the SQLite database and index snapshots")
+    database_url: str = Field(
+        default_factory=lambda values: f"sqlite+aiosqlite:///{values.get('data_dir', '.')}/lacuna.db",
+        repr=False,
+        description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE",
+    )
+    redis_url: str | None = Field(
+        None, repr=False, description="redis://HOST:PORT/DB, to share caches and limits between replicas"
+    )
+    bundle: Path | None = Field(None, description="folder of the model bundle to serve")
+    image_weights: Path | None = Field(None, description="file with the image encoder's weights")
+    seed_catalogue: bool = Field(True, description="fill an empty database from the bundle's catalogue")
+    api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
+        (), repr=False, description="name:role:key,... with the roles read, write and admin"
+    )
+    allow_anonymous: bool = Field(False, description="serve other machines without API keys")
+    allow_image_urls: bool = Field(False, description="fetch pictures from public URLs that clients name")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    max_body_bytes: int = Field(8 << 20, ge=1024, description="largest request body, in bytes")
+    max_image_pixels: int = Field(20_000_000, ge=1, description="largest picture, in pixels")
+    max_text_chars: int = Field(20_000, ge=1, description="longest text, in characters")
+    max_n: int = Field(500, ge=1, description="longest list that may be asked for")
+    max_batch: int = Field(1000, ge=1, description="most items, or pairs, in one request")
+    max_feedback: int = Field(10_000, ge=1, description="most feedback events in one request")
+
+    @classmethod
+    def load(cls, **overrides: Any) -> Self:
+        """Settings from the environment, `.env` and, before both, the overrides that are not None.
+
+        Raises:
+            SettingsError: an unknown LACUNA_ name, or a value that cannot be used.
+        """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        _refuse_unknown([*os.environ, *dotenv_values(ENV_FILE), *(_env_name(name) for name in given)])
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise SettingsError(_sentence(error)) from None
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, _DotEnv(settings_cls)
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _parse_keys(cls, value: object) -> object:
+        return parse_api_keys(value) if isinstance(value, str) else value
+
+    @field_validator("data_dir", "bundle", "image_weights")
+    @classmethod
+    def _expand_home(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _lower_case(cls, value: object) -> object:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _check_database_url(cls, value: str) -> str:
+        if not value.startswith(DATABASE_SCHEMES) or value == DATABASE_SCHEMES[0] or ":memory:" in value:
+            raise ValueError(f"must be {DATABASE_SCHEMES[0]}FILE or {DATABASE_SCHEMES[1]}...")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(REDIS_SCHEMES):
+            raise ValueError(f"must start with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
+        return value
+
+    @model_validator(mode="after")
+    def _guard_strangers(self) -> Self:
+        if not self.api_keys and not self.allow_anonymous and not is_loopback(self.host):
+            raise ValueError(
+                f"LACUNA_HOST is {self.host!r}, which other machines can reach: set LACUNA_API_KEYS, "
+                "or LACUNA_ALLOW_ANONYMOUS=1 to serve everybody"
+            )
+        return self
+
+
+def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
+    """The entries of `name:role:key,...`; a key may hold colons, not commas.
+
+    Raises:
+        ValueError: an entry is malformed, or a name or key is given twice. The message never holds a key.
+    """
+    entries = [entry.strip() for entry in text.split(",")]
+    keys = tuple(_parse_key(number, entry) for number, entry in enumerate(entries, 1) if entry)
+    if len({key.name for key in keys}) < len(keys) or len({key.key for key in keys}) < len(keys):
+        raise ValueError("gives a name or a key twice")
+    return keys
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def describe_settings() -> list[tuple[str, str, str]]:
+    """Every setting: its environment name, its default as it would be written there, what it is."""
+    return [
+        (_env_name(name), _default_text(name, info.get_default()), info.description or "")
+        for name, info in Settings.model_fields.items()
+    ]
+
+
+def _default_text(name: str, default: object) -> str:
+    if name == "database_url":
+        return "sqlite+aiosqlite:///{DATA_DIR}/lacuna.db"
+    if default is None or default == ():
+        return ""
+    return str(int(default)) if isinstance(default, bool) else str(default)
+
+
+def _parse_key(number: int, entry: str) -> ApiKey:
+    name, _, rest = entry.partition(":")
+    role, _, key = rest.partition(":")
+    if not (name and role and key):
+        raise ValueError(f"needs entries name:role:key, and entry {number} is none")
+    if role not in tuple(Role):
+        raise ValueError(f"knows the roles {', '.join(Role)}, and entry {number} has another")
+    return ApiKey(name, Role(role), key)
+
+
+def _env_name(name: str) -> str:
+    return f"{PREFIX}{name}".upper()
+
+
+def _refuse_unknown(names: Iterable[str]) -> None:
+    known = [_env_name(name) for name in Settings.model_fields]
+    for name in map(str.upper, names):
+        if name.startswith(PREFIX) and not name.startswith(NOT_OURS) and name not in known:
+            nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
+            raise SettingsError(f"{name} is no setting of Lacuna; did you mean {nearest[0]}?")
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    problem = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if not first["loc"]:
+        return f"{problem}."
+    return f"{_env_name(str(first['loc'][0]))} {_lower_first(problem)}."
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,323 @@
+"""What all routes share: problems, request ids, keys, start and end of the app, metrics, docs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+
+from service import domain, main
+from service.api.errors import DESCRIPTIONS, STATUSES, problem_of
+from service.main import create_app
+from tests.service.unit import fake_engine
+from tests.service.unit.fake_engine import FakeEngine, settings_of
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    fake_engine.install(monkeypatch)
+    return FakeEngine()
+
+
+@pytest.fixture
+async def api(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+    async with fake_engine.client_of(create_app(settings_of(), engine=engine)) as client:
+        yield client
+
+
+# --- problems -----------------------------------------------------------------------------------------------------
+
+
+def _subclasses(kind: type[Exception]) -> list[type[Exception]]:
+    return [kind, *(below for child in kind.__subclasses__() for below in _subclasses(child))]
+
+
+@pytest.mark.parametrize("kind", _subclasses(domain.LacunaError)[1:])
+def test_every_domain_error_has_a_status_and_a_description(kind: type[domain.LacunaError]) -> None:
+    problem = problem_of(kind("why"))
+    assert problem.status in STATUSES.values()
+    assert problem.detail == "why"
+    assert problem.slug in DESCRIPTIONS
+
+
+@pytest.mark.parametrize("kind", [domain.NotReadyError, domain.StoreUnavailableError])
+async def test_unavailable_says_when_to_retry(
+    api: httpx.AsyncClient, engine: FakeEngine, kind: type[domain.LacunaError]
+) -> None:
+    engine.failure = kind("away")
+    for path in ("/recommend/u1", "/items/a", "/health/ready"):
+        response = await api.get(path)
+        assert response.status_code == 503
+        assert response.json()["detail"] == "away"
+        assert int(response.headers["retry-after"]) > 0
+
+
+async def test_unexpected_failure_is_a_bare_500_and_is_logged_with_its_id(
+    api: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.failure = RuntimeError("secret inner workings")
+    with caplog.at_level(logging.ERROR, "service.api.middleware"):
+        response = await api.get("/items/a", headers={"x-request-id": "req-7"})
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.headers["x-request-id"] == response.json()["request_id"] == "req-7"
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    assert any("secret inner workings" in str(record.exc_info) for record in caplog.records)
+
+
+async def test_unknown_path_is_a_problem(api: httpx.AsyncClient) -> None:
+    for path in ("/nope", "/items/", "/recommend/a%2Fb"):
+        response = await api.get(path)
+        assert response.status_code == 404
+        assert response.json()["type"] == "/problems/not-found"
+
+
+async def test_wrong_method_names_the_right_ones(api: httpx.AsyncClient) -> None:
+    response = await api.post("/items/a")
+    assert response.status_code == 405
+    assert response.json()["type"] == "/problems/method-not-allowed"
+    assert response.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, PATCH, PUT"
+
+
+async def test_options_names_the_methods(api: httpx.AsyncClient) -> None:
+    response = await api.options("/feedback")
+    assert response.status_code == 204
+    assert response.headers["allow"] == "DELETE, GET, HEAD, OPTIONS, POST"
+
+
+async def test_head_is_get_without_a_body(api: httpx.AsyncClient) -> None:
+    await api.post("/items", json={"id": "a"})
+    head, get = await api.head("/items/a"), await api.get("/items/a")
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-length"] == get.headers["content-length"]
+    assert (await api.head("/items/no")).status_code == 404
+
+
+@pytest.mark.parametrize("url", ["/items/%00", "/items?q=%00", "/users/a%00b", "/retrieve?text=%00"])
+async def test_nul_in_the_url_is_refused(api: httpx.AsyncClient, url: str) -> None:
+    assert (await api.get(url)).status_code == 422
+
+
+@pytest.mark.parametrize("url", ["/items?q=%ff", "/users/%C3%28", "/retrieve?text=%ED%A0%80"])
+async def test_url_that_is_no_utf8_is_malformed(api: httpx.AsyncClient, url: str) -> None:
+    assert (await api.get(url)).status_code == 400
+
+
+async def test_problem_types_are_described(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/problems/conflict")).json()["type"] == "/problems/conflict"
+    assert (await api.get("/problems/unheard-of")).status_code == 404
+
+
+# --- request ids --------------------------------------------------------------------------------------------------
+
+
+async def test_request_id_of_the_client_comes_back(api: httpx.AsyncClient) -> None:
+    for path in ("/health/live", "/nope", "/items/a b"):
+        response = await api.get(path, headers={"x-request-id": "Trace-1.2_3"})
+        assert response.headers["x-request-id"] == "Trace-1.2_3"
+
+
+@pytest.mark.parametrize("sent", ["", "a b", "x" * 65, "a\tb", "é", '"}'])
+async def test_odd_request_id_is_replaced(api: httpx.AsyncClient, sent: str) -> None:
+    response = await api.get("/nope", headers={"x-request-id": sent.encode()})
+    assert re.fullmatch(r"[0-9a-f]{16}", response.headers["x-request-id"])
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+
+
+# --- keys ---------------------------------------------------------------------------------------------------------
+
+SECRETS = {role: f"{role}-secret-0123456789" for role in ("read", "write", "admin")}
+
+
+@pytest.fixture
+async def locked(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+    keys = ",".join(f"{role}er:{role}:{secret}" for role, secret in SECRETS.items())
+    async with fake_engine.client_of(create_app(settings_of(api_keys=keys), engine=engine)) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("role", "read_status", "write_status"),
+    [("read", 200, 403), ("write", 200, 201), ("admin", 200, 201)],
+)
+async def test_roles_reach_as_far_as_they_should(
+    locked: httpx.AsyncClient, role: str, read_status: int, write_status: int
+) -> None:
+    for headers in ({"authorization": f"Bearer {SECRETS[role]}"}, {"x-api-key": SECRETS[role]}):
+        assert (await locked.get("/items", headers=headers)).status_code == read_status
+        response = await locked.post("/items", json={"id": headers.popitem()[0]}, headers={"x-api-key": SECRETS[role]})
+        assert response.status_code == write_status
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"x-api-key": "wrong"},
+        {"authorization": "Bearer wrong"},
+        {"authorization": f"Basic {SECRETS['read']}"},
+        {"authorization": "Bearer"},
+        {"x-api-key": b"\xff\xfe"},
+    ],
+)
+async def test_without_a_known_key_nothing_opens(locked: httpx.AsyncClient, headers: dict[str, str]) -> None:
+    for path in ("/items", "/recommend/u1?n=0", "/metrics", "/models", "/stats", "/retrieve?text=a"):
+        response = await locked.get(path, headers=headers)
+        assert response.status_code == 401
+        assert response.headers["www-authenticate"].startswith("Bearer")
+        assert response.json()["type"] == "/problems/unauthorized"
+
+
+async def test_keys_come_before_the_body(locked: httpx.AsyncClient, engine: FakeEngine) -> None:
+    assert (await locked.post("/items", content=b"{")).status_code == 401
+    assert not engine.calls
+
+
+async def test_health_and_docs_are_open(locked: httpx.AsyncClient) -> None:
+    for path in ("/health/live", "/health/ready", "/docs", "/openapi.json", "/problems/conflict"):
+        assert (await locked.get(path)).status_code == 200
+    response = await locked.get("/")
+    assert (response.status_code, response.headers["location"]) == (307, "/docs")
+
+
+async def test_every_route_but_the_open_ones_needs_a_key(locked: httpx.AsyncClient) -> None:
+    paths = (await locked.get("/openapi.json")).json()["paths"]
+    open_paths = {"/health/live", "/health/ready", "/problems/{slug}"}
+    for path, operations in paths.items():
+        for method in operations:
+            response = await locked.request(method, re.sub(r"\{\w+\}", "a", path))
+            assert (response.status_code == 401) == (path not in open_paths), (method, path)
+
+
+# --- start and end ------------------------------------------------------------------------------------------------
+
+
+async def _until_answer(client: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
+    for _ in range(200):
+        response = await client.get(path)
+        if response.status_code == status:
+            return response
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{path} never answered {status}")
+
+
+async def test_app_answers_while_the_engine_starts(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = asyncio.Event()
+
+    async def bootstrap(_: object) -> FakeEngine:
+        await gate.wait()
+        return engine
+
+    monkeypatch.setattr(main, "bootstrap", bootstrap)
+    ready: list[object] = []
+
+    async def on_ready(started: object) -> None:
+        ready.append(started)
+
+    app = create_app(settings_of(), on_ready=on_ready)
+    async with app.router.lifespan_context(app), fake_engine.client_of(app) as client:
+        assert (await client.get("/health/live")).status_code == 200
+        assert (await client.get("/metrics")).status_code == 200
+        for path in ("/health/ready", "/recommend/u1", "/items"):
+            response = await client.get(path)
+            assert response.status_code == 503
+            assert response.json()["type"] == "/problems/not-ready"
+            assert "retry-after" in response.headers
+        gate.set()
+        await _until_answer(client, "/health/ready", 200)
+    assert ready == [engine]
+    assert engine.is_closed
+
+
+async def test_failed_start_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def bootstrap(_: object) -> FakeEngine:
+        raise ValueError("no bundle there")
+
+    monkeypatch.setattr(main, "bootstrap", bootstrap)
+    failures: list[Exception] = []
+    app = create_app(settings_of(), on_failure=failures.append)
+    async with app.router.lifespan_context(app), fake_engine.client_of(app) as client:
+        await asyncio.sleep(0)
+        assert (await client.get("/health/ready")).status_code == 503
+    assert [str(failure) for failure in failures] == ["no bundle there"]
+
+
+async def test_stop_while_starting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+
+    async def bootstrap(_: object) -> FakeEngine:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.set()
+        raise AssertionError("unreachable")
+
+    monkeypatch.setattr(main, "bootstrap", bootstrap)
+    app = create_app(settings_of())
+    async with app.router.lifespan_context(app):
+        await asyncio.sleep(0)
+    assert ended.is_set()
+
+
+async def test_engine_that_was_handed_in_stays_its_owners(engine: FakeEngine) -> None:
+    app = create_app(settings_of(), engine=engine)
+    async with app.router.lifespan_context(app):
+        pass
+    assert not engine.is_closed
+
+
+# --- metrics, models, docs ----------------------------------------------------------------------------------------
+
+
+async def test_metrics_count_by_route_and_show_the_engine(api: httpx.AsyncClient) -> None:
+    for path in ("/items/a", "/items/b", "/nope/1", "/nope/2"):
+        await api.get(path)
+    text = (await api.get("/metrics")).text
+    assert 'lacuna_requests_total{method="GET",route="/items/{item_id}",status="404"} 2.0' in text
+    assert 'lacuna_requests_total{method="GET",route="unmatched",status="404"} 2.0' in text
+    assert 'lacuna_request_seconds_count{method="GET",route="/items/{item_id}"} 2.0' in text
+    assert 'lacuna_items{modality="text",state="observed"} 0.0' in text
+    assert 'lacuna_index_vectors{index="items",part="base"} 0.0' in text
+
+
+async def test_steps_of_the_pipeline_are_measured(api: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.timer.observe_step("encode", 0.004)
+    text = (await api.get("/metrics")).text
+    assert 'lacuna_step_seconds_bucket{le="0.003",step="encode"} 0.0' in text
+    assert 'lacuna_step_seconds_bucket{le="0.005",step="encode"} 1.0' in text
+
+
+async def test_metrics_are_told_while_the_store_is_away(api: httpx.AsyncClient, engine: FakeEngine) -> None:
+    engine.failure = domain.StoreUnavailableError("away")
+    response = await api.get("/metrics")
+    assert response.status_code == 200
+    assert "lacuna_requests_total" in response.text
+
+
+async def test_models_and_stats(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/models")).json()["models"][0]["version"] == "2026-01-02.1"
+    assert (await api.get("/stats")).json()["modalities"]["text"]["observed"] == 0
+
+
+async def test_docs_need_no_network(api: httpx.AsyncClient) -> None:
+    page = (await api.get("/docs")).text
+    assert "http://" not in page
+    assert "https://" not in page
+    for path in re.findall(r'(?:src|href)="(/[^"]+)"', page):
+        assert (await api.get(path)).status_code == 200
+
+
+async def test_openapi_resolves_and_documents_problems(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    known = document["components"]["schemas"]
+    for reference in re.findall(r"#/components/schemas/(\w+)", str(document)):
+        assert reference in known
+    assert "HTTPValidationError" not in known
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert "503" in operation["responses"] or path in ("/health/live", "/problems/{slug}")

@@ -1,0 +1,187 @@
+"""Datasets in memory: items with holes in them, and who interacted with which."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.vocabulary import Vocabulary
+
+EVENT_TYPES = ("view", "click", "cart", "purchase", "rating", "review")
+SPLITS = ("train", "valid", "test")
+TRAIN, VALID, TEST = range(3)
+
+Vector = NDArray[np.float32]
+Content = str | bytes | Vector
+Record = dict[str, Any]
+Progress = Callable[[str, int], None]
+
+_RATED = (EVENT_TYPES.index("rating"), EVENT_TYPES.index("review"))
+
+
+class DatasetError(ValueError):
+    """Data that cannot be used; the message is one sentence naming the file, the line and what is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedMask:
+    """Cells that a published protocol withholds: `missing` is bool `[len(items), len(columns)]`, True = withheld."""
+
+    items: tuple[str, ...]
+    columns: tuple[str, ...]
+    missing: NDArray[np.bool_]
+
+    def __post_init__(self) -> None:
+        if self.missing.dtype != np.bool_ or self.missing.shape != (len(self.items), len(self.columns)):
+            raise DatasetError(
+                f"a mask of {len(self.items)} items and {len(self.columns)} columns cannot be "
+                f"{self.missing.dtype}{list(self.missing.shape)}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Interactions:
+    """All feedback events, in file order, as parallel arrays `[n]`.
+
+    `user` and `item` are rows, `type` a number in EVENT_TYPES, `value` and `timestamp` (epoch seconds) are nan where
+    absent; `texts` holds the text of the events that have one, by position.
+    """
+
+    user: NDArray[np.int64]
+    item: NDArray[np.int64]
+    type: NDArray[np.uint8]
+    value: NDArray[np.float64]
+    timestamp: NDArray[np.float64]
+    texts: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A prepared dataset in memory.
+
+    `records` are the item bodies in row order; ready vectors in them are float32 arrays, not lists (`item_line` writes
+    either). `split` is aligned with `pairs()`. `min_rating`: see DatasetInfo.
+    """
+
+    name: str
+    synthetic: bool
+    min_rating: float | None
+    fingerprint: str
+    items: Vocabulary
+    users: Vocabulary
+    records: list[Record]
+    interactions: Interactions
+    split: NDArray[np.uint8] | None = None
+    masks: Mapping[str, PublishedMask] = field(default_factory=dict)
+    new_items: NDArray[np.int64] | None = None
+
+    def pairs(self) -> NDArray[np.int64]:
+        """Distinct (user row, item row) pairs that show interest, `[n, 2]`, in the order of their first occurrence."""
+        return self._pairs
+
+    @cached_property
+    def _pairs(self) -> NDArray[np.int64]:
+        return distinct_pairs(self.interactions, len(self.items), self.min_rating)
+
+    @cached_property
+    def modalities(self) -> tuple[str, ...]:
+        """Names of the modalities that some item has: text, image, then the others by name."""
+        seen = {name for record in self.records for name in record.get("modalities") or ()} - {"text"}
+        if any(_content_of(record, "text") is not None for record in self.records):
+            seen.add("text")
+        leading = [name for name in ("text", "image") if name in seen]
+        return (*leading, *sorted(seen.difference(leading)))
+
+    def content(self, modality: str) -> list[Content | None]:
+        """The content of one modality by row: text, the bytes of a file, a float32 vector, or None where it is missing.
+
+        The title is the text of an item without one. Files are decoded here, not before.
+
+        Raises:
+            DatasetError: a file is not valid base64.
+        """
+        return [_decoded(record, modality) for record in self.records]
+
+    def observed(self, modalities: Sequence[str] | None = None) -> NDArray[np.bool_]:
+        """Which cells are there, bool `[n_items, M]`; columns as in `modalities`, by default the dataset's own."""
+        names = self.modalities if modalities is None else modalities
+        cells = [[_content_of(record, name) is not None for name in names] for record in self.records]
+        return np.array(cells, dtype=np.bool_).reshape(len(self.records), len(names))
+
+    def withheld(self, mask: str, modalities: Sequence[str] | None = None) -> NDArray[np.bool_]:
+        """The cells that a published mask withholds, bool `[n_items, M]`, columns as for `observed`.
+
+        Items and modalities that the mask does not know keep all they have.
+
+        Raises:
+            DatasetError: the dataset has no mask of this name.
+        """
+        if mask not in self.masks:
+            known = ", ".join(sorted(self.masks)) or "none"
+            raise DatasetError(f"the dataset {self.name} has no published mask {mask!r} (it has: {known})")
+        published = self.masks[mask]
+        names = self.modalities if modalities is None else tuple(modalities)
+        rows = np.array([self.items.row(item) for item in published.items], dtype=np.int64)
+        withheld = np.zeros((len(self.items), len(names)), dtype=np.bool_)
+        for column, name in enumerate(names):
+            if name in published.columns:
+                withheld[rows, column] = published.missing[:, published.columns.index(name)]
+        return withheld
+
+
+def distinct_pairs(interactions: Interactions, n_items: int, min_rating: float | None) -> NDArray[np.int64]:
+    """Distinct (user, item) pairs `[n, 2]` of the events that show interest, in the order of first occurrence.
+
+    Only ratings and reviews with a value below `min_rating` show none.
+    """
+    user, item = interactions.user, interactions.item
+    if min_rating is not None:
+        interest = ~(np.isin(interactions.type, _RATED) & (interactions.value < min_rating))
+        user, item = user[interest], item[interest]
+    _, first = np.unique(user * n_items + item, return_index=True)
+    first.sort()
+    return np.stack([user[first], item[first]], axis=1)
+
+
+def _content_of(record: Record, modality: str) -> object:
+    """What the body says of a modality, or None. Blank text is no text, and the title stands in for it."""
+    content = (record.get("modalities") or {}).get(modality)
+    if isinstance(content, str) and not content.strip():
+        content = None
+    if content is None and modality == "text":
+        title = record.get("title")
+        return title if title and title.strip() else None
+    return content
+
+
+def _decoded(record: Record, modality: str) -> Content | None:
+    match _content_of(record, modality):
+        case {"base64": str(data)}:
+            return decode_base64(data, f"the item {record['id']!r}, modality {modality!r}")
+        case {"vector": values}:
+            return np.asarray(values, dtype=np.float32)
+        case str(text):
+            return text
+    return None
+
+
+def decode_base64(data: str, whose: str) -> bytes:
+    """The bytes of a base64 text.
+
+    Raises:
+        DatasetError: it is none; the message begins with `whose`.
+    """
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise DatasetError(f"{whose}: not valid base64") from None

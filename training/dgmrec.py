@@ -1,0 +1,333 @@
+"""Training DGMRec: the catalogue's graphs, one epoch, graph refinement, validation, calibration."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, ItemSide
+from models.graph import (
+    Graph,
+    InteractionGraphs,
+    Matrix,
+    blend_rows,
+    mean_graph,
+    nearest,
+    rescaled,
+    with_self_loops,
+)
+from models.imputers import Evidence, gather_evidence
+from models.modality import ModalBatch
+from training.metrics import evaluate_ranking
+from training.sampling import NegativeSampler, batches
+from training.splits import Parts
+from training.trainer import TrainerConfig
+
+CONTENT_ROWS = 512
+Q_STEPS = 3
+HELD_CELLS = 0.1
+
+
+@dataclass(frozen=True)
+class TopNData:
+    """What top-N training reads: features with holes, and (user, item) pairs by part.
+
+    Users without training pairs must not stand in the other parts (`Parts.evaluable`).
+    """
+
+    batch: ModalBatch
+    parts: Parts
+    n_users: int
+    n_items: int
+
+
+class DGMRecTask:
+    """DGMRec for the trainer."""
+
+    def __init__(self, data: TopNData, config: DGMRecConfig, trainer: TrainerConfig) -> None:
+        self.data, self.config, self.trainer = data, config, trainer
+        self.device = torch.device(trainer.device)
+        self.rng = np.random.default_rng(trainer.seed)
+        self.generator = torch.Generator().manual_seed(trainer.seed)
+        train = data.parts.train
+        self.sampler = NegativeSampler(train, data.n_users, data.n_items)
+        self.interactions = InteractionGraphs.build(train[:, 0], train[:, 1], data.n_users, data.n_items, self.device)
+        self._module = DGMRec(config, data.batch.specs if config.modal else (), data.n_users, data.n_items)
+        self._module.to(self.device)
+        self.side: ItemSide | None = None
+        if config.modal:
+            self._prepare_content(data.batch)
+        q = [parameter for name, parameter in self.module.named_parameters() if ".q." in name]
+        rest = [parameter for name, parameter in self.module.named_parameters() if ".q." not in name]
+        self.optimiser = torch.optim.Adam(rest, lr=trainer.learning_rate)
+        self.q_optimiser = torch.optim.Adam(q, lr=1e-4) if q else None
+
+    @property
+    def module(self) -> DGMRec:
+        """The model being trained."""
+        return self._module
+
+    # --- content -----------------------------------------------------------------------------------------------
+
+    def _prepare_content(self, batch: ModalBatch) -> None:
+        batch = ModalBatch(
+            {name: feature.to(self.device) for name, feature in batch.features.items()}, batch.observed.to(self.device)
+        )
+        model = self.module
+        model.fit_projections(batch)
+        evidence = gather_evidence(model.project(batch), batch.observed, self.interactions)
+        held = torch.rand(batch.observed.shape, generator=self.generator).to(self.device) < HELD_CELLS
+        # Cells that the generator never learns from: its confidence is calibrated on them.
+        self.held_cells = batch.observed & held
+        self.cells = batch.observed & ~held
+        if self.config.imputation == "generate":
+            model.fit_ridge(evidence, self.cells)
+        self.raw = batch
+        self.matrices: dict[str, Matrix] = {}
+        features = self._impute(evidence, None)
+        for column, name in enumerate(model.names):
+            everyone = torch.ones(len(batch), dtype=torch.bool, device=self.device)
+            self.matrices[name] = self._item_graph(features[name], evidence.observed[:, column], everyone)
+        self._set_side(features, evidence)
+
+    def _impute(self, evidence: Evidence, taste: Tensor | None) -> dict[str, Tensor]:
+        """Features with every cell filled, by the configured imputation."""
+        if self.config.imputation == "generate" and taste is not None:
+            return self.module.complete(evidence, taste)
+        filled = {}
+        for column, name in enumerate(evidence.names):
+            guess = torch.zeros_like(evidence.own[name])
+            if self.config.imputation == "generate":
+                guess = evidence.inputs(name) @ self.module.tower(name).ridge
+            elif self.config.imputation == "nn":
+                guess = evidence.near[name]
+            filled[name] = torch.where(evidence.observed[:, [column]], evidence.own[name], guess)
+        return filled
+
+    def _item_graph(self, features: Tensor, observed: Tensor, rows: Tensor) -> Matrix:
+        """Top-k neighbours of the given rows (bool `[n]`), the others empty.
+
+        Only items that have the modality are read from, so that a generated feature never spreads; the plain
+        imputations take their guesses for real, as their users do.
+        """
+        allowed = observed if self.config.imputation == "generate" else None
+        some = features.norm(dim=1) > 0
+        wanted = (rows & some).nonzero().squeeze(1)
+        found = torch.full((len(features), self.config.neighbours), -1, dtype=torch.long, device=self.device)
+        found[wanted], _ = nearest(features[wanted], features, self.config.neighbours, allowed=allowed, exclude=wanted)
+        return mean_graph(found, len(features))
+
+    def _set_side(self, features: dict[str, Tensor], evidence: Evidence) -> None:
+        kin = self._kin(evidence) if self.side is None else self.side.kin
+        graphs = {name: Graph(with_self_loops(matrix), self.device) for name, matrix in self.matrices.items()}
+        self.side = ItemSide(features, evidence, graphs, kin)
+
+    def _kin(self, evidence: Evidence) -> Graph:
+        """Each item's mean over its neighbours by the modalities it has."""
+        total: Matrix = sp.csr_array((len(evidence), len(evidence)), dtype=np.float32)
+        for column, name in enumerate(evidence.names):
+            have = evidence.observed[:, column]
+            total = sp.csr_array(total + self._item_graph(evidence.own[name], have, have))
+        return Graph(rescaled(total), self.device)
+
+    @torch.no_grad()
+    def refresh(self, *, weight: float | None = None) -> None:
+        """Regenerate every unobserved cell and refine the graphs towards them (eq. 15-16).
+
+        Args:
+            weight: lambda; by default the configured one. 1 replaces the rows, which is where refining converges to
+                and what the service does for a new item.
+        """
+        if self.side is None or self.config.imputation != "generate":
+            return
+        evidence = self.side.evidence
+        out = self.module(self.interactions, self.side)
+        self.module.update_mean_generals(out, evidence.observed)
+        features = self._impute(evidence, out.taste)
+        share = self.config.refine_weight if weight is None else weight
+        for column, name in enumerate(evidence.names):
+            lacking = ~evidence.observed[:, column]
+            if lacking.any() and share:
+                fresh = self._item_graph(features[name], evidence.observed[:, column], lacking)
+                self.matrices[name] = blend_rows(self.matrices[name], fresh, lacking.cpu().numpy(), share)
+        self._set_side(features, evidence)
+
+    # --- the trainer's side ------------------------------------------------------------------------------------
+
+    def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+        """One pass over the training pairs; every few epochs the missing cells are regenerated first."""
+        self.module.train()
+        if epoch > 1 and (epoch - 1) % self.config.refine_every == 0:
+            self.refresh()
+        self._fit_q()
+        total = -(-len(self.data.parts.train) // self.trainer.batch_size)
+        sums: dict[str, float] = defaultdict(float)
+        for done, pairs in enumerate(batches(self.data.parts.train, self.trainer.batch_size, self.rng), start=1):
+            negatives = self.sampler.sample(pairs[:, 0], self.rng)
+            for key, value in self._step(pairs, negatives).items():
+                sums[key] += value
+            progress(done, total)
+        return {key: value / total for key, value in sums.items()}
+
+    def _step(self, pairs: NDArray[np.int64], negatives: NDArray[np.int64]) -> dict[str, float]:
+        users, positives, negative = (
+            torch.from_numpy(np.ascontiguousarray(rows)).to(self.device) for rows in (*pairs.T, negatives)
+        )
+        out = self.module(self.interactions, self.side, self._dropped())
+        terms = self.module.ranking_losses(out, users, positives, negative)
+        if self.side is not None:
+            order = torch.randperm(self.data.n_items, generator=self.generator)[:CONTENT_ROWS].to(self.device)
+            terms |= self.module.content_losses(out, self.side.evidence, order, self.cells, self.generator)
+        loss = torch.stack(list(terms.values())).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
+        self.optimiser.step()
+        return {"loss": loss.item()} | {key: value.item() for key, value in terms.items()}
+
+    def _dropped(self) -> Tensor | None:
+        """Items whose collaborative part is dropped this step."""
+        if self.side is None or not self.config.cold_rate:
+            return None
+        return (torch.rand(self.data.n_items, generator=self.generator) < self.config.cold_rate).to(self.device)
+
+    def _fit_q(self) -> None:
+        if self.side is None or self.q_optimiser is None or not self.config.club:
+            return
+        with torch.no_grad():
+            out = self.module(self.interactions, self.side)
+        for _ in range(Q_STEPS):
+            self.q_optimiser.zero_grad(set_to_none=True)
+            self.module.q_loss(out, self.side.evidence).backward()  # type: ignore[no-untyped-call]
+            self.q_optimiser.step()
+
+    def validate(self) -> dict[str, float]:
+        """Ranking metrics on the validation part, and the generator's centred cosine on held-out cells."""
+        out = self.embed()
+        metrics = self._ranking(out, self.data.parts.valid, self.data.parts.train)
+        return metrics | {f"cosine[{name}]": value for name, value in self._held_cosines(out).items()}
+
+    def test(self) -> dict[str, float]:
+        """Ranking metrics on the test part, over all items not seen in training."""
+        return self._ranking(self.embed(), self.data.parts.test, self.data.parts.train)
+
+    @torch.no_grad()
+    def embed(self) -> Embeddings:
+        """All embeddings, nothing dropped."""
+        self.module.eval()
+        out: Embeddings = self.module(self.interactions, self.side)
+        return out
+
+    def _ranking(self, out: Embeddings, pairs: NDArray[np.int64], seen: NDArray[np.int64]) -> dict[str, float]:
+        users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
+        return evaluate_ranking(lambda rows: users[rows] @ items.T, pairs, seen, (20, 50))
+
+    def _held_cosines(self, out: Embeddings) -> dict[str, float]:
+        if self.side is None or self.config.imputation != "generate":
+            return {}
+        return {
+            name: F.cosine_similarity(made, truth, dim=1).mean().item()
+            for name, (_, made, truth) in self._held_generations(out).items()
+        }
+
+    @torch.no_grad()
+    def _held_generations(self, out: Embeddings) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
+        """By modality: facts `[k, FACTS]`, generated and true centred raw features `[k, dim]` of the held-out cells,
+        each as it would be generated with its evidence, without the others, without interactions, without both."""
+        assert self.side is not None
+        answers = {}
+        for column, name in enumerate(self.module.names):
+            rows = self.held_cells[:, column].nonzero().squeeze(1)
+            if not len(rows):
+                continue
+            projection = self.module.tower(name).projection
+            facts, made = [], []
+            everyone = out.kin_taste.mean(dim=1, keepdim=True)
+            for others in (False, True):
+                for untouched in (False, True):
+                    flags = [torch.full((len(rows),), value, device=self.device) for value in (others, untouched)]
+                    evidence = self.side.evidence.select(rows).without(name, others=flags[0], interactions=flags[1])
+                    taste = out.kin_taste[:, rows] if untouched else out.taste[:, rows]
+                    if others and untouched:
+                        taste = everyone.expand_as(taste)
+                    generation = self.module.generate(name, evidence, taste)
+                    facts.append(generation.facts)
+                    made.append(projection.back(generation.features) - projection.mean)
+            truth = self.raw.features[name][rows] - projection.mean
+            answers[name] = (torch.cat(facts), torch.cat(made), truth.repeat(4, 1))
+        return answers
+
+    def finish(self) -> dict[str, float]:
+        """After training: regenerate, calibrate the confidence on the held-out cells.
+
+        Returns the calibration's quality by modality: `cosine[m]` and `calibration_error[m]`, the expected calibration
+        error over ten bins, each half of the held-out cells judged by the fit on the other half.
+        """
+        if self.side is None or self.config.imputation != "generate":
+            return {}
+        self.refresh(weight=1.0)
+        report = {}
+        for name, (facts, made, truth) in self._held_generations(self.embed()).items():
+            cosines = F.cosine_similarity(made, truth, dim=1)
+            even = torch.arange(len(cosines), device=self.device) % 2 == 0
+            served = torch.empty_like(cosines)
+            for half in (even, ~even):
+                self.module.fit_calibration(name, facts[~half], cosines[~half])
+                served[half] = (facts[half] @ self.module.tower(name).calibration).clamp(0, 1)
+            self.module.fit_calibration(name, facts, cosines)
+            report[f"cosine[{name}]"] = cosines.mean().item()
+            report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
+        return report
+
+    def state(self) -> dict[str, Any]:
+        """Optimisers, random states, and the graphs with the features they came from."""
+        tree: dict[str, Any] = {
+            "optimiser": self.optimiser.state_dict(),
+            "q": self.q_optimiser.state_dict() if self.q_optimiser else {},
+            "generator": self.generator.get_state(),
+            "rng": self.rng.bit_generator.state,
+        }
+        if self.side is not None:
+            tree["features"] = dict(self.side.features)
+            tree["matrices"] = {
+                name: [torch.from_numpy(np.asarray(part)) for part in (matrix.data, matrix.indices, matrix.indptr)]
+                for name, matrix in self.matrices.items()
+            }
+        return tree
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self.optimiser.load_state_dict(state["optimiser"])
+        if self.q_optimiser:
+            self.q_optimiser.load_state_dict(state["q"])
+        self.generator.set_state(state["generator"])
+        self.rng.bit_generator.state = state["rng"]
+        if self.side is not None:
+            shape = (self.data.n_items, self.data.n_items)
+            self.matrices = {
+                name: sp.csr_array(tuple(part.numpy() for part in parts), shape=shape)
+                for name, parts in state["matrices"].items()
+            }
+            features = {name: feature.to(self.device) for name, feature in state["features"].items()}
+            self._set_side(features, self.side.evidence)
+
+
+def calibration_error(served: NDArray[np.float32], measured: NDArray[np.float32], bins: int = 10) -> float:
+    """Expected calibration error: mean over equal-width bins of |mean served - mean measured|, weighted by size."""
+    if len(served) == 0:
+        return 0.0
+    place = np.minimum((served * bins).astype(int), bins - 1)
+    gaps = [
+        abs(served[place == b].mean() - measured[place == b].mean()) * (place == b).mean()
+        for b in range(bins)
+        if (place == b).any()
+    ]
+    return float(np.sum(gaps))

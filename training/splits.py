@@ -1,0 +1,102 @@
+"""Which interactions are for training, validation and test."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.datasets.base import TEST, TRAIN, VALID
+
+FEWEST = 3  # a user with fewer interactions has nothing to spare
+
+Pairs = NDArray[np.int64]
+Rows = NDArray[np.int64]
+Split = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """(user row, item row) pairs by part, each `[k, 2]`."""
+
+    train: Pairs
+    valid: Pairs
+    test: Pairs
+
+    @classmethod
+    def of(cls, pairs: Pairs, split: Split) -> Parts:
+        """The parts of pairs `[n, 2]` under their split `[n]`."""
+        return cls(*(pairs[split == part] for part in (TRAIN, VALID, TEST)))
+
+    def evaluable(self) -> Parts:
+        """The same without the validation and test pairs of users who have no training pair."""
+        known = np.unique(self.train[:, 0])
+        return Parts(self.train, *(pairs[np.isin(pairs[:, 0], known)] for pairs in (self.valid, self.test)))
+
+
+def random_split(pairs: Pairs, rng: np.random.Generator, *, valid: float = 0.1, test: float = 0.1) -> Split:
+    """Split each user's interactions at random.
+
+    Args:
+        pairs: distinct (user, item) pairs, `[n, 2]`.
+        rng: the source of randomness.
+        valid, test: shares, rounded to whole interactions and at least one each; users with fewer than three
+            interactions keep all of them in the training part.
+
+    Returns:
+        TRAIN, VALID or TEST of each pair, `[n]`.
+    """
+    place, count = _random_places(pairs[:, 0], rng)
+    n_test = _at_least_one(count, test)
+    n_valid = _at_least_one(count, valid)
+    split = np.full(len(pairs), TRAIN, dtype=np.uint8)
+    split[place < n_test + n_valid] = VALID
+    split[place < n_test] = TEST
+    split[count < FEWEST] = TRAIN
+    return split
+
+
+def leave_one_out(pairs: Pairs, rng: np.random.Generator) -> Split:
+    """One random interaction of each user for test, another for validation; otherwise as `random_split`."""
+    place, count = _random_places(pairs[:, 0], rng)
+    split = np.full(len(pairs), TRAIN, dtype=np.uint8)
+    split[place == 1] = VALID
+    split[place == 0] = TEST
+    split[count < FEWEST] = TRAIN
+    return split
+
+
+def draw_new_items(n_items: int, rng: np.random.Generator, *, share: float = 0.2) -> Rows:
+    """Rows of the items that the new-items protocol withholds from training, ascending."""
+    return np.sort(rng.permutation(n_items)[: round(share * n_items)]).astype(np.int64)
+
+
+def hold_out_items(pairs: Pairs, split: Split, new_items: Rows) -> Split:
+    """The split of the new-items protocol: training interactions of `new_items` join the test part.
+
+    Validation and test interactions stay where they are, as in the published lists.
+
+    Args:
+        pairs: (user, item) pairs, `[n, 2]`.
+        split: the split to start from, `[n]`.
+        new_items: rows of the new items.
+    """
+    return np.where((split == TRAIN) & np.isin(pairs[:, 1], new_items), np.uint8(TEST), split)
+
+
+def _random_places(users: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """Each interaction's place in a random order of its user's interactions, and how many that user has."""
+    order = np.lexsort((rng.random(len(users)), users))
+    _, start, inverse, count = np.unique(users[order], return_index=True, return_inverse=True, return_counts=True)
+    place = np.empty(len(users), dtype=np.int64)
+    place[order] = np.arange(len(users)) - start[inverse]
+    counts = np.empty(len(users), dtype=np.int64)
+    counts[order] = count[inverse]
+    return place, counts
+
+
+def _at_least_one(count: Rows, share: float) -> Rows:
+    """The share of each count, rounded half up, one at least unless no share is wanted."""
+    rounded: Rows = np.floor(count * share + 0.5).astype(np.int64)
+    return np.maximum(rounded, 1 if share else 0)

@@ -1,0 +1,186 @@
+"""One trainer for every model: epochs, early stopping, progress, checkpoints that resume to the same result."""
+
+from __future__ import annotations
+
+import logging
+import math
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from training import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+class TrainerConfig(BaseModel):
+    """How to train, whatever the model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    epochs: int = Field(200, ge=1, description="at most so many")
+    batch_size: int = Field(2048, ge=1)
+    learning_rate: float = Field(1e-3, gt=0)
+    patience: int = Field(20, ge=1, description="evaluations without a better result before stopping")
+    evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
+    metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
+    seed: int = 0
+    device: str = "cpu"
+
+
+class Task(Protocol):
+    """What a model brings to the trainer."""
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The module whose best weights are kept."""
+
+    def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+        """One pass over the training data; answers the mean of each loss. `progress(done, total)` counts steps."""
+
+    def validate(self) -> dict[str, float]:
+        """Metrics on the validation part."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything besides the module that the next epoch depends on (optimisers, random states, graphs)."""
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+
+
+class Progress(Protocol):
+    """Who is told how training goes."""
+
+    def start(self, epochs: int) -> None: ...
+
+    def step(self, done: int, total: int) -> None: ...
+
+    def epoch(self, epoch: int, losses: dict[str, float], metrics: dict[str, float], best: float) -> None: ...
+
+    def finish(self, message: str) -> None: ...
+
+
+@dataclass
+class TrainingResult:
+    """How a training went.
+
+    `history` has an entry per epoch: its losses and, where it was evaluated, metrics. `best` are the validation
+    metrics of the epoch whose weights the module holds now.
+    """
+
+    best_epoch: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    epochs: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def seconds_per_epoch(self) -> float:
+        """Mean wall-clock seconds of an epoch, validation included."""
+        return self.seconds / max(self.epochs, 1)
+
+
+def train(
+    task: Task,
+    config: TrainerConfig,
+    *,
+    fingerprint: str = "",
+    checkpoint_path: Path | None = None,
+    progress: Progress | None = None,
+) -> TrainingResult:
+    """Train until the metric has not improved for `patience` evaluations, then put the best weights back.
+
+    After every epoch a checkpoint is written; a run that finds one with the same fingerprint goes on from there and
+    ends with the same bits as an uninterrupted one.
+
+    Args:
+        fingerprint: names data and configuration; a checkpoint of another one is ignored.
+    """
+    result, best_state, start = TrainingResult(), task_weights(task), 1
+    resumed = _resume(task, checkpoint_path, fingerprint)
+    if resumed is not None:
+        result, best_state, start = resumed
+    if progress:
+        progress.start(config.epochs)
+    best = result.best.get(config.metric, -math.inf)
+    for epoch in range(start, config.epochs + 1):
+        if epoch - 1 - result.best_epoch >= config.patience * config.evaluate_every:
+            break
+        begin = time.perf_counter()
+        losses = task.train_epoch(epoch, progress.step if progress else _ignore)
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise FloatingPointError(f"training diverged in epoch {epoch}: {losses}")
+        metrics = task.validate() if epoch % config.evaluate_every == 0 or epoch == config.epochs else {}
+        if metrics and metrics[config.metric] > best:
+            best = metrics[config.metric]
+            result.best, result.best_epoch, best_state = metrics, epoch, task_weights(task)
+        result.epochs = epoch
+        result.seconds += time.perf_counter() - begin
+        result.history.append({"epoch": epoch, "losses": losses, "metrics": metrics})
+        if progress:
+            progress.epoch(epoch, losses, metrics, best)
+        if checkpoint_path:
+            _save(checkpoint_path, task, fingerprint, result, best_state)
+    task.module.load_state_dict(best_state)
+    if progress:
+        progress.finish(f"best epoch {result.best_epoch} of {result.epochs}: {config.metric} {best:.4f}")
+    return result
+
+
+def task_weights(task: Task) -> dict[str, torch.Tensor]:
+    """A copy of the module's parameters and buffers."""
+    return {key: value.detach().clone() for key, value in task.module.state_dict().items()}
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _ignore(done: int, total: int) -> None:
+    """No one watches."""
+
+
+def _save(path: Path, task: Task, fingerprint: str, result: TrainingResult, best_state: dict[str, Any]) -> None:
+    checkpoint.save(
+        path,
+        {
+            "fingerprint": fingerprint,
+            "module": task_weights(task),
+            "task": task.state(),
+            "best_state": best_state,
+            "result": {
+                "best_epoch": result.best_epoch,
+                "best": result.best,
+                "epochs": result.epochs,
+                "seconds": result.seconds,
+                "history": result.history,
+            },
+        },
+    )
+
+
+def _resume(
+    task: Task, path: Path | None, fingerprint: str
+) -> tuple[TrainingResult, dict[str, torch.Tensor], int] | None:
+    if path is None or not path.is_file():
+        return None
+    try:
+        tree = checkpoint.load(path)
+    except checkpoint.CheckpointError as error:
+        log.warning("%s; training starts anew", error)
+        return None
+    if tree.get("fingerprint") != fingerprint:
+        log.warning("%s is of another run; training starts anew", path)
+        return None
+    task.module.load_state_dict(tree["module"])
+    task.load_state(tree["task"])
+    result = TrainingResult(**tree["result"])
+    log.info("resuming after epoch %d from %s", result.epochs, path)
+    return result, tree["best_state"], result.epochs + 1
