@@ -25,6 +25,11 @@ from models.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+# The catalogue that a bundle may bring: POST bodies without the withheld cells, their raw features by modality
+# `[n, dim_m]` with `<modality>.observed` uint8 `[n]`, rows in the order of the items, and the feedback events.
+CATALOGUE_ITEMS = "catalogue/items.jsonl"
+CATALOGUE_FEATURES = "catalogue/features.safetensors"
+CATALOGUE_FEEDBACK = "catalogue/feedback.jsonl"
 
 
 class BundleError(ValueError):

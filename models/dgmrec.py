@@ -6,6 +6,8 @@ modalities m; z_i^m the centred, rank-reduced raw feature; g general and s speci
 
 * Any number of modalities: after encoding, everything is one `[M, n, d]` tensor; no branch names a modality.
 * p_u^m = tanh(W_m e_u) of the *propagated* collaborative part, so that a user who arrives after training has one too.
+* The parts' activation is tanh, the centred form of eq. 1's sigmoid: positive parts have a common direction, which
+  makes every cosine of an alignment about 1 and leaves the ranking little to learn from them (`activation`).
 * An unobserved cell enters as its generated feature, re-encoded by eq. 1, the same way as an observed one.
 * Generated features never receive gradients from the ranking losses: the generator is to be true, and it is refreshed
   between epochs. It starts from a closed-form ridge over what training-free imputers know (`imputers.Evidence`, whose
@@ -42,6 +44,7 @@ class DGMRecConfig(BaseModel):
     item_layers: int = Field(1, ge=1, description="L, layers over each modality's item graph (eq. 5)")
     neighbours: int = Field(10, ge=1, description="k of the item graphs (eq. 4)")
     rank: int = Field(128, ge=1, description="features wider than this are projected once to so many components")
+    activation: Literal["tanh", "sigmoid"] = Field("tanh", description="of the parts (eq. 1)")
     gate: Literal["sigmoid", "tanh", "none"] = Field("sigmoid", description="how taste denoises parts (eq. 3)")
     modal: bool = Field(True, description="False leaves LightGCN alone, without any modality")
     imputation: Literal["generate", "mean", "nn"] = Field("generate", description="what fills unobserved cells")
@@ -165,7 +168,7 @@ class Tower(nn.Module):
         self.step = nn.Parameter(torch.full((rank,), -1.0))  # sigmoid: share of the way from the ridge to the decoder
         self.q = _mlp(d, hidden, 2 * d)  # CLUB's q(s | g): mean and log variance
         self.register_buffer("ridge", torch.zeros(width, rank))
-        self.register_buffer("mean_general", torch.full((d,), 0.5))
+        self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(Generation.FACTS))
 
 
@@ -270,8 +273,11 @@ class DGMRec(nn.Module):
 
     def _raw_parts(self, name: str, features: Tensor) -> Tensor:
         tower = self.tower(name)
-        general = torch.sigmoid(self.general(torch.tanh(tower.encode(features))))
-        return torch.cat([general, torch.sigmoid(tower.specific(features))], dim=1)
+        general = self.general(torch.tanh(tower.encode(features)))
+        return self._activate(torch.cat([general, tower.specific(features)], dim=1))
+
+    def _activate(self, parts: Tensor) -> Tensor:
+        return torch.tanh(parts) if self.config.activation == "tanh" else torch.sigmoid(parts)
 
     def _gate(self, taste: Tensor) -> Tensor | float:
         if self.config.gate == "none":
@@ -341,7 +347,8 @@ class DGMRec(nn.Module):
         user_parts = interactions.user_mean @ propagated.transpose(0, 1).reshape(items, -1)  # [U, M*2d]
         user_parts = user_parts.view(-1, count, width).transpose(0, 1)  # [M, U, 2d]
         item_modal, user_modal = self.fuse(propagated), self.fuse(user_parts)
-        predicted = self.predict_id(parts, propagated)  # [n, d]
+        # What content is, is not for the prediction to bend: left free, its gradient swamps the ranking's.
+        predicted = self.predict_id(parts.detach(), propagated.detach())  # [n, d]
         return Embeddings(
             users=user_id + user_modal,
             items=torch.where(cold[:, None], predicted, item_id) + item_modal,
@@ -381,8 +388,8 @@ class DGMRec(nn.Module):
         inputs = evidence.inputs(name)  # [n, width]
         generals = self.generals(evidence, taste)
         others = [generals[c] for c in range(len(self.names)) if c != column]
-        general = torch.sigmoid(self._noisy(tower.general_generator, torch.cat([*others, inputs], dim=1), generator))
-        specific = torch.sigmoid(
+        general = self._activate(self._noisy(tower.general_generator, torch.cat([*others, inputs], dim=1), generator))
+        specific = self._activate(
             self._noisy(tower.specific_generator, torch.cat([taste[column], inputs], dim=1), generator)
         )
         base = inputs @ tower.ridge  # [n, r]

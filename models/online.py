@@ -117,12 +117,12 @@ class OnlineDGMRec:
     @torch.inference_mode()
     def project(self, name: str, raw: Array) -> Array:
         """Raw features `[b, dim_m]` to projected ones `[b, r_m]`."""
-        return _numpy(self.model.tower(name).projection(torch.from_numpy(raw)))
+        return _numpy(self.model.tower(name).projection(_tensor(raw)))
 
     @torch.inference_mode()
     def unproject(self, name: str, projected: Array) -> Array:
         """Projected features `[b, r_m]` to raw ones `[b, dim_m]`."""
-        return _numpy(self.model.tower(name).projection.back(torch.from_numpy(projected)))
+        return _numpy(self.model.tower(name).projection.back(_tensor(projected)))
 
     def centred_cosine(self, name: str, left: Array, right: Array) -> float:
         """Cosine of two raw features `[dim_m]` after subtracting the modality's mean."""
@@ -172,7 +172,7 @@ class OnlineDGMRec:
     @torch.inference_mode()
     def preference(self, user_id: Array) -> Array:
         """p_u^m `[b, M, d]` from collaborative parts `[b, d]`."""
-        return _numpy(self.model.preference(torch.from_numpy(user_id)).transpose(0, 1))
+        return _numpy(self.model.preference(_tensor(user_id)).transpose(0, 1))
 
     # --- fold-in -----------------------------------------------------------------------------------------------
 
@@ -220,10 +220,15 @@ def _numpy(tensor: Tensor) -> Array:
     return array
 
 
+def _tensor(array: Array) -> Tensor:
+    # What comes straight from a database is read-only, which torch warns of.
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
 def _tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return {name: _tensor(array) for name, array in arrays.items()}
 
 
 def _leading(array: Array) -> Tensor:
     """`[b, M, k]` -> `[M, b, k]`."""
-    return torch.from_numpy(array).transpose(0, 1)
+    return _tensor(array).transpose(0, 1)

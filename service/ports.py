@@ -31,6 +31,17 @@ class ItemWrite:
 
 
 @dataclass(frozen=True, slots=True)
+class GeneratedWrite:
+    """What the model made of an item, to be stored if the item still has `version` (which stays)."""
+
+    item_id: str
+    version: int
+    generated: Mapping[str, Generated]
+    model_version: str
+    derived: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Media:
     """A stored file, content-addressed."""
 
@@ -74,8 +85,9 @@ class Store(Protocol):
         q: str | None = None,
     ) -> Page[StoredItem]:
         """A page in order of id. `missing` names a modality that is not observed; `q` is a case-insensitive part of
-        the id or title. Raises InvalidInputError on a cursor that is none of ours. The items come without vectors' bytes
-        being promised: `derived` may be empty."""
+        the id or title. `derived` may be left empty.
+
+        Raises InvalidInputError on a cursor that is none of ours."""
 
     def iter_items(self, *, batch: int = 1000) -> AsyncIterator[list[StoredItem]]:
         """All items, whole, in order of creation, in batches."""
@@ -83,10 +95,9 @@ class Store(Protocol):
     async def delete_item(self, item_id: str) -> bool:
         """Remove an item, its features, unreferenced media and its feedback; False where there is none."""
 
-    async def save_generated(
-        self, item_id: str, version: int, generated: Mapping[str, Generated], model_version: str, derived: bytes
-    ) -> bool:
-        """Replace the generated features of an item if it still has this version (which stays); False otherwise."""
+    async def save_generated(self, saves: Sequence[GeneratedWrite]) -> list[bool]:
+        """Replace the generated features and derived state of items, in one transaction; False for an item that is
+        gone or has another version by now."""
 
     async def get_media(self, sha256: str) -> Media | None:
         """A stored file."""

@@ -28,19 +28,23 @@ Progress = Callable[[int, int], None]
 
 
 class CatalogueEncoderConfig(BaseModel):
-    """How the encoder is trained. `max_steps` bounds the time on large catalogues; `threads` are torch's."""
+    """How the encoder is trained. `max_steps` bounds the time on large catalogues.
+
+    `threads` are torch's. The network is so small that several wait for each other at every step: on a machine with
+    other work to do, two took eight times as long as one.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     network: CatalogueNetworkConfig = CatalogueNetworkConfig()
-    epochs: int = Field(30, ge=1)
+    epochs: int = Field(20, ge=1)
     max_steps: int = Field(1000, ge=1)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
-    temperature: float = Field(0.1, gt=0)
-    agreement_weight: float = Field(0.3, ge=0, description="of the two views' loss beside the picture-text loss")
+    temperature: float = Field(0.2, gt=0)
+    agreement_weight: float = Field(0.1, ge=0, description="of the two views' loss beside the picture-text loss")
     seed: int = 0
-    threads: int = Field(2, ge=1)
+    threads: int = Field(1, ge=1)
 
 
 class TooFewPairsError(ValueError):

@@ -133,7 +133,7 @@ class DGMRecTask:
 
     def _kin(self, evidence: Evidence) -> Graph:
         """Each item's mean over its neighbours by the modalities it has."""
-        total: Matrix = sp.csr_array((len(evidence), len(evidence)), dtype=np.float32)
+        total: Any = sp.csr_array((len(evidence), len(evidence)), dtype=np.float32)
         for column, name in enumerate(evidence.names):
             have = evidence.observed[:, column]
             total = sp.csr_array(total + self._item_graph(evidence.own[name], have, have))

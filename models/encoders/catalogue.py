@@ -28,7 +28,7 @@ class CatalogueNetworkConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     input_size: int = Field(64, ge=16)
-    width: int = Field(24, ge=4)
+    width: int = Field(16, ge=4)
     embedding_size: int = Field(128, ge=2)
 
 

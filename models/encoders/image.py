@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import struct
 import sys
 from collections.abc import Callable, Mapping
 from hashlib import sha256
@@ -68,17 +69,17 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
     """
     plugin = _plugin(data)
     try:
+        if plugin is GifImagePlugin.GifImageFile:
+            _check_size(_gif_canvas(data), max_pixels)  # Pillow may fill the canvas while it reads the header
         image = plugin(io.BytesIO(data))
-        width, height = image.size
-        if width * height > max_pixels:
-            raise ImageError(
-                f"the picture has {width} x {height} pixels, which is more than the {max_pixels:,} that are accepted"
-            )
+        _check_size(image.size, max_pixels)
         image.draft(None, (_DECODED_SIDE, _DECODED_SIDE))
         image.load()
         return _upright(_over_white(image), image)
     except ImageError:
         raise
+    except Image.DecompressionBombError:
+        raise ImageError(f"the picture has more than the {max_pixels:,} pixels that are accepted") from None
     except Exception as error:  # noqa: BLE001 - hostile bytes make Pillow raise nearly anything
         raise ImageError(f"the picture is broken: {error}") from None
 
@@ -96,6 +97,28 @@ def _plugin(data: bytes) -> Callable[[io.BytesIO], Any]:
     if data.startswith(b"BM"):
         return BmpImagePlugin.BmpImageFile
     raise ImageError("the picture is neither JPEG, PNG, WEBP, GIF nor BMP")
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"the picture has {width} x {height} pixels, which is more than the {max_pixels:,} that are accepted"
+        )
+
+
+def _gif_canvas(data: bytes) -> tuple[int, int]:
+    """The screen of a GIF, enlarged where its first frame reaches beyond."""
+    width, height, flags = struct.unpack_from("<HHB", data, 6)
+    at = 13 + (3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0)
+    while data[at] != ord(","):  # the first frame
+        if data[at] == ord("!"):  # an extension: its label, then blocks that begin with their length
+            at += 2
+            while data[at]:
+                at += data[at] + 1
+        at += 1
+    left, top, frame_width, frame_height = struct.unpack_from("<4H", data, at + 1)
+    return max(width, left + frame_width), max(height, top + frame_height)
 
 
 def _over_white(image: Image.Image) -> Image.Image:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -15,8 +15,8 @@ from sqlalchemy import Connection, func, insert, select
 from service.adapters import sql_feedback, sql_items
 from service.adapters.sql_engine import Database, open_database, upsert
 from service.adapters.tables import changes, imputation_errors, meta
-from service.domain import Event, Generated, Page, StoredItem, StoreUnavailableError, User
-from service.ports import Change, ItemWrite, Media, WriteResult
+from service.domain import Event, Page, StoredItem, StoreUnavailableError, User
+from service.ports import Change, GeneratedWrite, ItemWrite, Media, WriteResult
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -85,10 +85,8 @@ class SqlStore:
     async def delete_item(self, item_id: str) -> bool:
         return await self._write(sql_items.delete_item, item_id)
 
-    async def save_generated(
-        self, item_id: str, version: int, generated: Mapping[str, Generated], model_version: str, derived: bytes
-    ) -> bool:
-        return await self._write(sql_items.save_generated, item_id, version, generated, model_version, derived)
+    async def save_generated(self, saves: Sequence[GeneratedWrite]) -> list[bool]:
+        return await self._write(sql_items.save_generated, saves)
 
     async def get_media(self, sha256: str) -> Media | None:
         return await self._read(sql_items.get_media, sha256)

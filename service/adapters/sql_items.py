@@ -26,7 +26,7 @@ from service.adapters.sql_engine import insert_new
 from service.adapters.tables import changes, features, generated_features, item_categories, items
 from service.adapters.tables import media as media_table
 from service.domain import Generated, Observed, Page, StoredItem, Vector
-from service.ports import ItemWrite, Media, WriteResult
+from service.ports import GeneratedWrite, ItemWrite, Media, WriteResult
 
 T = TypeVar("T")
 
@@ -74,26 +74,26 @@ def write_items(connection: Connection, writes: Sequence[ItemWrite], media: Sequ
     return results
 
 
-def save_generated(
-    connection: Connection,
-    item_id: str,
-    version: int,
-    generated: Mapping[str, Generated],
-    model_version: str,
-    derived: bytes,
-) -> bool:
-    """Replace an item's generated features and derived state if it still has this version."""
-    rows, versions = _stored_versions(connection, {item_id})
-    if not rows or versions[item_id] != version:
-        return False
-    row = rows[item_id]
-    connection.execute(
-        update(items).where(items.c.row_id == row).values(model_version=model_version, derived=derived),
-    )
-    connection.execute(delete(generated_features).where(generated_features.c.item_row == row))
-    _insert(connection, generated_features, _generated_rows(row, generated, model_version))
-    log(connection, "item-generated", [item_id])
-    return True
+def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> list[bool]:
+    """Replace generated features and derived state of the items that still have the expected version."""
+    rows, versions = _stored_versions(connection, {save.item_id for save in saves})
+    current = [save.item_id in rows and versions[save.item_id] == save.version for save in saves]
+    kept = [save for save, valid in zip(saves, current, strict=True) if valid]
+    if kept:
+        values = [
+            {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
+        ]
+        connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
+        for chunk in _chunks(rows[save.item_id] for save in kept):
+            connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
+        made = [
+            feature
+            for save in kept
+            for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
+        ]
+        _insert(connection, generated_features, made)
+        log(connection, "item-generated", [save.item_id for save in kept])
+    return current
 
 
 def delete_item(connection: Connection, item_id: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from service.domain import (
+    Hit,
     ItemNotFoundError,
     ItemView,
     ModalityDetail,
@@ -51,7 +52,7 @@ async def get_modality(
     observed, generated = item.observed.get(modality), item.generated.get(modality)
     key = engine.catalogue.key(item_id)
     known = observed or generated
-    near = ()
+    near: tuple[Hit, ...] = ()
     if known is not None and key is not None:
         near = views.neighbours(engine, modality, engine.catalogue.arrays[f"feature.{modality}"][key], neighbours, key)
     return ModalityDetail(

@@ -244,7 +244,7 @@ class Catalogue:
     def having(self, *modalities: str, excluded: int | None = None) -> Mask:
         """Which keys have all of these modalities observed."""
         columns = [self.names.index(name) for name in modalities]
-        mask: Mask = self.observed[:, columns].all(axis=1)
+        mask: Mask = np.logical_and.reduce(self.observed[:, columns], axis=1)
         if excluded is not None:
             mask[excluded] = False
         return mask

@@ -157,12 +157,13 @@ def _finished(engine: Engine, contents: Mapping[str, tuple[Content, str]], vecto
         content, source = contents[name]
         encoder = "" if isinstance(content, VectorContent) else encoder_identity(engine, name)
         text = content.text if isinstance(content, TextContent) and source != TITLE_SOURCE else None
-        sha256 = media_type = None
+        sha256: str | None = None
+        kind: str | None = None
         if isinstance(content, MediaContent):
             sha256 = hashlib.sha256(content.data).hexdigest()
-            media_type = _media_type(content.data)
-            media.append(Media(sha256, content.data, media_type))
-        observed[name] = Observed(np.asarray(vector, dtype=np.float32), source, encoder, text, sha256, media_type)
+            kind = media_type(content.data)
+            media.append(Media(sha256, content.data, kind))
+        observed[name] = Observed(np.asarray(vector, dtype=np.float32), source, encoder, text, sha256, kind)
     return Encoded(observed, tuple(media))
 
 
@@ -172,5 +173,6 @@ def encoder_identity(engine: Engine, modality: str) -> str:
     return f"{encoder.id}@{encoder.weights_sha256[:16]}"
 
 
-def _media_type(data: bytes) -> str:
+def media_type(data: bytes) -> str:
+    """The type that a picture's first bytes tell."""
     return next((kind for start, kind in _TYPES.items() if data.startswith(start)), "application/octet-stream")

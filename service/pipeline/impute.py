@@ -146,9 +146,9 @@ def nearest(engine: Engine, name: str, features: Array, k: int, allowed: Mask) -
     return found
 
 
-def _alone(engine: Engine, subjects: Sequence[Subject], mask: Mask, row: int) -> Mask:
+def _alone(subject: Subject, mask: Mask) -> Mask:
     """The mask without the item itself."""
-    key = subjects[row].key
+    key = subject.key
     if key is None or not mask[key]:
         return mask
     without = mask.copy()
@@ -165,7 +165,7 @@ def neighbour_keys(
     if fresh:
         found[fresh] = nearest(engine, name, features[fresh], k, mask)
     for row in set(rows) - set(fresh):
-        found[row] = nearest(engine, name, features[row : row + 1], k, _alone(engine, subjects, mask, row))[0]
+        found[row] = nearest(engine, name, features[row : row + 1], k, _alone(subjects[row], mask))[0]
     return found
 
 
@@ -212,7 +212,7 @@ def _near(
             mean, some = mean_of(engine.catalogue.arrays[f"feature.{name}"], keys)
             total += mean
             count += some
-        blocks[name] = total / np.maximum(count, 1)[:, None]
+        blocks[name] = np.asarray(total / np.maximum(count, 1)[:, None], dtype=np.float32)
         valid[:, target] = count > 0
     return blocks, valid
 

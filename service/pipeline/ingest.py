@@ -31,7 +31,7 @@ from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, with_ti
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
-from service.ports import ItemWrite, Media
+from service.ports import GeneratedWrite, ItemWrite, Media
 
 VISITORS = 200  # the newest users of an item that its generated parts are made from
 ATTEMPTS = 3
@@ -403,6 +403,7 @@ async def regenerate(engine: Engine, item_id: str) -> None:
         (made,) = await engine.compute(make, engine, [plan])
         generated: Mapping[str, Generated] = made.completed.generated
         packed = made.derived.pack()
-        if await engine.store.save_generated(item_id, item.version, generated, engine.model_version, packed):
+        save = GeneratedWrite(item_id, item.version, generated, engine.model_version, packed)
+        if (await engine.store.save_generated([save]))[0]:
             fresh = replace(item, generated=generated, derived=packed, model_version=engine.model_version)
             await engine.compute(engine.catalogue.put, [(entry_of(engine, fresh), made.derived)])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.pipeline.catalogue import FINAL, Array, Keys, Mask
 from service.pipeline.engine import Engine
+
+Numbers = NDArray[np.float64]
 
 POOL = 5  # candidates looked at for each item asked, when diversity re-orders them
 
@@ -45,17 +48,18 @@ def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: fl
 def popular(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Array]:
     """The items with the most users; ties by age, the newest first."""
     catalogue = engine.catalogue
-    return _top(catalogue.popularity.astype(np.float32), catalogue.created, n, allowed)
+    keys, users = _top(catalogue.popularity.astype(np.float64), catalogue.created, n, allowed)
+    return keys, np.asarray(users, dtype=np.float32)
 
 
 def latest(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Array]:
     """The newest items; the score is the creation time in epoch seconds."""
     catalogue = engine.catalogue
     keys, _ = _top(catalogue.created, catalogue.created, n, allowed)
-    return keys, catalogue.created[keys].astype(np.float32)
+    return keys, np.asarray(catalogue.created[keys], dtype=np.float32)
 
 
-def _top(scores: Array, then: Array, n: int, allowed: Mask) -> tuple[Keys, Array]:
+def _top(scores: Numbers, then: Numbers, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
     keys = np.flatnonzero(allowed)
     if len(keys) > n:
         # Everything that ties with the n-th stays in, so that the second criterion decides.

@@ -15,7 +15,7 @@ import pytest
 from service.adapters.cursors import encode_cursor
 from service.adapters.sql import SqlStore
 from service.domain import Generated, InvalidInputError, Observed, StoreUnavailableError, User
-from service.ports import ItemWrite
+from service.ports import GeneratedWrite, ItemWrite
 from tests.contracts.stores import NOON, content, create, emptied, event, item, picture, vector
 
 
@@ -148,12 +148,12 @@ async def test_refused_write_stores_no_media(store: SqlStore) -> None:
 async def test_save_generated_replaces_only_the_generated(store: SqlStore) -> None:
     await store.write_items(create(item("a", version=3)))
     made = {"audio": Generated(vector(8, 2), "graph", 0.25, ())}
-    assert await store.save_generated("a", 3, made, "next", b"new")
+    assert await store.save_generated([GeneratedWrite("a", 3, made, "next", b"new")]) == [True]
     found = await store.get_item("a")
     assert found is not None
     assert content(found) == content(item("a", version=3, generated=made, model_version="next", derived=b"new"))
-    assert not await store.save_generated("a", 2, {}, "late", b"")
-    assert not await store.save_generated("nowhere", 1, {}, "late", b"")
+    late = [GeneratedWrite("a", 2, {}, "late", b""), GeneratedWrite("nowhere", 1, {}, "late", b"")]
+    assert await store.save_generated(late) == [False, False]
     assert await kinds(store) == [("item", "a"), ("item-generated", "a")]
 
 

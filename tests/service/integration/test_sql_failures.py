@@ -21,6 +21,7 @@ from service.adapters import sql_engine
 from service.adapters.sql import SqlStore
 from service.adapters.tables import metadata
 from service.domain import StoreUnavailableError
+from service.ports import GeneratedWrite
 from tests.contracts.stores import create, emptied, event, item
 
 ROOT = Path(__file__).parents[3]
@@ -48,7 +49,7 @@ EVERY_METHOD: dict[str, Call] = {
     "list_items": lambda store: store.list_items(limit=1),
     "iter_items": _iterate,
     "delete_item": lambda store: store.delete_item("a"),
-    "save_generated": lambda store: store.save_generated("a", 1, {}, "v", b""),
+    "save_generated": lambda store: store.save_generated([GeneratedWrite("a", 1, {}, "v", b"")]),
     "get_media": lambda store: store.get_media("0"),
     "count_items": lambda store: store.count_items(),
     "add_feedback": lambda store: store.add_feedback([event()]),

@@ -1,0 +1,93 @@
+"""Settings -> real adapters -> a running engine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+import torch
+
+from models.bundle import Bundle
+from models.encoders import ImageEncoder, TextEncoder, load_encoder
+from models.online import OnlineDGMRec
+from service.adapters.faiss_index import FaissIndex, use_one_thread
+from service.adapters.memory_cache import MemoryCache
+from service.adapters.redis_cache import RedisCache
+from service.adapters.sql import SqlStore
+from service.pipeline.catalogue import Catalogue, Shape
+from service.pipeline.engine import Engine, Limits
+from service.pipeline.rebuild import load_catalogue
+from service.pipeline.seed import seed
+from service.ports import Cache
+from service.settings import Settings, SettingsError
+
+log = logging.getLogger(__name__)
+
+Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder]]
+
+
+async def bootstrap(settings: Settings) -> Engine:
+    """Load the bundle, open the store, bring the catalogue up.
+
+    Raises:
+        SettingsError, BundleError, EncoderUnavailableError, StoreUnavailableError: each with one sentence.
+    """
+    bundle, model, encoders = await asyncio.to_thread(_load, settings)
+    store = await SqlStore.open(settings.database_url)
+    shape = Shape(model.ranks, model.size, model.layers)
+    catalogue = Catalogue(shape, FaissIndex)
+    engine = Engine(
+        store=store,
+        cache=_cache(settings),
+        manifest=bundle.manifest,
+        model=model,
+        encoders=encoders,
+        catalogue=catalogue,
+        limits=Limits(settings.max_image_pixels, settings.max_text_chars),
+    )
+    engine.closers += [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
+    try:
+        if settings.seed_catalogue:
+            await seed(engine, bundle)
+        await load_catalogue(engine)
+        await engine.compute(_warm, engine)
+    except BaseException:
+        await engine.close()
+        raise
+    return engine
+
+
+def _load(settings: Settings) -> Loaded:
+    if settings.bundle is None:
+        raise SettingsError(
+            "LACUNA_BUNDLE is not set: name the folder of a bundle (`lacuna demo` makes one, `lacuna train` yours)."
+        )
+    # One request is one small computation: threads would only wait for each other.
+    use_one_thread()
+    torch.set_num_threads(1)
+    bundle = Bundle.load(settings.bundle)
+    model = OnlineDGMRec.load(bundle)
+    encoders = {
+        modality.name: load_encoder(
+            modality.encoder,
+            bundle.path,
+            image_weights=settings.image_weights,
+            cache_dir=settings.data_dir / "encoders",
+            threads=1,
+        )
+        for modality in bundle.manifest.modalities
+        if modality.encoder is not None
+    }
+    return bundle, model, encoders
+
+
+def _cache(settings: Settings) -> Cache:
+    return RedisCache(settings.redis_url) if settings.redis_url else MemoryCache()
+
+
+def _warm(engine: Engine) -> None:
+    """Pay for first calls before the first request does."""
+    for name, modality in ((entry.name, entry) for entry in engine.manifest.modalities):
+        if modality.encoder is not None and modality.encoder.kind == "text":
+            engine.encoders[name].encode(["warm"])  # type: ignore[list-item]  # of kind text, so a TextEncoder

@@ -1,0 +1,114 @@
+"""Filling an empty store from the catalogue that a bundle brings: the items with their observed features, and the
+feedback. What an interrupted start has left undone, the next one does."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from service.domain import Event, Observed, StoredItem
+from service.pipeline.encode import TITLE_SOURCE, encoder_identity, media_type
+from service.pipeline.engine import Engine
+from service.ports import ItemWrite, Media
+
+log = logging.getLogger(__name__)
+
+META = "seeded"
+UNDER_WAY = "under way"
+ITEMS, EVENTS = 500, 10_000
+
+
+async def seed(engine: Engine, bundle: Bundle) -> None:
+    """Copy the bundle's catalogue into a store that has never held anything."""
+    items, feedback = bundle.file(CATALOGUE_ITEMS), bundle.file(CATALOGUE_FEEDBACK)
+    state = await engine.store.get_meta(META)
+    untouched = state is None and await engine.store.last_change() == 0
+    if items is None or not (untouched or state == UNDER_WAY):
+        return
+    await engine.store.set_meta(META, UNDER_WAY)
+    features = bundle.tensors(CATALOGUE_FEATURES)
+    now = datetime.fromtimestamp(engine.clock(), UTC)
+    count = 0
+    for rows in _chunked(items, ITEMS):
+        stored = [_item(engine, body, features, count + place, now) for place, body in enumerate(rows)]
+        count += len(rows)
+        media = {file.sha256: file for _, files in stored for file in files}
+        await engine.store.write_items([ItemWrite(item, "create") for item, _ in stored], list(media.values()))
+    events = 0
+    for rows in _chunked(feedback, EVENTS) if feedback else ():
+        events += sum(await engine.store.add_feedback([_event(row, now) for row in rows]))
+    await engine.store.set_meta(META, bundle.version)
+    log.info("seeded the empty database with %d items and %d events of bundle %s", count, events, bundle.version)
+
+
+def _chunked(file: Path, size: int) -> Iterator[list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    with file.open(encoding="utf-8") as stream:
+        for line in stream:
+            rows.append(json.loads(line))
+            if len(rows) == size:
+                yield rows
+                rows = []
+    if rows:
+        yield rows
+
+
+def _item(
+    engine: Engine, body: Mapping[str, Any], features: Mapping[str, Any], row: int, now: datetime
+) -> tuple[StoredItem, list[Media]]:
+    observed: dict[str, Observed] = {}
+    media: list[Media] = []
+    contents = body.get("modalities") or {}
+    for name in engine.model.names:
+        if not features[f"{name}.observed"][row]:
+            continue
+        vector = np.asarray(features[name][row], dtype=np.float32)
+        content = contents.get(name)
+        if isinstance(content, dict) and "base64" in content:
+            data = base64.b64decode(content["base64"])
+            file = Media(hashlib.sha256(data).hexdigest(), data, media_type(data))
+            media.append(file)
+            observed[name] = Observed(
+                vector, "media", encoder_identity(engine, name), media=file.sha256, media_type=file.media_type
+            )
+        elif content is None or isinstance(content, str):
+            source = TITLE_SOURCE if content is None else "text"
+            observed[name] = Observed(vector, source, encoder_identity(engine, name), text=content)
+        else:
+            observed[name] = Observed(vector, "vector")
+    item = StoredItem(
+        id=body["id"],
+        title=body.get("title"),
+        categories=tuple(body.get("categories") or ()),
+        metadata=body.get("metadata") or {},
+        available=body.get("available", True),
+        version=1,
+        created_at=now,
+        updated_at=now,
+        observed=observed,
+        generated={},
+        model_version="",
+        derived=b"",
+    )
+    return item, media
+
+
+def _event(row: Mapping[str, Any], now: datetime) -> Event:
+    stamp = row.get("timestamp")
+    return Event(
+        user=row["user"],
+        item=row["item"],
+        type=row["type"],
+        timestamp=datetime.fromisoformat(stamp).astimezone(UTC) if stamp else now,
+        value=row.get("value"),
+        text=row.get("text"),
+    )

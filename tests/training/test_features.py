@@ -1,0 +1,186 @@
+"""Features of a dataset: what becomes a vector, what counts as missing, and what the cache may decide."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from models.encoders import CATALOGUE, NetworkEncoder
+from models.vocabulary import Vocabulary
+from training.datasets.base import Dataset, Interactions
+from training.features import FeatureError, catalogue_pictures, encode_dataset
+
+ALL = np.ones((5, 3), np.bool_)
+
+
+def _picture(shade: int, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, shade, shade)).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def _base64(data: bytes) -> dict[str, str]:
+    return {"base64": base64.b64encode(data).decode()}
+
+
+def _dataset(records: list[dict[str, Any]], fingerprint: str = "f1") -> Dataset:
+    empty = np.array([], np.int64)
+    interactions = Interactions(empty, empty, empty.astype(np.uint8), empty.astype(float), empty.astype(float))
+    items = Vocabulary(record["id"] for record in records)
+    return Dataset("test", True, None, fingerprint, items, Vocabulary(), records, interactions)
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return _dataset(
+        [
+            {"id": "a", "title": "one", "modalities": {"image": _base64(_picture(50)), "audio": {"vector": [1, 2]}}},
+            {"id": "b", "modalities": {"text": "three", "image": _base64(b"\xff\xd8\xffbroken")}},
+            {"id": "c", "modalities": {"image": _base64(_picture(200, "JPEG"))}},
+            {"id": "d", "modalities": {"text": "go", "audio": {"vector": [3, 4]}}},
+            {"id": "e", "modalities": {"image": {"vector": [7.0, 8.0, 9.0]}}},
+        ]
+    )
+
+
+class Counted:
+    """Encoders of three numbers that count what they encode; `weights` stands for the hash of theirs."""
+
+    def __init__(self, weights: str = "w1", image_id: str = "torchvision:mean") -> None:
+        self.encoded: list[object] = []
+        self.text: NetworkEncoder[str] = NetworkEncoder(
+            "sentence-transformers:length", weights, prepare=self._prepare_text, network=lambda x: x, blank=""
+        )
+        self.image: NetworkEncoder[Image.Image] = NetworkEncoder(
+            image_id, weights, prepare=self._prepare_image, network=lambda x: x, blank=Image.new("RGB", (1, 1))
+        )
+        self.encoded.clear()
+
+    def _prepare_text(self, text: str) -> NDArray[np.float32]:
+        self.encoded.append(text)
+        return np.array([[len(text), 1, 0]], np.float32)
+
+    def _prepare_image(self, image: Image.Image) -> NDArray[np.float32]:
+        self.encoded.append(image.size)
+        return np.asarray(image, np.float32).mean((0, 1))[None]
+
+    @property
+    def both(self) -> dict[str, Any]:
+        return {"text_encoder": self.text, "image_encoder": self.image}
+
+
+def test_encode_dataset(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    encoders = Counted()
+    batch, references = encode_dataset(dataset, ALL, **encoders.both)
+    assert batch.names == ("text", "image", "audio")
+    assert batch.observed.int().tolist() == [[1, 1, 1], [1, 0, 0], [0, 1, 0], [1, 0, 1], [0, 1, 0]]
+    assert batch.features["text"].tolist() == [[3, 1, 0], [5, 1, 0], [0, 0, 0], [2, 1, 0], [0, 0, 0]]
+    assert batch.features["image"].round().tolist() == [[50] * 3, [0] * 3, [200] * 3, [0] * 3, [7, 8, 9]]
+    assert batch.features["audio"].tolist() == [[1, 2], [0, 0], [0, 0], [3, 4], [0, 0]]
+    assert [record.message for record in caplog.records] == ["image: 1 pictures cannot be read and count as missing: b"]
+    assert references["audio"] is None
+    assert references["image"] is not None
+    assert references["text"] is not None
+    assert references["image"].model_dump() == {
+        "kind": "image", "id": "torchvision:mean", "dim": 3, "weights_sha256": "w1", "file": None
+    }  # fmt: skip
+    assert (references["text"].kind, references["text"].id) == ("text", "sentence-transformers:length")
+
+
+def test_withheld_cells_are_zero(dataset: Dataset, tmp_path: Path) -> None:
+    encoders = Counted()
+    full, _ = encode_dataset(dataset, ALL, **encoders.both, cache_dir=tmp_path)
+    observed = ALL.copy()
+    observed[0, 0] = observed[2, 1] = observed[3, 2] = False
+    batch, _ = encode_dataset(dataset, observed, **encoders.both, cache_dir=tmp_path)
+    expected = full.masked(torch.from_numpy(~observed))
+    assert torch.equal(batch.observed, expected.observed)
+    for name in batch.names:
+        assert torch.equal(batch.features[name], expected.features[name])
+
+
+def test_cache_saves_encoding(dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    encoders = Counted()
+    first, _ = encode_dataset(dataset, ALL, **encoders.both, cache_dir=tmp_path / "new")
+    assert len(encoders.encoded) == 5
+    second, _ = encode_dataset(dataset, ALL, **encoders.both, cache_dir=tmp_path / "new")
+    assert len(encoders.encoded) == 5
+    for name in first.names:
+        assert torch.equal(first.features[name], second.features[name])
+    assert caplog.text.count("cannot be read") == 2
+
+
+@pytest.mark.parametrize("change", ["weights", "fingerprint", "damage", "catalogue"])
+def test_cache_is_not_used_for_anything_else(
+    change: str, dataset: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    image_id = CATALOGUE if change == "catalogue" else "torchvision:mean"
+    encode_dataset(dataset, ALL, **Counted(image_id=image_id).both, cache_dir=tmp_path)
+    encoders = Counted("w2" if change == "weights" else "w1", image_id)
+    if change == "damage":
+        for file in tmp_path.iterdir():
+            file.write_bytes(file.read_bytes()[:40])
+    if change == "fingerprint":
+        dataset = _dataset(dataset.records, "f2")
+    encode_dataset(dataset, ALL, **encoders.both, cache_dir=tmp_path)
+    assert len(encoders.encoded) == (2 if change == "catalogue" else 5)
+    assert ("are made again" in caplog.text) == (change == "damage")
+
+
+def test_progress_counts_cells(dataset: Dataset) -> None:
+    seen: list[tuple[str, int, int]] = []
+    encode_dataset(dataset, ALL, **Counted().both, progress=lambda *step: seen.append(step))
+    assert seen == [("text", 3, 3), ("image", 3, 3)]
+
+
+def test_vectors_need_no_encoder() -> None:
+    dataset = _dataset([{"id": "a", "modalities": {"image": {"vector": [1, 2]}}}, {"id": "b"}])
+    batch, references = encode_dataset(dataset, np.ones((2, 1), np.bool_))
+    assert references == {"image": None}
+    assert batch.observed.tolist() == [[True], [False]]
+
+
+@pytest.mark.parametrize(
+    ("modalities", "message"),
+    [
+        ([{"text": "one"}, {"text": {"vector": [1.0, 2.0]}}], "different lengths: .2, 3"),
+        ([{"scan": "one"}, {"scan": _base64(_picture(1))}], "both texts and pictures"),
+    ],
+)
+def test_content_that_does_not_fit(modalities: list[dict[str, Any]], message: str) -> None:
+    dataset = _dataset([{"id": str(row), "modalities": content} for row, content in enumerate(modalities)])
+    with pytest.raises(FeatureError, match=message):
+        encode_dataset(dataset, np.ones((2, 1), np.bool_), **Counted().both)
+
+
+def test_content_without_an_encoder(dataset: Dataset) -> None:
+    with pytest.raises(FeatureError, match="'text' holds texts, and there is no text encoder"):
+        encode_dataset(dataset, ALL)
+    with pytest.raises(FeatureError, match="'image' holds pictures, and there is no image encoder"):
+        encode_dataset(dataset, ALL, text_encoder=Counted().text)
+
+
+def test_mask_of_another_shape(dataset: Dataset) -> None:
+    with pytest.raises(ValueError, match=r"shape \(5, 2\), the dataset \(5, 3\)"):
+        encode_dataset(dataset, ALL[:, :2], **Counted().both)
+
+
+def test_catalogue_pictures_are_the_observed_ones(dataset: Dataset) -> None:
+    pictures = catalogue_pictures(dataset, ALL, Counted().text)
+    assert [picture.image.getpixel((0, 0)) for picture in pictures] == [(50, 50, 50), (200, 200, 200)]
+    assert pictures[0].text is not None
+    assert pictures[0].text.tolist() == [3, 1, 0]
+    assert pictures[1].text is None
+    observed = ALL.copy()
+    observed[0, 0] = observed[2, 1] = False
+    (left,) = catalogue_pictures(dataset, observed, Counted().text)
+    assert left.image.getpixel((0, 0)) == (50, 50, 50)
+    assert left.text is None

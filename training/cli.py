@@ -1,0 +1,369 @@
+"""The `lacuna` command."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import httpx
+import orjson
+import torch
+import typer
+from pydantic import ValidationError
+
+from models.bundle import BundleError, read_manifest
+from models.dgmrec import DGMRecConfig
+from models.encoders import EncoderUnavailableError
+from training.catalogue_encoder import TooFewPairsError
+from training.datasets import READERS, load_dataset
+from training.datasets.base import DatasetError
+from training.demo import prepare_demo
+from training.evaluate import Protocol, evaluate
+from training.features import FeatureError
+from training.progress import Terminal
+from training.train import DataOptions, TrainingDataError, make_bundle
+from training.trainer import TrainerConfig
+
+DEMO_SEED = 7
+SENT_AT_ONCE = {"items": 200, "feedback": 5000}
+SENT_BYTES = 6 * 1024 * 1024  # below the service's limit of 8 MiB for a body
+
+app = typer.Typer(
+    name="lacuna",
+    help="Recommendations for catalogues whose items come with holes in them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class CommandError(Exception):
+    """What a person did wrong; the message is one sentence."""
+
+
+class Model(StrEnum):
+    """Models that can be trained."""
+
+    DGMREC = "dgmrec"
+
+
+class Kind(StrEnum):
+    """What can be imported."""
+
+    ITEMS = "items"
+    FEEDBACK = "feedback"
+
+
+Data = Annotated[Path, typer.Option("--data", help="A prepared dataset (`lacuna prepare` makes one).")]
+Out = Annotated[Path, typer.Option("--out", help="Where the result goes; replaced if it is one already.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Missing = Annotated[float, typer.Option(min=0, max=0.95, help="Share of item-modality cells to withhold.")]
+Mask = Annotated[str | None, typer.Option(help="A published mask of the dataset, instead of --missing.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model or the trainer, as --set epochs=50."),
+]
+ImageEncoderName = Annotated[
+    str, typer.Option(help="catalogue (trained on the catalogue's own pictures), torchvision:<name>, or auto.")
+]
+ImageWeights = Annotated[
+    Path | None, typer.Option(envvar="LACUNA_IMAGE_WEIGHTS", help="Weights of the torchvision network (safetensors).")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+Threads = Annotated[int, typer.Option(min=1, help="Threads for computation.")]
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Where the demo bundle goes.")] = Path("build/demo-bundle"),
+    bundle_only: Annotated[bool, typer.Option("--bundle-only", help="Make the bundle and do not serve it.")] = False,
+    items: Annotated[int, typer.Option(min=100, help="Products to draw.")] = 1000,
+    users: Annotated[int, typer.Option(min=50, help="Shoppers to simulate.")] = 300,
+    threads: Threads = 2,
+) -> None:
+    """Make the synthetic demo catalogue, train on it, and serve it on http://127.0.0.1:8000.
+
+    A bundle that is there already is served as it is.
+    """
+    if not _is_bundle(out):
+        data = out.with_name(f"{out.name}-data")
+        with Terminal() as terminal:
+            prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
+            _train(data, out, DataOptions(seed=DEMO_SEED, threads=threads), {"seed": DEMO_SEED}, "cpu", terminal)
+    if not bundle_only:
+        _exec_service(["--bundle", str(out)])
+
+
+@app.command()
+def prepare(
+    dataset: Annotated[str, typer.Argument(help=f"One of {', '.join(READERS)}.")],
+    out: Out,
+    source: Annotated[Path | None, typer.Option(help="The folder with the source's files.")] = None,
+) -> None:
+    """Read a dataset and write it in Lacuna's own format."""
+    if dataset not in READERS:
+        raise CommandError(f"there is no dataset reader {dataset!r}; there are {', '.join(READERS)}")
+    with Terminal() as terminal:
+        info = READERS[dataset].prepare(source, out, lambda stage, done: terminal.stage(stage, done))
+        counts = info.counts
+        terminal.say(
+            f"{info.name}: {counts.items} items, {counts.users} users, {counts.feedback} feedback events in {out}"
+        )
+
+
+@app.command()
+def train(
+    model: Annotated[Model, typer.Argument(help="Which model.")],
+    data: Data,
+    out: Out,
+    missing: Missing = 0.0,
+    mask: Mask = None,
+    image_encoder: ImageEncoderName = "auto",
+    image_weights: ImageWeights = None,
+    catalogue: Annotated[
+        bool, typer.Option(help="Ship the catalogue in the bundle, to fill an empty service with.")
+    ] = True,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the checkpoint of an interrupted run.")] = False,
+    device: Device = "auto",
+    threads: Threads = 2,
+    seed: Seed = 0,
+    settings: Settings = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
+) -> None:
+    """Train a model and export a bundle. Interrupted, the same command goes on where it was."""
+    del model  # there is one
+    options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads, seed)
+    with Terminal() as terminal:
+        _train(
+            data,
+            out,
+            options,
+            {"seed": seed, **_parsed(settings)},
+            device,
+            terminal,
+            with_catalogue=catalogue,
+            fresh=fresh,
+        )
+    if as_json:
+        _print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))
+
+
+@app.command(name="evaluate")
+def evaluate_command(
+    model: Annotated[Model, typer.Argument(help="Which model.")],
+    data: Data,
+    protocol: Annotated[Protocol, typer.Option(help="What to measure; see docs/evaluation.md.")] = Protocol.MISSING,
+    missing: Missing = 0.4,
+    mask: Mask = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of runs, with seeds 1, 2, ...")] = 3,
+    variant: Annotated[str | None, typer.Option(help="Name of these settings in the result.")] = None,
+    image_encoder: ImageEncoderName = "auto",
+    image_weights: ImageWeights = None,
+    device: Device = "auto",
+    threads: Threads = 2,
+    settings: Settings = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the raw result goes.")] = None,
+) -> None:
+    """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
+    del model
+    torch.set_num_threads(threads)
+    dataset = load_dataset(data)
+    options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads)
+    with Terminal() as terminal:
+        result = evaluate(
+            dataset,
+            protocol,
+            options,
+            _configs({**_parsed(settings), "device": _device(device)}),
+            seeds=seeds,
+            variant=variant,
+            command=_command(),
+            terminal=terminal,
+        )
+    if json_file:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    _print_json({"mean": result["mean"], "std": result["std"]})
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+def serve(context: typer.Context) -> None:
+    """Serve a bundle over HTTP (`lacuna serve --help` lists all settings)."""
+    _exec_service(context.args)
+
+
+@app.command(name="import")
+def import_command(
+    kind: Annotated[Kind, typer.Argument(help="What the file holds.")],
+    file: Annotated[Path, typer.Argument(help="A stream of POST bodies, one JSON object a line.")],
+    url: Annotated[str, typer.Option(envvar="LACUNA_URL", help="Where the service runs.")] = "http://127.0.0.1:8000",
+    key: Annotated[str | None, typer.Option(envvar="LACUNA_KEY", help="An API key with the role write.")] = None,
+) -> None:
+    """Send items or feedback from a file to a running service. Items that exist already are left as they are."""
+    accepted, refused = 0, []
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    with httpx.Client(base_url=url, headers=headers, timeout=120) as client, Terminal() as terminal:
+        for done, rows in _batches(file, kind):
+            good, bad = _send(client, kind, rows, done)
+            accepted += good
+            refused += bad
+            terminal.stage(f"sending {kind}", done + len(rows))
+        terminal.say(f"{accepted} {kind} accepted, {len(refused)} refused")
+        for line in refused[:20]:
+            terminal.say(line)
+    if refused:
+        raise typer.Exit(1)
+
+
+def _batches(file: Path, kind: Kind) -> Any:
+    if not file.is_file():
+        raise CommandError(f"{file} does not exist")
+    rows: list[bytes] = []
+    size, done = 0, 0
+    with file.open("rb") as stream:
+        for line in stream:
+            if not line.strip():
+                continue
+            if rows and (len(rows) == SENT_AT_ONCE[kind] or size + len(line) > SENT_BYTES):
+                yield done, rows
+                done, rows, size = done + len(rows), [], 0
+            rows.append(line.strip())
+            size += len(line)
+    if rows:
+        yield done, rows
+
+
+def _send(client: httpx.Client, kind: Kind, rows: list[bytes], done: int) -> tuple[int, list[str]]:
+    body = b'{"' + kind.encode() + b'":[' + b",".join(rows) + b"]}"
+    path = "/items/batch" if kind is Kind.ITEMS else "/feedback"
+    try:
+        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
+    except httpx.HTTPError as error:
+        raise CommandError(f"the service at {client.base_url} does not answer: {error}") from None
+    found = orjson.loads(answer.content)
+    if answer.status_code != 200:
+        raise CommandError(f"line {done + 1} and after: {answer.status_code} {found.get('detail')}")
+    if kind is Kind.FEEDBACK:
+        bad = [f"line {done + row['index'] + 1}: {row['detail']}" for row in found["rejected"]]
+        return found["accepted"], bad
+    bad = [
+        f"line {done + row['index'] + 1}: {row['problem'].get('detail')}" for row in found["items"] if "problem" in row
+    ]
+    return len(rows) - len(bad), bad
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _train(
+    data: Path,
+    out: Path,
+    options: DataOptions,
+    settings: dict[str, Any],
+    device: str,
+    terminal: Terminal,
+    **more: bool,
+) -> None:
+    torch.set_num_threads(options.threads)
+    config, trainer = _configs({**settings, "device": _device(device)})
+    dataset = load_dataset(data)
+    manifest = make_bundle(dataset, data, out, config, trainer, options, terminal=terminal, **more)
+    metrics = manifest.models["dgmrec"].metrics
+    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("recall@20", "ndcg@20"))
+    synthetic = " (synthetic data)" if dataset.synthetic else ""
+    terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
+
+
+def _configs(settings: dict[str, Any]) -> tuple[DGMRecConfig, TrainerConfig]:
+    """Settings by name for the model and the trainer; a name that both have (seed) goes to both."""
+    model, trainer = (
+        {name: value for name, value in settings.items() if name in kind.model_fields}
+        for kind in (DGMRecConfig, TrainerConfig)
+    )
+    unknown = settings.keys() - model.keys() - trainer.keys()
+    if unknown:
+        known = ", ".join(sorted({*DGMRecConfig.model_fields, *TrainerConfig.model_fields}))
+        raise CommandError(f"there is no setting {min(unknown)!r}; there are {known}")
+    try:
+        return DGMRecConfig.model_validate(model), TrainerConfig.model_validate(trainer)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CommandError(f"the setting {first['loc'][0]!r}: {first['msg']}") from None
+
+
+def _parsed(settings: list[str] | None) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for setting in settings or ():
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise CommandError(f"--set wants NAME=VALUE, not {setting!r}")
+        try:
+            parsed[name] = json.loads(value)
+        except ValueError:
+            parsed[name] = value
+    return parsed
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
+
+
+def _cache(data: Path) -> Path:
+    """Features of fixed encoders, kept beside the dataset."""
+    return data.with_name(f"{data.name}-cache")
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except BundleError:
+        return False
+    return True
+
+
+def _command() -> str:
+    return " ".join(["lacuna", *sys.argv[1:]])
+
+
+def _print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def _exec_service(arguments: list[str]) -> None:
+    """Become the service. The trainer never imports it: they share bundles and nothing else."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])
+
+
+ERRORS = (
+    CommandError,
+    BundleError,
+    DatasetError,
+    EncoderUnavailableError,
+    FeatureError,
+    TooFewPairsError,
+    TrainingDataError,
+)
+
+
+def main() -> None:
+    """Run the command; an expected error is one sentence and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        app()
+    except ERRORS as error:
+        sys.stderr.write(f"lacuna: {error}\n")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.stderr.write("lacuna: interrupted; the same command goes on where it was\n")
+        sys.exit(130)
