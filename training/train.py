@@ -122,7 +122,7 @@ def _image_encoder(
     pictures = catalogue_pictures(dataset, observed, text, progress=terminal.stage, cache_dir=options.cache)
     trained = train_catalogue_encoder(
         pictures,
-        CatalogueEncoderConfig(seed=options.seed, threads=options.threads),
+        CatalogueEncoderConfig(seed=options.seed),
         progress=lambda done, total: terminal.stage("image encoder", done, total),
     )
     weights = trained.network.to_bytes()

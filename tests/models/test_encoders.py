@@ -250,6 +250,12 @@ def test_decode_refuses_a_frame_larger_than_its_gif() -> None:
         decode_image(grown, max_pixels=LIMIT)
 
 
+def test_decode_refuses_a_webp_bomb_by_its_header() -> None:
+    header = b"VP8X" + struct.pack("<I", 10) + bytes(4) + b"\xff\x3f\x00" * 2  # a canvas of 16384 x 16384
+    with pytest.raises(ImageError, match="more than the 20,000,000 pixels"):
+        decode_image(b"RIFF" + struct.pack("<I", 4 + len(header)) + b"WEBP" + header, max_pixels=LIMIT)
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_decode_applies_the_orientation(orientation: int) -> None:
     upright = Image.new("RGB", (16, 8), "white")
@@ -395,6 +401,16 @@ def test_torchvision_weights_that_cannot_be_downloaded(tmp_path: Path, monkeypat
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(EncoderUnavailableError, match=r"could not be downloaded .*LACUNA_IMAGE_WEIGHTS"):
         torchvision_encoder("mobilenet_v2", cache_dir=tmp_path)
+
+
+def test_torchvision_weights_from_the_hub_are_those_of_a_saved_file(tmp_path: Path) -> None:
+    model, file = _weights("shufflenet_v2_x0_5", tmp_path)
+    published = import_torchvision().models.get_model_weights("shufflenet_v2_x0_5").DEFAULT
+    torch.save(model.state_dict(), tmp_path / published.url.rpartition("/")[2])  # as if downloaded before
+    from_hub = torchvision_encoder("shufflenet_v2_x0_5", cache_dir=tmp_path)
+    from_file = torchvision_encoder("shufflenet_v2_x0_5", weights=file)
+    assert from_hub.weights_sha256 == from_file.weights_sha256
+    np.testing.assert_array_equal(from_hub.encode(_pictures(1)), from_file.encode(_pictures(1)))
 
 
 @pytest.mark.parametrize("name", ["vit_b_16", "nonsense", "", "resnet1"])
