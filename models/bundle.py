@@ -177,6 +177,9 @@ class BundleWriter:
     """Collects files in a temporary folder beside the target and puts them in place in one step.
 
     Use as a context manager; on an exception nothing appears at `path`. `finish` writes the manifest.
+
+    Raises:
+        BundleError: something else than a bundle stands at `path`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -184,6 +187,7 @@ class BundleWriter:
         self._files: dict[str, str] = {}
 
     def __enter__(self) -> BundleWriter:
+        require_replaceable(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
         return self
@@ -237,6 +241,16 @@ class BundleWriter:
         else:
             self.folder.rename(self.path)
         return manifest
+
+
+def require_replaceable(path: Path) -> None:
+    """Only a bundle, a damaged one too, or an empty folder may be replaced by a new bundle.
+
+    Raises:
+        BundleError: something else stands at `path`.
+    """
+    if path.exists() and not (path / MANIFEST).is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise BundleError(f"{path} exists and is no bundle; choose another place")
 
 
 def next_version(path: Path, today: str) -> str:

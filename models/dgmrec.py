@@ -136,7 +136,8 @@ class Projection(nn.Module):
             self.components.copy_(components * sign)
         projected = centred.float() @ self.components
         self.mean.copy_(rows.mean(dim=0))
-        self.scale.copy_(projected.pow(2).mean().sqrt().clamp_min(1e-6))
+        spread = projected.pow(2).mean().sqrt()
+        self.scale.copy_(spread.where(spread > 1e-6, 1))  # rows that do not differ say nothing of the scale
 
     def forward(self, raw: Tensor) -> Tensor:
         """`[n, dim]` -> `[n, r]`."""
@@ -222,7 +223,7 @@ class DGMRec(nn.Module):
     def project(self, batch: ModalBatch) -> dict[str, Tensor]:
         """Projected features by modality `[n, r_m]`, zero (the mean) where unobserved."""
         return {
-            name: self.tower(name).projection(batch.features[name]) * batch.observed[:, [column]]
+            name: self.tower(name).projection(batch.features[name]).where(batch.observed[:, [column]], 0)
             for column, name in enumerate(self.names)
         }
 
@@ -477,7 +478,10 @@ class DGMRec(nn.Module):
         c = self.config
         d = c.embedding_size
         evidence, observed = evidence.select(rows), evidence.observed[rows]
-        parts = out.parts[:, rows]
+        # Taste comes from the collaborative embeddings. These losses only read it: they are a multiple of the ranking's
+        # and would bend the embeddings towards themselves.
+        features = {name: evidence.own[name] for name in self.names}
+        parts = self.encode(features, out.taste[:, rows].detach())
         total = {key: parts.new_zeros(()) for key in ("club", "nce", "reconstruction", "generation")}
         for a, name in enumerate(self.names):
             tower, have = self.tower(name), observed[:, a]
@@ -510,8 +514,8 @@ class DGMRec(nn.Module):
         """L_gen (eq. 14) and the distance to the true feature, with part of the evidence hidden at random."""
         chance = torch.rand(2, len(rows), generator=generator, device=generator.device).to(rows.device)
         others, interactions = chance < self.config.hide_rate
-        taste = torch.where(interactions[None, :, None], out.kin_taste[:, rows], out.taste[:, rows])
-        everyone = out.kin_taste.mean(dim=1, keepdim=True)
+        taste = torch.where(interactions[None, :, None], out.kin_taste[:, rows], out.taste[:, rows]).detach()
+        everyone = out.kin_taste.mean(dim=1, keepdim=True).detach()
         taste = torch.where((interactions & others)[None, :, None], everyone, taste)
         hidden = evidence.without(name, others=others, interactions=interactions)
         made = self.generate(name, hidden, taste, generator=generator)

@@ -97,7 +97,7 @@ def gather_evidence(features: Mapping[str, Tensor], observed: Tensor, graphs: In
         observed: bool `[n, M]`.
         graphs: the training interactions, or None where there are none.
     """
-    own = {name: block * observed[:, [c]] for c, (name, block) in enumerate(features.items())}
+    own = {name: block.where(observed[:, [c]], 0) for c, (name, block) in enumerate(features.items())}
     near, near_valid = near_means(own, observed)
     shared, shared_valid = shared_means(own, observed, graphs)
     return Evidence(own, near, shared, observed, near_valid, shared_valid)

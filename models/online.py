@@ -148,9 +148,9 @@ class OnlineDGMRec:
             _tensors(known.features),
             _tensors(known.near),
             _tensors(known.shared),
-            torch.from_numpy(known.observed),
-            torch.from_numpy(known.near_valid),
-            torch.from_numpy(known.shared_valid),
+            _tensor(known.observed),
+            _tensor(known.near_valid),
+            _tensor(known.shared_valid),
         )
         taste = _leading(known.taste)
         made = {name: self.model.generate(name, evidence, taste) for name in self.names}
@@ -220,7 +220,7 @@ def _numpy(tensor: Tensor) -> Array:
     return array
 
 
-def _tensor(array: Array) -> Tensor:
+def _tensor(array: Array | Mask) -> Tensor:
     # What comes straight from a database is read-only, which torch warns of.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 

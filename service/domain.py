@@ -63,6 +63,9 @@ class Draft:
     available: bool = True
 
 
+MAX_METADATA_BYTES = 64 * 1024  # of one item's metadata as JSON
+
+
 class Unset(Enum):
     """The type of UNSET, which stands for a field that a patch leaves as it is."""
 
@@ -90,7 +93,8 @@ class Patch:
 class Observed:
     """An observed modality: its feature and the content it came from.
 
-    `source` is `text`, `media` or `vector`. `text` holds the text itself, `media` the sha256 of the stored file.
+    `source` is `text`, `title` (which stood in for a text), `media` or `vector`. `text` holds the text itself, `media`
+    the sha256 of the stored file.
     `encoder` identifies what made the vector (id and weights' hash); it is empty for ready vectors.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -124,8 +124,8 @@ class Store(Protocol):
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
 
-    async def item_counts(self) -> dict[str, int]:
-        """Number of distinct users by item, items without any left out."""
+    async def item_counts(self, items: Collection[str] | None = None) -> dict[str, int]:
+        """Number of distinct users by item, of all items or of these; items without any left out."""
 
     async def get_user(self, user: str) -> User | None:
         """What is stored of a user."""

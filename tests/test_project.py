@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "training", "service")
 
 # Needed at run time without an import of ours: drivers and servers that a library looks up by name.
-LOADED_BY_NAME = {"aiosqlite", "asyncpg", "httptools", "python-multipart", "uvloop"}
+LOADED_BY_NAME = {"asyncpg", "httptools", "python-multipart", "uvloop"}
 
 
 def read(name: str) -> str:
@@ -149,9 +149,9 @@ def test_only_the_torch_requirements_name_an_index() -> None:
 
 LAYOUT = {
     ".": "README.md LICENSE Makefile pyproject.toml Dockerfile docker-compose.yml docs benchmarks",
-    "models": "modality vocabulary graph losses dgmrec lrmm iris imputers encoders bundle",
-    "training": "cli datasets demo features splits masking sampling trainer metrics evaluate report export",
-    "service": "main settings bootstrap domain ports pipeline adapters api console metrics migrations",
+    "models": "modality vocabulary graph losses dgmrec imputers encoders bundle",
+    "training": "cli datasets demo features splits masking sampling trainer metrics evaluate export",
+    "service": "main settings bootstrap domain ports pipeline adapters api metrics migrations",
     "tests": "models training service contracts",
 }
 
@@ -163,7 +163,7 @@ def test_layout_of_the_design_exists(folder: str, rooms: str) -> None:
     assert set(rooms.split()) <= present
 
 
-def test_wheel_carries_code_console_and_migrations(tmp_path: Path) -> None:
+def test_wheel_carries_code_and_migrations(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "requirements.in"):

@@ -40,7 +40,8 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             skeleton = json.loads((file.metadata() or {})["tree"])
-            tree = _fill(skeleton, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
+            # Copies: inside the file tensors lie unaligned, and matrix products of those round differently.
+            tree = _fill(skeleton, {key: file.get_tensor(key).clone() for key in file.keys()})  # noqa: SIM118 - no mapping
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(f"{path} is no usable checkpoint: {error}") from None
     if not isinstance(tree, dict):

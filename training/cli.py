@@ -27,9 +27,10 @@ from training.evaluate import Protocol, evaluate
 from training.features import FeatureError
 from training.progress import Terminal
 from training.train import DataOptions, TrainingDataError, make_bundle
-from training.trainer import TrainerConfig
+from training.trainer import TrainerConfig, UnknownMetricError
 
 DEMO_SEED = 7
+DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "epochs": 80, "patience": 10}  # a small catalogue, a short wait
 SENT_AT_ONCE = {"items": 200, "feedback": 5000}
 SENT_BYTES = 6 * 1024 * 1024  # below the service's limit of 8 MiB for a body
 
@@ -94,7 +95,14 @@ def demo(
         data = out.with_name(f"{out.name}-data")
         with Terminal() as terminal:
             prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
-            _train(data, out, DataOptions(seed=DEMO_SEED, threads=threads), {"seed": DEMO_SEED}, "cpu", terminal)
+            _train(
+                data,
+                out,
+                DataOptions(seed=DEMO_SEED, threads=threads, cache=_cache(data)),
+                DEMO_SETTINGS,
+                "cpu",
+                terminal,
+            )
     if not bundle_only:
         _exec_service(["--bundle", str(out)])
 
@@ -210,7 +218,7 @@ def import_command(
     """Send items or feedback from a file to a running service. Items that exist already are left as they are."""
     accepted, refused = 0, []
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=120) as client, Terminal() as terminal:
+    with _client(url, headers) as client, Terminal() as terminal:
         for done, rows in _batches(file, kind):
             good, bad = _send(client, kind, rows, done)
             accepted += good
@@ -221,6 +229,13 @@ def import_command(
             terminal.say(line)
     if refused:
         raise typer.Exit(1)
+
+
+def _client(url: str, headers: dict[str, str]) -> httpx.Client:
+    try:
+        return httpx.Client(base_url=url, headers=headers, timeout=120)
+    except httpx.InvalidURL as error:
+        raise CommandError(f"{url!r} is no URL: {error}") from None
 
 
 def _batches(file: Path, kind: Kind) -> Any:
@@ -248,7 +263,10 @@ def _send(client: httpx.Client, kind: Kind, rows: list[bytes], done: int) -> tup
         answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
     except httpx.HTTPError as error:
         raise CommandError(f"the service at {client.base_url} does not answer: {error}") from None
-    found = orjson.loads(answer.content)
+    try:
+        found = orjson.loads(answer.content)
+    except orjson.JSONDecodeError:
+        raise CommandError(f"what runs at {client.base_url} is no Lacuna service: it answers no JSON") from None
     if answer.status_code != 200:
         raise CommandError(f"line {done + 1} and after: {answer.status_code} {found.get('detail')}")
     if kind is Kind.FEEDBACK:
@@ -275,7 +293,11 @@ def _train(
     torch.set_num_threads(options.threads)
     config, trainer = _configs({**settings, "device": _device(device)})
     dataset = load_dataset(data)
-    manifest = make_bundle(dataset, data, out, config, trainer, options, terminal=terminal, **more)
+    try:
+        manifest = make_bundle(dataset, data, out, config, trainer, options, terminal=terminal, **more)
+    except KeyboardInterrupt:
+        terminal.say("interrupted; the same command goes on where it was")
+        raise
     metrics = manifest.models["dgmrec"].metrics
     shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("recall@20", "ndcg@20"))
     synthetic = " (synthetic data)" if dataset.synthetic else ""
@@ -315,6 +337,10 @@ def _parsed(settings: list[str] | None) -> dict[str, Any]:
 def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise CommandError(f"there is no device {name!r}; there are cpu, cuda and auto")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CommandError("there is no CUDA device here, or this torch was built without CUDA")
     return name
 
 
@@ -353,6 +379,9 @@ ERRORS = (
     FeatureError,
     TooFewPairsError,
     TrainingDataError,
+    UnknownMetricError,
+    FloatingPointError,  # the training diverged
+    OSError,  # a disk that is full, a folder that may not be written to
 )
 
 
@@ -364,6 +393,3 @@ def main() -> None:
     except ERRORS as error:
         sys.stderr.write(f"lacuna: {error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("lacuna: interrupted; the same command goes on where it was\n")
-        sys.exit(130)

@@ -42,7 +42,7 @@ def evaluate(
     its own initial weights and batches. The split is the dataset's where it has one."""
     runs = [_run(dataset, options, configs, seed, terminal) for seed in range(1, seeds + 1)]
     names = sorted({name for run in runs for name in run["metrics"]})
-    table = {name: np.array([run["metrics"].get(name, np.nan) for run in runs]) for name in names}
+    table = {name: np.array([run["metrics"][name] for run in runs if name in run["metrics"]]) for name in names}
     return {
         "protocol": protocol.value,
         "dataset": dataset.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -127,9 +126,3 @@ def visible(record: Mapping[str, Any], observed: Mapping[str, bool]) -> dict[str
         if observed.get(name, False) and not (isinstance(content, dict) and "vector" in content)
     }
     return {**record, "modalities": contents}
-
-
-def manifest_json(manifest: Manifest) -> str:
-    """A short account of a bundle, for programs."""
-    chosen = manifest.model_dump(mode="json", include={"version", "data", "models"})
-    return json.dumps(chosen, indent=2)

@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import EncoderRef, Manifest
+from models.bundle import EncoderRef, Manifest, require_replaceable
 from models.dgmrec import DGMRecConfig
 from models.encoders import CATALOGUE, MINILM, ImageEncoder, TextEncoder, catalogue_encoder, make_encoder
 from models.modality import ModalBatch
@@ -40,7 +40,7 @@ class DataOptions:
     """Which cells are withheld, and how content becomes features.
 
     Attributes:
-        missing: share of all cells that is missing in training; what the data lack by themselves counts too.
+        missing: share of the cells to withhold from training, on top of those that the data lack by themselves.
         mask: name of a published mask of the dataset, instead of `missing`.
         image_encoder: `catalogue` (trained here on the catalogue's own pictures), `torchvision:<name>`, or `auto`:
             the latter's mobilenet_v2 where `image_weights` is given, else `catalogue`.
@@ -87,9 +87,10 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
         raise TrainingDataError(f"the dataset {dataset.name} has neither texts, pictures nor vectors")
     withheld = withheld_cells(dataset, options)
     observed = dataset.observed() & ~withheld
-    text = cast(TextEncoder, make_encoder(MINILM, cache_dir=options.cache, threads=options.threads))
-    pictured = any("base64" in content for content in _file_contents(dataset))
-    image, weights = _image_encoder(dataset, observed, text, options, terminal) if pictured else (None, None)
+    pictured = any(isinstance(content, dict) and "base64" in content for content in _contents(dataset))
+    written = any(isinstance(content, str) for content in _contents(dataset))
+    text = _text_encoder(options) if pictured or written else None
+    image, weights = _image_encoder(dataset, observed, text, options, terminal) if pictured and text else (None, None)
     batch, encoders = encode_dataset(
         dataset, observed, text_encoder=text, image_encoder=image, progress=terminal.stage, cache_dir=options.cache
     )
@@ -102,11 +103,15 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
     return Prepared(batch, withheld, shipped, {WEIGHTS: lambda file: file.write_bytes(weights)})
 
 
-def _file_contents(dataset: Dataset) -> Iterator[dict[str, Any]]:
+def _contents(dataset: Dataset) -> Iterator[object]:
+    """All that is given as content, as it stands in the items' bodies; a title may stand in for a text."""
     for record in dataset.records:
-        for content in (record.get("modalities") or {}).values():
-            if isinstance(content, dict):
-                yield content
+        yield record.get("title")
+        yield from (record.get("modalities") or {}).values()
+
+
+def _text_encoder(options: DataOptions) -> TextEncoder:
+    return cast(TextEncoder, make_encoder(MINILM, cache_dir=options.cache, threads=options.threads))
 
 
 def _image_encoder(
@@ -141,6 +146,11 @@ def split_parts(dataset: Dataset, seed: int) -> Parts:
     pairs = dataset.pairs()
     split = dataset.split if dataset.split is not None else random_split(pairs, np.random.default_rng(seed))
     parts = Parts.of(pairs, split).evaluable()
+    if len(parts.train) and np.bincount(parts.train[:, 0]).max() == len(dataset.items):
+        raise TrainingDataError(
+            f"the dataset {dataset.name} cannot be trained on: a user has interacted with every item, "
+            "which leaves none to compare with"
+        )
     if not (len(parts.train) and len(parts.valid) and len(parts.test)):
         raise TrainingDataError(
             f"the dataset {dataset.name} has too little feedback: no user has the three items that training, "
@@ -210,6 +220,7 @@ def make_bundle(
     fresh: bool = False,
 ) -> Manifest:
     """Prepared dataset in, bundle out. An interrupted training goes on where it was when called again."""
+    require_replaceable(out)  # said now rather than after the training
     prepared = prepare_features(dataset, options, terminal)
     checkpoint = out.with_name(f".{out.name}.checkpoint")
     if fresh:

@@ -26,12 +26,16 @@ class TrainerConfig(BaseModel):
 
     epochs: int = Field(200, ge=1, description="at most so many")
     batch_size: int = Field(2048, ge=1)
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(5e-3, gt=0)
     patience: int = Field(20, ge=1, description="evaluations without a better result before stopping")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
     seed: int = 0
     device: str = "cpu"
+
+
+class UnknownMetricError(ValueError):
+    """The metric that is to decide is none of those that validation gives; the message is one sentence."""
 
 
 class Task(Protocol):
@@ -101,6 +105,10 @@ def train(
 
     Args:
         fingerprint: names data and configuration; a checkpoint of another one is ignored.
+
+    Raises:
+        FloatingPointError: the training diverged.
+        UnknownMetricError: validation does not give the metric that is to decide.
     """
     result, best_state, start = TrainingResult(), task_weights(task), 1
     resumed = _resume(task, checkpoint_path, fingerprint)
@@ -114,9 +122,11 @@ def train(
             break
         begin = time.perf_counter()
         losses = task.train_epoch(epoch, progress.step if progress else _ignore)
-        if not all(math.isfinite(value) for value in losses.values()):
+        if not (all(map(math.isfinite, losses.values())) and _finite(task)):
             raise FloatingPointError(f"training diverged in epoch {epoch}: {losses}")
         metrics = task.validate() if epoch % config.evaluate_every == 0 or epoch == config.epochs else {}
+        if metrics and config.metric not in metrics:
+            raise UnknownMetricError(f"there is no metric {config.metric!r}; there are {', '.join(metrics)}")
         if metrics and metrics[config.metric] > best:
             best = metrics[config.metric]
             result.best, result.best_epoch, best_state = metrics, epoch, task_weights(task)
@@ -136,6 +146,11 @@ def train(
 def task_weights(task: Task) -> dict[str, torch.Tensor]:
     """A copy of the module's parameters and buffers."""
     return {key: value.detach().clone() for key, value in task.module.state_dict().items()}
+
+
+def _finite(task: Task) -> bool:
+    """The last step may spoil weights after its loss was taken."""
+    return all(bool(weights.isfinite().all()) for weights in task.module.parameters())
 
 
 def peak_memory_mb() -> float:

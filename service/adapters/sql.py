@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -111,8 +111,8 @@ class SqlStore:
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         return await self._read(sql_feedback.item_users, item, limit)
 
-    async def item_counts(self) -> dict[str, int]:
-        return await self._read(sql_feedback.item_counts)
+    async def item_counts(self, items: Collection[str] | None = None) -> dict[str, int]:
+        return await self._read(sql_feedback.item_counts, items)
 
     async def get_user(self, user: str) -> User | None:
         return await self._read(sql_feedback.get_user, user)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, sel
 
 from service.adapters.cursors import decode_cursor, decode_number, encode_cursor
 from service.adapters.sql_engine import insert_new
-from service.adapters.sql_items import item_rows, log, pairs
+from service.adapters.sql_items import chunks, item_rows, log, pairs
 from service.adapters.tables import changes, feedback, items
 from service.domain import Event, InvalidInputError, Page, User
 
@@ -90,15 +90,22 @@ def item_users(connection: Connection, item: str, limit: int) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def item_counts(connection: Connection) -> dict[str, int]:
-    """Number of distinct users by item."""
-    counted = (
-        select(feedback.c.item_row, func.count(feedback.c.user_id.distinct()).label("users"))
-        .group_by(feedback.c.item_row)
-        .subquery()
+def item_counts(connection: Connection, item_ids: Collection[str] | None) -> dict[str, int]:
+    """Number of distinct users by item, of all items or of these."""
+    counted = select(feedback.c.item_row, func.count(feedback.c.user_id.distinct()).label("users")).group_by(
+        feedback.c.item_row
     )
-    query = select(items.c.id, counted.c.users).join(counted, counted.c.item_row == items.c.row_id)
-    return pairs(connection.execute(query))
+    if item_ids is None:
+        every = counted.subquery()
+        return pairs(
+            connection.execute(select(items.c.id, every.c.users).join(every, every.c.item_row == items.c.row_id))
+        )
+    ids = {row: item_id for item_id, row in item_rows(connection, item_ids).items()}
+    found: dict[str, int] = {}
+    for chunk in chunks(ids):
+        for row, users in connection.execute(counted.where(feedback.c.item_row.in_(chunk))):
+            found[ids[row]] = users
+    return found
 
 
 def get_user(connection: Connection, user: str) -> User | None:

@@ -45,7 +45,7 @@ def log(connection: Connection, kind: str, keys: Iterable[str]) -> None:
 def item_rows(connection: Connection, item_ids: Collection[str]) -> dict[str, int]:
     """The internal rows of those of the items that exist."""
     found: dict[str, int] = {}
-    for chunk in _chunks(item_ids):
+    for chunk in chunks(item_ids):
         found.update(pairs(connection.execute(select(items.c.id, items.c.row_id).where(items.c.id.in_(chunk)))))
     return found
 
@@ -84,7 +84,7 @@ def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> l
             {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
         ]
         connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
-        for chunk in _chunks(rows[save.item_id] for save in kept):
+        for chunk in chunks(rows[save.item_id] for save in kept):
             connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
         made = [
             feature
@@ -111,7 +111,7 @@ def delete_item(connection: Connection, item_id: str) -> bool:
 def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
     rows: dict[str, int] = {}
     versions: dict[str, int] = {}
-    for chunk in _chunks(item_ids):
+    for chunk in chunks(item_ids):
         query = select(items.c.id, items.c.row_id, items.c.version).where(items.c.id.in_(chunk))
         for item_id, row, version in connection.execute(query):
             rows[item_id], versions[item_id] = row, version
@@ -228,7 +228,7 @@ def _insert(connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]
 def _forget_parts(connection: Connection, rows: Collection[int]) -> set[str]:
     """Remove what hangs on items that are being replaced; answers the media they held."""
     held = _media_of(connection, rows)
-    for chunk in _chunks(rows):
+    for chunk in chunks(rows):
         for table in (item_categories, features, generated_features):
             connection.execute(delete(table).where(table.c.item_row.in_(chunk)))
     return held
@@ -236,7 +236,7 @@ def _forget_parts(connection: Connection, rows: Collection[int]) -> set[str]:
 
 def _media_of(connection: Connection, rows: Collection[int]) -> set[str]:
     held: set[str] = set()
-    for chunk in _chunks(rows):
+    for chunk in chunks(rows):
         query = select(features.c.media).where(features.c.item_row.in_(chunk), features.c.media.is_not(None))
         held.update(connection.execute(query).scalars())
     return held
@@ -244,7 +244,7 @@ def _media_of(connection: Connection, rows: Collection[int]) -> set[str]:
 
 def _drop_unreferenced(connection: Connection, sha256s: Collection[str]) -> None:
     referenced = exists().where(features.c.media == media_table.c.sha256)
-    for chunk in _chunks(sha256s):
+    for chunk in chunks(sha256s):
         connection.execute(delete(media_table).where(media_table.c.sha256.in_(chunk), ~referenced))
 
 
@@ -255,7 +255,7 @@ def get_items(connection: Connection, item_ids: Sequence[str]) -> dict[str, Stor
     """Those of the items that exist, whole."""
     found = [
         item
-        for chunk in _chunks(dict.fromkeys(item_ids))
+        for chunk in chunks(dict.fromkeys(item_ids))
         for item in _assemble(connection, connection.execute(select(items).where(items.c.id.in_(chunk))).all())
     ]
     return {item.id: item for item in found}
@@ -310,7 +310,7 @@ def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredIt
     numbers = [row.row_id for row in rows]
     observed: dict[int, dict[str, Observed]] = {number: {} for number in numbers}
     generated: dict[int, dict[str, Generated]] = {number: {} for number in numbers}
-    for chunk in _chunks(numbers):
+    for chunk in chunks(numbers):
         for part in connection.execute(select(features).where(features.c.item_row.in_(chunk))):
             observed[part.item_row][part.modality] = Observed(
                 _to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
@@ -348,7 +348,8 @@ def _to_vector(data: bytes) -> Vector:
     return np.frombuffer(data, "<f4")
 
 
-def _chunks(values: Iterable[T]) -> Iterator[list[T]]:
+def chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    """The values in lists that fit into one statement."""
     iterator = iter(values)
     while chunk := list(islice(iterator, CHUNK)):
         yield chunk

@@ -31,6 +31,7 @@ from pydantic import (
 from service.api import limits, patterns
 from service.api.errors import pointer
 from service.domain import (
+    MAX_METADATA_BYTES,
     UNSET,
     Content,
     Draft,
@@ -44,7 +45,6 @@ from service.domain import (
     VectorContent,
 )
 
-MAX_METADATA_BYTES = 64 * 1024
 MAX_METADATA_DEPTH = 16
 MAX_VECTOR = 65_536
 MAX_CLOCK_AHEAD = timedelta(days=1)

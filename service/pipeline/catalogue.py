@@ -1,7 +1,8 @@
 """The catalogue in memory: every item's row of model state, its masks and its places in the vector indexes.
 
-SQL is the truth; this is derived from it. Rows are numbered by keys that are never used twice. Arrays are replaced
-whole when they grow, and a row is complete before an index knows its key, so that readers need no lock.
+SQL is the truth; this is derived from it. Rows are numbered by keys that are never used twice. Only one thread writes.
+Arrays are replaced whole when they grow, and a row is complete before an id or an index leads to it, so that readers
+need no lock.
 """
 
 from __future__ import annotations
@@ -149,15 +150,16 @@ class Catalogue:
     # --- writing -----------------------------------------------------------------------------------------------
 
     def put(self, rows: Sequence[tuple[Entry, Derived]]) -> None:
-        """Insert or replace items; when this returns, every index knows them."""
+        """Insert or replace items, each id once; when this returns, every index knows them."""
         if not rows:
             return
-        keys = np.array([self._claim(entry.id) for entry, _ in rows], dtype=np.int64)
-        self._reserve(int(keys.max()) + 1)
+        keys = self._claim([entry.id for entry, _ in rows])
+        self._reserve(self._next)
         for key, (entry, derived) in zip(keys.tolist(), rows, strict=True):
             self._forget_categories(key)
             self._store(key, entry, derived)
         self._index(keys, rows)
+        self._keys.update((entry.id, key) for key, (entry, _) in zip(keys.tolist(), rows, strict=True))
 
     def remove(self, item_id: str) -> None:
         """Forget an item; when this returns, no index answers it."""
@@ -172,12 +174,20 @@ class Catalogue:
         self._forget_categories(key)
         self.entries.pop(key, None)
 
-    def _claim(self, item_id: str) -> int:
-        key = self._keys.get(item_id)
-        if key is None:
-            key = self._keys[item_id] = self._next
-            self._next += 1
-        return key
+    def set_popularity(self, users: Mapping[str, int]) -> None:
+        """Note the number of users of these items; those that are gone are left out."""
+        for item_id, count in users.items():
+            key = self._keys.get(item_id)
+            if key is not None:
+                self.popularity[key] = count
+
+    def _claim(self, item_ids: Sequence[str]) -> Keys:
+        """The items' keys, new ones for new items; readers learn of those once the rows are complete."""
+        keys = np.array([self._keys.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
+        new = keys < 0
+        keys[new] = self._next + np.arange(new.sum())
+        self._next += int(new.sum())
+        return keys
 
     def _reserve(self, size: int) -> None:
         have = self.capacity
@@ -233,7 +243,7 @@ class Catalogue:
         """Which keys may be shown: available ones, of the category, without the excluded."""
         allowed = self.available.copy()
         if category is not None:
-            members = self._categories.get(category, set())
+            members = list(self._categories.get(category, ()))  # at once: the writer may change the set meanwhile
             chosen = np.zeros(len(allowed), dtype=np.bool_)
             chosen[[key for key in members if key < len(chosen)]] = True
             allowed &= chosen
@@ -263,14 +273,8 @@ class Catalogue:
 
     def count_categories(self) -> dict[str, int]:
         """Number of items by category, the largest first."""
-        return dict(sorted(((name, len(keys)) for name, keys in self._categories.items()), key=lambda row: -row[1]))
-
-    def add_popularity(self, counts: Mapping[str, int]) -> None:
-        """Count new users of items."""
-        for item_id, count in counts.items():
-            key = self._keys.get(item_id)
-            if key is not None:
-                self.popularity[key] = max(0, self.popularity[key] + count)
+        counts = [(name, len(keys)) for name, keys in list(self._categories.items())]
+        return dict(sorted(counts, key=lambda row: -row[1]))
 
 
 def _grown(array: NDArray[np.generic], size: int) -> NDArray:  # type: ignore[type-arg]  # of whatever it was

@@ -8,7 +8,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,7 @@ from service.pipeline.catalogue import Catalogue
 from service.ports import Cache, StepTimer, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     from service.pipeline.history import History
 
@@ -50,6 +50,7 @@ class Engine:
 
     `writer` runs everything that encodes or computes embeddings, one after the other, so that the event loop keeps
     answering; the catalogue is only written from there. `histories` caches users' histories, dropped when they change.
+    `stale` are the items whose generated parts have yet to follow new feedback.
     """
 
     store: Store
@@ -65,6 +66,7 @@ class Engine:
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
     loading: dict[str, asyncio.Task[History]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
+    stale: dict[str, None] = field(default_factory=dict)
     _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     closers: list[Callable[[], None]] = field(default_factory=list)
@@ -93,9 +95,14 @@ class Engine:
         if timings is not None:
             timings[name] = round(timings.get(name, 0.0) + seconds * 1000, 3)
 
-    def lock(self, item_id: str) -> _ItemLock:
-        """An async context: one writer at a time per item, in the order of arrival."""
-        return _ItemLock(self._locks, item_id)
+    @asynccontextmanager
+    async def lock(self, *names: str) -> AsyncIterator[None]:
+        """One holder at a time per name (an item's id), in the order of arrival. Several are taken in order of name, so
+        that no two holders ever wait for each other."""
+        async with AsyncExitStack() as held:
+            for name in sorted(set(names)):
+                await held.enter_async_context(_Lock(self._locks, name))
+            yield
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Let something happen after the answer; `settle` waits for it."""
@@ -123,15 +130,15 @@ class Engine:
         await self.store.close()
 
 
-class _ItemLock:
-    """A lock per id that exists only while somebody wants it."""
+class _Lock:
+    """A lock per name that exists only while somebody wants it."""
 
-    def __init__(self, locks: dict[str, tuple[asyncio.Lock, int]], item_id: str) -> None:
-        self._locks, self._id = locks, item_id
+    def __init__(self, locks: dict[str, tuple[asyncio.Lock, int]], name: str) -> None:
+        self._locks, self._name = locks, name
 
     async def __aenter__(self) -> None:
-        lock, users = self._locks.get(self._id) or (asyncio.Lock(), 0)
-        self._locks[self._id] = (lock, users + 1)
+        lock, users = self._locks.get(self._name) or (asyncio.Lock(), 0)
+        self._locks[self._name] = (lock, users + 1)
         try:
             await lock.acquire()
         except BaseException:
@@ -139,12 +146,12 @@ class _ItemLock:
             raise
 
     async def __aexit__(self, *exc: object) -> None:
-        self._locks[self._id][0].release()
+        self._locks[self._name][0].release()
         self._leave()
 
     def _leave(self) -> None:
-        lock, users = self._locks[self._id]
+        lock, users = self._locks[self._name]
         if users == 1:
-            del self._locks[self._id]
+            del self._locks[self._name]
         else:
-            self._locks[self._id] = (lock, users - 1)
+            self._locks[self._name] = (lock, users - 1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from service.domain import Event, FeedbackOutcome, InvalidInputError, Page, User, UserNotFoundError
 from service.pipeline import history
 from service.pipeline.engine import Engine
-from service.pipeline.ingest import regenerate
+from service.pipeline.ingest import EVERYTHING, regenerate
+
+COUNTS, PARTS = "/counts", "/parts"  # names of locks, which no item's id can be
 
 
 async def add_feedback(engine: Engine, events: Sequence[Event], *, strict: bool) -> FeedbackOutcome:
@@ -39,16 +40,31 @@ def _digest(engine: Engine, events: Sequence[Event]) -> None:
     if not events:
         return
     history.forget(engine, {event.user for event in events})
-    engine.catalogue.add_popularity(Counter(item for _, item in {(event.user, event.item) for event in events}))
-    engine.background(_regenerate(engine, dict.fromkeys(event.item for event in events)))
+    _follow(engine, dict.fromkeys(event.item for event in events))
 
 
-async def _regenerate(engine: Engine, items: Iterable[str]) -> None:
-    for item in items:
-        entry = engine.catalogue.entry(item)
-        untrained = engine.model.trained_row(item) is None
-        if entry is not None and (untrained or entry.confidence):
-            await regenerate(engine, item)
+def _follow(engine: Engine, items: Collection[str]) -> None:
+    """Let counts and generated parts of items follow their feedback. An item that waits already waits once."""
+    engine.stale |= dict.fromkeys(items)
+    engine.background(_count(engine, items))
+    engine.background(_regenerate(engine))
+
+
+async def _count(engine: Engine, items: Collection[str]) -> None:
+    async with engine.lock(COUNTS):  # what is counted last is noted last
+        users = await engine.store.item_counts(items)
+        await engine.compute(engine.catalogue.set_popularity, {item: users.get(item, 0) for item in items})
+
+
+async def _regenerate(engine: Engine) -> None:
+    async with engine.lock(PARTS):
+        while engine.stale:
+            item = next(iter(engine.stale))
+            del engine.stale[item]
+            entry = engine.catalogue.entry(item)
+            untrained = engine.model.trained_row(item) is None
+            if entry is not None and (untrained or entry.confidence):
+                await regenerate(engine, item)
 
 
 async def list_feedback(
@@ -66,11 +82,11 @@ async def delete_feedback(engine: Engine, *, user: str | None, item: str | None)
     """
     if user is None and item is None:
         raise InvalidInputError("Name a user, an item, or both.")
-    users = [user] if user is not None else await engine.store.item_users(item or "", limit=1_000_000)
-    touched = await _items_of(engine, [user]) if user is not None else [item or ""]
+    users = [user] if user is not None else await engine.store.item_users(item or "", limit=EVERYTHING)
+    touched = [item] if item is not None else await _items_of(engine, user or "")
     count = await engine.store.delete_feedback(user=user, item=item)
     if count:
-        await _undo(engine, users, [one for one in touched if item is None or one == item])
+        _undo(engine, users, touched)
     return count
 
 
@@ -92,23 +108,19 @@ async def delete_user(engine: Engine, user: str) -> None:
     Raises:
         UserNotFoundError: nothing is.
     """
-    touched = await _items_of(engine, [user])
+    touched = await _items_of(engine, user)
     if not await engine.store.delete_user(user):
         raise _not_found(user)
-    await _undo(engine, [user], touched)
+    _undo(engine, [user], touched)
 
 
-async def _items_of(engine: Engine, users: Iterable[str]) -> list[str]:
-    found: dict[str, None] = {}
-    for user in users:
-        found |= dict.fromkeys((await history.history(engine, user)).seen)
-    return list(found)
+async def _items_of(engine: Engine, user: str) -> list[str]:
+    return list(dict.fromkeys(event.item for event in await engine.store.user_history(user, limit=EVERYTHING)))
 
 
-async def _undo(engine: Engine, users: Iterable[str], items: Sequence[str]) -> None:
+def _undo(engine: Engine, users: Iterable[str], items: Collection[str]) -> None:
     history.forget(engine, users)
-    engine.catalogue.add_popularity(dict.fromkeys(items, -1))
-    engine.background(_regenerate(engine, items))
+    _follow(engine, items)
 
 
 def _not_found(user: str) -> UserNotFoundError:

@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import orjson
+
 from service.domain import (
+    MAX_METADATA_BYTES,
     UNSET,
     ConflictError,
     Content,
@@ -22,6 +25,7 @@ from service.domain import (
     Observed,
     Patch,
     StoredItem,
+    UnknownModalityError,
     Written,
 )
 from service.pipeline import history, views
@@ -35,6 +39,7 @@ from service.ports import GeneratedWrite, ItemWrite, Media
 
 VISITORS = 200  # the newest users of an item that its generated parts are made from
 ATTEMPTS = 3
+EVERYTHING = 1_000_000_000
 CHUNK = 64  # items computed at once, so that a large batch never holds the writer's thread for long
 
 
@@ -103,7 +108,8 @@ async def _create(engine: Engine, drafts: Sequence[Draft]) -> list[Written | Lac
     outcomes: list[Written | LacunaError] = [
         got if isinstance(got, LacunaError) else _exists(drafts[row].id) for row, got in enumerate(encoded)
     ]
-    written = await _write(engine, list(plans.values()), timings, mode_create=True)
+    async with engine.lock(*(plan.id for plan in plans.values())):
+        written = await _write(engine, list(plans.values()), timings, mode_create=True)
     for row, item in zip(plans, written, strict=True):
         if item is not None:
             outcomes[row] = Written(views.item(engine, item, timings), created=True)
@@ -152,7 +158,7 @@ async def delete_item(engine: Engine, item_id: str) -> None:
         ItemNotFoundError: there is no such item.
     """
     async with engine.lock(item_id):
-        touched = await engine.store.item_users(item_id, limit=1_000_000)
+        touched = await engine.store.item_users(item_id, limit=EVERYTHING)
         if not await engine.store.delete_item(item_id):
             raise _not_found(item_id)
         await engine.compute(engine.catalogue.remove, item_id)
@@ -175,7 +181,7 @@ async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputa
 
 
 def _complete_one(engine: Engine, observed: Mapping[str, Observed]) -> list[Completed]:
-    return complete(engine, [Subject(_projected(engine, observed))])
+    return complete(engine, [Subject(projected(engine, observed))])
 
 
 async def stored(engine: Engine, item_id: str) -> StoredItem:
@@ -208,17 +214,10 @@ def _planned(draft: Draft, encoded: Encoded) -> Plan:
 async def _patched(engine: Engine, previous: StoredItem, patch: Patch, timings: dict[str, float]) -> tuple[Plan, bool]:
     """The plan of a patched item, and whether its modalities stay as they are."""
     title = previous.title if patch.title is UNSET else patch.title
-    observed = {name: had for name, had in previous.observed.items() if name not in patch.modalities}
-    changed: dict[str, Content] = {name: content for name, content in patch.modalities.items() if content is not None}
-    unknown = [name for name in patch.modalities if name not in engine.model.names]
-    if unknown and unknown[0] not in changed:  # removing what cannot be there is a slip, as setting it is
-        raise InvalidInputError(f"The active bundle has no modality {unknown[0]!r}.", f"/modalities/{unknown[0]}")
-    kept_text = observed.get(TEXT)
-    if kept_text is not None and kept_text.source == TITLE_SOURCE and title != previous.title:
-        del observed[TEXT]
-    contents = with_title(title, changed)
-    if TEXT in observed and TEXT not in changed:
-        contents.pop(TEXT, None)
+    for name, content in patch.modalities.items():
+        if content is None and name not in engine.model.names:  # a slip, as setting it is
+            raise UnknownModalityError(f"The active bundle has no modality {name!r}.", f"/modalities/{name}")
+    observed, contents = _patched_contents(previous, patch, title)
     with engine.step("encode", timings):
         (got,) = await encode(engine, [contents])
     if isinstance(got, LacunaError):
@@ -228,13 +227,37 @@ async def _patched(engine: Engine, previous: StoredItem, patch: Patch, timings: 
         previous.id,
         title,
         previous.categories if patch.categories is UNSET else patch.categories,
-        previous.metadata if patch.metadata is UNSET else merged(previous.metadata, patch.metadata),
+        _patched_metadata(previous, patch),
         previous.available if patch.available is UNSET else patch.available,
         Encoded({**observed, **got.observed}, got.media),
         previous,
         () if same else await visitors_of(engine, previous.id),
     )
     return plan, same
+
+
+def _patched_contents(
+    previous: StoredItem, patch: Patch, title: str | None
+) -> tuple[dict[str, Observed], dict[str, tuple[Content, str]]]:
+    """What stays of the modalities, and what is to be encoded. A new title replaces the text that the old one stood in
+    for; where neither title nor text is patched, the title stands in for nothing new."""
+    kept = {name: had for name, had in previous.observed.items() if name not in patch.modalities}
+    text = kept.get(TEXT)
+    if text is not None and text.source == TITLE_SOURCE and title != previous.title:
+        del kept[TEXT]
+    contents = with_title(title, {name: content for name, content in patch.modalities.items() if content is not None})
+    if TEXT in kept or (TEXT not in patch.modalities and title == previous.title):
+        contents.pop(TEXT, None)
+    return kept, contents
+
+
+def _patched_metadata(previous: StoredItem, patch: Patch) -> Mapping[str, Any]:
+    if patch.metadata is UNSET:
+        return previous.metadata
+    metadata = merged(previous.metadata, patch.metadata)
+    if len(orjson.dumps(metadata)) > MAX_METADATA_BYTES:
+        raise InvalidInputError(f"metadata may take {MAX_METADATA_BYTES} bytes as JSON at most", "/metadata")
+    return metadata
 
 
 def merged(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,7 +331,7 @@ async def _write(
 
 def make(engine: Engine, plans: Sequence[Plan]) -> list[Made]:
     """Impute and embed."""
-    subjects = [subject_of(engine, plan.id, _projected(engine, plan.encoded.observed), plan.visitors) for plan in plans]
+    subjects = [subject_of(engine, plan.id, projected(engine, plan.encoded.observed), plan.visitors) for plan in plans]
     completed = complete(engine, subjects)
     derived = embed(engine, [plan.id for plan in plans], subjects, completed)
     return [Made(one, state) for one, state in zip(completed, derived, strict=True)]
@@ -323,7 +346,8 @@ def subject_of(
     return Subject(features, visitors, engine.catalogue.key(item_id), taste)
 
 
-def _projected(engine: Engine, observed: Mapping[str, Observed]) -> dict[str, Array]:
+def projected(engine: Engine, observed: Mapping[str, Observed]) -> dict[str, Array]:
+    """Observed features by modality, projected `[r_m]`."""
     return {name: engine.model.project(name, one.vector[None])[0] for name, one in observed.items()}
 
 

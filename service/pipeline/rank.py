@@ -9,6 +9,7 @@ from service.pipeline.catalogue import FINAL, Array, Keys, Mask
 from service.pipeline.engine import Engine
 
 Numbers = NDArray[np.float64]
+Scores = Array | Numbers
 
 POOL = 5  # candidates looked at for each item asked, when diversity re-orders them
 
@@ -45,18 +46,16 @@ def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: fl
     return keys[order], scores[order]
 
 
-def popular(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Array]:
-    """The items with the most users; ties by age, the newest first."""
+def popular(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
+    """The items with the most users, whose number is the score; ties by age, the newest first."""
     catalogue = engine.catalogue
-    keys, users = _top(catalogue.popularity.astype(np.float64), catalogue.created, n, allowed)
-    return keys, np.asarray(users, dtype=np.float32)
+    return _top(catalogue.popularity.astype(np.float64), catalogue.created, n, allowed)
 
 
-def latest(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Array]:
+def latest(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
     """The newest items; the score is the creation time in epoch seconds."""
-    catalogue = engine.catalogue
-    keys, _ = _top(catalogue.created, catalogue.created, n, allowed)
-    return keys, np.asarray(catalogue.created[keys], dtype=np.float32)
+    created = engine.catalogue.created
+    return _top(created, created, n, allowed)
 
 
 def _top(scores: Numbers, then: Numbers, n: int, allowed: Mask) -> tuple[Keys, Numbers]:

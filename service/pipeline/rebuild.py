@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 
@@ -12,34 +13,46 @@ from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.embed import embed
 from service.pipeline.engine import Engine
 from service.pipeline.impute import DGMREC, Completed, Subject, Visitor, impute
-from service.pipeline.ingest import entry_of, subject_of, visitors_of
+from service.pipeline.ingest import entry_of, projected, subject_of, visitors_of
+from service.pipeline.renew import encode_anew, require_usable
 from service.ports import GeneratedWrite
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
+META = "bundle"  # versions are counted per folder, so it takes the whole manifest to tell bundles apart
 
 
 async def load_catalogue(engine: Engine) -> None:
     """Fill the catalogue from the store.
 
     Items that the active bundle has made before come as they were, bit for bit; the others (new to this bundle, or
-    just seeded) are imputed and embedded, and the results stored.
+    just seeded) are encoded, imputed and embedded, and the results stored.
+
+    Raises:
+        BundleError: the database holds what the bundle cannot use; nothing was changed.
     """
+    identity = hashlib.sha256(engine.manifest.model_dump_json().encode()).hexdigest()
+    is_known = await engine.store.get_meta(META) == identity
     pending: list[StoredItem] = []
     async for items in engine.store.iter_items():
         ready: list[tuple[Entry, Derived]] = []
         for item in items:
             derived = Derived.unpack(item.derived, engine.catalogue.shape)
-            if item.model_version == engine.model_version and derived is not None:
+            if is_known and item.model_version == engine.model_version and derived is not None:
                 ready.append((entry_of(engine, item), derived))
             else:
                 pending.append(item)
         await engine.compute(engine.catalogue.put, ready)
+    require_usable(engine, pending)
     if pending:
         log.info("embedding %d items under bundle %s", len(pending), engine.model_version)
-        await _embed_anew(engine, pending)
-    engine.catalogue.add_popularity(await engine.store.item_counts())
+        if not is_known:
+            await engine.store.set_meta(META, "")  # until all of it is done, it is nobody's
+        await _embed_anew(engine, await encode_anew(engine, pending))
+    if not is_known:
+        await engine.store.set_meta(META, identity)
+    await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts())
 
 
 async def _embed_anew(engine: Engine, items: Sequence[StoredItem]) -> None:
@@ -141,12 +154,7 @@ def _seen_in_training(engine: Engine, item: StoredItem) -> bool:
 
 
 def _subject(engine: Engine, item: StoredItem, visitors: Sequence[Visitor] = ()) -> Subject:
-    features = {
-        name: engine.model.project(name, one.vector[None])[0]
-        for name, one in item.observed.items()
-        if name in engine.model.names and one.vector.shape == (engine.model.specs[name].dim,)
-    }
-    return subject_of(engine, item.id, features, visitors)
+    return subject_of(engine, item.id, projected(engine, item.observed), visitors)
 
 
 def _embedded(

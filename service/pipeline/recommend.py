@@ -98,7 +98,7 @@ def _ranked(
 
 def _candidates(
     engine: Engine, used: str, vector: Array | None, n: int, allowed: Mask, diversity: float
-) -> tuple[Keys, Array]:
+) -> tuple[Keys, rank.Scores]:
     if used == LATEST:
         return rank.latest(engine, n, allowed)
     if used == POPULAR or vector is None:

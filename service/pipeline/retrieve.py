@@ -68,6 +68,8 @@ async def retrieve(
     require_modality(engine, goal)
     with engine.step("encode"):
         (got,) = await encode(engine, [{modality: (content, "query")}])
+    if isinstance(got, InvalidInputError):
+        got.pointer = ""  # it would lead into an item
     if isinstance(got, LacunaError):
         raise got
     if modality not in got.observed:
@@ -80,7 +82,7 @@ async def retrieve(
     with engine.step("rank"):
         allowed = engine.catalogue.eligible(category)
         if not include_generated:
-            allowed &= engine.catalogue.having(goal)
+            allowed &= engine.catalogue.having(goal)[: len(allowed)]  # the catalogue may have grown in between
         return _by_modality(engine, goal, feature, n, allowed)
 
 

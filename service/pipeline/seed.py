@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import logging
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
@@ -13,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
 from service.domain import Event, Observed, StoredItem
-from service.pipeline.encode import TITLE_SOURCE, encoder_identity, media_type
+from service.pipeline.encode import TEXT, TITLE_SOURCE, encoder_identity, media_type
 from service.pipeline.engine import Engine
 from service.ports import ItemWrite, Media
 
@@ -37,6 +37,7 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
     await engine.store.set_meta(META, UNDER_WAY)
     features = bundle.tensors(CATALOGUE_FEATURES)
     now = datetime.fromtimestamp(engine.clock(), UTC)
+    undated = bundle.manifest.created_at  # the same in a second attempt, so that no event is stored twice
     count = 0
     for rows in _chunked(items, ITEMS):
         stored = [_item(engine, body, features, count + place, now) for place, body in enumerate(rows)]
@@ -45,7 +46,7 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
         await engine.store.write_items([ItemWrite(item, "create") for item, _ in stored], list(media.values()))
     events = 0
     for rows in _chunked(feedback, EVENTS) if feedback else ():
-        events += sum(await engine.store.add_feedback([_event(row, now) for row in rows]))
+        events += sum(await engine.store.add_feedback([_event(row, undated) for row in rows]))
     await engine.store.set_meta(META, bundle.version)
     log.info("seeded the empty database with %d items and %d events of bundle %s", count, events, bundle.version)
 
@@ -54,7 +55,7 @@ def _chunked(file: Path, size: int) -> Iterator[list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
     with file.open(encoding="utf-8") as stream:
         for line in stream:
-            rows.append(json.loads(line))
+            rows.append(orjson.loads(line))
             if len(rows) == size:
                 yield rows
                 rows = []
@@ -80,9 +81,10 @@ def _item(
             observed[name] = Observed(
                 vector, "media", encoder_identity(engine, name), media=file.sha256, media_type=file.media_type
             )
-        elif content is None or isinstance(content, str):
-            source = TITLE_SOURCE if content is None else "text"
-            observed[name] = Observed(vector, source, encoder_identity(engine, name), text=content)
+        elif isinstance(content, str):
+            observed[name] = Observed(vector, "text", encoder_identity(engine, name), text=content)
+        elif name == TEXT and name in engine.encoders and body.get("title"):
+            observed[name] = Observed(vector, TITLE_SOURCE, encoder_identity(engine, name))
         else:
             observed[name] = Observed(vector, "vector")
     item = StoredItem(
@@ -102,13 +104,13 @@ def _item(
     return item, media
 
 
-def _event(row: Mapping[str, Any], now: datetime) -> Event:
+def _event(row: Mapping[str, Any], undated: datetime) -> Event:
     stamp = row.get("timestamp")
     return Event(
         user=row["user"],
         item=row["item"],
         type=row["type"],
-        timestamp=datetime.fromisoformat(stamp).astimezone(UTC) if stamp else now,
+        timestamp=datetime.fromisoformat(stamp).astimezone(UTC) if stamp else undated,
         value=row.get("value"),
         text=row.get("text"),
     )

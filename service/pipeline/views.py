@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.domain import (
     Generated,
@@ -57,7 +59,7 @@ def item(engine: Engine, stored: StoredItem, timings: Mapping[str, float] | None
     )
 
 
-def hits(engine: Engine, keys: Keys, scores: Array, modality: str | None = None) -> list[Hit]:
+def hits(engine: Engine, keys: Keys, scores: NDArray[np.floating[Any]], modality: str | None = None) -> list[Hit]:
     """Search results `[k]` as answers, best first; items that vanished meanwhile and padding are left out."""
     found = []
     for key, score in zip(keys.tolist(), scores.tolist(), strict=True):

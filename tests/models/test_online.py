@@ -1,0 +1,287 @@
+"""DGMRec as the service uses it: a bundle brings it back, and its numbers are the module's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
+from models.online import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
+from models.vocabulary import Vocabulary
+from tests.models.worlds import ITEMS, SMALL, USERS, World, world
+
+D = SMALL.embedding_size
+NEW_USER, NEW_ITEM = "somebody", "something"
+
+
+def online_of(w: World) -> OnlineDGMRec:
+    """The model of a world with the tables that the trainer's export makes."""
+    out = w.forward()
+    tables = w.model.fold_in_tables(w.graphs)
+    for name in ("user_residual", "user_message"):
+        tables[name] = tables[name] * (w.graphs.user_degree > 0)[:, None]
+    warm = w.graphs.item_degree > 0
+    tables |= {
+        "item_id": out.item_id,
+        "item_taste": out.taste.transpose(0, 1),
+        "mean_taste": out.taste[:, warm].mean(dim=1),
+        "known": warm.to(torch.uint8),
+        "observed": w.batch.observed.to(torch.uint8),
+        "confidence": torch.zeros(ITEMS, len(w.batch.names)),
+    }
+    tables |= {f"feature.{name}": w.side.features[name] for name in w.batch.names}
+    arrays = {name: table.detach().contiguous().numpy() for name, table in tables.items()}
+    users, items = Vocabulary(f"u{row}" for row in range(USERS)), Vocabulary(f"i{row}" for row in range(ITEMS))
+    return OnlineDGMRec(w.model, arrays, users, items)
+
+
+def save(online: OnlineDGMRec, path: Path) -> Path:
+    with BundleWriter(path) as writer:
+        entry = online.save(writer, {"recall@20": 0.5})
+        data = DataEntry(
+            name="toy", synthetic=True, users=USERS, items=ITEMS, interactions=1, missing_cells=0.3, fingerprint="f",
+            min_rating=None,
+        )  # fmt: skip
+        writer.finish(
+            version="2026-11-21.1",
+            lacuna_version="0",
+            data=data,
+            modalities=tuple(ModalityEntry(name=spec.name, dim=spec.dim) for spec in online.model.specs),
+            models={"dgmrec": entry},
+        )
+    return path
+
+
+@pytest.fixture
+def w() -> World:
+    return world()
+
+
+@pytest.fixture
+def online(w: World) -> OnlineDGMRec:
+    return online_of(w)
+
+
+def known_of(w: World, rows: NDArray[np.int64], taste: torch.Tensor) -> Known:
+    evidence = w.evidence.select(torch.from_numpy(rows))
+    own, near, shared = (
+        {name: block.numpy() for name, block in blocks.items()}
+        for blocks in (evidence.own, evidence.near, evidence.shared)
+    )
+    return Known(
+        own,
+        evidence.observed.numpy(),
+        near,
+        evidence.near_valid.numpy(),
+        shared,
+        evidence.shared_valid.numpy(),
+        taste[:, rows].transpose(0, 1).contiguous().numpy(),
+    )
+
+
+# --- bundle --------------------------------------------------------------------------------------------------------
+
+
+def test_round_trip(w: World, online: OnlineDGMRec, tmp_path: Path) -> None:
+    bundle = Bundle.load(save(online, tmp_path / "bundle"))
+    assert bundle.manifest.models["dgmrec"].metrics == {"recall@20": 0.5}
+    again = OnlineDGMRec.load(bundle)
+    for key, value in online.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], value), key
+    assert again.tables.keys() == online.tables.keys()
+    for key, table in online.tables.items():
+        assert np.array_equal(again.tables[key], table), key
+    assert (again.users, again.items) == (online.users, online.items)
+    assert again.model.config == SMALL
+    assert again.names == ("m0", "m1")
+    assert again.ranks == {"m0": 4, "m1": 4}
+    assert [again.specs[name].dim for name in again.names] == [6, 5]
+    with torch.no_grad():
+        known = known_of(w, np.arange(ITEMS), w.forward().taste)
+    made, confidence = online.generate(known)
+    made_again, confidence_again = again.generate(known)
+    assert np.array_equal(confidence, confidence_again)
+    assert all(np.array_equal(made[name], made_again[name]) for name in made)
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Bundle:
+    raw = json.loads((path / MANIFEST).read_text())
+    change(raw)
+    raw["files"] = {name: file_sha256(path / name) for name in raw["files"]}
+    (path / MANIFEST).write_text(json.dumps(raw))
+    return Bundle.load(path)
+
+
+def test_bundle_without_dgmrec(online: OnlineDGMRec, tmp_path: Path) -> None:
+    bundle = rewrite(save(online, tmp_path / "bundle"), lambda raw: raw["models"].clear())
+    with pytest.raises(BundleError, match="holds no dgmrec model"):
+        OnlineDGMRec.load(bundle)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda raw: raw["models"]["dgmrec"]["config"].update(embedding_size=16),
+        lambda raw: raw["models"]["dgmrec"]["config"].update(surprise=1),
+        lambda raw: raw["modalities"].pop(),
+        lambda raw: raw["modalities"][0].update(dim=9),
+    ],
+    ids=["size", "unknown setting", "modality gone", "other dimension"],
+)
+def test_model_that_does_not_fit(
+    online: OnlineDGMRec, tmp_path: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    bundle = rewrite(save(online, tmp_path / "bundle"), change)
+    with pytest.raises(BundleError, match=r"does not fit this Lacuna: .") as caught:
+        OnlineDGMRec.load(bundle)
+    assert "\n" not in str(caught.value)
+
+
+def test_table_that_is_missing(online: OnlineDGMRec, tmp_path: Path) -> None:
+    del online.tables["known"]
+    bundle = Bundle.load(save(online, tmp_path / "bundle"))
+    assert "table.known" not in bundle.tensors(FILE)
+    with pytest.raises(BundleError, match=r"does not fit this Lacuna: 'table\.known'"):
+        OnlineDGMRec.load(bundle)
+
+
+def test_nothing_trains_any_more(online: OnlineDGMRec) -> None:
+    assert not online.model.training
+    assert not any(parameter.requires_grad for parameter in online.model.parameters())
+
+
+# --- the module's own numbers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows", [[0], [3, 29, 7]])
+def test_generate(w: World, online: OnlineDGMRec, rows: list[int]) -> None:
+    w.model.tower("m0").calibration.fill_(0.1)
+    taste = w.forward().taste
+    made, confidence = online.generate(known_of(w, np.array(rows), taste))
+    for column, name in enumerate(w.batch.names):
+        expected = w.model.generate(name, w.evidence, taste)
+        np.testing.assert_allclose(made[name], expected.features[rows], atol=1e-5)
+        np.testing.assert_allclose(confidence[:, column], w.model.confidence(name, expected)[rows], atol=1e-6)
+
+
+def test_encode_and_fuse(w: World, online: OnlineDGMRec) -> None:
+    out = w.forward()
+    features = {name: feature.numpy() for name, feature in w.side.features.items()}
+    parts = online.encode(features, out.taste.transpose(0, 1).contiguous().numpy())
+    assert parts.shape == (ITEMS, 2, 2 * D)
+    np.testing.assert_allclose(parts, out.parts.transpose(0, 1), atol=1e-6)
+    modal, predicted = online.fuse(parts, out.item_parts.transpose(0, 1).contiguous().numpy())
+    np.testing.assert_allclose(modal, out.item_modal, atol=1e-6)
+    np.testing.assert_allclose(predicted, out.predicted_id, atol=1e-6)
+
+
+def test_preference(w: World, online: OnlineDGMRec) -> None:
+    ids = w.forward().user_id
+    np.testing.assert_allclose(online.preference(ids.numpy()), w.model.preference(ids).transpose(0, 1), atol=1e-6)
+
+
+def test_project_and_back(w: World, online: OnlineDGMRec) -> None:
+    have = w.batch.observed[:, 1]
+    raw = w.batch.features["m1"][have].numpy()
+    projected = online.project("m1", raw)
+    np.testing.assert_allclose(projected, w.evidence.own["m1"][have], atol=1e-6)
+    np.testing.assert_allclose(online.unproject("m1", projected), raw, atol=0.5)  # rank 4 of 5
+    full = world(config=SMALL.model_copy(update={"rank": 8}))
+    np.testing.assert_allclose(online_of(full).unproject("m1", online_of(full).project("m1", raw)), raw, atol=1e-4)
+
+
+def test_what_comes_from_a_database_is_read_only(w: World, online: OnlineDGMRec) -> None:
+    known = known_of(w, np.arange(4), w.forward().taste)
+    for array in (*known.features.values(), known.observed, known.near_valid, known.shared_valid, known.taste):
+        array.setflags(write=False)
+    made, _ = online.generate(known)
+    assert made["m0"].shape == (4, 4)
+    raw = np.zeros((1, 6), np.float32)
+    raw.setflags(write=False)
+    assert online.project("m0", raw).shape == (1, 4)
+
+
+def test_centred_cosine(w: World, online: OnlineDGMRec) -> None:
+    mean = w.model.tower("m0").projection.mean.numpy()
+    left, right = np.eye(6, dtype=np.float32)[0], np.eye(6, dtype=np.float32)[1]
+    assert online.centred_cosine("m0", mean + left, mean + 3 * left) == pytest.approx(1, abs=1e-5)
+    assert online.centred_cosine("m0", mean + left, mean - left) == pytest.approx(-1, abs=1e-5)
+    assert online.centred_cosine("m0", mean + left, mean + right) == pytest.approx(0, abs=1e-5)
+    assert online.centred_cosine("m0", mean, mean + right) == 0  # nothing to compare
+
+
+# --- fold-in -------------------------------------------------------------------------------------------------------
+
+
+def history_of(w: World, user: int) -> NDArray[np.int64]:
+    return np.flatnonzero(w.graphs.user_mean.matrix.toarray()[user])
+
+
+def test_user_id_of_a_trained_user(w: World, online: OnlineDGMRec) -> None:
+    ids, _ = w.model.collaborate(w.graphs)
+    for user in range(USERS - 1):
+        messages = online.tables["item_message"][history_of(w, user)]
+        np.testing.assert_allclose(online.user_id(f"u{user}", messages), ids[user], atol=1e-6)
+
+
+def test_user_id_of_a_new_user(online: OnlineDGMRec) -> None:
+    """The embedding's own layer is unknown: the mean of the others stands in."""
+    layers = SMALL.layers
+    messages = online.tables["item_message"][[1, 2, 3]]
+    folded = messages.sum(axis=0) / np.sqrt(3) * (layers + 1) / layers
+    for user in (None, NEW_USER, f"u{USERS - 1}"):  # the last one had no history in training
+        np.testing.assert_allclose(online.user_id(user, messages), folded, rtol=1e-5)
+
+
+def test_user_id_without_history(online: OnlineDGMRec) -> None:
+    assert not online.user_id(NEW_USER, np.zeros((0, D), np.float32)).any()
+
+
+def test_user_id_with_weights(online: OnlineDGMRec) -> None:
+    messages = online.tables["item_message"][[1, 2]]
+    doubled = online.user_id(None, messages, np.array([2, 1], np.float32))
+    np.testing.assert_allclose(doubled, online.user_id(None, messages[[0, 0, 1]]), rtol=1e-5)
+
+
+def test_messages_of_trained_users(w: World, online: OnlineDGMRec) -> None:
+    ids, _ = w.model.collaborate(w.graphs)
+    message = online.user_message("u0", ids[0].numpy(), 99)
+    assert np.array_equal(message, online.tables["user_message"][0])
+
+
+@pytest.mark.parametrize("degree", [0, 1, 4])
+def test_messages_of_new_users_and_items(online: OnlineDGMRec, degree: int) -> None:
+    own = np.ones(D, np.float32)
+    expected = own * SMALL.layers / (SMALL.layers + 1) / np.sqrt(max(degree, 1))
+    np.testing.assert_allclose(online.user_message(NEW_USER, own, degree), expected, rtol=1e-6)
+    np.testing.assert_allclose(online.item_message(own, degree), expected, rtol=1e-6)
+
+
+def test_item_id_moves_from_content_to_users(online: OnlineDGMRec) -> None:
+    predicted = np.ones(D, np.float32)
+    assert np.array_equal(online.item_id(predicted, np.zeros((0, D), np.float32)), predicted)
+    message = np.full(D, 3, np.float32)
+    for count in (1, 5, 500):
+        folded = np.sqrt(count) * message * (SMALL.layers + 1) / SMALL.layers
+        expected = (FOLD_IN_PRIOR * predicted + count * folded) / (FOLD_IN_PRIOR + count)
+        np.testing.assert_allclose(online.item_id(predicted, np.tile(message, (count, 1))), expected, rtol=1e-4)
+
+
+def test_trained_row(online: OnlineDGMRec) -> None:
+    assert online.trained_row("i0") == 0
+    assert online.trained_row(f"i{ITEMS - 1}") is None  # in the vocabulary, but nobody had touched it
+    assert online.trained_row(NEW_ITEM) is None
+
+
+def test_described(w: World) -> None:
+    lacking = world(batch=w.batch.masked(torch.tensor([[False, True]]).expand(ITEMS, 2)))
+    online = online_of(lacking)
+    assert online.described("m0")
+    assert not online.described("m1")

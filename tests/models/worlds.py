@@ -1,0 +1,97 @@
+"""Small worlds for the tests of the models: items with linear content, users with histories, graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, ItemSide
+from models.graph import Graph, InteractionGraphs, mean_graph, nearest, with_self_loops
+from models.imputers import Evidence, gather_evidence
+from models.modality import ModalBatch
+
+USERS, ITEMS = 12, 30
+SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4)
+
+
+def linear_batch(
+    dims: Sequence[int], *, n: int = ITEMS, missing: float = 0.3, noise: float = 0.1, seed: int = 0
+) -> ModalBatch:
+    """Every modality is a linear image of one latent vector of three numbers, plus a little noise and a mean."""
+    rng = np.random.default_rng(seed)
+    latent = rng.normal(size=(n, 3))
+    features = {
+        f"m{number}": torch.from_numpy(
+            (latent @ rng.normal(size=(3, dim)) + noise * rng.normal(size=(n, dim)) + 2).astype(np.float32)
+        )
+        for number, dim in enumerate(dims)
+    }
+    observed = torch.from_numpy(rng.random((n, len(dims))) >= missing)
+    return ModalBatch({name: f * observed[:, [c]] for c, (name, f) in enumerate(features.items())}, observed)
+
+
+def interactions(*, users: int = USERS, items: int = ITEMS, seed: int = 0, share: float = 0.2) -> InteractionGraphs:
+    """Random histories. The last user has none, and nobody has touched the last item."""
+    some = np.random.default_rng(seed).random((users, items)) < share
+    some[-1], some[:, -1] = False, False
+    who, what = some.nonzero()
+    return InteractionGraphs.build(who, what, users, items)
+
+
+def knn(features: Tensor, observed: Tensor, k: int) -> Graph:
+    """The item graph of one modality: observed items read from their nearest, the others from themselves."""
+    rows = observed.nonzero().squeeze(1)
+    found = torch.full((len(features), k), -1, dtype=torch.long)
+    found[rows], _ = nearest(features[rows], features, k, allowed=observed, exclude=rows)
+    return Graph(with_self_loops(mean_graph(found, len(features))))
+
+
+def kin_of(evidence: Evidence, k: int) -> Graph:
+    """Neighbours by the first modality; the items that lack it have none."""
+    name = evidence.names[0]
+    rows = evidence.observed[:, 0].nonzero().squeeze(1)
+    found = torch.full((len(evidence), k), -1, dtype=torch.long)
+    found[rows], _ = nearest(evidence.own[name][rows], evidence.own[name], k, exclude=rows)
+    return Graph(mean_graph(found, len(evidence)))
+
+
+@dataclass(frozen=True)
+class World:
+    """A model with everything that a forward pass reads."""
+
+    model: DGMRec
+    batch: ModalBatch
+    graphs: InteractionGraphs
+    side: ItemSide
+
+    @property
+    def evidence(self) -> Evidence:
+        return self.side.evidence
+
+    def forward(self, dropped: Tensor | None = None) -> Embeddings:
+        out: Embeddings = self.model(self.graphs, self.side, dropped)
+        return out
+
+
+def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: ModalBatch | None = None) -> World:
+    """A fitted but untrained model over `linear_batch(dims)` (or the batch given)."""
+    batch = linear_batch(dims) if batch is None else batch
+    graphs = interactions(items=len(batch))
+    model = DGMRec(config, batch.specs, USERS, len(batch))
+    model.fit_projections(batch)
+    evidence = gather_evidence(model.project(batch), batch.observed, graphs)
+    model.fit_ridge(evidence, batch.observed)
+    side = ItemSide(
+        features=evidence.own,
+        evidence=evidence,
+        graphs={
+            name: knn(evidence.own[name], batch.observed[:, column], config.neighbours)
+            for column, name in enumerate(batch.names)
+        },
+        kin=kin_of(evidence, config.neighbours),
+    )
+    return World(model, batch, graphs, side)

@@ -1,0 +1,135 @@
+"""A real bundle, made once, and the real service over it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.dgmrec import DGMRecConfig
+from tests.service.running import Running, settings_for
+from training.datasets import load_dataset
+from training.datasets.prepared import write_dataset
+from training.demo import prepare_demo
+from training.progress import Terminal
+from training.train import DataOptions, TrainerConfig, make_bundle
+
+ITEMS, USERS, SEED = 120, 40, 7
+AUDIO = 12  # length of the ready vectors of the modality `audio`
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def demo_folder(pytestconfig: pytest.Config) -> Path:
+    """Where bundles and exported encoders are kept, from one test session to the next while nothing they are made
+    from changes."""
+    total = hashlib.sha256()
+    sources = [*(REPOSITORY / "models").rglob("*.py"), *(REPOSITORY / "training").rglob("*.py"), Path(__file__)]
+    for file in sorted(sources):
+        total.update(file.read_bytes())
+    assert pytestconfig.cache is not None
+    folder = pytestconfig.cache.mkdir("lacuna-demo") / total.hexdigest()[:16]
+    if not folder.is_dir():
+        for old in folder.parent.iterdir():
+            shutil.rmtree(old)
+        folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_folder: Path) -> Path:
+    """A small bundle of the demo catalogue: text, image, and `audio` as ready vectors."""
+    return _bundle(demo_folder, "bundle")
+
+
+@pytest.fixture(scope="session")
+def other_bundle(demo_folder: Path) -> Path:
+    """The same catalogue trained again: another image encoder, other weights, and the same version string."""
+    return _bundle(demo_folder, "other", seed=SEED + 1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _bundle(folder: Path, name: str, *, seed: int = SEED) -> Path:
+    path = folder / name
+    if not path.is_dir():
+        data = _dataset(folder)
+        with Terminal() as terminal:
+            make_bundle(
+                load_dataset(data),
+                data,
+                path,
+                DGMRecConfig(seed=seed, embedding_size=32, rank=48),
+                TrainerConfig(seed=seed, epochs=2, learning_rate=5e-3, batch_size=1024),
+                DataOptions(seed=seed, threads=1, cache=folder / "encoders"),
+                terminal=terminal,
+            )
+    return path
+
+
+def _dataset(folder: Path) -> Path:
+    """The demo's items, 60 % of them with a sound that tells their category."""
+    data = folder / "data"
+    if data.is_dir():
+        return data
+    prepare_demo(folder / "silent", items=ITEMS, users=USERS, seed=SEED)
+    rng = np.random.default_rng(SEED)
+    items = [json.loads(line) for line in (folder / "silent" / "items.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (folder / "silent" / "feedback.jsonl").read_text().splitlines()]
+    kinds = sorted({item["categories"][0] for item in items})
+    for item in items:
+        if rng.random() < 0.6:
+            sound = rng.normal(scale=0.2, size=AUDIO)
+            sound[kinds.index(item["categories"][0]) % AUDIO] += 1
+            item["modalities"]["audio"] = {"vector": [round(value, 4) for value in sound.tolist()]}
+    write_dataset(data, items, events, name="demo (synthetic)", source="the demo with sounds", synthetic=True)
+    return data
+
+
+@pytest.fixture(scope="session")
+def seeded_file(demo_bundle: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database as the service leaves it after its first start with the bundle; to be copied, not used."""
+    file = tmp_path_factory.mktemp("seeded") / "lacuna.db"
+    with Running(settings_for(demo_bundle, demo_folder, file)):
+        pass
+    return file
+
+
+@pytest.fixture(scope="module")
+def running(
+    seeded_file: Path, demo_bundle: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """The real service over the demo catalogue on SQLite, shared by a module's tests: each uses ids of its own."""
+    file = shutil.copy(seeded_file, tmp_path_factory.mktemp("running") / "lacuna.db")
+    with Running(settings_for(demo_bundle, demo_folder, Path(file))) as service:
+        yield service
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def anywhere(request: pytest.FixtureRequest, demo_bundle: Path, demo_folder: Path) -> Iterator[Running]:
+    """The same on each database."""
+    if request.param == "sqlite":
+        yield request.getfixturevalue("running")
+        return
+    with Running(settings_for(demo_bundle, demo_folder, request.getfixturevalue("postgres_url"))) as service:
+        yield service
+
+
+@pytest.fixture
+def alone(seeded_file: Path, demo_bundle: Path, demo_folder: Path, tmp_path: Path) -> Iterator[Running]:
+    """A service of the test's own."""
+    file = shutil.copy(seeded_file, tmp_path / "lacuna.db")
+    with Running(settings_for(demo_bundle, demo_folder, Path(file))) as service:
+        yield service

@@ -1,0 +1,155 @@
+"""What people do reaches their lists, counts and generated features on the real service."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.service.running import Running, base64_of, fresh_id
+from training.demo import demo_item
+
+PRODUCT = demo_item(k=3)
+
+
+def test_feedback_changes_the_users_list_at_once(anywhere: Running) -> None:
+    user = fresh_id("user")
+    assert anywhere.get(f"/recommend/{user}")["fallback"] == "popular"
+    anywhere.post("/feedback", {"feedback": [{"user": user, "item": "demo-0001", "type": "view"}]})
+    first = anywhere.get(f"/recommend/{user}")
+    assert first["fallback"] is None
+    best = first["items"][0]["id"]
+    anywhere.post("/feedback", {"feedback": [{"user": user, "item": best, "type": "purchase"}]})
+    second = anywhere.get(f"/recommend/{user}", n=500)
+    assert best not in {hit["id"] for hit in second["items"]}
+    assert [hit["id"] for hit in second["items"]][:20] != [hit["id"] for hit in first["items"]][1:21]
+    anywhere.settle()
+    anywhere.check_index()
+
+
+def test_rows_that_cannot_be_are_named_and_the_rest_is_kept(anywhere: Running) -> None:
+    user = fresh_id("user")
+    rows = [
+        {"user": user, "item": "demo-0001", "type": "view", "timestamp": "2026-01-01T00:00:00Z"},
+        {"user": user, "item": "nothing", "type": "view"},
+        {"user": user, "item": "demo-0002", "type": "stare"},
+        {"user": user, "item": "demo-0001", "type": "view", "timestamp": "2026-01-01T01:00:00+01:00"},  # the first one
+        {"user": user, "item": "demo-0002", "type": "rating"},
+        {"user": user, "item": "demo-0002", "type": "rating", "value": 4.5, "timestamp": "yesterday"},
+        {"user": user, "item": "demo-0003", "type": "review", "text": "Lovely \N{SPARKLES}", "value": 5},
+    ]
+    strict = anywhere.post("/feedback", {"feedback": rows}, status=422, strict=True)
+    assert strict["errors"][0]["pointer"].startswith("/feedback/")
+    assert anywhere.get("/feedback", user=user)["items"] == []
+    unknown = anywhere.post("/feedback", {"feedback": rows[:2]}, status=422, strict=True)
+    assert unknown["errors"][0]["pointer"] == "/feedback/1/item"
+    assert anywhere.get("/feedback", user=user)["items"] == []
+    answer = anywhere.post("/feedback", {"feedback": rows})
+    assert answer["accepted"] == 3
+    assert [row["index"] for row in answer["rejected"]] == [1, 2, 4, 5]
+    events = anywhere.get("/feedback", user=user)["items"]
+    assert [event["item"] for event in events] == ["demo-0003", "demo-0001"]
+    assert events[0]["text"] == "Lovely \N{SPARKLES}"
+    assert anywhere.get(f"/users/{user}")["events"] == 2
+
+
+def test_feedback_is_listed_newest_first_page_by_page(anywhere: Running) -> None:
+    user = fresh_id("user")
+    rows = [
+        {"user": user, "item": f"demo-{day:04d}", "type": "view", "timestamp": f"2026-01-{day:02d}T00:00:00Z"}
+        for day in range(1, 8)
+    ]
+    anywhere.post("/feedback", {"feedback": rows})
+    pages, cursor = [], {}
+    while True:
+        page = anywhere.get("/feedback", user=user, limit=3, **cursor)
+        pages.append([event["item"] for event in page["items"]])
+        if page["next_cursor"] is None:
+            break
+        cursor = {"cursor": page["next_cursor"]}
+    assert [len(page) for page in pages] == [3, 3, 1]
+    assert [item for page in pages for item in page] == [f"demo-{day:04d}" for day in range(7, 0, -1)]
+    both = anywhere.get("/feedback", user=user, item="demo-0003")["items"]
+    assert [event["timestamp"] for event in both] == ["2026-01-03T00:00:00Z"]
+
+
+def test_popularity_counts_people_not_events(anywhere: Running) -> None:
+    item_id, category = fresh_id(), fresh_id("category")
+    anywhere.create(id=item_id, title="A mug", categories=[category])
+    one, two = fresh_id("user"), fresh_id("user")
+
+    def score() -> float:
+        (hit,) = anywhere.get("/recommend/nobody", model="popular", category=category)["items"]
+        found: float = hit["score"]
+        return found
+
+    anywhere.view(item_id, one)
+    anywhere.view(item_id, one, kind="click")
+    anywhere.view(item_id, one, two)
+    assert score() == 2
+    anywhere.ask("DELETE", "/feedback", params={"user": one, "item": item_id})
+    anywhere.settle()
+    assert score() == 1
+    anywhere.view(item_id, one)
+    assert anywhere.ask("DELETE", "/feedback", params={"item": item_id}) == {"deleted": 2}
+    anywhere.settle()
+    assert score() == 0
+    anywhere.check_index()
+
+
+def test_new_feedback_makes_generated_features_anew(alone: Running) -> None:
+    item_id = alone.create(modalities={"image": base64_of(PRODUCT.picture)})["id"]
+    before = {name: alone.vector(item_id, name) for name in ("text", "image", "audio")}
+    (place,) = alone.engine.catalogue.keys([item_id])
+    final = alone.engine.catalogue.final(alone.engine.catalogue.keys([item_id])).tolist()
+    alone.view(item_id, "shopper-001", "shopper-002", "shopper-003")
+    item = alone.get(f"/items/{item_id}")
+    assert item["version"] == 1
+    assert item["modalities"]["text"]["basis"] == ["image", "neighbours", "users"]
+    assert alone.vector(item_id, "image") == before["image"]
+    assert alone.vector(item_id, "text") != before["text"]
+    assert alone.engine.catalogue.key(item_id) == place
+    assert alone.engine.catalogue.final(alone.engine.catalogue.keys([item_id])).tolist() != final
+    alone.check_index()
+    # Taken back, it is as if nothing had happened.
+    for user in ("shopper-001", "shopper-002", "shopper-003"):
+        alone.ask("DELETE", "/feedback", params={"user": user, "item": item_id})
+    alone.settle()
+    assert {name: alone.vector(item_id, name) for name in before} == before
+
+
+def test_an_item_without_content_learns_from_its_users(alone: Running) -> None:
+    item_id = alone.create()["id"]
+    assert alone.get(f"/items/{item_id}")["modalities"]["text"]["generator"] == "mean"
+    alone.view(item_id, "shopper-001", "shopper-002")
+    text = alone.get(f"/items/{item_id}")["modalities"]["text"]
+    assert (text["generator"], text["basis"]) == ("dgmrec", ["users"])
+
+
+def test_a_deleted_user_is_forgotten(anywhere: Running) -> None:
+    user, item_id = fresh_id("user"), anywhere.create(title="A mug")["id"]
+    anywhere.view(item_id, user)
+    assert anywhere.get(f"/users/{user}") | {"first_event": 0, "last_event": 0} == {
+        "id": user,
+        "events": 1,
+        "items": 1,
+        "first_event": 0,
+        "last_event": 0,
+    }
+    anywhere.ask("DELETE", f"/users/{user}", status=204)
+    assert anywhere.get(f"/users/{user}", status=404)["type"] == "/problems/user-not-found"
+    anywhere.ask("DELETE", f"/users/{user}", status=404)
+    assert anywhere.get("/feedback", user=user)["items"] == []
+    assert anywhere.get(f"/recommend/{user}")["fallback"] == "popular"
+    anywhere.check_index()
+
+
+def test_deleting_feedback_needs_a_name(anywhere: Running) -> None:
+    anywhere.ask("DELETE", "/feedback", status=422)
+    assert anywhere.ask("DELETE", "/feedback", params={"user": "nobody"}) == {"deleted": 0}
+    assert anywhere.ask("DELETE", "/feedback", params={"item": "nothing"}) == {"deleted": 0}
+
+
+@pytest.mark.parametrize("kind", ["view", "click", "cart", "purchase"])
+def test_every_kind_of_interest_counts(anywhere: Running, kind: str) -> None:
+    user = fresh_id("user")
+    anywhere.view("demo-0004", user, kind=kind)
+    assert anywhere.get(f"/recommend/{user}")["fallback"] is None

@@ -1,0 +1,209 @@
+"""The real service in a thread of its own, behind a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import itertools
+import json
+import socket
+import threading
+from collections.abc import Coroutine
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+import numpy as np
+import uvicorn
+from PIL import Image
+
+from models.bundle import MANIFEST, file_sha256
+from service.domain import State
+from service.main import create_app
+from service.pipeline.catalogue import Derived
+from service.pipeline.engine import Engine
+from service.settings import Settings
+
+T = TypeVar("T")
+TIMEOUT_S = 60.0
+_numbers = itertools.count()
+
+
+def settings_for(bundle: Path, data_dir: Path, database: Path | str, **more: Any) -> Settings:
+    """Settings of a service over a SQLite file or a database's URL."""
+    url = database if isinstance(database, str) else f"sqlite+aiosqlite:///{database}"
+    return Settings(bundle=bundle, data_dir=data_dir, database_url=url, **more)
+
+
+class Running:
+    """The app under uvicorn. `client` speaks to it; `engine` is what it works with."""
+
+    client: httpx.Client
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.failures: list[Exception] = []
+        self._ready = threading.Event()
+        self.app = create_app(settings, on_ready=self._on_ready, on_failure=self._on_failure)
+
+    async def _on_ready(self, engine: Engine) -> None:
+        self.engine = engine
+        self._loop = asyncio.get_running_loop()
+        self._ready.set()
+
+    def _on_failure(self, error: Exception) -> None:
+        self.failures.append(error)
+        self._ready.set()
+
+    def __enter__(self) -> Running:
+        listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_config=None, ws="none", access_log=False))
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [listener]}, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(TIMEOUT_S), "the service did not start"
+        if self.failures:
+            self._stop()
+            raise self.failures[0]
+        self.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        self.client = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.client.close()
+        self._stop()
+
+    def _stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive(), "the service did not stop"
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await something in the service's own loop."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
+
+    def settle(self) -> None:
+        """Wait for what happens after answers."""
+        self.run(self.engine.settle())
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def ask(self, method: str, path: str, *, status: int = 200, **options: Any) -> Any:
+        """The JSON answer to a request that must have this status; a refusal must be a proper problem."""
+        response = self.client.request(method, path, **options)
+        assert response.status_code == status, response.text
+        if status >= 400:
+            problem_of(response)
+        return response.json() if response.content else None
+
+    def get(self, path: str, *, status: int = 200, **query: Any) -> Any:
+        """GET with query parameters."""
+        return self.ask("GET", path, status=status, params=query or None)
+
+    def post(self, path: str, body: Any, *, status: int = 200, **query: Any) -> Any:
+        """POST of a JSON body."""
+        return self.ask("POST", path, status=status, json=body, params=query or None)
+
+    def create(self, **body: Any) -> Any:
+        """A new item's answer; without an `id` it gets one."""
+        return self.post("/items", {"id": fresh_id(), **body}, status=201)
+
+    def patch(self, item_id: str, body: Any, *, status: int = 200) -> Any:
+        """PATCH of an item."""
+        return self.ask("PATCH", f"/items/{item_id}", status=status, json=body)
+
+    def view(self, item_id: str, *users: str, kind: str = "view") -> None:
+        """Feedback of users on an item, and all that follows from it."""
+        events = [{"user": user, "item": item_id, "type": kind} for user in users]
+        assert self.post("/feedback", {"feedback": events})["accepted"] == len(users)
+        self.settle()
+
+    def vector(self, item_id: str, modality: str) -> list[float]:
+        """An item's feature."""
+        found = self.get(f"/items/{item_id}/modalities/{modality}", vector=True)["vector"]
+        assert isinstance(found, list)
+        return found
+
+    def found_by(self, path: str, **query: Any) -> dict[str, Any]:
+        """The items of a list, by id."""
+        return {hit["id"]: hit for hit in self.get(path, **query)["items"]}
+
+    # --- the whole state -----------------------------------------------------------------------------------------
+
+    def check_index(self) -> None:
+        """The catalogue in memory is what the store says, to the bit."""
+        self.settle()
+        self.run(self._check_index())
+
+    async def _check_index(self) -> None:
+        catalogue = self.engine.catalogue
+        items = [item async for batch in self.engine.store.iter_items() for item in batch]
+        counts = await self.engine.store.item_counts()
+        assert len(catalogue) == len(items)
+        assert {entry.id for entry in catalogue.entries.values()} == {item.id for item in items}
+        places = dict.fromkeys(catalogue.indexes, 0)
+        for item in items:
+            key, derived = catalogue.key(item.id), Derived.unpack(item.derived, catalogue.shape)
+            assert key is not None
+            assert derived is not None
+            entry = catalogue.entries[key]
+            assert (entry.version, entry.title, entry.categories, entry.available) == (
+                item.version,
+                item.title,
+                item.categories,
+                item.available,
+            )
+            assert catalogue.available[key] == item.available
+            assert catalogue.popularity[key] == counts.get(item.id, 0)
+            assert not item.observed.keys() & item.generated.keys()
+            for column, name in enumerate(catalogue.names):
+                known = item.observed.get(name) or item.generated.get(name)
+                state = State.OBSERVED if name in item.observed else State.GENERATED if known else State.ABSENT
+                assert entry.states[name] is state
+                assert catalogue.observed[key, column] == (name in item.observed)
+                assert np.array_equal(catalogue.arrays[f"feature.{name}"][key], derived.features[name])
+                says_something = known is not None and np.linalg.norm(derived.features[name]) > 1e-6
+                assert (key in catalogue.indexes[name]) == says_something
+                places[name] += says_something
+            assert key in catalogue.indexes["items"]
+            assert np.array_equal(catalogue.final(np.array([key]))[0], derived.id + derived.modal)
+            assert np.linalg.norm(derived.id + derived.modal) > 0
+        places["items"] = len(items)
+        assert {name: len(index) for name, index in catalogue.indexes.items()} == places
+
+
+def problem_of(response: httpx.Response) -> Any:
+    """The problem that a refusal is."""
+    assert response.headers["content-type"] == "application/problem+json", response.text
+    problem = response.json()
+    assert problem["status"] == response.status_code
+    assert problem["request_id"] == response.headers["x-request-id"]
+    assert problem["detail"]
+    return problem
+
+
+def sign(bundle: Path, *names: str, **changes: Any) -> None:
+    """Give a tampered bundle the checksums of its files, and its manifest other values."""
+    manifest = json.loads((bundle / MANIFEST).read_text()) | changes
+    manifest["files"] |= {name: file_sha256(bundle / name) for name in names}
+    (bundle / MANIFEST).write_text(json.dumps(manifest))
+
+
+def fresh_id(prefix: str = "new") -> str:
+    """An id that no other test uses."""
+    return f"{prefix}-{next(_numbers):04d}"
+
+
+def base64_of(data: bytes) -> dict[str, str]:
+    """A picture as the API takes it."""
+    return {"base64": base64.b64encode(data).decode()}
+
+
+def picture(colour: str = "red", size: tuple[int, int] = (64, 64), kind: str = "PNG", mode: str = "RGB") -> bytes:
+    """A plain picture."""
+    stream = io.BytesIO()
+    Image.new(mode, size, colour if mode == "RGB" else 0).save(stream, kind)
+    return stream.getvalue()

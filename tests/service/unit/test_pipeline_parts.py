@@ -1,0 +1,354 @@
+"""Parts of the pipeline by themselves: ranking, the catalogue, packed state, locks, histories, merging."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from service.domain import Event, State
+from service.pipeline import history, rank
+from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
+from service.pipeline.encode import media_type
+from service.pipeline.engine import Engine, _Lock
+from service.pipeline.ingest import merged
+from tests.fakes import BruteForceIndex
+
+SHAPE = Shape({"text": 3, "image": 2}, 2, 1)
+
+
+def derived(seed: int = 0, *, modal: tuple[float, float] = (0.0, 0.0)) -> Derived:
+    rng = np.random.default_rng(seed)
+    made = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPE.fields().items()}
+    features = {name: made.pop(f"feature.{name}") for name in SHAPE.names}
+    made["modal"] = np.array(modal, dtype=np.float32)
+    return Derived(features, **made)
+
+
+def entry(item_id: str, *categories: str, created: float = 0.0, available: bool = True, absent: bool = False) -> Entry:
+    states = {"text": State.OBSERVED, "image": State.ABSENT if absent else State.GENERATED}
+    return Entry(item_id, item_id.upper(), categories, available, 1, created, states, {})
+
+
+def catalogue(*rows: tuple[Entry, Derived]) -> Catalogue:
+    made = Catalogue(SHAPE, BruteForceIndex)
+    made.put(rows)
+    return made
+
+
+def engine_of(made: Catalogue) -> Engine:
+    return cast(Engine, SimpleNamespace(catalogue=made))
+
+
+# --- ranking ------------------------------------------------------------------------------------------------------
+
+
+def test_diversity_takes_twins_apart() -> None:
+    made = catalogue(
+        (entry("a"), derived(modal=(1, 0))), (entry("b"), derived(modal=(1, 0))), (entry("c"), derived(modal=(-1, 0)))
+    )
+    keys, scores = np.arange(3), np.array([3, 2.9, 1], dtype=np.float32)
+
+    def order(diversity: float, n: int = 3) -> list[int]:
+        found, kept = rank.diversified(engine_of(made), keys, scores, n, diversity)
+        assert kept.tolist() == scores[found].tolist()
+        return found.tolist()
+
+    assert order(0.01) == [0, 1, 2]
+    assert order(0.9) == order(1.0) == [0, 2, 1]
+    assert order(0.9, n=2) == [0, 2]
+
+
+def test_diversity_of_equals_and_of_nothing() -> None:
+    made = catalogue(*((entry(name), derived()) for name in "abc"))
+    equal = np.ones(3, dtype=np.float32)
+    assert rank.diversified(engine_of(made), np.arange(3), equal, 3, 0.5)[0].tolist() == [0, 1, 2]
+    nothing = rank.diversified(engine_of(made), np.arange(0), np.ones(0, dtype=np.float32), 3, 0.5)
+    assert [len(part) for part in nothing] == [0, 0]
+
+
+def test_popular_items_with_as_many_users_are_in_order_of_age() -> None:
+    made = catalogue(
+        *((entry(name, created=age), derived()) for name, age in zip("abcde", (5, 9, 9, 1, 7), strict=True))
+    )
+    made.set_popularity({"a": 2, "b": 1, "c": 1, "d": 1, "e": 1, "gone": 5})
+    for n in range(1, 6):
+        keys, users = rank.popular(engine_of(made), n, made.eligible())
+        assert [made.entries[key].id for key in keys.tolist()] == ["a", "b", "c", "e", "d"][:n]
+        assert users.tolist() == [2, 1, 1, 1, 1][:n]
+    assert len(rank.popular(engine_of(made), 3, np.zeros(made.capacity, dtype=np.bool_))[0]) == 0
+
+
+def test_the_score_of_the_latest_is_their_time_to_the_second() -> None:
+    now = 1_790_000_000.0
+    made = catalogue(*((entry(name, created=now + step), derived()) for step, name in enumerate("abc")))
+    keys, times = rank.latest(engine_of(made), 2, made.eligible())
+    assert keys.tolist() == [2, 1]
+    assert times.tolist() == [now + 2, now + 1]
+
+
+# --- the catalogue ------------------------------------------------------------------------------------------------
+
+
+def test_rows_survive_the_growth_of_the_arrays() -> None:
+    made = catalogue((entry("first", "kept"), derived(1)))
+    made.set_popularity({"first": 3})
+    made.put([(entry(f"n{number}", "many"), derived(number)) for number in range(2500)])
+    assert made.capacity >= 2501
+    assert len(made) == 2501
+    key = made.key("first")
+    assert key == 0
+    assert made.popularity[key] == 3
+    assert made.observed[key].tolist() == [True, False]
+    np.testing.assert_array_equal(made.arrays["taste"][key], derived(1).taste)
+    np.testing.assert_array_equal(made.final(made.keys(["n2400"]))[0], derived(2400).id)
+    assert made.count_categories() == {"many": 2500, "kept": 1}
+
+
+def test_a_key_is_never_used_twice() -> None:
+    made = catalogue((entry("a", "x"), derived(1)), (entry("b", "x", "y"), derived(2)))
+    made.remove("a")
+    made.remove("never there")
+    assert "a" not in made
+    assert made.entry("a") is None
+    assert all(0 not in index for index in made.indexes.values())
+    assert made.count_categories() == {"x": 1, "y": 1}
+    made.put([(entry("a"), derived(3))])
+    assert made.key("a") == 2
+    assert made.keys(["a", "gone", "b"]).tolist() == [2, 1]
+    assert np.flatnonzero(made.eligible()).tolist() == [1, 2]
+
+
+def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
+    made = catalogue((entry("a", "x", "y"), derived(1)), (entry("b", "x"), derived(2)))
+    assert 0 in made.indexes["image"]
+    made.put([(entry("a", "y", "z", available=False, absent=True), derived(1))])
+    assert made.key("a") == 0
+    assert 0 not in made.indexes["image"]
+    assert made.count_states()["image"] == {"absent": 1, "observed": 0, "generated": 1}
+    assert np.flatnonzero(made.eligible("x")).tolist() == [1]
+    assert np.flatnonzero(made.eligible("y")).tolist() == []
+    assert made.count_categories() == {"x": 1, "y": 1, "z": 1}
+
+
+def test_what_is_eligible_and_observed() -> None:
+    made = catalogue(*((entry(name, "x"), derived(row)) for row, name in enumerate("abc")))
+    assert np.flatnonzero(made.eligible("x", np.array([1]))).tolist() == [0, 2]
+    assert np.flatnonzero(made.eligible("unheard-of")).tolist() == []
+    assert np.flatnonzero(made.having("text", excluded=2)).tolist() == [0, 1]
+    assert not made.having("text", "image").any()
+
+
+def test_an_id_leads_to_a_row_only_once_the_row_is_complete() -> None:
+    """Searches run while the writer writes."""
+
+    class Watching(BruteForceIndex):
+        def upsert(self, keys: Any, vectors: Any) -> None:
+            assert made.key("new") is None
+            assert all(key in made.entries and key < made.capacity for key in keys.tolist())
+            super().upsert(keys, vectors)
+
+    made = Catalogue(SHAPE, Watching)
+    made.put([(entry("new"), derived())])
+    assert made.key("new") == 0
+    assert 0 in made.indexes[FINAL]
+
+
+def test_packed_state_comes_back_to_the_bit() -> None:
+    one = derived(7, modal=(0.1, -2))
+    packed = one.pack()
+    again = Derived.unpack(packed, SHAPE)
+    assert again is not None
+    assert again.pack() == packed
+    np.testing.assert_array_equal(again.parts, one.parts)
+    for wrong in (b"", packed[:-1], packed[:-4], packed + b"\0\0\0\0"):
+        assert Derived.unpack(wrong, SHAPE) is None
+    assert Derived.unpack(packed, Shape({"text": 3}, 2, 1)) is None
+
+
+# --- locks --------------------------------------------------------------------------------------------------------
+
+
+def bare_engine() -> Engine:
+    nothing: Any = None
+    return Engine(nothing, nothing, nothing, nothing, {}, nothing)
+
+
+async def test_a_lock_lets_one_in_at_a_time_in_the_order_of_arrival() -> None:
+    engine, order = bare_engine(), []
+
+    async def work(number: int) -> None:
+        async with engine.lock("a"):
+            order.append(("in", number))
+            await asyncio.sleep(0)
+            order.append(("out", number))
+
+    await asyncio.gather(*(work(number) for number in range(4)))
+    assert order == [(way, number) for number in range(4) for way in ("in", "out")]
+    assert engine._locks == {}
+
+
+async def test_holders_of_several_locks_do_not_wait_in_a_circle() -> None:
+    engine, done = bare_engine(), []
+
+    async def work(*names: str) -> None:
+        async with engine.lock(*names):
+            await asyncio.sleep(0)
+            done.append(names)
+
+    pairs = [("a", "b"), ("b", "a"), ("b", "c", "b"), ("c", "a"), ()] * 5
+    await asyncio.wait_for(asyncio.gather(*(work(*names) for names in pairs)), 5)
+    assert len(done) == 25
+    assert engine._locks == {}
+
+
+async def test_who_gives_up_waiting_leaves_no_lock_behind() -> None:
+    engine = bare_engine()
+    async with engine.lock("a"):
+        waiting = asyncio.create_task(_Lock(engine._locks, "a").__aenter__())
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert engine._locks["a"][1] == 1
+    assert engine._locks == {}
+
+
+async def test_background_work_that_fails_is_logged_and_done(caplog: pytest.LogCaptureFixture) -> None:
+    engine, after = bare_engine(), []
+
+    async def fail() -> None:
+        raise ValueError("out of luck")
+
+    async def more() -> None:
+        await asyncio.sleep(0)
+        after.append(1)
+
+    async def work() -> None:
+        engine.background(more())
+
+    engine.background(fail())
+    engine.background(work())
+    await engine.settle()
+    assert after == [1]
+    assert "background work failed" in caplog.text
+
+
+# --- histories ----------------------------------------------------------------------------------------------------
+
+
+class SlowStore:
+    """Answers a user's events when it is told to."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.asked = 0
+        self.go = asyncio.Event()
+
+    async def user_history(self, user: str, *, limit: int) -> list[Event]:
+        self.asked += 1
+        found = [event for event in self.events if event.user == user][:limit]
+        await self.go.wait()
+        return found
+
+
+def event(item: str, kind: str = "view", value: float | None = None) -> Event:
+    return Event("u", item, kind, datetime(2026, 1, 1, tzinfo=UTC), value)
+
+
+def reading(store: SlowStore) -> Engine:
+    engine = bare_engine()
+    engine.store = cast(Any, store)
+    engine.manifest = cast(Any, SimpleNamespace(data=SimpleNamespace(min_rating=None)))
+    return engine
+
+
+async def test_readers_of_one_history_share_one_reading() -> None:
+    store = SlowStore()
+    engine = reading(store)
+    waiting = [asyncio.create_task(history.history(engine, "u")) for _ in range(5)]
+    await asyncio.sleep(0)
+    store.go.set()
+    assert {(await one).seen for one in waiting} == {()}
+    await history.history(engine, "u")
+    assert store.asked == 1
+    assert engine.loading == {}
+
+
+async def test_a_write_while_a_history_is_read_is_not_lost() -> None:
+    store = SlowStore()
+    engine = reading(store)
+    before = asyncio.create_task(history.history(engine, "u"))
+    await asyncio.sleep(0)
+    store.events.append(event("a"))
+    history.forget(engine, ["u"])
+    after = asyncio.create_task(history.history(engine, "u"))
+    await asyncio.sleep(0)
+    store.go.set()
+    assert (await after).seen == ("a",)
+    await before  # it asked before the write, and may have its answer; the cache may not
+    assert (await history.history(engine, "u")).seen == ("a",)
+    assert engine.loading == {}
+
+
+async def test_a_reader_that_leaves_does_not_take_the_others_along() -> None:
+    store = SlowStore()
+    engine = reading(store)
+    leaving, staying = (asyncio.create_task(history.history(engine, "u")) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.sleep(0)
+    store.go.set()
+    assert (await staying).seen == ()
+
+
+async def test_the_least_used_histories_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "HISTORIES", 2)
+    store = SlowStore()
+    store.go.set()
+    engine = reading(store)
+    for user in ("a", "b", "a", "c"):
+        await history.history(engine, user)
+    assert list(engine.histories) == ["a", "c"]
+
+
+def test_low_ratings_show_no_interest() -> None:
+    events = [
+        event("a", "rating", 2), event("b", "rating", 4), event("c"), event("d", "review"), event("e", "review", 1),
+        event("c", "click"), event("f", "view", 1),
+    ]  # fmt: skip
+    assert history.of_events(events, 4.0) == history.History(("a", "b", "c", "d", "e", "f"), ("b", "c", "d", "f"))
+    assert history.of_events(events, None).liked == ("a", "b", "c", "d", "e", "f")
+
+
+# --- small things -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "patch", "result"),
+    [  # the examples of RFC 7396, appendix A, that are objects on both sides
+        ({"a": "b"}, {"a": "c"}, {"a": "c"}),
+        ({"a": "b"}, {"b": "c"}, {"a": "b", "b": "c"}),
+        ({"a": "b"}, {"a": None}, {}),
+        ({"a": "b", "b": "c"}, {"a": None}, {"b": "c"}),
+        ({"a": ["b"]}, {"a": "c"}, {"a": "c"}),
+        ({"a": "c"}, {"a": ["b"]}, {"a": ["b"]}),
+        ({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}, {"a": {"b": "d"}}),
+        ({"a": [{"b": "c"}]}, {"a": [1]}, {"a": [1]}),
+        ({"e": None}, {"a": 1}, {"e": None, "a": 1}),
+        ({}, {"a": {"bb": {"ccc": None}}}, {"a": {"bb": {}}}),
+    ],
+)
+def test_merging(target: dict[str, Any], patch: dict[str, Any], result: dict[str, Any]) -> None:
+    before = repr(target)
+    assert merged(target, patch) == result
+    assert repr(target) == before
+
+
+def test_a_file_is_what_it_begins_with() -> None:
+    assert media_type(b"\xff\xd8\xff\xe0") == "image/jpeg"
+    assert media_type(b"<svg") == "application/octet-stream"

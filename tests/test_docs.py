@@ -1,0 +1,61 @@
+"""The docs name what exists, and their tables are those of the raw results."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+from service.main import create_app
+from service.settings import Settings, describe_settings
+from training.cli import app
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEXT = {page.name: page.read_text("utf-8") for page in PAGES}
+METHODS = "GET|POST|PUT|PATCH|DELETE"
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_commands_exist(name: str) -> None:
+    known = set(get_command(app).commands)  # type: ignore[attr-defined]
+    used = set(re.findall(r"(?:^|`)lacuna ([a-z]+)", TEXT[name], flags=re.MULTILINE))
+    assert used <= known
+
+
+def test_every_command_is_documented() -> None:
+    documented = " ".join(TEXT.values()) + (ROOT / "Makefile").read_text("utf-8")
+    for command in get_command(app).commands:  # type: ignore[attr-defined]
+        assert f"lacuna {command}" in documented
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_endpoints_exist(name: str, tmp_path: Path) -> None:
+    routes = create_app(Settings.load(data_dir=tmp_path)).openapi()["paths"]
+    patterns = [re.compile(re.sub(r"\{[^}]*\}", "[^/]+", path)) for path in routes]
+    for _, path in re.findall(rf"\b({METHODS}) (/[^\s`?|]*)", TEXT[name]):
+        assert any(pattern.fullmatch(path) for pattern in patterns), path
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_settings_exist(name: str) -> None:
+    known = {setting for setting, _, _ in describe_settings()} | {"LACUNA_TEST_DATA", "LACUNA_URL", "LACUNA_KEY"}
+    assert set(re.findall(r"\bLACUNA_[A-Z_]*[A-Z]\b", TEXT[name])) <= known
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_links_lead_somewhere(name: str) -> None:
+    page = next(page for page in PAGES if page.name == name)
+    for target in re.findall(r"\]\(([^)#:]+)\)", TEXT[name]):
+        assert (page.parent / target).exists(), target
+
+
+def test_tables_are_those_of_the_raw_results() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout

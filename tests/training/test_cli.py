@@ -1,0 +1,491 @@
+"""The `lacuna` command: what it does, and that a mistake is answered by one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import training.cli as cli
+from models.bundle import Bundle
+from tests.training.tiny import ITEMS, events, lines, vector_records, write_vectors
+from training.datasets import load_dataset
+
+TINY = ["--threads", "1"]
+for setting in ("epochs=2", "batch_size=64", "embedding_size=8", "rank=4", "neighbours=4", "layers=2"):
+    TINY += ["--set", setting]
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def lacuna(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process: exit code, standard output, standard error."""
+    for name in ("LACUNA_URL", "LACUNA_KEY", "LACUNA_IMAGE_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lacuna", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "tiny"
+    write_vectors(folder)
+    return folder
+
+
+def refused(answer: tuple[int, str, str]) -> str:
+    """The sentence of a refusal."""
+    code, out, err = answer
+    assert code == 2, err
+    assert out == ""
+    said = [line for line in err.splitlines() if line.startswith("lacuna: ")]
+    assert len(said) == 1, err
+    assert "Traceback" not in err
+    return said[0]
+
+
+# --- help ----------------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_the_commands(lacuna: Run) -> None:
+    code, out, _ = lacuna("--help")
+    assert code == 0
+    for command in ("demo", "prepare", "train", "evaluate", "serve", "import"):
+        assert f" {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("demo", ["--out", "--bundle-only", "--items", "--users"]),
+        ("prepare", ["--out", "--source"]),
+        ("train", ["--data", "--out", "--missing", "--set", "--json", "--fresh", "--device", "--no-catalogue"]),
+        ("evaluate", ["--data", "--protocol", "--seeds", "--mask", "--json"]),
+        ("import", ["--url", "--key"]),
+    ],
+)
+def test_help_of_a_command(lacuna: Run, command: str, options: list[str]) -> None:
+    code, out, _ = lacuna(command, "--help")
+    assert code == 0
+    for option in options:
+        assert option in out
+
+
+def test_without_arguments(lacuna: Run) -> None:
+    code, out, err = lacuna()
+    assert code == 2
+    assert "Usage" in out + err
+
+
+def test_installed_command() -> None:
+    """As a person calls it."""
+    answer = subprocess.run(
+        [sys.executable, "-c", "from training.cli import main; main()", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert answer.returncode == 0
+    assert "catalogues whose items come with holes" in answer.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "No such command"),
+        (["train", "dgmerc", "--data", "x", "--out", "y"], "Invalid value"),
+        (["train", "dgmrec", "--out", "y"], "Missing option"),
+        (["train", "dgmrec", "--data", "x", "--out", "y", "--missing", "0.96"], "Invalid value"),
+        (["evaluate", "dgmrec", "--data", "x", "--seeds", "0"], "Invalid value"),
+        (["evaluate", "dgmrec", "--data", "x", "--protocol", "mising"], "Invalid value"),
+        (["import", "users", "x"], "Invalid value"),
+        (["demo", "--items", "10"], "Invalid value"),
+    ],
+)
+def test_usage_errors(lacuna: Run, arguments: list[str], message: str) -> None:
+    code, _, err = lacuna(*arguments)
+    assert code == 2
+    assert message in err
+    assert "Traceback" not in err
+
+
+# --- prepare -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    folder = tmp_path / "source"
+    folder.mkdir()
+    (folder / "items.jsonl").write_text("".join(json.dumps(record) + "\n" for record in vector_records()))
+    (folder / "feedback.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events()))
+    return folder
+
+
+def test_prepare(lacuna: Run, source: Path, tmp_path: Path) -> None:
+    code, out, err = lacuna("prepare", "lacuna", "--source", source, "--out", tmp_path / "out")
+    assert (code, out) == (0, "")
+    assert f"source: {ITEMS} items, 24 users, 336 feedback events in {tmp_path / 'out'}" in err.replace("\n", "")
+    assert len(load_dataset(tmp_path / "out").items) == ITEMS
+
+
+def test_prepare_with_an_unknown_reader(lacuna: Run, tmp_path: Path) -> None:
+    sentence = refused(lacuna("prepare", "movielens", "--out", tmp_path / "out"))
+    assert "no dataset reader 'movielens'; there are lacuna, ml-100k" in sentence
+
+
+def test_prepare_without_a_source(lacuna: Run, tmp_path: Path) -> None:
+    assert "needs a source" in refused(lacuna("prepare", "lacuna", "--out", tmp_path / "out"))
+    missing = tmp_path / "absent"
+    sentence = refused(lacuna("prepare", "lacuna", "--source", missing, "--out", tmp_path / "out"))
+    assert f"{missing} does not exist" in sentence
+
+
+def test_prepare_of_a_bad_row(lacuna: Run, source: Path, tmp_path: Path) -> None:
+    with (source / "feedback.jsonl").open("a") as stream:
+        stream.write('{"user": "u", "item": "nobody", "type": "click"}\n')
+    sentence = refused(lacuna("prepare", "lacuna", "--source", source, "--out", tmp_path / "out"))
+    assert "feedback.jsonl, line 337" in sentence
+    assert not (tmp_path / "out").exists()
+
+
+def test_prepare_over_something_else(lacuna: Run, source: Path) -> None:
+    sentence = refused(lacuna("prepare", "lacuna", "--source", source, "--out", source))
+    assert "is no prepared dataset; choose another place" in sentence
+
+
+# --- train ---------------------------------------------------------------------------------------------------------
+
+
+def test_train(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    code, printed, err = lacuna(
+        "train", "dgmrec", "--data", data, "--out", out, "--missing", "0.3", "--seed", "5", "--json", *TINY
+    )
+    assert code == 0
+    account = json.loads(printed)
+    bundle = Bundle.load(out)
+    assert account["version"] == bundle.version
+    config = account["models"]["dgmrec"]["config"]
+    assert (config["seed"], config["embedding_size"], config["layers"]) == (5, 8, 2)
+    assert account["data"]["missing_cells"] > 0.3
+    assert "best epoch" in err
+    assert "(synthetic data)" in err
+    assert f"bundle {bundle.version} in" in err
+
+
+def test_train_without_catalogue(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    code, printed, _ = lacuna("train", "dgmrec", "--data", data, "--out", tmp_path / "b", "--no-catalogue", *TINY)
+    assert (code, printed) == (0, "")
+    assert Bundle.load(tmp_path / "b").file("catalogue/items.jsonl") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "epoch=3"], "no setting 'epoch'; there are "),
+        (["--set", "epochs=many"], "the setting 'epochs': Input should be a valid integer"),
+        (["--set", "epochs=0"], "the setting 'epochs': Input should be greater than or equal to 1"),
+        (["--set", "gate=relu"], "the setting 'gate': "),
+        (["--set", "epochs"], "--set wants NAME=VALUE, not 'epochs'"),
+        (["--device", "tpu"], "no device 'tpu'; there are cpu, cuda and auto"),
+        (["--mask", "60"], "no published mask '60'"),
+        ([*TINY, "--set", "metric=recal@20"], "no metric 'recal@20'; there are recall@20"),
+        ([*TINY, "--set", "learning_rate=1e30"], "training diverged in epoch 1"),
+    ],
+)
+def test_train_refuses(lacuna: Run, data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+    sentence = refused(lacuna("train", "dgmrec", "--data", data, "--out", tmp_path / "b", *arguments))
+    assert message in sentence
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_train_on_a_device_that_is_not_there(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    sentence = refused(lacuna("train", "dgmrec", "--data", data, "--out", tmp_path / "b", "--device", "cuda"))
+    assert "there is no CUDA device here" in sentence
+
+
+def test_train_on_no_dataset(lacuna: Run, tmp_path: Path) -> None:
+    sentence = refused(lacuna("train", "dgmrec", "--data", tmp_path / "absent", "--out", tmp_path / "b"))
+    assert "is no prepared dataset: it has no dataset.json (`lacuna prepare` makes one)" in sentence
+
+
+def test_train_on_a_damaged_dataset(lacuna: Run, tmp_path: Path) -> None:
+    write_vectors(tmp_path / "tiny")
+    items = tmp_path / "tiny" / "items.jsonl"
+    items.write_bytes(items.read_bytes()[:-20])
+    sentence = refused(lacuna("train", "dgmrec", "--data", tmp_path / "tiny", "--out", tmp_path / "b"))
+    assert f"items.jsonl, line {ITEMS}" in sentence
+
+
+def test_train_into_a_foreign_folder(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    sentence = refused(lacuna("train", "dgmrec", "--data", data, "--out", tmp_path, *TINY))
+    assert "exists and is no bundle; choose another place" in sentence
+    assert (tmp_path / "letter.txt").read_text() == "dear"
+
+
+def test_train_where_nothing_can_be_written(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    sentence = refused(lacuna("train", "dgmrec", "--data", data, "--out", tmp_path / "file" / "b", *TINY))
+    assert "file" in sentence
+
+
+def test_interrupted_training_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+    """Ctrl-C in a real process; then the same command ends what was begun."""
+    command = [
+        sys.executable, "-c", "from training.cli import main; main()",
+        "train", "dgmrec", "--data", str(data), "--out", str(tmp_path / "b"), *TINY,
+    ]  # fmt: skip
+    checkpoint = tmp_path / ".b.checkpoint"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [*command, "--set", "epochs=100000", "--set", "patience=100000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        _wait_for(checkpoint, process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1] == "interrupted; the same command goes on where it was"
+    assert not (tmp_path / "b").exists()
+    assert checkpoint.is_file()
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, env=environment)
+    assert answer.returncode == 0, answer.stderr
+    Bundle.load(tmp_path / "b")
+    assert not checkpoint.exists()
+
+
+def _wait_for(file: Path, process: subprocess.Popen[str]) -> None:
+    waited = threading.Event()
+    for _ in range(600):
+        if file.is_file():
+            return
+        assert process.poll() is None, process.communicate()[1]
+        waited.wait(0.1)
+    pytest.fail("no checkpoint after a minute")
+
+
+# --- evaluate ------------------------------------------------------------------------------------------------------
+
+
+def test_evaluate(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "result.json"
+    code, printed, err = lacuna("evaluate", "dgmrec", "--data", data, "--seeds", "2", "--json", file, *TINY)
+    assert code == 0
+    result = json.loads(file.read_text())
+    assert json.loads(printed) == {"mean": result["mean"], "std": result["std"]}
+    assert [run["seed"] for run in result["runs"]] == [1, 2]
+    assert result["command"].startswith("lacuna evaluate dgmrec --data ")
+    assert result["config"]["missing"] == 0.4
+    assert "seed 2" in err
+
+
+def test_evaluate_with_an_unknown_setting(lacuna: Run, data: Path) -> None:
+    assert "no setting 'layer'" in refused(lacuna("evaluate", "dgmrec", "--data", data, "--set", "layer=2"))
+
+
+# --- demo and serve ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def became(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """The command lines that this process would have become."""
+    asked: list[list[str]] = []
+
+    def execv(_path: str, arguments: list[str]) -> None:
+        asked.append(arguments)
+
+    monkeypatch.setattr(os, "execv", execv)
+    return asked
+
+
+def test_serve_hands_everything_on(lacuna: Run, became: list[list[str]]) -> None:
+    assert lacuna("serve", "--bundle", "x", "--port", "9000")[0] == 0
+    assert lacuna("serve", "--help")[0] == 0
+    start = [sys.executable, "-m", "service"]
+    assert became == [[*start, "--bundle", "x", "--port", "9000"], [*start, "--help"]]
+
+
+def test_demo_serves_the_bundle_that_is_there(lacuna: Run, became: list[list[str]], data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    assert lacuna("train", "dgmrec", "--data", data, "--out", out, *TINY)[0] == 0
+    before = (out / "manifest.json").read_bytes()
+    assert lacuna("demo", "--out", out)[0] == 0
+    assert became == [[sys.executable, "-m", "service", "--bundle", str(out)]]
+    assert (out / "manifest.json").read_bytes() == before
+    assert lacuna("demo", "--out", out, "--bundle-only")[0] == 0
+    assert len(became) == 1
+
+
+def test_demo_makes_the_bundle(
+    lacuna: Run, became: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The training itself is tested elsewhere: here, that it gets the demo's data."""
+    asked: list[Any] = []
+
+    def train(data: Path, out: Path, *rest: Any) -> None:
+        asked.append((len(load_dataset(data).items), out, rest[1], rest[2]))
+
+    monkeypatch.setattr(cli, "_train", train)
+    out = tmp_path / "demo"
+    assert lacuna("demo", "--out", out, "--items", "100", "--users", "50")[0] == 0
+    assert asked == [(100, out, {"seed": cli.DEMO_SEED}, "cpu")]
+    assert became == [[sys.executable, "-m", "service", "--bundle", str(out)]]
+
+
+# --- import --------------------------------------------------------------------------------------------------------
+
+
+class Service(BaseHTTPRequestHandler):
+    """Answers as the service does: items whose id is known are 409, feedback on unknown items is rejected."""
+
+    posted: list[tuple[str, dict[str, Any], str | None]]
+    known: set[str]
+    answer: tuple[int, bytes] | None
+
+    def do_POST(self) -> None:  # noqa: N802 - the name http.server calls
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.posted.append((self.path, body, self.headers.get("Authorization")))
+        status, content = self.answer or (200, json.dumps(self._rows(body)).encode())
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def _rows(self, body: dict[str, Any]) -> dict[str, Any]:
+        if "items" in body:
+            rows = [
+                {"index": index, "problem": {"detail": f"{item['id']} exists"}}
+                if item["id"] in self.known
+                else {"index": index, "id": item["id"], "status": 201}
+                for index, item in enumerate(body["items"])
+            ]
+            return {"items": rows}
+        bad = [
+            {"index": index, "detail": "no such item"}
+            for index, event in enumerate(body["feedback"])
+            if event["item"] not in self.known
+        ]
+        return {"accepted": len(body["feedback"]) - len(bad), "rejected": bad}
+
+    def log_message(self, *_: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def service() -> Iterator[tuple[str, type[Service]]]:
+    handler = type("Handler", (Service,), {"posted": [], "known": set(), "answer": None})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_import_items(
+    lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = service
+    monkeypatch.setitem(cli.SENT_AT_ONCE, "items", 25)
+    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url, "--key", "k1")
+    assert code == 0
+    assert [len(body["items"]) for _, body, _ in handler.posted] == [25, 25, 10]
+    assert [row for _, body, _ in handler.posted for row in body["items"]] == lines(data / "items.jsonl")
+    assert {(path, key) for path, _, key in handler.posted} == {("/items/batch", "Bearer k1")}
+    assert "60 items accepted, 0 refused" in err
+
+
+def test_import_names_the_refused_lines(
+    lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = service
+    monkeypatch.setitem(cli.SENT_AT_ONCE, "items", 25)
+    handler.known = {"item-3", "item-26"}
+    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url)
+    assert code == 1
+    assert "58 items accepted, 2 refused" in err
+    assert "line 4: item-3 exists" in err
+    assert "line 27: item-26 exists" in err
+
+
+def test_import_feedback(lacuna: Run, data: Path, service: tuple[str, type[Service]], tmp_path: Path) -> None:
+    url, handler = service
+    handler.known = {f"item-{row}" for row in range(ITEMS)}
+    assert lacuna("import", "feedback", data / "feedback.jsonl", "--url", url)[0] == 0
+    (path, body, key) = handler.posted[0]
+    assert (path, key, body["feedback"]) == ("/feedback", None, events())
+    rows = [{"user": "u", "item": item, "type": "click"} for item in ("item-1", "ghost")]
+    (tmp_path / "more.jsonl").write_text("\n\n".join(map(json.dumps, rows)))  # blank lines, none at the end
+    code, _, err = lacuna("import", "feedback", tmp_path / "more.jsonl", "--url", url)
+    assert code == 1
+    assert "1 feedback accepted, 1 refused" in err
+    assert "no such item" in err
+
+
+def test_import_keeps_below_the_size_limit(
+    lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = service
+    monkeypatch.setattr(cli, "SENT_BYTES", 1000)
+    assert lacuna("import", "items", data / "items.jsonl", "--url", url)[0] == 0
+    assert len(handler.posted) > 5
+    assert sum(len(body["items"]) for _, body, _ in handler.posted) == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((401, b'{"detail": "a key is needed"}'), "line 1 and after: 401 a key is needed"),
+        ((200, b"<html>another server</html>"), "is no Lacuna service: it answers no JSON"),
+        ((502, b""), "is no Lacuna service: it answers no JSON"),
+    ],
+)
+def test_import_refused_by_the_service(
+    lacuna: Run, data: Path, service: tuple[str, type[Service]], answer: tuple[int, bytes], message: str
+) -> None:
+    url, handler = service
+    handler.answer = answer
+    assert message in refused(lacuna("import", "items", data / "items.jsonl", "--url", url))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("http://127.0.0.1:9", "the service at http://127.0.0.1:9 does not answer"),
+        ("localhost:8000", "does not answer: "),
+        ("http://127.0.0.1:port", "'http://127.0.0.1:port' is no URL: "),
+    ],
+)
+def test_import_where_nothing_answers(lacuna: Run, data: Path, url: str, message: str) -> None:
+    assert message in refused(lacuna("import", "items", data / "items.jsonl", "--url", url))
+
+
+def test_import_of_no_file(lacuna: Run, tmp_path: Path) -> None:
+    assert "absent.jsonl does not exist" in refused(lacuna("import", "items", tmp_path / "absent.jsonl"))

@@ -1,0 +1,261 @@
+"""DGMRec in training: what is masked stays out, what can be known is learnt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch.nn import functional
+
+from models.dgmrec import DGMRecConfig
+from models.graph import Matrix
+from models.modality import ModalBatch
+from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
+from training.dgmrec import DGMRecTask, TopNData, calibration_error
+from training.trainer import train
+
+
+def config(**changes: object) -> DGMRecConfig:
+    return DGMRecConfig.model_validate(CONFIG.model_dump() | changes)
+
+
+def task_of(data: TopNData | None = None, **changes: object) -> DGMRecTask:
+    return DGMRecTask(data or checkerboard(), config(**changes), TRAINER)
+
+
+def epochs(task: DGMRecTask, count: int) -> list[dict[str, float]]:
+    return [task.train_epoch(epoch, lambda done, total: None) for epoch in range(1, count + 1)]  # noqa: ARG005
+
+
+# --- masked features reach nothing ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("imputation", ["generate", "mean", "nn"])
+@pytest.mark.parametrize("placeholder", ["noise", "nan"])
+def test_masked_features_change_nothing(imputation: str, placeholder: str) -> None:
+    """Losses, metrics, graphs, generated features and the final figures are the same bits."""
+    noise = 100 * np.random.default_rng(8).normal(size=(ITEMS, 1)).astype(np.float32)
+    clean = task_of(imputation=imputation)
+    dirty = task_of(checkerboard(noise if placeholder == "noise" else np.nan), imputation=imputation)
+    assert epochs(clean, 3) == epochs(dirty, 3)
+    assert clean.validate() == dirty.validate()
+    assert clean.finish() == dirty.finish()
+    assert clean.test() == dirty.test()
+    assert clean.side is not None
+    assert dirty.side is not None
+    for name in clean.module.names:
+        assert torch.equal(clean.side.features[name], dirty.side.features[name])
+        assert (clean.matrices[name] != dirty.matrices[name]).nnz == 0
+    for key, value in clean.module.state_dict().items():
+        assert torch.equal(value, dirty.module.state_dict()[key]), key
+
+
+def test_observed_features_do_change_something() -> None:
+    """So that the test above would notice."""
+    data = checkerboard()
+    changed = {name: feature.clone() for name, feature in data.batch.features.items()}
+    row = int(data.batch.observed[:, 0].nonzero()[0])
+    changed["audio"][row] += 1
+    other = TopNData(ModalBatch(changed, data.batch.observed), data.parts, USERS, ITEMS)
+    assert epochs(task_of(), 1) != epochs(task_of(other), 1)
+
+
+def test_test_and_validation_pairs_change_no_weight() -> None:
+    data = checkerboard()
+    fewer = TopNData(data.batch, type(data.parts)(data.parts.train, data.parts.test, data.parts.valid), USERS, ITEMS)
+    assert epochs(task_of(data), 2) == epochs(task_of(fewer), 2)
+
+
+def test_same_seed_same_bits() -> None:
+    one, two = task_of(), task_of()
+    assert epochs(one, 3) == epochs(two, 3)
+    other = DGMRecTask(checkerboard(), CONFIG, TRAINER.model_copy(update={"seed": 1}))
+    assert epochs(other, 1) != epochs(task_of(), 1)
+
+
+# --- learning ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def learnt() -> DGMRecTask:
+    task = task_of()
+    train(task, TRAINER.model_copy(update={"epochs": 10}))
+    task.finish()
+    return task
+
+
+def scores(task: DGMRecTask) -> NDArray[np.float32]:
+    out = task.embed()
+    table: NDArray[np.float32] = (out.users @ out.items.T).numpy()
+    return table
+
+
+def share_of_own_group(table: NDArray[np.float32]) -> float:
+    """Of each user's best ten unseen items, how many are of the user's group."""
+    table = table.copy()
+    seen = parts().train
+    table[tuple(seen.T)] = -np.inf
+    best = np.argsort(-table, axis=1)[:, :10]
+    return float((group(ITEMS)[best] == group(USERS)[:, None]).mean())
+
+
+def test_checkerboard_is_learnt(learnt: DGMRecTask) -> None:
+    assert share_of_own_group(scores(learnt)) > 0.99
+    assert learnt.test()["ndcg@20"] > task_of().test()["ndcg@20"]
+
+
+def test_interactions_alone_are_learnt_too() -> None:
+    task = task_of(modal=False)
+    before, ranking = share_of_own_group(scores(task)), task.test()["ndcg@20"]
+    train(task, TRAINER.model_copy(update={"epochs": 30}))
+    assert share_of_own_group(scores(task)) > before + 0.2
+    assert task.test()["ndcg@20"] > 2 * ranking
+
+
+def test_new_items_find_their_group(learnt: DGMRecTask) -> None:
+    """Nobody has touched them: their content alone says who will like them."""
+    table = scores(learnt)
+    for item in NEW:
+        own = group(USERS) == item % 2
+        assert table[own, item].min() > table[~own, item].max()
+
+
+def test_generated_features_tell_the_group(learnt: DGMRecTask) -> None:
+    features, observed = contents()
+    assert learnt.side is not None
+    for column, name in enumerate(learnt.module.names):
+        projection = learnt.module.tower(name).projection
+        lacking = torch.from_numpy(~observed[:, column])
+        made = projection.back(learnt.side.features[name][lacking]) - projection.mean
+        truth = torch.from_numpy(features[name])[lacking] - projection.mean
+        assert functional.cosine_similarity(made, truth, dim=1).mean() > 0.3
+
+
+def test_lightgcn_alone() -> None:
+    task = task_of(modal=False)
+    assert task.side is None
+    result = train(task, TRAINER)
+    assert set(result.best) == {"recall@20", "ndcg@20", "recall@50", "ndcg@50"}
+    assert set(result.history[0]["losses"]) == {"loss", "bpr", "l2"}
+    assert task.finish() == {}
+    task.refresh()  # nothing to refresh
+    assert task.side is None
+    again = task_of(modal=False)
+    again.load_state(task.state())
+    assert again.state()["rng"] == task.state()["rng"]
+
+
+# --- graphs and imputation -----------------------------------------------------------------------------------------
+
+
+def columns_of(matrix: Matrix, rows: NDArray[np.bool_]) -> set[int]:
+    return set(matrix[rows].indices.tolist())
+
+
+def test_only_items_that_have_the_modality_are_read_from() -> None:
+    task, (_, observed) = task_of(), contents()
+    epochs(task, 3)  # refined once
+    for column, name in enumerate(task.module.names):
+        everyone = np.ones(ITEMS, dtype=bool)
+        assert columns_of(task.matrices[name], everyone) <= set(np.flatnonzero(observed[:, column]).tolist())
+        assert (task.matrices[name].diagonal() == 0).all()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.6, 1.0])
+def test_refresh_changes_rows_of_missing_cells_only(weight: float) -> None:
+    task, (_, observed) = task_of(refine_weight=weight), contents()
+    epochs(task, 2)
+    before = {name: matrix.toarray() for name, matrix in task.matrices.items()}
+    task.refresh()
+    changed_rows = 0
+    for column, name in enumerate(task.module.names):
+        after = task.matrices[name].toarray()
+        changed = (before[name] != after).any(axis=1)
+        assert not changed[observed[:, column]].any()
+        changed_rows += int(changed.sum())
+        rows = after[~observed[:, column]]
+        np.testing.assert_allclose(rows.sum(axis=1), 1, rtol=1e-5)
+        if weight == 1:
+            assert ((rows > 0).sum(axis=1) == CONFIG.neighbours).all()
+    assert (changed_rows > 0) == (weight > 0)
+
+
+def test_refresh_regenerates_missing_cells_only() -> None:
+    task, (_, observed) = task_of(), contents()
+    epochs(task, 2)
+    assert task.side is not None
+    before = {name: feature.clone() for name, feature in task.side.features.items()}
+    task.refresh()
+    taste = task.embed().taste
+    for column, name in enumerate(task.module.names):
+        have, after = torch.from_numpy(observed[:, column]), task.side.features[name]
+        assert torch.equal(after[have], before[name][have])
+        assert not torch.equal(after[~have], before[name][~have])
+        made = task.module.generate(name, task.side.evidence, taste).features
+        torch.testing.assert_close(after[~have], made[~have])
+
+
+@pytest.mark.parametrize("imputation", ["mean", "nn"])
+def test_plain_imputation(imputation: str) -> None:
+    task, (_, observed) = task_of(imputation=imputation), contents()
+    losses = epochs(task, 3)
+    assert all(np.isfinite(value) for value in losses[-1].values())
+    assert losses[-1]["generation"] == 0
+    assert task.side is not None
+    for column, name in enumerate(task.module.names):
+        lacking = torch.from_numpy(~observed[:, column])
+        near = task.side.evidence.near[name][lacking]
+        expected = near if imputation == "nn" else torch.zeros_like(near)
+        assert torch.equal(task.side.features[name][lacking], expected)
+    assert set(task.validate()) == {"recall@20", "ndcg@20", "recall@50", "ndcg@50"}
+    assert task.finish() == {}
+
+
+def test_a_modality_nobody_has() -> None:
+    data = checkerboard()
+    nobody = torch.tensor([[False, True]]).expand(ITEMS, 2)
+    task = task_of(TopNData(data.batch.masked(nobody), data.parts, USERS, ITEMS))
+    assert all(np.isfinite(value) for losses in epochs(task, 3) for value in losses.values())
+    report = task.finish()
+    assert set(report) == {"cosine[audio]", "calibration_error[audio]"}
+
+
+# --- the generator's account ---------------------------------------------------------------------------------------
+
+
+def test_held_cells() -> None:
+    task, (_, observed) = task_of(), contents()
+    assert torch.equal(task.held_cells | task.cells, torch.from_numpy(observed))
+    assert not (task.held_cells & task.cells).any()
+    assert task.held_cells.any()
+
+
+def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:
+    report = learnt.finish()
+    assert set(report) == {f"{what}[{name}]" for name in ("audio", "scan") for what in ("cosine", "calibration_error")}
+    assert all(-1 <= value <= 1 for value in report.values())
+    assert report["cosine[audio]"] > 0.2
+    assert learnt.side is not None
+    taste = learnt.embed().taste
+    for column, name in enumerate(learnt.module.names):
+        made = learnt.module.generate(name, learnt.side.evidence, taste)
+        confidence = learnt.module.confidence(name, made)
+        assert ((confidence >= 0) & (confidence <= 1)).all()
+        assert confidence[~learnt.side.evidence.observed[:, column]].mean() > 0.2
+        assert learnt.module.tower(name).calibration.any()
+    assert learnt.finish() == report  # finishing again changes nothing
+
+
+def test_validate_tells_the_cosines() -> None:
+    metrics = task_of().validate()
+    assert {"cosine[audio]", "cosine[scan]", "recall@20", "ndcg@50"} <= metrics.keys()
+
+
+def test_calibration_error() -> None:
+    served = np.array([0.05, 0.08, 0.55, 0.55, 1.0], np.float32)
+    measured = np.array([0.10, 0.20, 0.50, 0.90, 0.70], np.float32)
+    expected = 2 / 5 * abs(0.065 - 0.15) + 2 / 5 * abs(0.55 - 0.7) + 1 / 5 * abs(1 - 0.7)
+    assert calibration_error(served, measured) == pytest.approx(expected, abs=1e-6)
+    assert calibration_error(served, served) == 0
+    assert calibration_error(served[:0], measured[:0]) == 0

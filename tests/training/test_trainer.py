@@ -1,0 +1,259 @@
+"""The trainer: when it stops, which weights it leaves, and that an interruption changes nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tests.training.tiny import CONFIG, TRAINER, checkerboard
+from training import checkpoint
+from training.dgmrec import DGMRecTask
+from training.trainer import (
+    TrainerConfig,
+    TrainingResult,
+    UnknownMetricError,
+    peak_memory_mb,
+    task_weights,
+    train,
+)
+
+
+class Scripted:
+    """A task whose metric is written down beforehand, and whose one weight is the number of the epoch."""
+
+    def __init__(self, scores: Sequence[float], losses: Sequence[float] = ()) -> None:
+        self.scores, self.losses = scores, losses
+        self.module = torch.nn.Linear(1, 1, bias=False)
+        self.module.weight.data.fill_(0)
+        self.validated: list[int] = []
+        self.epoch = 0
+
+    def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+        self.epoch = epoch
+        self.module.weight.data.fill_(epoch)
+        progress(1, 1)
+        return {"loss": self.losses[epoch - 1] if self.losses else 1 / epoch}
+
+    def validate(self) -> dict[str, float]:
+        self.validated.append(self.epoch)
+        return {"score": self.scores[self.epoch - 1]}
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self.epoch}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.epoch = state["epoch"]
+
+
+def config(**changes: object) -> TrainerConfig:
+    return TrainerConfig.model_validate({"epochs": 10, "patience": 3, "metric": "score"} | changes)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "last"),
+    [
+        ([1, 2, 3, 2, 2, 2, 9], 3, 6),  # three evaluations without a better one
+        ([5, 1, 1, 1, 9], 1, 4),
+        ([1, 2, 3, 4, 5, 6, 7, 8, 9, 10], 10, 10),
+        ([3, 3, 3, 3, 3], 1, 4),  # as good is not better
+        ([1, math.nan, 2, math.nan, math.nan, math.nan, 9], 3, 6),
+    ],
+)
+def test_early_stopping(scores: list[float], best: int, last: int) -> None:
+    task = Scripted(scores)
+    result = train(task, config())
+    assert (result.best_epoch, result.epochs) == (best, last)
+    assert result.best == {"score": scores[best - 1]}
+    assert task.module.weight.item() == best  # the best weights are put back
+    assert [entry["epoch"] for entry in result.history] == list(range(1, last + 1))
+    assert result.history[1]["losses"] == {"loss": 0.5}
+    assert result.seconds_per_epoch == result.seconds / last
+
+
+def test_evaluations_with_epochs_between() -> None:
+    task = Scripted([0, 5, 0, 4, 0, 4, 0, 4, 0, 9])
+    result = train(task, config(evaluate_every=2))
+    assert task.validated == [2, 4, 6, 8]
+    assert (result.best_epoch, result.epochs) == (2, 8)
+    assert result.history[0]["metrics"] == {}
+
+
+def test_the_last_epoch_is_always_evaluated() -> None:
+    task = Scripted([0, 0, 0, 0, 7])
+    assert train(task, config(epochs=5, evaluate_every=3)).best == {"score": 7}
+    assert task.validated == [3, 5]
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_diverged_loss(loss: float) -> None:
+    with pytest.raises(FloatingPointError, match="diverged in epoch 2"):
+        train(Scripted([1, 2, 3], [0.5, loss, 0.5]), config())
+
+
+def test_diverged_weights() -> None:
+    """The loss of the last step is that of the weights before it."""
+    task = DGMRecTask(checkerboard(), CONFIG, TRAINER.model_copy(update={"learning_rate": 1e30}))
+    with pytest.raises(FloatingPointError, match="diverged in epoch 1"):
+        train(task, TRAINER)
+
+
+def test_unknown_metric() -> None:
+    with pytest.raises(UnknownMetricError, match="no metric 'recal@20'; there are score"):
+        train(Scripted([1]), config(metric="recal@20"))
+
+
+@pytest.mark.parametrize("setting", [{"epoch": 3}, {"epochs": 0}, {"learning_rate": 0}])
+def test_bad_setting(setting: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(setting))):
+        TrainerConfig.model_validate(setting)
+
+
+class Watched:
+    """Who is told how it goes; `stop_in` interrupts inside that epoch."""
+
+    def __init__(self, stop_in: int | None = None) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.done, self.stop_in = 0, stop_in
+
+    def start(self, epochs: int) -> None:
+        self.calls.append(("start", epochs))
+
+    def step(self, done: int, total: int) -> None:
+        assert 1 <= done <= total
+        if self.stop_in is not None and self.done + 1 == self.stop_in:
+            raise KeyboardInterrupt
+
+    def epoch(self, epoch: int, losses: dict[str, float], metrics: dict[str, float], best: float) -> None:
+        self.done = epoch
+        self.calls.append(("epoch", epoch, losses["loss"], metrics, best))
+
+    def finish(self, message: str) -> None:
+        self.calls.append(("finish", message))
+
+
+def test_progress() -> None:
+    watched = Watched()
+    train(Scripted([1, 3, 2]), config(epochs=3), progress=watched)
+    assert watched.calls == [
+        ("start", 3),
+        ("epoch", 1, 1.0, {"score": 1}, 1),
+        ("epoch", 2, 0.5, {"score": 3}, 3),
+        ("epoch", 3, 1 / 3, {"score": 2}, 3),
+        ("finish", "best epoch 2 of 3: score 3.0000"),
+    ]
+
+
+# --- resuming, with the real task ----------------------------------------------------------------------------------
+
+
+def run(path: Path | None, *, epochs: int = 6, watched: Watched | None = None) -> tuple[DGMRecTask, TrainingResult]:
+    task = DGMRecTask(checkerboard(), CONFIG, TRAINER)
+    settings = TRAINER.model_copy(update={"epochs": epochs})
+    return task, train(task, settings, fingerprint="run 1", checkpoint_path=path, progress=watched)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """All that a run leaves behind, before and after the finish."""
+
+    result: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    figures: dict[str, float]
+    finished: dict[str, torch.Tensor]
+    matrices: dict[str, list[list[float]]]
+
+    @classmethod
+    def of(cls, task: DGMRecTask, result: TrainingResult) -> Outcome:
+        weights = task_weights(task)
+        figures = task.finish() | task.test()
+        assert task.side is not None
+        return cls(
+            {key: value for key, value in vars(result).items() if key != "seconds"},
+            weights,
+            figures,
+            task_weights(task) | dict(task.side.features),
+            {name: matrix.toarray().tolist() for name, matrix in task.matrices.items()},
+        )
+
+
+def assert_same(one: Outcome, other: Outcome) -> None:
+    assert one.result == other.result
+    assert one.figures == other.figures
+    assert one.matrices == other.matrices
+    for left, right in ((one.weights, other.weights), (one.finished, other.finished)):
+        assert left.keys() == right.keys()
+        for key, value in left.items():
+            assert torch.equal(value, right[key]), key
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> Outcome:
+    return Outcome.of(*run(None))
+
+
+@pytest.mark.parametrize("stop_in", [2, 3, 4, 6])
+def test_resumed_training_gives_the_same_bits(stop_in: int, uninterrupted: Outcome, tmp_path: Path) -> None:
+    """Whichever epoch it was interrupted in: graphs are refined in 3 and 5."""
+    path = tmp_path / "run.checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, watched=Watched(stop_in))
+    watched = Watched()
+    outcome = Outcome.of(*run(path, watched=watched))
+    assert [call[1] for call in watched.calls if call[0] == "epoch"] == list(range(stop_in, 7))
+    assert_same(outcome, uninterrupted)
+
+
+def test_interrupted_twice(uninterrupted: Outcome, tmp_path: Path) -> None:
+    path = tmp_path / "run.checkpoint"
+    for stop_in in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            run(path, watched=Watched(stop_in))
+    assert_same(Outcome.of(*run(path)), uninterrupted)
+
+
+def test_longer_run_goes_on_from_a_shorter_one(uninterrupted: Outcome, tmp_path: Path) -> None:
+    run(tmp_path / "c", epochs=4)
+    assert_same(Outcome.of(*run(tmp_path / "c")), uninterrupted)
+
+
+def test_finished_run_is_not_trained_again(uninterrupted: Outcome, tmp_path: Path) -> None:
+    run(tmp_path / "c")
+    watched = Watched()
+    outcome = Outcome.of(*run(tmp_path / "c", watched=watched))
+    assert [call[0] for call in watched.calls] == ["start", "finish"]
+    assert_same(outcome, uninterrupted)
+
+
+def test_interrupted_before_the_first_epoch_ends(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "c", watched=Watched(1))
+    assert not list(tmp_path.iterdir())
+
+
+def test_checkpoint_of_another_run_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "c"
+    train(Scripted([1, 9, 1]), config(epochs=3), fingerprint="other", checkpoint_path=path)
+    task = Scripted([1, 2, 3])
+    result = train(task, config(epochs=3), fingerprint="mine", checkpoint_path=path)
+    assert (result.best, len(result.history)) == ({"score": 3}, 3)
+    assert "is of another run; training starts anew" in caplog.text
+    assert checkpoint.load(path)["fingerprint"] == "mine"
+
+
+def test_damaged_checkpoint_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "c"
+    path.write_bytes(b"half a checkpoint")
+    assert train(Scripted([1, 2]), config(epochs=2), checkpoint_path=path).best_epoch == 2
+    assert "no usable checkpoint" in caplog.text
+    assert "training starts anew" in caplog.text
+
+
+def test_peak_memory() -> None:
+    assert 10 < peak_memory_mb() < 100_000
