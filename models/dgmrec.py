@@ -53,16 +53,16 @@ class DGMRecConfig(BaseModel):
     temperature: float = Field(0.2, gt=0, description="of every InfoNCE")
     club: float = Field(0.01, ge=0, description="weight of L_club (eq. 7)")
     nce: float = Field(0.01, ge=0, description="weight of L_nce (eq. 8)")
-    behaviour: float = Field(0.01, ge=0, description="weight of L_bm (eq. 20)")
-    user_item: float = Field(0.01, ge=0, description="weight of L_ui (eq. 21)")
+    behaviour: float = Field(0.001, ge=0, description="weight of L_bm (eq. 20)")
+    user_item: float = Field(0.001, ge=0, description="weight of L_ui (eq. 21)")
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
     cold: float = Field(1.0, ge=0, description="weight of predicting the collaborative part from content")
-    cold_rate: float = Field(0.1, ge=0, lt=1, description="share of items whose collaborative part is dropped a step")
+    cold_rate: float = Field(0.05, ge=0, lt=1, description="share of items whose collaborative part is dropped a step")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
-    l2: float = Field(1e-4, ge=0, description="weight of the embeddings' L2 norm")
+    l2: float = Field(1e-3, ge=0, description="weight of the embeddings' L2 norm")
     seed: int = 0
 
 
@@ -100,6 +100,7 @@ class Embeddings:
     taste: Tensor  # [M, n, d]
     kin_taste: Tensor  # [M, n, d], as if nobody had touched the item
     cold: Tensor  # bool [n], items that stood in for new ones
+    user_degree: Tensor  # [U], number of training interactions
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -333,7 +334,8 @@ class DGMRec(nn.Module):
             none = user_id.new_zeros(0, 0, 0)
             zero_u, zero_i = torch.zeros_like(user_id), torch.zeros_like(item_id)
             return Embeddings(
-                user_id, item_id, user_id, item_id, zero_i, zero_u, zero_i, none, none, none, none, none, cold
+                *(user_id, item_id, user_id, item_id, zero_i, zero_u, zero_i, none, none, none, none, none, cold),
+                interactions.user_degree,
             )
         preference = self.preference(user_id)  # [M, U, d]
         taste, kin_taste = self.item_taste(preference, interactions, side.kin, cold)  # [M, n, d]
@@ -364,6 +366,7 @@ class DGMRec(nn.Module):
             taste=taste,
             kin_taste=kin_taste,
             cold=cold,
+            user_degree=interactions.user_degree,
         )
 
     # --- generation (eq. 12-15) --------------------------------------------------------------------------------
@@ -433,7 +436,7 @@ class DGMRec(nn.Module):
     def ranking_losses(self, out: Embeddings, users: Tensor, positives: Tensor, negatives: Tensor) -> dict[str, Tensor]:
         """BPR, its regulariser and the alignments (eq. 20-23) of a batch of `[b]` triples, weighted."""
         c = self.config
-        u, i, j = out.users[users], out.items[positives], out.items[negatives]
+        u, i, j = self._without_positive(out, users, positives), out.items[positives], out.items[negatives]
         parts = {
             "bpr": losses.bpr((u * i).sum(dim=1), (u * j).sum(dim=1)),
             "l2": c.l2
@@ -446,8 +449,8 @@ class DGMRec(nn.Module):
         known = torch.unique(some_items[~out.cold[some_items]])
         touched = torch.unique(some_users)
         parts["behaviour"] = c.behaviour * (
-            losses.info_nce(out.user_id[touched], out.user_modal[touched], c.temperature)
-            + losses.info_nce(out.item_id[known], out.item_modal[known], c.temperature)
+            losses.info_nce(out.user_id[touched].detach(), out.user_modal[touched], c.temperature)
+            + losses.info_nce(out.item_id[known].detach(), out.item_modal[known], c.temperature)
         )
         parts["user_item"] = c.user_item * self._user_item(out, some_users, some_items)
         rows = out.cold & torch.zeros_like(out.cold).index_fill_(0, positives, value=True)
@@ -455,6 +458,17 @@ class DGMRec(nn.Module):
         scale = target.pow(2).mean().clamp_min(1e-8)
         parts["cold"] = c.cold * losses.masked_mse(out.predicted_id, target, rows) / scale
         return parts
+
+    def _without_positive(self, out: Embeddings, users: Tensor, positives: Tensor) -> Tensor:
+        """e_u `[b, d]` with the positive taken out of the mean over the user's items (eq. 6).
+
+        What is to be recommended is not in the history yet; left in, every positive would match itself.
+        """
+        if not self.config.modal:
+            return out.users[users]
+        degree = out.user_degree[users][:, None]
+        rest = (out.user_modal[users] * degree - out.item_modal[positives]) / (degree - 1).clamp_min(1)
+        return out.user_id[users] + rest
 
     def _user_item(self, out: Embeddings, users: Tensor, positives: Tensor) -> Tensor:
         """L_ui (eq. 21): general parts summed over modalities, and each modality's specific part."""

@@ -15,6 +15,7 @@ from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.memory_cache import MemoryCache
 from service.adapters.redis_cache import RedisCache
 from service.adapters.sql import SqlStore
+from service.pipeline import feedback
 from service.pipeline.catalogue import Catalogue, Shape
 from service.pipeline.engine import Engine, Limits
 from service.pipeline.rebuild import load_catalogue
@@ -51,6 +52,7 @@ async def bootstrap(settings: Settings) -> Engine:
         if settings.seed_catalogue:
             await seed(engine, bundle)
         await load_catalogue(engine)
+        await feedback.resume(engine)
         await engine.compute(_warm, engine)
     except BaseException:
         await engine.close()

@@ -15,9 +15,9 @@ class Terminal:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._console = Console(stderr=True, quiet=quiet, highlight=False, markup=False)
         self._bars = Progress(
-            TextColumn("{task.description:<34}"),
+            TextColumn("{task.description:<34}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -39,7 +39,7 @@ class Terminal:
 
     def say(self, message: str) -> None:
         """A line that stays."""
-        self._console.print(message)
+        self._console.print(message, soft_wrap=True)
 
     def stage(self, name: str, done: int, total: int | None = None) -> None:
         """`done` of `total` (unknown: None) of a named stage."""

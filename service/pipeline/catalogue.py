@@ -259,10 +259,6 @@ class Catalogue:
             mask[excluded] = False
         return mask
 
-    def states(self, key: int) -> dict[str, State]:
-        """State of each modality of an item."""
-        return dict(self.entries[key].states)
-
     def count_states(self) -> dict[str, dict[str, int]]:
         """Number of items by modality and state."""
         counts = {name: dict.fromkeys((state.value for state in _STATES), 0) for name in self.names}

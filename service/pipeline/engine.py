@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HISTORIES = 50_000
+STALE = "stale"  # the setting that keeps `Engine.stale` from one run to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Engine:
     loading: dict[str, asyncio.Task[History]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     stale: dict[str, None] = field(default_factory=dict)
+    is_closing: bool = False
     _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     closers: list[Callable[[], None]] = field(default_factory=list)
@@ -121,13 +124,18 @@ class Engine:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Finish what was acknowledged, then let go of everything."""
+        """Finish what was begun, note what can wait until the next start, and let go of everything."""
+        self.is_closing = True
         await self.settle()
-        self.writer.shutdown(wait=True)
-        for close in self.closers:
-            close()
-        await self.cache.close()
-        await self.store.close()
+        try:
+            if self.stale:
+                await self.store.set_meta(STALE, json.dumps(list(self.stale)))
+        finally:
+            self.writer.shutdown(wait=True)
+            for close in self.closers:
+                close()
+            await self.cache.close()
+            await self.store.close()
 
 
 class _Lock:

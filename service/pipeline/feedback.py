@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Sequence
 
 from service.domain import Event, FeedbackOutcome, InvalidInputError, Page, User, UserNotFoundError
 from service.pipeline import history
-from service.pipeline.engine import Engine
+from service.pipeline.engine import STALE, Engine
 from service.pipeline.ingest import EVERYTHING, regenerate
 
 COUNTS, PARTS = "/counts", "/parts"  # names of locks, which no item's id can be
@@ -50,6 +51,14 @@ def _follow(engine: Engine, items: Collection[str]) -> None:
     engine.background(_regenerate(engine))
 
 
+async def resume(engine: Engine) -> None:
+    """Take up what the last run left to be regenerated."""
+    left = await engine.store.get_meta(STALE)
+    if left:
+        _follow(engine, json.loads(left))
+        await engine.store.set_meta(STALE, "")
+
+
 async def _count(engine: Engine, items: Collection[str]) -> None:
     async with engine.lock(COUNTS):  # what is counted last is noted last
         users = await engine.store.item_counts(items)
@@ -58,7 +67,7 @@ async def _count(engine: Engine, items: Collection[str]) -> None:
 
 async def _regenerate(engine: Engine) -> None:
     async with engine.lock(PARTS):
-        while engine.stale:
+        while engine.stale and not engine.is_closing:
             item = next(iter(engine.stale))
             del engine.stale[item]
             entry = engine.catalogue.entry(item)

@@ -318,6 +318,8 @@ async def test_users_and_counts_of_items(store: SqlStore) -> None:
     assert await store.item_users("a", limit=2) == ["u1", "u2"]
     assert await store.item_users("nowhere", limit=9) == []
     assert await store.item_counts() == {"a": 3, "b": 1}
+    assert await store.item_counts(["b", "nothing"]) == {"b": 1}
+    assert await store.item_counts([]) == {}
     assert await store.get_user("u1") == User("u1", 3, 2, NOON, NOON + timedelta(minutes=9))
     assert await store.get_user("nobody") is None
 

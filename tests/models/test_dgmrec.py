@@ -416,6 +416,13 @@ def test_q_loss_is_the_negative_likelihood_of_observed_parts() -> None:
     assert w.model.q_loss(out, w.evidence).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_predicting_the_collaborative_part_does_not_bend_the_content() -> None:
+    w = world()
+    w.forward().predicted_id.sum().backward()  # type: ignore[no-untyped-call]
+    reached = {name for name, parameter in w.model.named_parameters() if parameter.grad is not None}
+    assert reached == {f"predict.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
+
+
 def test_ranking_does_not_train_the_generator() -> None:
     """It is to be true, not useful to the ranking."""
     w = world()
@@ -427,26 +434,39 @@ def test_ranking_does_not_train_the_generator() -> None:
             assert parameter.grad is None, name
 
 
+def some_pairs(w: World) -> tuple[Tensor, Tensor]:
+    """A training pair of each of four users, one of whom has no other item."""
+    histories = w.graphs.user_mean.matrix
+    users = torch.tensor([0, 1, 2, int((w.graphs.user_degree == 1).nonzero()[0])])
+    return users, torch.tensor([int(histories[[user]].indices[-1]) for user in users.tolist()])
+
+
 def test_ranking_losses_are_the_formulas() -> None:
     w = world(config=config(cold=2.0, behaviour=0.5, user_item=0.25, l2=0.1))
-    dropped = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, torch.tensor([3]), value=True)
+    u, i = some_pairs(w)
+    j = torch.tensor([9, 10, 11, 12])
+    dropped = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, i[:1], value=True)
     out = w.forward(dropped)
-    u, i, j = torch.tensor([0, 1, 2]), torch.tensor([3, 5, 8]), torch.tensor([9, 10, 11])
     terms = w.model.ranking_losses(out, u, i, j)
-    score = (out.users[u] * (out.items[i] - out.items[j])).sum(dim=1)
+    assert not torch.isin(i[1:], i[:1]).any()
+    histories = w.graphs.user_mean.matrix.toarray() > 0
+    for row, (user, positive) in enumerate(zip(u.tolist(), i.tolist(), strict=True)):  # what u liked besides i
+        rest = [item for item in np.flatnonzero(histories[user]) if item != positive]
+        modal = out.item_modal[rest].mean(dim=0) if rest else torch.zeros(D)
+        expected = out.user_id[user] + modal
+        torch.testing.assert_close(w.model._without_positive(out, u, i)[row], expected, atol=1e-6, rtol=1e-5)
+    score = (w.model._without_positive(out, u, i) * (out.items[i] - out.items[j])).sum(dim=1)
     torch.testing.assert_close(terms["bpr"], -functional.logsigmoid(score).mean())
-    assert out.cold[3]
-    assert not out.cold[[5, 8]].any()
     t = w.model.config.temperature
-    known = torch.tensor([5, 8])  # an item without a collaborative part has nothing to align with
-    behaviour = losses.info_nce(out.user_id[u], out.user_modal[u], t) + losses.info_nce(
+    known = torch.unique(i[1:])  # an item without a collaborative part has nothing to align with
+    behaviour = losses.info_nce(out.user_id[u.sort()[0]], out.user_modal[u.sort()[0]], t) + losses.info_nce(
         out.item_id[known], out.item_modal[known], t
     )
     torch.testing.assert_close(terms["behaviour"], 0.5 * behaviour)
     general = losses.info_nce(out.user_parts[:, u, :D].sum(0), out.item_parts[:, i, :D].sum(0), t)
     specific = sum(losses.info_nce(out.user_parts[m, u, D:], out.item_parts[m, i, D:], t) for m in range(2))
     torch.testing.assert_close(terms["user_item"], 0.25 * (general + specific))
-    gap = (out.predicted_id[3] - out.item_id[3]).pow(2).mean() / out.item_id.pow(2).mean()
+    gap = (out.predicted_id[i[0]] - out.item_id[i[0]]).pow(2).mean() / out.item_id.pow(2).mean()
     torch.testing.assert_close(terms["cold"], 2 * gap)
 
 

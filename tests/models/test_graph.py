@@ -211,6 +211,12 @@ def test_blend_rows_at_the_ends(weight: float) -> None:
     assert blended.nnz == (1 if weight else 2)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1e-4])
+def test_blend_rows_fills_an_empty_row_whatever_the_weight(weight: float) -> None:
+    blended = blend_rows(sparse([[0, 0]]), sparse([[0.5, 0.5]]), np.array([True]), weight)
+    assert blended.toarray().tolist() == [[0.5, 0.5]]
+
+
 def test_blend_rows_forgets_what_has_faded() -> None:
     old, new = sparse([[1, 0, 0]]), sparse([[0, 0.5, 0.5]])
     for _ in range(12):

@@ -35,9 +35,10 @@ def linear_batch(
 
 
 def interactions(*, users: int = USERS, items: int = ITEMS, seed: int = 0, share: float = 0.2) -> InteractionGraphs:
-    """Random histories. The last user has none, and nobody has touched the last item."""
+    """Random histories. The last user has none, the one before a single item; nobody has touched the last item."""
     some = np.random.default_rng(seed).random((users, items)) < share
-    some[-1], some[:, -1] = False, False
+    some[-2:], some[:, -1] = False, False
+    some[-2, items // 2] = True
     who, what = some.nonzero()
     return InteractionGraphs.build(who, what, users, items)
 

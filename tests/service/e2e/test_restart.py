@@ -149,6 +149,26 @@ def power_cut_after(chunks: int) -> Callable[..., Any]:
     return chunked
 
 
+def test_what_feedback_asks_for_is_finished_after_a_restart(
+    demo_bundle: Path, demo_folder: Path, seeded_file: Path, tmp_path: Path
+) -> None:
+    items = [{"id": f"new-{number}", "modalities": {"text": f"{LANGUAGE} Number {number}."}} for number in range(60)]
+    events = [
+        {"user": f"shopper-{user:03d}", "item": item["id"], "type": "view"} for item in items for user in range(20)
+    ]
+    settings = settings_for(demo_bundle, demo_folder, Path(shutil.copy(seeded_file, tmp_path / "lacuna.db")))
+    with Running(settings) as service:
+        service.post("/items/batch", {"items": items})
+        assert service.post("/feedback", {"feedback": events})["accepted"] == 1200
+    assert service.engine.stale, "too fast for this test"
+    with Running(settings) as service:
+        service.check_index()
+        for item in items:
+            assert "users" in service.get(f"/items/{item['id']}")["modalities"]["image"]["basis"]
+    with Running(settings) as service:
+        assert not service.engine.stale
+
+
 # --- another bundle -----------------------------------------------------------------------------------------------
 
 
