@@ -53,8 +53,8 @@ class DGMRecConfig(BaseModel):
     temperature: float = Field(0.2, gt=0, description="of every InfoNCE")
     club: float = Field(0.01, ge=0, description="weight of L_club (eq. 7)")
     nce: float = Field(0.01, ge=0, description="weight of L_nce (eq. 8)")
-    behaviour: float = Field(0.001, ge=0, description="weight of L_bm (eq. 20)")
-    user_item: float = Field(0.001, ge=0, description="weight of L_ui (eq. 21)")
+    behaviour: float = Field(0.05, ge=0, description="weight of L_bm (eq. 20)")
+    user_item: float = Field(0.0, ge=0, description="weight of L_ui (eq. 21)")
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
@@ -75,12 +75,15 @@ class ItemSide:
         evidence: what is known of each cell without a trained model.
         graphs: by modality A^m `[n, n]`, directed: rows read from items that have the modality.
         kin: `[n, n]`, each item's nearest by what it has observed; empty for an item without anything.
+        kin_without: by modality, the same by the other modalities: what the kin of an item is while its cell of this
+            modality is hidden.
     """
 
     features: Mapping[str, Tensor]
     evidence: Evidence
     graphs: Mapping[str, Graph]
     kin: Graph
+    kin_without: Mapping[str, Graph]
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,6 @@ class Embeddings:
     item_parts: Tensor  # [M, n, 2d], propagated
     parts: Tensor  # [M, n, 2d], before propagation
     taste: Tensor  # [M, n, d]
-    kin_taste: Tensor  # [M, n, d], as if nobody had touched the item
     cold: Tensor  # bool [n], items that stood in for new ones
     user_degree: Tensor  # [U], number of training interactions
 
@@ -155,6 +157,7 @@ class Tower(nn.Module):
     ridge: Tensor
     mean_general: Tensor
     calibration: Tensor
+    trust: Tensor
 
     def __init__(self, spec: ModalitySpec, config: DGMRecConfig, ranks: Mapping[str, int]) -> None:
         super().__init__()
@@ -172,6 +175,7 @@ class Tower(nn.Module):
         self.register_buffer("ridge", torch.zeros(width, rank))
         self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(Generation.FACTS))
+        self.register_buffer("trust", torch.ones(()))  # share of the learned step that held-out cells bear out
 
 
 @dataclass(frozen=True)
@@ -297,24 +301,37 @@ class DGMRec(nn.Module):
         predicted: Tensor = self.predict(torch.cat([*parts, *propagated], dim=1))
         return predicted
 
-    def item_taste(
-        self, preference: Tensor, interactions: InteractionGraphs, kin: Graph, cold: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """p_i^m (eq. 2), with the neighbours' mean for `cold` items (bool `[n]`); and that mean for every item.
-
-        An item without neighbours takes the mean over all items that users have touched.
-        """
+    def item_taste(self, preference: Tensor, interactions: InteractionGraphs, kin: Graph, cold: Tensor) -> Tensor:
+        """p_i^m (eq. 2) `[M, n, d]`, with the neighbours' mean for `cold` items (bool `[n]`)."""
         count, _, d = preference.shape
         flat = preference.transpose(0, 1).flatten(1)  # [U, M*d]
-        own = interactions.item_mean @ flat  # [n, M*d]
-        warm = (interactions.item_degree > 0).to(own.dtype)[:, None]
-        everyone = (own * warm).sum(dim=0) / warm.sum().clamp_min(1)
-        mixed = kin @ torch.cat([own * warm, warm], dim=1)
-        kin_sum, kin_weight = mixed[:, :-1], mixed[:, -1:]
-        borrowed = torch.where(kin_weight > 0, kin_sum / kin_weight.clamp_min(1e-6), everyone)
-        taste = torch.where(cold[:, None], borrowed, own)
-        own_shape = (len(own), count, d)
-        return taste.view(own_shape).transpose(0, 1), borrowed.view(own_shape).transpose(0, 1)
+        own = (interactions.item_mean @ flat).view(-1, count, d).transpose(0, 1)  # [M, n, d]
+        return torch.where(cold[:, None], self.kin_taste(own, interactions.item_degree > 0, kin), own)
+
+    def kin_taste(self, taste: Tensor, warm: Tensor, kin: Graph) -> Tensor:
+        """Each item's taste `[M, n, d]` as its neighbours among the `warm` items (bool `[n]`) have it.
+
+        An item without such neighbours takes the mean over all warm items.
+        """
+        count, n, d = taste.shape
+        weight = warm.to(taste.dtype)[:, None]
+        own = taste.transpose(0, 1).reshape(n, -1) * weight  # [n, M*d]
+        everyone = own.sum(dim=0) / weight.sum().clamp_min(1)
+        mixed = kin @ torch.cat([own, weight], dim=1)
+        total, share = mixed[:, :-1], mixed[:, -1:]
+        borrowed = torch.where(share > 0, total / share.clamp_min(1e-6), everyone)
+        return borrowed.view(n, count, d).transpose(0, 1)
+
+    def hidden_taste(
+        self, out: Embeddings, side: ItemSide, name: str, *, others: Tensor, interactions: Tensor
+    ) -> Tensor:
+        """Taste `[M, n, d]` as it would be while the cells of a modality are hidden and so are, where the bool `[n]`
+        say so, the items' other modalities or interactions. Without gradients."""
+        taste, warm = out.taste.detach(), ~out.cold
+        borrowed = self.kin_taste(taste, warm, side.kin_without[name])
+        everyone = taste[:, warm].mean(dim=1, keepdim=True) if warm.any() else taste.mean(dim=1, keepdim=True)
+        borrowed = torch.where(others[None, :, None], everyone, borrowed)
+        return torch.where((interactions | out.cold)[None, :, None], borrowed, taste)
 
     def forward(
         self, interactions: InteractionGraphs, side: ItemSide | None, dropped: Tensor | None = None
@@ -334,11 +351,11 @@ class DGMRec(nn.Module):
             none = user_id.new_zeros(0, 0, 0)
             zero_u, zero_i = torch.zeros_like(user_id), torch.zeros_like(item_id)
             return Embeddings(
-                *(user_id, item_id, user_id, item_id, zero_i, zero_u, zero_i, none, none, none, none, none, cold),
+                *(user_id, item_id, user_id, item_id, zero_i, zero_u, zero_i, none, none, none, none, cold),
                 interactions.user_degree,
             )
         preference = self.preference(user_id)  # [M, U, d]
-        taste, kin_taste = self.item_taste(preference, interactions, side.kin, cold)  # [M, n, d]
+        taste = self.item_taste(preference, interactions, side.kin, cold)  # [M, n, d]
         parts = self.encode(side.features, taste)  # [M, n, 2d]
         propagated = torch.stack(
             [
@@ -364,7 +381,6 @@ class DGMRec(nn.Module):
             item_parts=propagated,
             parts=parts,
             taste=taste,
-            kin_taste=kin_taste,
             cold=cold,
             user_degree=interactions.user_degree,
         )
@@ -398,7 +414,7 @@ class DGMRec(nn.Module):
         )
         base = inputs @ tower.ridge  # [n, r]
         decoded = tower.decode(torch.cat([general, specific], dim=1))  # [n, r]
-        features = base + torch.sigmoid(tower.step) * (decoded - base)
+        features = base + tower.trust * torch.sigmoid(tower.step) * (decoded - base)
         length = features.norm(dim=1, keepdim=True) / features.shape[1] ** 0.5
         other_columns = [c for c in range(len(self.names)) if c != column]
         own = evidence.observed[:, other_columns].to(base.dtype).mean(dim=1, keepdim=True) if others else length * 0
@@ -481,7 +497,7 @@ class DGMRec(nn.Module):
         return total
 
     def content_losses(
-        self, out: Embeddings, evidence: Evidence, rows: Tensor, cells: Tensor, generator: torch.Generator
+        self, out: Embeddings, side: ItemSide, rows: Tensor, cells: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         """Disentangling, reconstruction and generation (eq. 7-8, 11, 14) over some items, weighted.
 
@@ -491,11 +507,11 @@ class DGMRec(nn.Module):
         """
         c = self.config
         d = c.embedding_size
-        evidence, observed = evidence.select(rows), evidence.observed[rows]
+        evidence = side.evidence.select(rows)
+        observed = evidence.observed
         # Taste comes from the collaborative embeddings. These losses only read it: they are a multiple of the ranking's
         # and would bend the embeddings towards themselves.
-        features = {name: evidence.own[name] for name in self.names}
-        parts = self.encode(features, out.taste[:, rows].detach())
+        parts = self.encode(evidence.own, out.taste[:, rows].detach())
         total = {key: parts.new_zeros(()) for key in ("club", "nce", "reconstruction", "generation")}
         for a, name in enumerate(self.names):
             tower, have = self.tower(name), observed[:, a]
@@ -511,7 +527,7 @@ class DGMRec(nn.Module):
             )
             if c.imputation == "generate" and c.generation:
                 total["generation"] = total["generation"] + c.generation * self._ask_back(
-                    name, out, evidence, rows, cells[rows, a], parts[a], generator
+                    name, out, side, rows, cells[rows, a], parts[a], generator
                 )
         return total
 
@@ -519,22 +535,20 @@ class DGMRec(nn.Module):
         self,
         name: str,
         out: Embeddings,
-        evidence: Evidence,
+        side: ItemSide,
         rows: Tensor,
         cells: Tensor,
         truth: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
         """L_gen (eq. 14) and the distance to the true feature, with part of the evidence hidden at random."""
-        chance = torch.rand(2, len(rows), generator=generator, device=generator.device).to(rows.device)
+        chance = torch.rand(2, len(out.cold), generator=generator, device=generator.device).to(rows.device)
         others, interactions = chance < self.config.hide_rate
-        taste = torch.where(interactions[None, :, None], out.kin_taste[:, rows], out.taste[:, rows]).detach()
-        everyone = out.kin_taste.mean(dim=1, keepdim=True).detach()
-        taste = torch.where((interactions & others)[None, :, None], everyone, taste)
-        hidden = evidence.without(name, others=others, interactions=interactions)
+        taste = self.hidden_taste(out, side, name, others=others, interactions=interactions)[:, rows]
+        hidden = side.evidence.select(rows).without(name, others=others[rows], interactions=interactions[rows])
         made = self.generate(name, hidden, taste, generator=generator)
         general, specific = truth.detach().chunk(2, dim=1)
-        target = evidence.own[name]
+        target = side.evidence.own[name][rows]
         return (
             losses.masked_mse(made.general, general, cells)
             + losses.masked_mse(made.specific, specific, cells)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,7 @@ from training.trainer import TrainerConfig
 CONTENT_ROWS = 512
 Q_STEPS = 3
 HELD_CELLS = 0.1
+TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -127,15 +128,19 @@ class DGMRecTask:
         return mean_graph(found, len(features))
 
     def _set_side(self, features: dict[str, Tensor], evidence: Evidence) -> None:
-        kin = self._kin(evidence) if self.side is None else self.side.kin
+        if self.side is None:
+            kin = self._kin(evidence, evidence.names)
+            without = {name: self._kin(evidence, [n for n in evidence.names if n != name]) for name in evidence.names}
+        else:
+            kin, without = self.side.kin, dict(self.side.kin_without)
         graphs = {name: Graph(with_self_loops(matrix), self.device) for name, matrix in self.matrices.items()}
-        self.side = ItemSide(features, evidence, graphs, kin)
+        self.side = ItemSide(features, evidence, graphs, kin, without)
 
-    def _kin(self, evidence: Evidence) -> Graph:
-        """Each item's mean over its neighbours by the modalities it has."""
+    def _kin(self, evidence: Evidence, names: Sequence[str]) -> Graph:
+        """Each item's mean over its neighbours by those of the modalities that it has."""
         total: Any = sp.csr_array((len(evidence), len(evidence)), dtype=np.float32)
-        for column, name in enumerate(evidence.names):
-            have = evidence.observed[:, column]
+        for name in names:
+            have = evidence.observed[:, evidence.names.index(name)]
             total = sp.csr_array(total + self._item_graph(evidence.own[name], have, have))
         return Graph(rescaled(total), self.device)
 
@@ -186,7 +191,7 @@ class DGMRecTask:
         terms = self.module.ranking_losses(out, users, positives, negative)
         if self.side is not None:
             order = torch.randperm(self.data.n_items, generator=self.generator)[:CONTENT_ROWS].to(self.device)
-            terms |= self.module.content_losses(out, self.side.evidence, order, self.cells, self.generator)
+            terms |= self.module.content_losses(out, self.side, order, self.cells, self.generator)
         loss = torch.stack(list(terms.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
@@ -250,14 +255,17 @@ class DGMRecTask:
                 continue
             projection = self.module.tower(name).projection
             facts, made = [], []
-            everyone = out.kin_taste.mean(dim=1, keepdim=True)
             for others in (False, True):
                 for untouched in (False, True):
-                    flags = [torch.full((len(rows),), value, device=self.device) for value in (others, untouched)]
-                    evidence = self.side.evidence.select(rows).without(name, others=flags[0], interactions=flags[1])
-                    taste = out.kin_taste[:, rows] if untouched else out.taste[:, rows]
-                    if others and untouched:
-                        taste = everyone.expand_as(taste)
+                    flags = [
+                        torch.full((self.data.n_items,), value, device=self.device) for value in (others, untouched)
+                    ]
+                    taste = self.module.hidden_taste(out, self.side, name, others=flags[0], interactions=flags[1])[
+                        :, rows
+                    ]
+                    evidence = self.side.evidence.select(rows).without(
+                        name, others=flags[0][rows], interactions=flags[1][rows]
+                    )
                     generation = self.module.generate(name, evidence, taste)
                     facts.append(generation.facts)
                     made.append(projection.back(generation.features) - projection.mean)
@@ -273,6 +281,7 @@ class DGMRecTask:
         """
         if self.side is None or self.config.imputation != "generate":
             return {}
+        self._weigh_generator()
         self.refresh(weight=1.0)
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():
@@ -286,6 +295,18 @@ class DGMRecTask:
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         return report
+
+    def _weigh_generator(self) -> None:
+        """Take of each generator's learned step away from the ridge the share that is best on the held-out cells."""
+        best: dict[str, tuple[float, float]] = {}
+        out = self.embed()
+        for share in TRUST:
+            for name in self.module.names:
+                self.module.tower(name).trust.fill_(share)
+            for name, cosine in self._held_cosines(out).items():
+                best[name] = max(best.get(name, (-2.0, 0.0)), (cosine, share))
+        for name in self.module.names:
+            self.module.tower(name).trust.fill_(best[name][1] if name in best else 1.0)
 
     def state(self) -> dict[str, Any]:
         """Optimisers, random states, and the graphs with the features they came from."""

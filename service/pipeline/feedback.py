@@ -10,7 +10,7 @@ from service.pipeline import history
 from service.pipeline.engine import STALE, Engine
 from service.pipeline.ingest import EVERYTHING, regenerate
 
-COUNTS, PARTS = "/counts", "/parts"  # names of locks, which no item's id can be
+PARTS = "/parts"  # the name of a lock, which no item's id can be
 
 
 async def add_feedback(engine: Engine, events: Sequence[Event], *, strict: bool) -> FeedbackOutcome:
@@ -60,7 +60,7 @@ async def resume(engine: Engine) -> None:
 
 
 async def _count(engine: Engine, items: Collection[str]) -> None:
-    async with engine.lock(COUNTS):  # what is counted last is noted last
+    async with engine.lock(*items):  # what is counted last is noted last, and of the item that was counted
         users = await engine.store.item_counts(items)
         await engine.compute(engine.catalogue.set_popularity, {item: users.get(item, 0) for item in items})
 

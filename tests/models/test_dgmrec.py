@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -34,7 +36,7 @@ def all_losses(w: World, out: Embeddings) -> dict[str, Tensor]:
     positives, negatives = torch.tensor([3, 5, 8, 13, 2, 1, 0]), torch.tensor([9, 10, 11, 12, 13, 14, 15])
     terms = w.model.ranking_losses(out, users, positives, negatives)
     rows = torch.arange(ITEMS)
-    return terms | w.model.content_losses(out, w.evidence, rows, w.evidence.observed, generator())
+    return terms | w.model.content_losses(out, w.side, rows, w.evidence.observed, generator())
 
 
 # --- config --------------------------------------------------------------------------------------------------------
@@ -139,7 +141,7 @@ def test_forward_shapes(count: int) -> None:
         assert table.shape == (ITEMS, D)
     assert out.user_parts.shape == (count, USERS, 2 * D)
     assert out.item_parts.shape == out.parts.shape == (count, ITEMS, 2 * D)
-    assert out.taste.shape == out.kin_taste.shape == (count, ITEMS, D)
+    assert out.taste.shape == (count, ITEMS, D)
     terms = all_losses(w, out)
     assert {"bpr", "l2", "behaviour", "user_item", "cold", "club", "nce", "reconstruction", "generation"} == set(terms)
     assert all(term.isfinite() for term in terms.values())
@@ -204,7 +206,9 @@ def test_untouched_item_is_cold_and_dropped_ones_are_treated_like_it() -> None:
     dropped = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, torch.tensor([4]), value=True)
     again = w.forward(dropped)
     assert again.cold.nonzero().squeeze(1).tolist() == sorted({4, *out.cold.nonzero().squeeze(1).tolist()})
-    torch.testing.assert_close(again.taste[:, 4], again.kin_taste[:, 4])
+    own = (w.graphs.item_mean @ w.model.preference(out.user_id).transpose(0, 1).flatten(1)).view(ITEMS, -1, D)
+    borrowed = w.model.kin_taste(own.transpose(0, 1), w.graphs.item_degree > 0, w.side.kin)
+    torch.testing.assert_close(again.taste[:, 4], borrowed[:, 4])
     assert not torch.allclose(out.items[4], again.items[4])
     torch.testing.assert_close(again.user_id, out.user_id)
 
@@ -263,7 +267,11 @@ def test_item_taste() -> None:
     preference = w.model.preference(torch.randn(USERS, D, generator=generator()))
     cold = (w.graphs.item_degree == 0) | (torch.arange(ITEMS) % 7 == 0)
     expected = item_taste_loop(w, preference, cold)
-    found = w.model.item_taste(preference, w.graphs, w.side.kin, cold)
+    everything = torch.ones(ITEMS, dtype=torch.bool)
+    found = (
+        w.model.item_taste(preference, w.graphs, w.side.kin, cold),
+        w.model.item_taste(preference, w.graphs, w.side.kin, everything),
+    )
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
 
@@ -273,7 +281,8 @@ def test_taste_of_an_item_without_neighbours_is_everyones() -> None:
     w = world()
     alone = Graph(mean_graph(torch.full((ITEMS, 1), -1), ITEMS))
     preference = w.model.preference(w.model.users.weight)
-    taste, borrowed = w.model.item_taste(preference, w.graphs, alone, w.graphs.item_degree == 0)
+    taste = w.model.item_taste(preference, w.graphs, alone, w.graphs.item_degree == 0)
+    borrowed = w.model.kin_taste(taste, w.graphs.item_degree > 0, alone)
     warm = w.graphs.item_degree > 0
     everyone = taste[:, warm].mean(dim=1)
     torch.testing.assert_close(taste[:, UNTOUCHED_ITEM], everyone)
@@ -472,23 +481,23 @@ def test_ranking_losses_are_the_formulas() -> None:
 
 def test_content_losses_look_at_observed_cells_only() -> None:
     """Noise in the imputation of an unobserved cell changes none of them."""
-    w = world(config=config(generation=0.0))
-    out = w.forward()
-    terms = w.model.content_losses(out, w.evidence, torch.arange(ITEMS), w.evidence.observed, generator())
-    noisy = torch.where(
-        w.evidence.observed.T[..., None], out.parts, torch.randn(out.parts.shape, generator=generator())
-    )
-    changed = Embeddings(**{**vars(out), "parts": noisy})
-    again = w.model.content_losses(changed, w.evidence, torch.arange(ITEMS), w.evidence.observed, generator())
+    w = world()
+    terms = w.model.content_losses(w.forward(), w.side, torch.arange(ITEMS), w.evidence.observed, generator())
+    noisy = {
+        name: torch.where(w.evidence.observed[:, [c]], block, torch.randn(block.shape, generator=generator()))
+        for c, (name, block) in enumerate(w.side.features.items())
+    }
+    side = replace(w.side, features=noisy)
+    out = w.model(w.graphs, side)
+    again = w.model.content_losses(out, side, torch.arange(ITEMS), w.evidence.observed, generator())
     for key, term in terms.items():
         torch.testing.assert_close(term, again[key])
-    assert terms["generation"] == 0
 
 
 def test_generator_learns_from_the_given_cells_only() -> None:
     w = world()
     none = torch.zeros_like(w.evidence.observed)
-    terms = w.model.content_losses(w.forward(), w.evidence, torch.arange(ITEMS), none, generator())
+    terms = w.model.content_losses(w.forward(), w.side, torch.arange(ITEMS), none, generator())
     assert terms["generation"] == 0
     assert terms["reconstruction"] > 0
 

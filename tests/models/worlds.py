@@ -51,11 +51,14 @@ def knn(features: Tensor, observed: Tensor, k: int) -> Graph:
     return Graph(with_self_loops(mean_graph(found, len(features))))
 
 
-def kin_of(evidence: Evidence, k: int) -> Graph:
-    """Neighbours by the first modality; the items that lack it have none."""
-    name = evidence.names[0]
-    rows = evidence.observed[:, 0].nonzero().squeeze(1)
+def kin_of(evidence: Evidence, k: int, without: str | None = None) -> Graph:
+    """Neighbours by the first modality (other than `without`); the items that lack it have none."""
     found = torch.full((len(evidence), k), -1, dtype=torch.long)
+    column = next((c for c, name in enumerate(evidence.names) if name != without), None)
+    if column is None:
+        return Graph(mean_graph(found, len(evidence)))
+    name = evidence.names[column]
+    rows = evidence.observed[:, column].nonzero().squeeze(1)
     found[rows], _ = nearest(evidence.own[name][rows], evidence.own[name], k, exclude=rows)
     return Graph(mean_graph(found, len(evidence)))
 
@@ -94,5 +97,6 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
             for column, name in enumerate(batch.names)
         },
         kin=kin_of(evidence, config.neighbours),
+        kin_without={name: kin_of(evidence, config.neighbours, without=name) for name in batch.names},
     )
     return World(model, batch, graphs, side)
