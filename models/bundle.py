@@ -200,6 +200,7 @@ class BundleWriter:
         file = self.folder / name
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file)
+        file.chmod(0o644)  # some writers make it private; another user's service must read it
         self._files[name] = file_sha256(file)
 
     def tensors(self, name: str, arrays: Mapping[str, NDArray[Any]]) -> None:

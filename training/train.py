@@ -85,6 +85,9 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
     """
     if not dataset.modalities:
         raise TrainingDataError(f"the dataset {dataset.name} has neither texts, pictures nor vectors")
+    taken = sorted({"any", "final", "items"} & set(dataset.modalities))
+    if taken:
+        raise TrainingDataError(f"a modality cannot be named {taken[0]!r}, which has a meaning of its own in searches")
     withheld = withheld_cells(dataset, options)
     observed = dataset.observed() & ~withheld
     pictured = any(isinstance(content, dict) and "base64" in content for content in _contents(dataset))

@@ -37,6 +37,7 @@ async def recommend_user(
         exclude_seen=query.exclude_seen,
         diversity=query.diversity,
         strict=query.strict,
+        explain=query.explain,
     )
     metrics.count_fallback(ranked.fallback)
     return Json(answers.recommendations(ranked, explain=query.explain))
@@ -62,6 +63,7 @@ async def recommend_session(
         category=body.category,
         exclude_seen=body.exclude_seen,
         diversity=body.diversity,
+        explain=body.explain,
     )
     metrics.count_fallback(ranked.fallback)
     return Json(answers.recommendations(ranked, explain=body.explain))

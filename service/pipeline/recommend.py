@@ -26,14 +26,17 @@ async def recommend_user(
     exclude_seen: bool,
     diversity: float,
     strict: bool,
+    explain: bool = False,
 ) -> Recommendations:
     """The top `n` items for a user.
 
     An unknown user gets the popular ones, and the answer says so.
 
     Raises:
-        UserNotFoundError: `strict`, and nothing is known of the user. NotServedError: the bundle lacks the model.
+        UserNotFoundError: `strict`, and nothing is known of the user. NotServedError: the bundle lacks the model, or
+            one that explains.
     """
+    _require_explainer(engine, explain)
     known = await history.history(engine, user)
     if strict and not known.seen:
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
@@ -55,12 +58,14 @@ async def recommend_session(
     category: str | None,
     exclude_seen: bool,
     diversity: float,
+    explain: bool = False,
 ) -> Recommendations:
     """The top `n` items for a session of weighted items, without a user.
 
     Raises:
-        InvalidInputError: an item does not exist. NotServedError: the bundle lacks the model.
+        InvalidInputError: an item does not exist. NotServedError: the bundle lacks the model, or one that explains.
     """
+    _require_explainer(engine, explain)
     catalogue = engine.catalogue
     for place, (item, _) in enumerate(items):
         if item not in catalogue:
@@ -71,6 +76,11 @@ async def recommend_session(
         allowed = catalogue.eligible(category, keys if exclude_seen else None)
         vector = history.profile(engine, None, keys, weights / max(float(weights.max()), 1e-6)).vector
         return _ranked(engine, None, vector, allowed, n=n, model=model, diversity=diversity)
+
+
+def _require_explainer(engine: Engine, wanted: bool) -> None:
+    if wanted:
+        raise NotServedError(f"The active bundle {engine.model_version} holds no model that explains its lists.")
 
 
 def _ranked(
