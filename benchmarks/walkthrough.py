@@ -103,7 +103,7 @@ def _short(value: Any) -> str:
 def _cut(value: Any) -> Any:
     """Long lists and strings cut, numbers rounded, for people."""
     if isinstance(value, dict):
-        return {key: _cut(below) for key, below in value.items()}
+        return {key: f"({len(below)} characters)" if key == "base64" else _cut(below) for key, below in value.items()}
     if isinstance(value, list):
         more = [f"... and {len(value) - SHOWN} more"] if len(value) > SHOWN + 1 else []
         return [_cut(below) for below in (value[:SHOWN] if more else value)] + more
@@ -201,7 +201,7 @@ def _users(client: httpx.Client) -> list[str]:
     """Some users with feedback."""
     found: dict[str, None] = {}
     cursor = ""
-    for _ in range(20):
+    for _ in range(400):
         page = client.get(f"/feedback?limit=500{cursor}").json()
         found |= dict.fromkeys(event["user"] for event in page["items"])
         if not page["next_cursor"]:
@@ -214,7 +214,7 @@ def _found(log: Transcript, item: str, query: str, state: str) -> None:
     path = f"/retrieve?text={quote(query)}&n=500"
     found = log.ask("GET", path, shown=False)["items"]
     places = [place for place, one in enumerate(found, start=1) if one["id"] == item]
-    _check(places, f"{item} is among the first 500 for {query!r}")
+    _check(places, f"{item} is not among the first 500 for {query!r}")
     hit = found[places[0] - 1]
     _check(hit["matched"] == {"modality": "text", "state": state}, f"{item} was matched through its {state} text")
     log.lines += ["```", f"GET {path}", "", f"place {places[0]} of {log_items(log)}:", _short(hit), "```", ""]
@@ -234,7 +234,7 @@ def _recommended(log: Transcript, item: str, users: Sequence[str]) -> None:
             if one["id"] == item:
                 count += 1
                 first = first or (user, place, one)
-    _check(first, f"{item} is recommended to somebody")
+    _check(first, f"{item} is recommended to nobody of {len(users)} users")
     if first is None:
         return
     log.say(f"It stands among the first 20 of {count} of the {len(users)} users asked, for example:")
