@@ -1,8 +1,8 @@
 """Latency and memory of the service: one core, a catalogue of 10,000 items, one connection over loopback.
 
 Fills a fresh database to `--items` items (beyond the bundle's own ones they are synthetic: ready vectors drawn around
-the bundle's), gives 2,000 users 30 events each, then measures each kind of request beside a bare FastAPI route that
-returns a recommendation's body, in turns, in the same run. The server is pinned to one core, the client to another.
+the bundle's), gives 2,000 users 30 events each on the bundle's own items, waits until what they regenerate is done, then measures
+each kind of request beside a bare FastAPI route that returns a recommendation's body, in turns, in the same run. The server is pinned to one core, the client to another.
 
     python benchmarks/service.py --bundle build/demo-bundle --json docs/results/service/latency.json
 """
@@ -102,10 +102,12 @@ def fill(client: Client, bundle: Bundle, target: int, rng: np.random.Generator) 
         events = [
             {"user": f"bench-{one}", "item": ids[item], "type": "view", "timestamp": "2026-01-01T00:00:00Z"}
             for one in range(user, user + 200)
-            for item in rng.choice(len(ids), EVENTS, replace=False).tolist()
+            for item in rng.choice(len(bundle.vocabulary("items")), EVENTS, replace=False).tolist()
         ]
         status, answer = client.ask("POST", "/feedback", {"feedback": events})
         assert status == 200, answer
+    while client.ask("GET", "/stats")[1]["awaiting_regeneration"]:
+        time.sleep(0.5)
     return ids
 
 

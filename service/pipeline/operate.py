@@ -28,7 +28,8 @@ def models(engine: Engine) -> list[dict[str, Any]]:
 
 
 async def stats(engine: Engine) -> dict[str, Any]:
-    """Items by modality state and category, imputation error by modality, fallbacks, index sizes."""
+    """Items by modality state and category, imputation error by modality, fallbacks, index sizes, and how many items
+    have generated parts that have yet to follow new feedback."""
     catalogue = engine.catalogue
     errors = await engine.store.imputation_errors()
     return {
@@ -44,5 +45,6 @@ async def stats(engine: Engine) -> dict[str, Any]:
         },
         "fallbacks": dict(engine.fallbacks),
         "indexes": {name: dict(index.stats()) for name, index in catalogue.indexes.items()},
+        "awaiting_regeneration": len(engine.stale),
         "last_change": await engine.store.last_change(),
     }

@@ -56,6 +56,7 @@ async def test_recommend_hands_its_options_on(api: httpx.AsyncClient, engine: Fa
     assert engine.calls[-1] == {
         "user": "u1",
         "n": 7,
+        "explain": False,
         "model": "popular",
         "category": "c",
         "exclude_seen": False,
