@@ -1,8 +1,9 @@
 """Latency and memory of the service: one core, a catalogue of 10,000 items, one connection over loopback.
 
 Fills a fresh database to `--items` items (beyond the bundle's own ones they are synthetic: ready vectors drawn around
-the bundle's), gives 2,000 users 30 events each on the bundle's own items, waits until what they regenerate is done, then measures
-each kind of request beside a bare FastAPI route that returns a recommendation's body, in turns, in the same run. The server is pinned to one core, the client to another.
+the bundle's), gives 2,000 users 30 events each on the bundle's own items and waits until what they regenerate is done.
+Then it measures each kind of request beside a bare FastAPI route that returns a recommendation's body, in turns, in the
+same run. The server is pinned to one core, the client to another.
 
     python benchmarks/service.py --bundle build/demo-bundle --json docs/results/service/latency.json
 """
