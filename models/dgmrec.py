@@ -13,8 +13,8 @@ modalities m; z_i^m the centred, rank-reduced raw feature; g general and s speci
   between epochs. It starts from a closed-form ridge over what training-free imputers know (`imputers.Evidence`, whose
   blocks for a cell never contain that cell) and learns the step away from it, trained by hiding observed cells.
 * The collaborative embeddings are trained by ranking alone. Alignment (eq. 20) draws the modal parts towards them and
-  not the other way, and the content losses read taste without bending it: with those gradients let through, validation
-  recall on dense data stops below LightGCN's own. L_ui (eq. 21) is off by default for the same reason.
+  not the other way, and the content losses read taste without bending it. L_ui (eq. 21) is off by default
+  (`user_item`); what it is worth by itself has not been measured.
 * In training, the positive item is taken out of its user's mean (eq. 6), since what is to be recommended is not in the
   history yet.
 * The collaborative part of a never-seen item is predicted from its content; training drops the collaborative part of
