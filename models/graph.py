@@ -50,6 +50,10 @@ class Graph:
         other.__dict__["_csr"], other.__dict__["_csr_transposed"] = self._csr_transposed, self._csr
         return other
 
+    def rows(self, rows: Tensor) -> Graph:
+        """These rows `[k]` alone: `[k, cols]`."""
+        return Graph(sp.csr_array(self.matrix[rows.cpu().numpy()]), self.device)
+
     def __matmul__(self, dense: Tensor) -> Tensor:
         product: Tensor = _Product.apply(dense, self)  # type: ignore[no-untyped-call]  # torch's apply is untyped
         return product

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
@@ -10,6 +12,24 @@ from torch import Tensor
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
     """Bayesian personalised ranking over scores `[b]`: mean of -log sigmoid(positive - negative)."""
     return F.softplus(negative - positive).mean()
+
+
+def sampled_softmax(
+    positive: Tensor, negatives: Tensor, temperature: float, *, out_of: int, excluded: Tensor | None = None
+) -> Tensor:
+    """Cross-entropy of the positive's score `[b]` against the scores of negatives `[b, s]` sampled from `out_of` items.
+
+    Each negative stands for out_of / s items, so that the loss estimates the one over the whole catalogue. Its gradient
+    weighs a negative by its softmax probability: hard ones count most without being sought.
+
+    Args:
+        excluded: bool `[b, s]`, negatives that are none for that row.
+    """
+    weighed = negatives / temperature + math.log(max(out_of / max(negatives.shape[1], 1), 1.0))
+    if excluded is not None:
+        weighed = weighed.masked_fill(excluded, -torch.inf)
+    scores = torch.cat([positive[:, None] / temperature, weighed], dim=1)
+    return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
 
 
 def info_nce(left: Tensor, right: Tensor, temperature: float) -> Tensor:

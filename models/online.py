@@ -6,7 +6,7 @@ of a graph, and collaborative parts are folded in (see `DGMRec.fold_in_tables`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ TABLES = (
     "item_id",  # [n, d], LightGCN's collaborative part
     "item_taste",  # [n, M, d]
     "mean_taste",  # [M, d], over the items that somebody touched
+    "user_factor",  # [U, q], see imputers.user_factors
+    "item_factor",  # [n, q], see imputers.collaborative_factors
     "known",  # uint8 [n], items with training interactions
     "observed",  # uint8 [n, M], the cells that training saw
     "confidence",  # [n, M], of the generated cells
@@ -45,7 +47,7 @@ class Known:
     """What is known of `b` items before generation.
 
     `features` by modality `[b, r_m]` projected, zero where unobserved; `observed` bool `[b, M]`; `near` and `shared`
-    as in Evidence, with their validity; `taste` `[b, M, d]`.
+    as in Evidence, with their validity; `factors` `[b, q]` as in Evidence; `taste` `[b, M, d]`.
     """
 
     features: Mapping[str, Array]
@@ -54,6 +56,7 @@ class Known:
     near_valid: Mask
     shared: Mapping[str, Array]
     shared_valid: Mask
+    factors: Array
     taste: Array
 
 
@@ -68,7 +71,7 @@ class OnlineDGMRec:
         self.specs = {spec.name: spec for spec in model.specs}
         self.size = model.config.embedding_size
         self.neighbours, self.layers = model.config.neighbours, model.config.item_layers
-        self.ranks = {name: int(model.tower(name).ridge.shape[1]) for name in self.names}
+        self.ranks = {name: int(model.tower(name).from_content.shape[1]) for name in self.names}
 
     @classmethod
     def load(cls, bundle: Bundle) -> OnlineDGMRec:
@@ -148,6 +151,7 @@ class OnlineDGMRec:
             _tensors(known.features),
             _tensors(known.near),
             _tensors(known.shared),
+            _tensor(known.factors),
             _tensor(known.observed),
             _tensor(known.near_valid),
             _tensor(known.shared_valid),
@@ -173,6 +177,11 @@ class OnlineDGMRec:
     def preference(self, user_id: Array) -> Array:
         """p_u^m `[b, M, d]` from collaborative parts `[b, d]`."""
         return _numpy(self.model.preference(_tensor(user_id)).transpose(0, 1))
+
+    @torch.inference_mode()
+    def combine(self, collaborative: Array, modal: Array) -> Array:
+        """What users and items are compared by `[..., d]` (eq. 18)."""
+        return _numpy(self.model.combine(_tensor(collaborative), _tensor(modal)))
 
     # --- fold-in -----------------------------------------------------------------------------------------------
 
@@ -208,6 +217,16 @@ class OnlineDGMRec:
     def item_message(self, item_id: Array, degree: int) -> Array:
         """What a new item with `degree` users passes on to a user `[d]`."""
         return np.asarray(item_id / self._without_own_layer / np.sqrt(max(degree, 1)), dtype=np.float32)
+
+    def user_factor(self, user: str) -> Array | None:
+        """What a user adds to the collaborative factors of an item `[q]`; None for one that training did not see."""
+        row = self.users.get(user)
+        return None if row is None else self.tables["user_factor"][row]
+
+    def item_factor(self, users: Sequence[Array]) -> Array:
+        """An item's collaborative factors `[q]` from its users'; zero without any."""
+        total = np.sum(users, axis=0, dtype=np.float32) if users else np.zeros(self.model.config.factors, np.float32)
+        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), dtype=np.float32)
 
     @property
     def _without_own_layer(self) -> float:

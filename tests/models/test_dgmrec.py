@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection
+from models.dgmrec import PENALTIES, DGMRec, DGMRecConfig, Embeddings, Projection
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.imputers import gather_evidence
 from models.modality import ModalBatch, ModalitySpec
@@ -34,7 +34,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def all_losses(w: World, out: Embeddings) -> dict[str, Tensor]:
     users = torch.tensor([0, 1, 2, 3, 4, 5, 6])
     positives, negatives = torch.tensor([3, 5, 8, 13, 2, 1, 0]), torch.tensor([9, 10, 11, 12, 13, 14, 15])
-    terms = w.model.ranking_losses(out, users, positives, negatives)
+    terms = w.model.ranking_losses(out, users, positives, negatives, w.graphs, w.side)
     rows = torch.arange(ITEMS)
     return terms | w.model.content_losses(out, w.side, rows, w.evidence.observed, generator())
 
@@ -67,49 +67,97 @@ def pairwise(rows: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-@pytest.mark.parametrize("rank", [3, 6])
-def test_projection_keeps_centred_cosines(rank: int) -> None:
-    """Rank 3 holds all there is (the content is an image of three numbers), up to the noise."""
-    rows = linear_batch((6,), missing=0, noise=0.01).features["m0"]
-    projection = Projection(6, rank)
+def fitted(rows: Tensor, rank: int, whitening: float) -> Projection:
+    projection = Projection(rows.shape[1], rank, whitening)
     projection.fit(rows)
-    tolerance = 1e-5 if rank == 6 else 0.05
-    torch.testing.assert_close(pairwise(projection(rows)), pairwise(rows - rows.mean(dim=0)), atol=tolerance, rtol=0)
-    torch.testing.assert_close(projection.back(projection(rows)), rows, atol=tolerance * 10, rtol=0)
-    assert projection(rows).pow(2).mean().item() == pytest.approx(1, abs=1e-4)
-    assert projection(rows).mean(dim=0).abs().max() < 1e-5
+    return projection
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("rank", [3, 6])
+def test_projection_keeps_centred_cosines(rank: int, whitening: float) -> None:
+    """In the directions of the signals. Rank 3 holds all there is (the content is an image of three numbers), up to
+    the noise."""
+    rows = linear_batch((6,), missing=0, noise=0.01).features["m0"]
+    projection = fitted(rows, rank, whitening)
+    tolerance = 1e-4 if rank == 6 else 0.05
+    signal, centred = projection(rows), rows - rows.mean(dim=0)
+    torch.testing.assert_close(pairwise(projection.direction(signal)), pairwise(centred), atol=tolerance, rtol=0)
+    torch.testing.assert_close(signal.norm(dim=1), torch.full((ITEMS,), rank**0.5), atol=1e-4, rtol=0)
+    usual = centred.pow(2).sum(dim=1).mean().sqrt()
+    back = functional.normalize(centred, dim=1) * usual + rows.mean(dim=0)
+    torch.testing.assert_close(projection.back(signal), back, atol=tolerance * 10, rtol=0)
+
+
+def test_signals_without_whitening_keep_centred_cosines() -> None:
+    rows = linear_batch((6,), missing=0).features["m0"]
+    signal = fitted(rows, 6, 0.0)(rows)
+    torch.testing.assert_close(pairwise(signal), pairwise(rows - rows.mean(dim=0)), atol=1e-5, rtol=0)
+    assert not torch.allclose(pairwise(fitted(rows, 6, 0.5)(rows)), pairwise(signal), atol=0.05)
+
+
+@pytest.mark.parametrize("whitening", [0.5, 1.0])
+def test_signals_are_whitened_components(whitening: float) -> None:
+    """Against plain principal components, whose signs do not matter to cosines."""
+    rows = linear_batch((6,), missing=0, noise=0.5).features["m0"]
+    centred = (rows - rows.mean(dim=0)).double().numpy()
+    left, values, _ = np.linalg.svd(centred, full_matrices=False)
+    expected = torch.from_numpy((left * values ** (1 - whitening)).astype(np.float32))
+    torch.testing.assert_close(pairwise(fitted(rows, 6, whitening)(rows)), pairwise(expected), atol=1e-4, rtol=0)
+
+
+def test_signal_and_direction_are_inverse() -> None:
+    """Also in length, which is what the generator is sure of."""
+    projection = fitted(linear_batch((6,), missing=0, noise=0.3).features["m0"], 4, 0.5)
+    length = torch.linspace(0, 1, 9)[:, None]
+    directions = functional.normalize(torch.randn(9, 4, generator=generator()), dim=1) * length
+    signals = projection.signal(directions)
+    torch.testing.assert_close(signals.norm(dim=1), 2 * length[:, 0])  # sqrt(r)
+    torch.testing.assert_close(projection.direction(signals), directions)
+    torch.testing.assert_close(projection.signal(projection.direction(signals)), signals)
+    assert not signals[0].any()
 
 
 def test_projection_takes_the_largest_components() -> None:
     rows = torch.randn(50, 4, generator=generator()) * torch.tensor([1.0, 10.0, 0.1, 5.0])
-    projection = Projection(4, 2)
-    projection.fit(rows)
+    projection = fitted(rows, 2, 0.5)
     assert projection.components.abs().argmax(dim=0).tolist() == [1, 3]
     assert (projection.components.gather(0, projection.components.abs().argmax(0, keepdim=True)) > 0).all()
+    spread = (rows - rows.mean(dim=0)).pow(2).mean(dim=0).sqrt()
+    torch.testing.assert_close(projection.deviation, torch.stack([spread[1], spread[3]]) / spread[1], atol=0.02, rtol=0)
 
 
-def test_projection_wider_than_the_feature() -> None:
-    rows = torch.randn(10, 3, generator=generator())
-    projection = Projection(3, 5)
-    projection.fit(rows)
-    assert projection(rows).shape == (10, 5)
-    torch.testing.assert_close(projection.back(projection(rows)), rows)
+def test_rank_beyond_the_feature() -> None:
     model = DGMRec(config(rank=50), [ModalitySpec("m", 3)], 2, 2)
-    assert model.tower("m").ridge.shape[1] == 3
+    assert model.tower("m").from_content.shape[1] == 3
+    rows = torch.randn(10, 3, generator=generator())
+    batch = ModalBatch({"m": rows}, torch.ones(10, 1, dtype=torch.bool))
+    model.fit_projections(batch)
+    projection, centred = model.tower("m").projection, rows - rows.mean(dim=0)
+    back = projection.back(model.project(batch)["m"]) - rows.mean(dim=0)
+    torch.testing.assert_close(functional.normalize(back, dim=1), functional.normalize(centred, dim=1))
 
 
-def test_projection_of_nothing_is_the_identity() -> None:
-    projection = Projection(3, 3)
-    projection.fit(torch.zeros(0, 3))
+def test_projection_of_nothing_only_scales() -> None:
+    projection = fitted(torch.zeros(0, 3), 3, 0.5)
     rows = torch.randn(4, 3, generator=generator())
-    assert torch.equal(projection(rows), rows)
+    torch.testing.assert_close(projection(rows), functional.normalize(rows, dim=1) * 3**0.5)
+    torch.testing.assert_close(projection.back(projection(rows)), functional.normalize(rows, dim=1))
 
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_projection_of_equal_rows(count: int) -> None:
-    projection = Projection(3, 2)
-    projection.fit(torch.tensor([[1.0, 2.0, 3.0]]).expand(count, 3))
-    assert projection(torch.tensor([[2.0, 2.0, 3.0]])).abs().max() <= 1
+    row = torch.tensor([[1.0, 2.0, 3.0]])
+    projection = fitted(row.expand(count, 3), 2, 0.5)
+    assert not projection(row).any()
+    assert projection(torch.tensor([[2.0, 2.0, 3.0], [9.0, -7.0, 3.0]])).norm(dim=1).max() <= 2**0.5 + 1e-5
+    torch.testing.assert_close(projection.back(torch.zeros(1, 2)), row)
+
+
+def test_the_mean_has_no_signal() -> None:
+    rows = linear_batch((6,), missing=0).features["m0"]
+    projection = fitted(rows, 4, 0.5)
+    assert not projection(projection.mean[None]).any()
 
 
 def test_project_reads_no_placeholder() -> None:
@@ -137,13 +185,13 @@ def test_forward_shapes(count: int) -> None:
     out = w.forward()
     for table in (out.users, out.user_id, out.user_modal):
         assert table.shape == (USERS, D)
-    for table in (out.items, out.item_id, out.predicted_id, out.item_modal):
+    for table in (out.items, out.item_id, out.item_modal):
         assert table.shape == (ITEMS, D)
-    assert out.user_parts.shape == (count, USERS, 2 * D)
-    assert out.item_parts.shape == out.parts.shape == (count, ITEMS, 2 * D)
+    assert out.predicted_id.shape == (int(out.cold.sum()), D)
+    assert w.model.propagated(w.side, out.parts).shape == out.parts.shape == (count, ITEMS, 2 * D)
     assert out.taste.shape == (count, ITEMS, D)
     terms = all_losses(w, out)
-    assert {"bpr", "l2", "behaviour", "user_item", "cold", "club", "nce", "reconstruction", "generation"} == set(terms)
+    assert {"ranking", "l2", "behaviour", "cold", "club", "nce", "reconstruction", "generation"} == set(terms)
     assert all(term.isfinite() for term in terms.values())
     assert (terms["nce"] == 0) == (count == 1)
     for name in w.batch.names:
@@ -152,14 +200,21 @@ def test_forward_shapes(count: int) -> None:
         assert made.features.shape == w.evidence.own[name].shape
 
 
-def test_forward_without_modalities_is_lightgcn() -> None:
-    model, graphs = DGMRec(config(modal=False), (), USERS, ITEMS), interactions()
+@pytest.mark.parametrize("ranking", ["softmax", "bpr"])
+def test_forward_without_modalities_is_lightgcn(ranking: str) -> None:
+    model, graphs = DGMRec(config(modal=False, ranking=ranking), (), USERS, ITEMS), interactions()
     out = model(graphs, None)
-    users, items = model.collaborate(graphs)
-    assert torch.equal(out.users, users)
-    assert torch.equal(out.items, items)
+    for found, expected in zip((out.users, out.items), model.collaborate(graphs), strict=True):
+        torch.testing.assert_close(found, functional.normalize(expected, dim=1) if ranking == "softmax" else expected)
     some = torch.arange(4)
-    assert set(model.ranking_losses(out, some, some, some + 1)) == {"bpr", "l2"}
+    assert set(model.ranking_losses(out, some, some, some + 1, graphs, None)) == {"ranking", "l2"}
+
+
+@pytest.mark.parametrize("name", ["behaviour", "user_item"])
+def test_a_term_without_weight_is_left_out(name: str) -> None:
+    for weight in (0.0, 0.1):
+        w = world(config=config(**{name: weight}))
+        assert (name in all_losses(w, w.forward())) == (weight > 0)
 
 
 def test_collaborate_is_lightgcn() -> None:
@@ -176,17 +231,53 @@ def test_collaborate_is_lightgcn() -> None:
 
 
 @torch.no_grad()
-def test_users_and_items_are_sums_of_their_parts() -> None:
-    w = world()
-    out = w.forward()
-    torch.testing.assert_close(out.users, out.user_id + out.user_modal)
+@pytest.mark.parametrize("ranking", ["softmax", "bpr"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_users_and_items_are_sums_of_their_parts(ranking: str, layers: int) -> None:
+    """Of unit length where cosines are the scores."""
+    w = world(config=config(ranking=ranking, item_layers=layers))
+    dropped = torch.arange(ITEMS) % 7 == 0
+    out = w.forward(dropped)
+
+    def final(total: Tensor) -> Tensor:
+        return total / total.norm(dim=1, keepdim=True) if ranking == "softmax" else total
+
+    torch.testing.assert_close(out.users, final(out.user_id + out.user_modal))
     warm = ~out.cold
-    torch.testing.assert_close(out.items[warm], (out.item_id + out.item_modal)[warm])
-    torch.testing.assert_close(out.items[out.cold], (out.predicted_id + out.item_modal)[out.cold])
-    general, specific = out.item_parts.chunk(2, dim=-1)  # eq. 17
-    torch.testing.assert_close(out.item_modal, (general.mean(dim=0) + specific.sum(dim=0)) / 3)
+    torch.testing.assert_close(out.items[warm], final(out.item_id + out.item_modal)[warm])
+    torch.testing.assert_close(out.items[out.cold], final(out.predicted_id + out.item_modal[out.cold]))
+    propagated = out.parts  # eq. 5
+    for _ in range(layers):
+        steps = [w.side.graphs[name].matrix.toarray() for name in w.batch.names]
+        propagated = torch.stack([torch.from_numpy(a) @ own for a, own in zip(steps, propagated, strict=True)])
+    torch.testing.assert_close(w.model.propagated(w.side, out.parts), propagated)
+    general, specific = propagated.chunk(2, dim=-1)  # eq. 17
+    weight = w.model.weight.exp()[:, None, None]
+    expected = ((general / 2 + specific) * weight).sum(dim=0) / 3
+    torch.testing.assert_close(out.item_modal, expected)
     history = w.graphs.user_mean.matrix[[0]].indices  # eq. 6
-    torch.testing.assert_close(out.user_parts[:, 0], out.item_parts[:, history].mean(dim=1))
+    torch.testing.assert_close(out.user_modal[0], out.item_modal[history].mean(dim=0))
+    predicted = w.model.predict_id(out.parts, propagated)
+    torch.testing.assert_close(out.predicted_id, predicted[out.cold])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shares_sum_to_what_is_fused(count: int) -> None:
+    """Eq. 17 as written, where every modality weighs 1: the mean of the mean general part and every specific one."""
+    model = world(DIMS[:count]).model
+    model.weight.zero_()
+    parts = torch.randn(count, 5, 2 * D, generator=generator())
+    general, specific = parts[..., :D], parts[..., D:]
+    expected = torch.stack([general.mean(dim=0), *specific]).mean(dim=0)
+    torch.testing.assert_close(model.fuse(parts), expected)
+    shares = model.shares(parts)
+    torch.testing.assert_close(shares.sum(dim=0), expected)
+    alone = parts * (torch.arange(count) == 0)[:, None, None]  # a modality's share is what the others do not bring
+    torch.testing.assert_close(model.fuse(alone), shares[0])
+    model.weight[0] = float(np.log(0.5))
+    torch.testing.assert_close(model.shares(parts)[0], shares[0] / 2)
+    torch.testing.assert_close(model.shares(parts)[1:], shares[1:])
 
 
 @torch.no_grad()
@@ -207,8 +298,8 @@ def test_untouched_item_is_cold_and_dropped_ones_are_treated_like_it() -> None:
     again = w.forward(dropped)
     assert again.cold.nonzero().squeeze(1).tolist() == sorted({4, *out.cold.nonzero().squeeze(1).tolist()})
     own = (w.graphs.item_mean @ w.model.preference(out.user_id).transpose(0, 1).flatten(1)).view(ITEMS, -1, D)
-    borrowed = w.model.kin_taste(own.transpose(0, 1), w.graphs.item_degree > 0, w.side.kin)
-    torch.testing.assert_close(again.taste[:, 4], borrowed[:, 4])
+    borrowed = w.model.kin_taste(own.transpose(0, 1), ~again.cold, w.side.kin, torch.tensor([4]))
+    torch.testing.assert_close(again.taste[:, 4], borrowed[:, 0])
     assert not torch.allclose(out.items[4], again.items[4])
     torch.testing.assert_close(again.user_id, out.user_id)
 
@@ -248,7 +339,7 @@ def item_taste_loop(w: World, preference: Tensor, cold: Tensor) -> tuple[Tensor,
     histories = w.graphs.user_mean.matrix.toarray() > 0
     kin = w.side.kin.matrix.toarray()
     users = [np.flatnonzero(histories[:, item]) for item in range(ITEMS)]
-    touched = [item for item in range(ITEMS) if len(users[item])]
+    touched = [item for item in range(ITEMS) if len(users[item]) and not cold[item]]
     own = {item: preference[:, users[item]].mean(dim=1) for item in touched}
     everyone = torch.stack([own[item] for item in touched]).mean(dim=0)
     taste, borrowed = [], []
@@ -267,10 +358,11 @@ def test_item_taste() -> None:
     preference = w.model.preference(torch.randn(USERS, D, generator=generator()))
     cold = (w.graphs.item_degree == 0) | (torch.arange(ITEMS) % 7 == 0)
     expected = item_taste_loop(w, preference, cold)
-    everything = torch.ones(ITEMS, dtype=torch.bool)
     found = (
         w.model.item_taste(preference, w.graphs, w.side.kin, cold),
-        w.model.item_taste(preference, w.graphs, w.side.kin, everything),
+        w.model.kin_taste(
+            w.model.item_taste(preference, w.graphs, w.side.kin, cold), ~cold, w.side.kin, torch.arange(ITEMS)
+        ),
     )
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
@@ -282,11 +374,36 @@ def test_taste_of_an_item_without_neighbours_is_everyones() -> None:
     alone = Graph(mean_graph(torch.full((ITEMS, 1), -1), ITEMS))
     preference = w.model.preference(w.model.users.weight)
     taste = w.model.item_taste(preference, w.graphs, alone, w.graphs.item_degree == 0)
-    borrowed = w.model.kin_taste(taste, w.graphs.item_degree > 0, alone)
+    borrowed = w.model.kin_taste(taste, w.graphs.item_degree > 0, alone, torch.arange(ITEMS))
     warm = w.graphs.item_degree > 0
     everyone = taste[:, warm].mean(dim=1)
     torch.testing.assert_close(taste[:, UNTOUCHED_ITEM], everyone)
     torch.testing.assert_close(borrowed, everyone[:, None].expand_as(borrowed))
+
+
+@torch.no_grad()
+def test_taste_while_a_cell_is_hidden() -> None:
+    """An item's own, unless its interactions are hidden too: then its kin's by the other modalities, and everyone's
+    where those are hidden as well."""
+    w = world()
+    out = w.forward()
+    warm = (~out.cold).nonzero().squeeze(1)
+    kin = w.side.kin_without["m1"].matrix.toarray()
+    read = [item for item in warm.tolist() if kin[item, warm].any()]
+    rows = torch.tensor([*read[:4], UNTOUCHED_ITEM])
+    others, hidden = torch.tensor([False, True, False, True, False]), torch.tensor([False, False, True, True, False])
+    found = w.model.hidden_taste(out, w.side, "m1", rows, others=others, interactions=hidden)
+    everyone = out.taste[:, warm].mean(dim=1)
+
+    def borrowed(item: int) -> Tensor:
+        weights = torch.from_numpy(kin[item]).index_fill(0, out.cold.nonzero().squeeze(1), 0)
+        return torch.einsum("i,mid->md", weights, out.taste) / weights.sum()
+
+    torch.testing.assert_close(found[:, :2], out.taste[:, rows[:2]])
+    torch.testing.assert_close(found[:, 2], borrowed(int(rows[2])))
+    torch.testing.assert_close(found[:, 3], everyone)
+    last = borrowed(UNTOUCHED_ITEM) if kin[UNTOUCHED_ITEM, warm].any() else everyone
+    torch.testing.assert_close(found[:, 4], last)
 
 
 @torch.no_grad()
@@ -330,6 +447,7 @@ def test_another_seed_other_weights() -> None:
 def test_nothing_is_random_outside_training() -> None:
     w = world()
     taste = w.forward().taste
+    w.model.tower("m1").trust.fill_(0.5)
     plain = w.model.generate("m1", w.evidence, taste).features
     assert torch.equal(plain, w.model.generate("m1", w.evidence, taste).features)
     noisy = w.model.generate("m1", w.evidence, taste, generator=generator()).features
@@ -363,7 +481,6 @@ def test_fold_in_tables_reproduce_lightgcn(layers: int) -> None:
 
 Q = {"q.0.weight", "q.0.bias", "q.2.weight", "q.2.bias"}
 GENERATORS = {
-    "step",
     *(
         f"{which}_generator.{layer}.{kind}"
         for which in ("general", "specific")
@@ -437,7 +554,8 @@ def test_ranking_does_not_train_the_generator() -> None:
     w = world()
     out = w.forward(torch.arange(ITEMS) % 3 == 0)
     some = torch.arange(6)
-    torch.stack(list(w.model.ranking_losses(out, some, some + 3, some + 9).values())).sum().backward()  # type: ignore[no-untyped-call]
+    terms = w.model.ranking_losses(out, some, some + 3, some + 9, w.graphs, w.side)
+    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in w.model.named_parameters():
         if any(part in name for part in GENERATORS):
             assert parameter.grad is None, name
@@ -450,33 +568,72 @@ def some_pairs(w: World) -> tuple[Tensor, Tensor]:
     return users, torch.tensor([int(histories[[user]].indices[-1]) for user in users.tolist()])
 
 
-def test_ranking_losses_are_the_formulas() -> None:
-    w = world(config=config(cold=2.0, behaviour=0.5, user_item=0.25, l2=0.1))
+def history_of(w: World, user: int) -> list[int]:
+    items: list[int] = np.flatnonzero(w.graphs.user_mean.matrix.toarray()[user]).tolist()
+    return items
+
+
+def seen_without(w: World, out: Embeddings, user: int, positive: int) -> Tensor:
+    """e_u as it was before the user met the positive."""
+    rest = [item for item in history_of(w, user) if item != positive]
+    total = out.user_id[user] + (out.item_modal[rest].mean(dim=0) if rest else torch.zeros(D))
+    return total / total.norm() if w.model.config.ranking == "softmax" else total
+
+
+@pytest.mark.parametrize("ranking", ["softmax", "bpr"])
+def test_ranking_losses_are_the_formulas(ranking: str) -> None:
+    weights = {"cold": 2.0, "behaviour": 0.5, "user_item": 0.25, "l2": 0.1}
+    w = world(config=config(ranking=ranking, **weights))
     u, i = some_pairs(w)
-    j = torch.tensor([9, 10, 11, 12])
+    j = torch.tensor([9, 10, 11, 12] if ranking == "bpr" else [9, 10, 11, 12, 13, 14])
     dropped = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, i[:1], value=True)
     out = w.forward(dropped)
-    terms = w.model.ranking_losses(out, u, i, j)
+    excluded = None
+    if ranking == "softmax":
+        excluded = torch.tensor([[item in history_of(w, user) for item in j.tolist()] for user in u.tolist()])
+        assert excluded.any()
+    terms = w.model.ranking_losses(out, u, i, j, w.graphs, w.side, excluded)
     assert not torch.isin(i[1:], i[:1]).any()
-    histories = w.graphs.user_mean.matrix.toarray() > 0
-    for row, (user, positive) in enumerate(zip(u.tolist(), i.tolist(), strict=True)):  # what u liked besides i
-        rest = [item for item in np.flatnonzero(histories[user]) if item != positive]
-        modal = out.item_modal[rest].mean(dim=0) if rest else torch.zeros(D)
-        expected = out.user_id[user] + modal
-        torch.testing.assert_close(w.model._without_positive(out, u, i)[row], expected, atol=1e-6, rtol=1e-5)
-    score = (w.model._without_positive(out, u, i) * (out.items[i] - out.items[j])).sum(dim=1)
-    torch.testing.assert_close(terms["bpr"], -functional.logsigmoid(score).mean())
+    pairs = list(zip(u.tolist(), i.tolist(), strict=True))
+    users = torch.stack([seen_without(w, out, user, positive) for user, positive in pairs])
+    positive = (users * out.items[i]).sum(dim=1)
+    if ranking == "bpr":
+        expected = -functional.logsigmoid(positive - (users * out.items[j]).sum(dim=1)).mean()
+    else:
+        touched = int((w.graphs.item_degree > 0).sum())
+        t, stands_for = w.model.config.ranking_temperature, touched / len(j)
+        others = ((users @ out.items[j].T / t).exp() * ~excluded).sum(dim=1) * stands_for  # type: ignore[operator]
+        expected = -((positive / t).exp() / ((positive / t).exp() + others)).log().mean()
+    torch.testing.assert_close(terms["ranking"], expected)
     t = w.model.config.temperature
     known = torch.unique(i[1:])  # an item without a collaborative part has nothing to align with
     behaviour = losses.info_nce(out.user_id[u.sort()[0]], out.user_modal[u.sort()[0]], t) + losses.info_nce(
         out.item_id[known], out.item_modal[known], t
     )
     torch.testing.assert_close(terms["behaviour"], 0.5 * behaviour)
-    general = losses.info_nce(out.user_parts[:, u, :D].sum(0), out.item_parts[:, i, :D].sum(0), t)
-    specific = sum(losses.info_nce(out.user_parts[m, u, D:], out.item_parts[m, i, D:], t) for m in range(2))
+    propagated = w.model.propagated(w.side, out.parts)
+    item_parts = propagated[:, i]
+    user_parts = torch.stack([propagated[:, history_of(w, user)].mean(dim=1) for user in u.tolist()], dim=1)
+    general = losses.info_nce(user_parts[..., :D].sum(0), item_parts[..., :D].sum(0), t)
+    specific = sum(losses.info_nce(user_parts[m, :, D:], item_parts[m, :, D:], t) for m in range(2))
     torch.testing.assert_close(terms["user_item"], 0.25 * (general + specific))
-    gap = (out.predicted_id[i[0]] - out.item_id[i[0]]).pow(2).mean() / out.item_id.pow(2).mean()
+    place = int((out.cold.nonzero().squeeze(1) == i[0]).nonzero())
+    gap = (out.predicted_id[place] - out.item_id[i[0]]).pow(2).mean() / out.item_id.pow(2).mean()
     torch.testing.assert_close(terms["cold"], 2 * gap)
+    embeddings = (w.model.users.weight[u], w.model.items.weight[i], w.model.items.weight[j])
+    norms = torch.stack([rows.pow(2).sum() for rows in embeddings]).sum()
+    torch.testing.assert_close(terms["l2"], 0.1 * norms / 2 / len(u))
+
+
+@torch.no_grad()
+def test_combine() -> None:
+    left, right = torch.randn(2, 5, D, generator=generator())
+    cosine, product = (world(config=config(ranking=ranking)).model for ranking in ("softmax", "bpr"))
+    torch.testing.assert_close(product.combine(left, right), left + right)
+    combined = cosine.combine(left, right)
+    torch.testing.assert_close(combined.norm(dim=1), torch.ones(5))
+    torch.testing.assert_close(combined * (left + right).norm(dim=1, keepdim=True), left + right)
+    assert not cosine.combine(left, -left).any()  # no direction, and no division by zero
 
 
 def test_content_losses_look_at_observed_cells_only() -> None:
@@ -514,13 +671,13 @@ def test_generated_cell_does_not_depend_on_its_true_feature() -> None:
         for item in w.batch.observed[:, column].nonzero().squeeze(1)[:6].tolist():
             own = {key: feature.clone() for key, feature in w.evidence.own.items()}
             own[name][item] = 50 * torch.randn(own[name].shape[1], generator=generator(item))
-            evidence = gather_evidence(own, w.batch.observed, w.graphs)
+            evidence = gather_evidence(own, w.batch.observed, w.graphs, w.evidence.factors)
             after = w.model.generate(name, evidence, taste)
             torch.testing.assert_close(after.features[item], before.features[item], atol=1e-4, rtol=1e-3)
             torch.testing.assert_close(after.facts[item], before.facts[item], atol=1e-4, rtol=1e-3)
             fewer = w.batch.observed.clone()
             fewer[item, column] = False
-            after = w.model.generate(name, gather_evidence(own, fewer, w.graphs), taste)
+            after = w.model.generate(name, gather_evidence(own, fewer, w.graphs, w.evidence.factors), taste)
             torch.testing.assert_close(after.features[item], before.features[item], atol=1e-4, rtol=1e-3)
 
 
@@ -549,31 +706,141 @@ def test_generals_stand_in_with_the_mean() -> None:
 
 
 @torch.no_grad()
-def test_ridge_beats_the_mean_on_linear_content() -> None:
-    full = linear_batch((6, 5), n=150, missing=0)
-    missing = torch.zeros(150, 2, dtype=torch.bool)
-    missing[:40, 1] = True
-    batch, graphs = full.masked(missing), interactions(items=150)
-    model = DGMRec(SMALL, batch.specs, USERS, 150)
-    model.fit_projections(batch)
-    evidence = gather_evidence(model.project(batch), batch.observed, graphs)
-    model.fit_ridge(evidence, batch.observed)
-    tower = model.tower("m1")
-    made = tower.projection.back(evidence.inputs("m1") @ tower.ridge)[:40]
-    truth, mean = full.features["m1"][:40], tower.projection.mean
-    assert (made - truth).pow(2).mean() < 0.2 * (mean - truth).pow(2).mean()
+def test_trust_leads_from_the_base_to_what_was_learned() -> None:
+    w = world()
+    taste = w.forward().taste
+    tower = w.model.tower("m1")
+    base = w.model.base("m1", w.evidence)
+    lengths = base.norm(dim=1).clamp_max(1)
+    some = lengths > 0
+    assert some.any()
+    made = {}
+    for trust in (0.0, 0.5, 1.0):
+        tower.trust.fill_(trust)
+        generation = w.model.generate("m1", w.evidence, taste)
+        made[trust] = tower.projection.direction(generation.features)
+        torch.testing.assert_close(made[trust].norm(dim=1), lengths)  # as sure as the base, whatever the step
+        torch.testing.assert_close(generation.facts[:, 1], lengths)
+    learned = tower.projection.direction(generation.learned)
+    ends = [functional.normalize(rows, dim=1) for rows in (base, learned)]
+    for trust, expected in ((0.0, ends[0]), (0.5, (ends[0] + ends[1]) / 2), (1.0, ends[1])):
+        cosines = functional.cosine_similarity(made[trust], expected, dim=1)[some]
+        torch.testing.assert_close(cosines, torch.ones_like(cosines), atol=1e-4, rtol=0)
+    assert functional.cosine_similarity(*ends, dim=1)[some].mean() < 0.9
+
+
+# --- the base ------------------------------------------------------------------------------------------------------
+
+
+def linear_world(n: int = 150, hidden: int = 40) -> tuple[World, ModalBatch]:
+    """Content without holes but for the second modality of the first items, and the content in full."""
+    full = linear_batch((6, 5), n=n, missing=0)
+    missing = torch.zeros(n, 2, dtype=torch.bool)
+    missing[:hidden, 1] = True
+    return world(batch=full.masked(missing)), full
+
+
+@torch.no_grad()
+def test_base_beats_the_mean_on_linear_content() -> None:
+    w, full = linear_world()
+    projection = w.model.tower("m1").projection
+    base = w.model.base("m1", w.evidence)[:40]
+    made = projection.back(projection.signal(base))
+    truth, mean = full.features["m1"][:40], projection.mean
+    assert (made - truth).pow(2).mean() < 0.5 * (mean - truth).pow(2).mean()
     assert functional.cosine_similarity(made - mean, truth - mean, dim=1).mean() > 0.9
 
 
 @torch.no_grad()
-def test_ridge_learns_from_the_given_cells_only() -> None:
-    w, cells = world(), torch.ones(ITEMS, 2, dtype=torch.bool)
-    cells[:, 1] = torch.arange(ITEMS) < 9  # too few
-    for name in w.batch.names:
-        w.model.tower(name).ridge.zero_()
-    w.model.fit_ridge(w.evidence, cells & w.batch.observed)
-    assert w.model.tower("m0").ridge.any()
-    assert not w.model.tower("m1").ridge.any()
+def test_base_is_as_long_as_it_is_sure() -> None:
+    """Regressions on unit vectors: about as long as the cosine they reach, and seldom over 1, where it is cut."""
+    w, full = linear_world()
+    projection = w.model.tower("m1").projection
+    base = w.model.base("m1", w.evidence)[:40]
+    length = base.norm(dim=1)
+    truth = projection.direction(projection(full.features["m1"][:40]))
+    cosine = functional.cosine_similarity(base, truth, dim=1)
+    assert length.quantile(0.9) < 1.15
+    made = w.model.generate("m1", w.evidence, w.forward().taste).features[:40]
+    torch.testing.assert_close(projection.direction(made).norm(dim=1), length.clamp_max(1))
+    assert length.mean().item() == pytest.approx(cosine.mean().item(), abs=0.15)
+    nobody = torch.zeros(150, dtype=torch.bool)
+    poorer = w.evidence.without("m1", others=~nobody, interactions=nobody)
+    assert w.model.base("m1", poorer)[:40].norm(dim=1).mean() < 0.6 * length.mean()  # random histories tell little
+
+
+@torch.no_grad()
+def test_base_is_staged() -> None:
+    """Interactions first, then what they leave, from content; against the normal equations of each stage."""
+    w, _ = linear_world()
+    tower, rows = w.model.tower("m1"), w.evidence.observed[:, 1]
+    told, shown = w.evidence.from_interactions().double(), w.evidence.from_content("m1").double()
+    direction = tower.projection.direction(w.evidence.own["m1"])
+    target = functional.normalize(direction, dim=1).double()
+    touched, described = rows & w.evidence.touched(), rows & w.evidence.described("m1")
+
+    def among_ridges(weights: Tensor, inputs: Tensor, target: Tensor, chosen: Tensor) -> bool:
+        a, t = inputs[chosen], target[chosen]
+        gram = a.T @ a
+        eye = torch.eye(len(gram), dtype=torch.double)
+        paths = [torch.linalg.solve(gram + penalty * eye, a.T @ t) for penalty in PENALTIES]
+        return any(torch.allclose(weights.double(), path, atol=1e-5) for path in paths)
+
+    assert among_ridges(tower.from_interactions, told, target, touched)
+    rest = target - told @ tower.from_interactions.double()
+    assert among_ridges(tower.from_content, shown, rest, touched & described)
+    assert among_ridges(tower.from_content_alone, shown, target, described)
+    expected = told @ tower.from_interactions.double() + shown @ tower.from_content.double()
+    found = w.model.base("m1", w.evidence).double()
+    both = w.evidence.touched() & w.evidence.described("m1")
+    torch.testing.assert_close(found[both], expected[both], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_base_of_an_untouched_item_is_from_content_alone() -> None:
+    w, _ = linear_world()
+    tower = w.model.tower("m1")
+    everybody, nobody = torch.ones(150, dtype=torch.bool), torch.zeros(150, dtype=torch.bool)
+    untouched = w.evidence.without("m1", others=nobody, interactions=everybody)
+    alone = untouched.from_content("m1") @ tower.from_content_alone
+    torch.testing.assert_close(w.model.base("m1", untouched), alone)
+    assert not w.evidence.touched()[-1]
+    torch.testing.assert_close(w.model.base("m1", w.evidence)[-1], alone[-1])
+    assert not torch.allclose(tower.from_content, tower.from_content_alone, atol=1e-3)
+    lonely = w.evidence.without("m1", others=everybody, interactions=nobody)
+    told = w.evidence.from_interactions() @ tower.from_interactions
+    torch.testing.assert_close(w.model.base("m1", lonely), told * w.evidence.touched()[:, None])
+
+
+@torch.no_grad()
+def test_where_nothing_is_known_the_mean_is_generated() -> None:
+    w, _ = linear_world()
+    everybody = torch.ones(150, dtype=torch.bool)
+    nothing = w.evidence.without("m1", others=everybody, interactions=everybody)
+    assert not w.model.base("m1", nothing).any()
+    taste = w.forward().taste
+    for trust in (0.0, 1.0):
+        tower = w.model.tower("m1")
+        tower.trust.fill_(trust)
+        made = w.model.generate("m1", nothing, taste).features
+        torch.testing.assert_close(tower.projection.back(made), tower.projection.mean.expand(150, -1))
+
+
+@torch.no_grad()
+def test_base_learns_from_the_given_cells_only() -> None:
+    w = world()
+    cells = w.batch.observed.clone()
+    cells[:, 1] &= cells[:, 1].cumsum(dim=0) < 10  # nine, too few
+    w.model.fit_base(w.evidence, cells)
+    for name, learns in (("m0", True), ("m1", False)):
+        tower = w.model.tower(name)
+        for weights in (tower.from_interactions, tower.from_content, tower.from_content_alone):
+            assert bool(weights.any()) == learns
+    before = w.model.tower("m0").from_content_alone.clone()
+    own = {name: block.clone() for name, block in w.evidence.own.items()}
+    own["m0"][~cells[:, 0]] = 7.0
+    w.model.fit_base(replace(w.evidence, own=own), cells)
+    assert torch.equal(w.model.tower("m0").from_content_alone, before)
 
 
 @torch.no_grad()

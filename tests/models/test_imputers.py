@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,14 +12,23 @@ from torch import Tensor
 
 from models.graph import InteractionGraphs
 from models.imputers import (
+    IMPUTERS,
+    PENALTIES,
+    CoInteractions,
     Evidence,
-    evidence_width,
+    Imputer,
+    collaborative_factors,
+    content_width,
     gather_evidence,
     impute,
+    interaction_width,
+    item_factors,
     mean_of,
     near_means,
     observed_means,
     shared_means,
+    tuned,
+    user_factors,
 )
 from models.modality import ModalBatch
 from tests.models.worlds import interactions, linear_batch
@@ -109,21 +120,32 @@ def test_shared_means_without_interactions(batch: ModalBatch) -> None:
 # --- evidence ------------------------------------------------------------------------------------------------------
 
 
+def evidence_of(batch: ModalBatch, graphs: InteractionGraphs | None, observed: Tensor | None = None) -> Evidence:
+    """With the factors of the graphs, and fewer observed cells where told."""
+    factors = None if graphs is None else collaborative_factors(graphs, user_factors(graphs, 4))
+    return gather_evidence(centred(batch), batch.observed if observed is None else observed, graphs, factors)
+
+
+def inputs(evidence: Evidence, target: str) -> Tensor:
+    """All that is told about a modality."""
+    return torch.cat([evidence.from_content(target), evidence.from_interactions()], dim=1)
+
+
 @pytest.mark.parametrize("column", range(len(DIMS)))
 def test_inputs_never_depend_on_the_cell_itself(batch: ModalBatch, graphs: InteractionGraphs, column: int) -> None:
     """The item's own feature in the modality is replaced by noise, or taken away: its row of inputs stays."""
     name = batch.names[column]
     features = centred(batch)
-    before = gather_evidence(features, batch.observed, graphs).inputs(name)
+    before = inputs(gather_evidence(features, batch.observed, graphs), name)
     generator = torch.Generator().manual_seed(0)
     for item in batch.observed[:, column].nonzero().squeeze(1).tolist():
         changed = {key: feature.clone() for key, feature in features.items()}
         changed[name][item] = 100 * torch.randn(DIMS[column], generator=generator)
-        after = gather_evidence(changed, batch.observed, graphs).inputs(name)
+        after = inputs(gather_evidence(changed, batch.observed, graphs), name)
         torch.testing.assert_close(after[item], before[item], rtol=1e-3, atol=1e-4)
         fewer = batch.observed.clone()
         fewer[item, column] = False
-        after = gather_evidence(features, fewer, graphs).inputs(name)
+        after = inputs(gather_evidence(features, fewer, graphs), name)
         torch.testing.assert_close(after[item], before[item], rtol=1e-3, atol=1e-4)
 
 
@@ -134,9 +156,10 @@ def test_other_cells_do_depend_on_it(batch: ModalBatch, graphs: InteractionGraph
     changed = {key: feature.clone() for key, feature in features.items()}
     changed["m0"][item] += 5
     before, after = (gather_evidence(x, batch.observed, graphs) for x in (features, changed))
-    assert not torch.allclose(before.inputs("m1")[item], after.inputs("m1")[item])
+    assert not torch.allclose(before.from_content("m1")[item], after.from_content("m1")[item])
     rest = torch.arange(N) != item
-    assert not torch.allclose(before.inputs("m0")[rest], after.inputs("m0")[rest])
+    assert not torch.allclose(before.from_content("m0")[rest], after.from_content("m0")[rest])
+    assert not torch.allclose(before.from_interactions()[rest], after.from_interactions()[rest])
 
 
 @pytest.mark.parametrize("placeholder", [7.0, torch.nan, torch.inf])
@@ -148,31 +171,55 @@ def test_unobserved_rows_are_never_read(batch: ModalBatch, graphs: InteractionGr
     }
     before, after = (gather_evidence(x, batch.observed, graphs) for x in (features, noisy))
     for name in batch.names:
-        assert torch.equal(before.inputs(name), after.inputs(name))
+        assert torch.equal(inputs(before, name), inputs(after, name))
 
 
-def test_width(batch: ModalBatch, graphs: InteractionGraphs) -> None:
-    evidence = gather_evidence(centred(batch), batch.observed, graphs)
+def test_widths(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    evidence = evidence_of(batch, graphs)
     ranks = dict(zip(batch.names, DIMS, strict=True))
     for name in batch.names:
-        assert evidence.inputs(name).shape == (N, evidence_width(ranks, name))
+        assert evidence.from_content(name).shape == (N, content_width(ranks))
+    assert evidence.from_interactions().shape == (N, interaction_width(ranks, 4))
     assert len(evidence) == N
 
 
-def test_width_of_one_modality() -> None:
+def test_widths_of_one_modality() -> None:
     batch = linear_batch((4,), n=N)
-    evidence = gather_evidence(centred(batch), batch.observed, None)
-    assert evidence.inputs("m0").shape == (N, evidence_width({"m0": 4}, "m0"))
+    evidence = evidence_of(batch, None)
+    assert evidence.from_content("m0").shape == (N, content_width({"m0": 4}))
+    assert evidence.from_interactions().shape == (N, interaction_width({"m0": 4}, 0))
 
 
-def evidence_of(batch: ModalBatch, graphs: InteractionGraphs) -> Evidence:
-    return gather_evidence(centred(batch), batch.observed, graphs)
+def test_blocks_have_unit_length(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    evidence = evidence_of(batch, graphs)
+    told = [*evidence.from_interactions()[:, : sum(DIMS)].split(DIMS, dim=1), evidence.factors]
+    shown = evidence.from_content("m1")
+    own_m0, own_m2, near = shown[:, : sum(DIMS)].split((DIMS[0], DIMS[2], DIMS[1]), dim=1)
+    flags = [*evidence.shared_valid.T, evidence.touched(), *evidence.observed[:, [0, 2]].T, evidence.near_valid[:, 1]]
+    for block, there in zip([*told, own_m0, own_m2, near], flags, strict=True):
+        torch.testing.assert_close(block.norm(dim=1), there.float())
+        assert there.any()
+    torch.testing.assert_close(own_m2, torch.nn.functional.normalize(evidence.own["m2"], dim=1))
+    torch.testing.assert_close(near, torch.nn.functional.normalize(evidence.near["m1"], dim=1))
+    assert torch.equal(shown[:, sum(DIMS) :], torch.stack(flags[-3:], dim=1).float())
+    assert torch.equal(evidence.from_interactions()[:, -3:], evidence.shared_valid.float())
+
+
+def test_touched_and_described(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    evidence, degree = evidence_of(batch, graphs), graphs.item_degree
+    assert torch.equal(evidence.touched(), degree > 0)
+    assert not evidence_of(batch, None).touched().any()
+    for column, name in enumerate(batch.names):
+        others = [c for c in range(3) if c != column]
+        expected = [any(batch.observed[item, c] for c in others) for item in range(N)]
+        assert evidence.described(name).tolist() == expected
+    assert not evidence_of(linear_batch((4,), n=N), None).described("m0").any()
 
 
 def test_select(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence = evidence_of(batch, graphs)
     rows = torch.tensor([5, 2])
-    assert torch.equal(evidence.select(rows).inputs("m1"), evidence.inputs("m1")[rows])
+    assert torch.equal(inputs(evidence.select(rows), "m1"), inputs(evidence, "m1")[rows])
 
 
 def test_without_others(batch: ModalBatch, graphs: InteractionGraphs) -> None:
@@ -184,44 +231,125 @@ def test_without_others(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     item = int(hide.nonzero())
     poorer = batch.observed.clone()
     poorer[item, [0, 2]] = False
-    expected = gather_evidence(centred(batch), poorer, None)
     assert torch.equal(hidden.observed, poorer)
-    widths = [DIMS[0], DIMS[2], DIMS[1]]  # own m0, own m2, near m1
-    lonely = hidden.inputs("m1")[item]
-    assert torch.equal(lonely[: sum(widths)], expected.inputs("m1")[item, : sum(widths)])
-    assert not lonely[: sum(widths)].any()
-    assert torch.equal(lonely[sum(widths) : -6], evidence.inputs("m1")[item, sum(widths) : -6])  # shared: still there
-    assert lonely[-6:-3].tolist() == [0, 0, 0]  # flags: own m0, own m2, near
-    assert torch.equal(hidden.inputs("m1")[~hide], evidence.inputs("m1")[~hide])
+    assert not hidden.described("m1")[item]
+    assert not hidden.from_content("m1")[item].any()
+    expected = evidence_of(batch, None, poorer)
+    assert torch.equal(hidden.from_content("m1")[item], expected.from_content("m1")[item])
+    assert torch.equal(hidden.from_interactions(), evidence.from_interactions())  # still there
+    assert torch.equal(hidden.from_content("m1")[~hide], evidence.from_content("m1")[~hide])
 
 
 def test_without_interactions(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence = evidence_of(batch, graphs)
     everybody, nobody = torch.ones(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
     hidden = evidence.without("m1", others=nobody, interactions=everybody)
-    assert torch.equal(hidden.inputs("m1"), gather_evidence(centred(batch), batch.observed, None).inputs("m1"))
+    assert torch.equal(hidden.from_content("m1"), evidence_of(batch, None).from_content("m1"))
+    assert not hidden.from_interactions().any()
+    assert not hidden.touched().any()
 
 
 def test_without_nothing_is_the_same(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence, nobody = evidence_of(batch, graphs), torch.zeros(N, dtype=torch.bool)
     same = evidence.without("m1", others=nobody, interactions=nobody)
-    assert torch.equal(same.inputs("m1"), evidence.inputs("m1"))
+    assert torch.equal(inputs(same, "m1"), inputs(evidence, "m1"))
 
 
 def test_without_does_not_touch_the_original(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence, everybody = evidence_of(batch, graphs), torch.ones(N, dtype=torch.bool)
-    before = evidence.inputs("m0").clone()
+    before = inputs(evidence, "m0").clone()
     evidence.without("m1", others=everybody, interactions=everybody)
-    assert torch.equal(evidence.inputs("m0"), before)
+    assert torch.equal(inputs(evidence, "m0"), before)
     assert torch.equal(evidence.observed, batch.observed)
+
+
+# --- collaborative factors -----------------------------------------------------------------------------------------
+
+
+def incidence(graphs: InteractionGraphs) -> NDArray[np.float64]:
+    dense: NDArray[np.float64] = (graphs.user_mean.matrix.toarray() > 0).astype(np.float64)
+    return dense
+
+
+def unit_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, length, out=np.zeros_like(rows), where=length > 1e-9)
+
+
+@pytest.mark.parametrize(("users", "size"), [(8, 8), (8, 20), (40, 40)])
+def test_factors_of_full_rank_hold_the_co_interaction_cosines(users: int, size: int) -> None:
+    """Of the columns of D_u^-1/4 R; with fewer users than items, and with more."""
+    graphs = interactions(users=users, items=N, seed=5)
+    table = user_factors(graphs, size)
+    assert table.shape == (users, size)
+    found = collaborative_factors(graphs, table).numpy()
+    r = incidence(graphs)
+    columns = unit_rows((r * np.clip(r.sum(axis=1, keepdims=True), 1, None) ** -0.25).T)
+    np.testing.assert_allclose(found @ found.T, columns @ columns.T, atol=1e-4)
+    rank = np.linalg.matrix_rank(r)
+    assert not table[:, rank:].any()
+    assert table[:, :rank].any(dim=0).all()
+
+
+def test_few_factors_are_the_first_singular_vectors() -> None:
+    """Two groups of users who hardly meet, so that two values stand out."""
+    rng = np.random.default_rng(0)
+    same = np.arange(30)[:, None] % 2 == np.arange(N) % 2
+    who, what = (rng.random((30, N)) < np.where(same, 0.8, 0.05)).nonzero()
+    graphs = InteractionGraphs.build(who, what, 30, N)
+    r = incidence(graphs)
+    degrees = r.sum(axis=1, keepdims=True)
+    left, values, right = np.linalg.svd(degrees**-0.25 * r * r.sum(axis=0) ** -0.5)
+    table = user_factors(graphs, 2).numpy()
+    expected = left[:, :2] * degrees**-0.25
+    np.testing.assert_allclose(table @ table.T, expected @ expected.T, atol=1e-4)
+    items = collaborative_factors(graphs, torch.from_numpy(table)).numpy()
+    directions = unit_rows((values[:2, None] * right[:2]).T)
+    np.testing.assert_allclose(items @ items.T, directions @ directions.T, atol=1e-3)
+    own_group = (items @ items.T)[np.ix_(np.arange(N) % 2 == 0, np.arange(N) % 2 == 0)]
+    assert own_group.min() > (items @ items.T)[np.ix_(np.arange(N) % 2 == 0, np.arange(N) % 2 == 1)].max()
+
+
+def test_factors_of_a_new_item_fold_in(graphs: InteractionGraphs) -> None:
+    """The sum of its users' rows, at unit length: what an item of training with the same users has."""
+    table = user_factors(graphs, 6)
+    trained = collaborative_factors(graphs, table)
+    r = incidence(graphs)
+    for item in range(N):
+        users = np.flatnonzero(r[:, item])
+        total = table[users].sum(dim=0)
+        expected = total / total.norm() if len(users) else torch.zeros(6)
+        torch.testing.assert_close(trained[item], expected, atol=1e-5, rtol=1e-4)
+    who, what = np.column_stack([r, r[:, :1]]).nonzero()  # one item more, with the users of the first
+    more = collaborative_factors(InteractionGraphs.build(who, what, len(r), N + 1), table)
+    torch.testing.assert_close(more[N], trained[0])
+    assert not trained[-1].any()
+
+
+def test_factors_without_interactions_or_without_size(graphs: InteractionGraphs) -> None:
+    none = np.array([], dtype=np.int64)
+    empty = InteractionGraphs.build(none, none, 3, N)
+    assert not user_factors(empty, 4).any()
+    assert not collaborative_factors(empty, user_factors(empty, 4)).any()
+    assert user_factors(graphs, 0).shape == (8, 0)
+
+
+def test_factors_are_the_same_bits_and_leave_global_randomness_alone(graphs: InteractionGraphs) -> None:
+    state = torch.get_rng_state()
+    one = user_factors(graphs, 3)
+    torch.manual_seed(5)
+    assert torch.equal(one, user_factors(graphs, 3))
+    torch.set_rng_state(state)
+    user_factors(graphs, 3)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 # --- impute --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["mean", "nn"])
-def test_impute_keeps_what_is_observed(batch: ModalBatch, method: str) -> None:
-    filled = impute(batch, method)
+@pytest.mark.parametrize("method", IMPUTERS)
+def test_impute_keeps_what_is_observed(batch: ModalBatch, graphs: InteractionGraphs, method: str) -> None:
+    filled = impute(batch, method, graphs)
     for column, name in enumerate(batch.names):
         have = batch.observed[:, column]
         torch.testing.assert_close(filled[name][have], batch.features[name][have])
@@ -257,9 +385,11 @@ def test_impute_nn_is_nearer_than_the_mean() -> None:
     assert error["nn"] < 0.5 * error["mean"]
 
 
-@pytest.mark.parametrize("method", ["mean", "nn"])
+@pytest.mark.parametrize("method", IMPUTERS)
 @pytest.mark.parametrize("placeholder", [7.0, torch.nan])
-def test_impute_reads_no_placeholder(batch: ModalBatch, method: str, placeholder: float) -> None:
+def test_impute_reads_no_placeholder(
+    batch: ModalBatch, graphs: InteractionGraphs, method: str, placeholder: float
+) -> None:
     noisy = ModalBatch(
         {
             name: torch.where(batch.observed[:, [column]], feature, torch.tensor(placeholder))
@@ -267,18 +397,198 @@ def test_impute_reads_no_placeholder(batch: ModalBatch, method: str, placeholder
         },
         batch.observed,
     )
-    before, after = impute(batch, method), impute(noisy, method)
+    assert tuned(batch, method, graphs) == tuned(noisy, method, graphs)
+    before, after = impute(batch, method, graphs), impute(noisy, method, graphs)
     assert all(torch.equal(before[name], after[name]) for name in batch.names)
 
 
 def test_impute_a_modality_that_nobody_has() -> None:
     batch = linear_batch((4, 3), n=6, missing=0)
     batch = batch.masked(torch.tensor([[False, True]]).expand(6, 2))
-    for method in ("mean", "nn"):
-        assert not impute(batch, method)["m1"].any()
+    for method in IMPUTERS:
+        assert not impute(batch, method, interactions(items=6))["m1"].any()
     assert not observed_means(batch)["m1"].any()
 
 
 def test_unknown_imputer(batch: ModalBatch) -> None:
     with pytest.raises(ValueError, match="unknown imputer 'median'"):
         impute(batch, "median")
+
+
+# --- over the co-interaction graph ---------------------------------------------------------------------------------
+
+
+def counts(graphs: InteractionGraphs) -> NDArray[np.float64]:
+    """C, the co-interaction counts without the diagonal."""
+    binary = (graphs.user_mean.matrix.toarray() > 0).astype(np.float64)
+    found = binary.T @ binary
+    np.fill_diagonal(found, 0)
+    return found
+
+
+def hop(graphs: InteractionGraphs) -> NDArray[np.float64]:
+    """D^-1/2 C D^-1/2."""
+    found = counts(graphs)
+    degree = found.sum(axis=1)
+    scale = np.where(degree > 0, 1 / np.sqrt(np.maximum(degree, 1)), 0)
+    return scale[:, None] * found * scale
+
+
+def guesses(batch: ModalBatch, graphs: InteractionGraphs, method: str, **setting: float) -> dict[str, NDArray[Any]]:
+    found = IMPUTERS[method].guess(centred(batch), batch.observed, graphs, **setting)
+    return {name: block.numpy() for name, block in found.items()}
+
+
+def test_co_interactions(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    block = batch.features["m0"]
+    np.testing.assert_allclose((CoInteractions(graphs) @ block).numpy(), counts(graphs) @ block.numpy(), atol=1e-4)
+    np.testing.assert_allclose(CoInteractions(graphs).spread(block).numpy(), hop(graphs) @ block.numpy(), atol=1e-5)
+
+
+def test_neigh_mean(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    own, has, c = centred(batch), batch.observed.numpy(), counts(graphs)
+    found = guesses(batch, graphs, "neigh-mean")
+    for column, name in enumerate(batch.names):
+        for item in range(N):
+            weights = c[item] * has[:, column]
+            expected = weights @ own[name].numpy() / weights.sum() if weights.sum() else np.zeros(DIMS[column])
+            np.testing.assert_allclose(found[name][item], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("hops", [1, 4])
+def test_multi_hop(batch: ModalBatch, graphs: InteractionGraphs, hops: int) -> None:
+    found, s = guesses(batch, graphs, "multi-hop", hops=hops), hop(graphs)
+    for column, (name, own) in enumerate(centred(batch).items()):
+        have, x = batch.observed[:, column].numpy(), own.numpy()
+        state = x
+        for _ in range(hops):
+            state = s @ state
+            state[have] = x[have]
+        np.testing.assert_allclose(found[name], state, atol=1e-5)
+
+
+@pytest.mark.parametrize("restart", [0.1, 0.9])
+def test_pers_pagerank(batch: ModalBatch, graphs: InteractionGraphs, restart: float) -> None:
+    """Against the closed form restart (I - (1 - restart) S)^-1 x_0, which the iteration approaches."""
+    found = guesses(batch, graphs, "pers-pagerank", restart=restart, hops=300)
+    inverse = np.linalg.inv(np.eye(N) - (1 - restart) * hop(graphs))
+    for name, own in centred(batch).items():
+        np.testing.assert_allclose(found[name], restart * inverse @ own.numpy(), atol=1e-4)
+
+
+def test_pers_pagerank_of_two_hops(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    found, s = guesses(batch, graphs, "pers-pagerank", restart=0.3, hops=2), hop(graphs)
+    x = centred(batch)["m1"].numpy()
+    expected = 0.3 * x + 0.7 * s @ (0.3 * x + 0.7 * s @ x)
+    np.testing.assert_allclose(found["m1"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("time", [0.5, 5.0])
+def test_heat(batch: ModalBatch, graphs: InteractionGraphs, time: float) -> None:
+    """Against the matrix exponential by the eigenvectors of the symmetric S."""
+    found = guesses(batch, graphs, "heat", time=time)
+    values, vectors = np.linalg.eigh(hop(graphs))
+    kernel = vectors @ np.diag(np.exp(-time * (1 - values))) @ vectors.T
+    for name, own in centred(batch).items():
+        np.testing.assert_allclose(found[name], kernel @ own.numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["neigh-mean", "multi-hop", "pers-pagerank", "heat"])
+def test_an_item_that_nobody_has_touched_takes_the_mean(
+    batch: ModalBatch, graphs: InteractionGraphs, method: str
+) -> None:
+    """The last item has no interaction (`worlds.interactions`), and without any graph no item has."""
+    missing = torch.zeros_like(batch.observed)
+    missing[-1, 0] = True
+    poorer = batch.masked(missing)
+    mean = observed_means(poorer)["m0"]
+    torch.testing.assert_close(impute(poorer, method, graphs)["m0"][-1], mean)
+    lacks = ~poorer.observed[:, 0]
+    torch.testing.assert_close(impute(poorer, method)["m0"][lacks], mean.expand(int(lacks.sum()), -1))
+
+
+# --- ridge ---------------------------------------------------------------------------------------------------------
+
+
+def test_item_factors(graphs: InteractionGraphs) -> None:
+    """They span the leading right singular space, whatever the signs."""
+    found = item_factors(graphs, 3).numpy()
+    _, values, vectors = np.linalg.svd(graphs.symmetric.matrix.toarray())
+    expected = vectors[:3].T * values[:3]
+    expected /= np.sqrt((expected**2).mean())
+    np.testing.assert_allclose(found @ found.T, expected @ expected.T, atol=1e-4)
+    assert item_factors(graphs, 100).shape == (N, 7)
+
+
+def test_ridge_finds_a_linear_relation() -> None:
+    """Both modalities are linear images of one latent vector: the ridge is nearer than the mean of neighbours."""
+    full = linear_batch((6, 5), n=300, missing=0)
+    missing = torch.zeros(300, 2, dtype=torch.bool)
+    missing[:60, 1] = True
+    truth = full.features["m1"][:60]
+    batch, graph = full.masked(missing), interactions(users=40, items=300)
+    mean = observed_means(batch)["m1"]
+    cosines = {
+        method: torch.cosine_similarity(impute(batch, method, graph)["m1"][:60] - mean, truth - mean, dim=1).mean()
+        for method in ("nn", "ridge")
+    }
+    assert cosines["ridge"] > 0.95
+    assert cosines["ridge"] > cosines["nn"]
+
+
+def test_ridge_against_a_closed_form() -> None:
+    """One modality and no interactions leave a constant, which is what the ridge of a constant on unit rows answers."""
+    batch = linear_batch((4,), n=50, missing=0.3)
+    lacks = ~batch.observed[:, 0]
+    means = observed_means(batch)["m0"]
+    own = centred(batch)["m0"][~lacks]
+    unit = torch.nn.functional.normalize(own, dim=1)
+    answers = [unit.sum(dim=0) / (len(own) + penalty) * own.norm(dim=1).mean() for penalty in PENALTIES]
+    found = impute(batch, "ridge")["m0"][lacks] - means
+    assert any(torch.allclose(found, answer.expand_as(found), atol=1e-5) for answer in answers)
+
+
+def test_ridge_with_few_items_that_have_both(graphs: InteractionGraphs) -> None:
+    """Too few to learn one modality from the other: what interactions say is left."""
+    batch = linear_batch((4, 3), n=N, missing=0)
+    missing = torch.zeros(N, 2, dtype=torch.bool)
+    missing[:10, 1], missing[15:, 0] = True, True
+    batch = batch.masked(missing)
+    filled, mean = impute(batch, "ridge", graphs)["m1"], observed_means(batch)["m1"]
+    assert not torch.allclose(filled[:10], mean.expand(10, -1))
+    assert torch.equal(impute(batch.select(range(9)), "ridge")["m1"], torch.zeros(9, 3))  # nobody has it at all
+
+
+def test_ridge_projects_wide_modalities() -> None:
+    batch = linear_batch((200, 5), n=60, missing=0.3)
+    filled = impute(batch, "ridge", interactions(items=60))
+    assert filled["m0"].shape == (60, 200)
+    assert filled["m0"].isfinite().all()
+
+
+# --- settings ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", IMPUTERS)
+def test_tuned_takes_one_of_the_settings(batch: ModalBatch, graphs: InteractionGraphs, method: str) -> None:
+    setting = tuned(batch, method, graphs)
+    assert setting in IMPUTERS[method].settings
+    filled = impute(batch, method, graphs, setting)
+    assert all(feature.isfinite().all() for feature in filled.values())
+
+
+def test_tuned_takes_the_best(batch: ModalBatch, graphs: InteractionGraphs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the true features and their opposite, offered as two settings, it takes the true ones."""
+    truth = centred(batch)
+
+    def guess(own: Any, observed: Any, graphs: Any, *, sign: int) -> dict[str, Tensor]:
+        del observed, graphs
+        return {name: sign * truth[name] for name in own}
+
+    monkeypatch.setitem(IMPUTERS, "oracle", Imputer(guess, ({"sign": -1}, {"sign": 1})))  # type: ignore[call-overload]
+    assert tuned(batch, "oracle", graphs) == {"sign": 1}
+
+
+def test_tuned_unknown() -> None:
+    with pytest.raises(ValueError, match="unknown imputer 'median': use mean, nn"):
+        tuned(linear_batch((4,)), "median")

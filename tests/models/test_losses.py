@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -27,6 +28,60 @@ def test_bpr() -> None:
 def test_bpr_of_far_scores_stays_finite() -> None:
     assert losses.bpr(torch.tensor([-1e4]), torch.tensor([1e4])).item() == pytest.approx(2e4)
     assert losses.bpr(torch.tensor([1e4]), torch.tensor([-1e4])).item() == 0
+
+
+def cross_entropy(scores: Sequence[float], target: int, weights: Sequence[float]) -> float:
+    """Of one row's scores, each standing for `weights` items."""
+    total = sum(weight * math.exp(score) for score, weight in zip(scores, weights, strict=True))
+    return -math.log(math.exp(scores[target]) / total)
+
+
+def test_sampled_softmax_of_all_items_is_the_softmax() -> None:
+    scores = torch.randn(4, 7, generator=torch.Generator().manual_seed(1))
+    targets = torch.tensor([2, 0, 6, 2])
+    rows = torch.arange(4)
+    itself = torch.zeros(4, 7, dtype=torch.bool).index_put_((rows, targets), torch.tensor(True))
+    found = losses.sampled_softmax(scores[rows, targets], scores, 0.3, out_of=7, excluded=itself)
+    pairs = zip((scores / 0.3).tolist(), targets.tolist(), strict=True)
+    assert found.item() == pytest.approx(np.mean([cross_entropy(row, t, [1] * 7) for row, t in pairs]), rel=1e-5)
+
+
+def test_sampled_softmax_counts_a_negative_for_what_it_stands_for() -> None:
+    positive = torch.tensor([0.3, -0.2])
+    negatives = torch.tensor([[0.1, 0.9, -0.5], [0.0, 0.4, 0.2]])
+    excluded = torch.tensor([[False, True, False], [False, False, False]])
+    found = losses.sampled_softmax(positive, negatives, 0.2, out_of=12, excluded=excluded)
+    expected = [
+        cross_entropy([0.3 / 0.2, 0.1 / 0.2, -0.5 / 0.2], 0, [1, 4, 4]),
+        cross_entropy([-0.2 / 0.2, 0.0, 0.4 / 0.2, 0.2 / 0.2], 0, [1, 4, 4, 4]),
+    ]
+    assert found.item() == pytest.approx(np.mean(expected), rel=1e-5)
+    every = losses.sampled_softmax(positive, negatives, 0.2, out_of=12)
+    assert every > found
+
+
+def test_excluded_negatives_get_no_gradient() -> None:
+    negatives = torch.tensor([[0.1, 0.9], [0.3, 0.4]], requires_grad=True)
+    excluded = torch.tensor([[False, True], [True, True]])
+    loss = losses.sampled_softmax(torch.zeros(2), negatives, 0.2, out_of=5, excluded=excluded)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.isfinite()
+    assert negatives.grad is not None
+    assert (negatives.grad != 0).tolist() == (~excluded).tolist()
+
+
+def test_sampled_softmax_estimates_the_whole_catalogue() -> None:
+    """Many samples together come near to all items."""
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.randn(2000, generator=generator) * 0.3
+    full = losses.sampled_softmax(torch.tensor([0.5]), scores[None], 0.3, out_of=2000).item()
+    samples = scores[torch.rand(200, 2000, generator=generator).argsort(dim=1)[:, :300]]
+    estimate = losses.sampled_softmax(torch.full((200,), 0.5), samples, 0.3, out_of=2000).item()
+    assert estimate == pytest.approx(full, abs=0.01)
+
+
+def test_sampled_softmax_without_negatives_costs_nothing() -> None:
+    assert losses.sampled_softmax(torch.ones(2), torch.zeros(2, 0), 0.2, out_of=5).item() == 0
 
 
 def test_info_nce(two: tuple[Tensor, Tensor]) -> None:

@@ -14,32 +14,10 @@ from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
 from models.online import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
-from models.vocabulary import Vocabulary
-from tests.models.worlds import ITEMS, SMALL, USERS, World, world
+from tests.models.worlds import ITEMS, SMALL, USERS, World, online_of, world
 
 D = SMALL.embedding_size
 NEW_USER, NEW_ITEM = "somebody", "something"
-
-
-def online_of(w: World) -> OnlineDGMRec:
-    """The model of a world with the tables that the trainer's export makes."""
-    out = w.forward()
-    tables = w.model.fold_in_tables(w.graphs)
-    for name in ("user_residual", "user_message"):
-        tables[name] = tables[name] * (w.graphs.user_degree > 0)[:, None]
-    warm = w.graphs.item_degree > 0
-    tables |= {
-        "item_id": out.item_id,
-        "item_taste": out.taste.transpose(0, 1),
-        "mean_taste": out.taste[:, warm].mean(dim=1),
-        "known": warm.to(torch.uint8),
-        "observed": w.batch.observed.to(torch.uint8),
-        "confidence": torch.zeros(ITEMS, len(w.batch.names)),
-    }
-    tables |= {f"feature.{name}": w.side.features[name] for name in w.batch.names}
-    arrays = {name: table.detach().contiguous().numpy() for name, table in tables.items()}
-    users, items = Vocabulary(f"u{row}" for row in range(USERS)), Vocabulary(f"i{row}" for row in range(ITEMS))
-    return OnlineDGMRec(w.model, arrays, users, items)
 
 
 def save(online: OnlineDGMRec, path: Path) -> Path:
@@ -82,6 +60,7 @@ def known_of(w: World, rows: NDArray[np.int64], taste: torch.Tensor) -> Known:
         evidence.near_valid.numpy(),
         shared,
         evidence.shared_valid.numpy(),
+        evidence.factors.numpy(),
         taste[:, rows].transpose(0, 1).contiguous().numpy(),
     )
 
@@ -177,9 +156,14 @@ def test_encode_and_fuse(w: World, online: OnlineDGMRec) -> None:
     parts = online.encode(features, out.taste.transpose(0, 1).contiguous().numpy())
     assert parts.shape == (ITEMS, 2, 2 * D)
     np.testing.assert_allclose(parts, out.parts.transpose(0, 1), atol=1e-6)
-    modal, predicted = online.fuse(parts, out.item_parts.transpose(0, 1).contiguous().numpy())
+    propagated = w.model.propagated(w.side, out.parts).transpose(0, 1).contiguous().numpy()
+    modal, predicted = online.fuse(parts, propagated)
     np.testing.assert_allclose(modal, out.item_modal, atol=1e-6)
-    np.testing.assert_allclose(predicted, out.predicted_id, atol=1e-6)
+    assert out.cold.any()
+    np.testing.assert_allclose(predicted[out.cold], out.predicted_id, atol=1e-6)
+    served = online.combine(np.where(out.cold[:, None], predicted, out.item_id), modal)
+    np.testing.assert_allclose(served, out.items, atol=1e-6)
+    np.testing.assert_allclose(online.combine(predicted[3], modal[3]), online.combine(predicted, modal)[3], atol=1e-6)
 
 
 def test_preference(w: World, online: OnlineDGMRec) -> None:
@@ -192,14 +176,24 @@ def test_project_and_back(w: World, online: OnlineDGMRec) -> None:
     raw = w.batch.features["m1"][have].numpy()
     projected = online.project("m1", raw)
     np.testing.assert_allclose(projected, w.evidence.own["m1"][have], atol=1e-6)
-    np.testing.assert_allclose(online.unproject("m1", projected), raw, atol=0.5)  # rank 4 of 5
-    full = world(config=SMALL.model_copy(update={"rank": 8}))
-    np.testing.assert_allclose(online_of(full).unproject("m1", online_of(full).project("m1", raw)), raw, atol=1e-4)
+    for rank, atol in ((4, 0.5), (8, 1e-3)):
+        some = online_of(world(config=SMALL.model_copy(update={"rank": rank})))
+        back, projection = some.unproject("m1", some.project("m1", raw)), some.model.tower("m1").projection
+        centred = raw - projection.mean.numpy()
+        usual = centred / np.linalg.norm(centred, axis=1, keepdims=True) * projection.length.numpy()
+        np.testing.assert_allclose(back - projection.mean.numpy(), usual, atol=atol)
 
 
 def test_what_comes_from_a_database_is_read_only(w: World, online: OnlineDGMRec) -> None:
     known = known_of(w, np.arange(4), w.forward().taste)
-    for array in (*known.features.values(), known.observed, known.near_valid, known.shared_valid, known.taste):
+    for array in (
+        *known.features.values(),
+        known.observed,
+        known.near_valid,
+        known.shared_valid,
+        known.factors,
+        known.taste,
+    ):
         array.setflags(write=False)
     made, _ = online.generate(known)
     assert made["m0"].shape == (4, 4)
@@ -285,3 +279,16 @@ def test_described(w: World) -> None:
     online = online_of(lacking)
     assert online.described("m0")
     assert not online.described("m1")
+
+
+def test_factors_of_new_items_are_those_of_training(w: World, online: OnlineDGMRec) -> None:
+    histories = w.graphs.user_mean.matrix.toarray() > 0
+    for item in range(ITEMS):
+        rows = [online.user_factor(f"u{user}") for user in np.flatnonzero(histories[:, item])]
+        folded = online.item_factor([row for row in rows if row is not None])
+        assert folded.dtype == np.float32
+        np.testing.assert_allclose(folded, w.evidence.factors[item], atol=1e-6)
+    assert online.user_factor(NEW_USER) is None
+    assert online.item_factor([]).shape == (SMALL.factors,)
+    assert not online.item_factor([]).any()
+    assert not online.item_factor([online.tables["user_factor"][USERS - 1]]).any()  # the user without a history

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, ItemSide
 from models.graph import Graph, InteractionGraphs, mean_graph, nearest, with_self_loops
-from models.imputers import Evidence, gather_evidence
+from models.imputers import Evidence, collaborative_factors, gather_evidence, user_factors
 from models.modality import ModalBatch
+from models.online import OnlineDGMRec
+from models.vocabulary import Vocabulary
 
 USERS, ITEMS = 12, 30
-SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4)
+SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4, factors=4)
 
 
 def linear_batch(
@@ -87,8 +89,9 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
     graphs = interactions(items=len(batch))
     model = DGMRec(config, batch.specs, USERS, len(batch))
     model.fit_projections(batch)
-    evidence = gather_evidence(model.project(batch), batch.observed, graphs)
-    model.fit_ridge(evidence, batch.observed)
+    factors = collaborative_factors(graphs, user_factors(graphs, config.factors))
+    evidence = gather_evidence(model.project(batch), batch.observed, graphs, factors)
+    model.fit_base(evidence, batch.observed)
     side = ItemSide(
         features=evidence.own,
         evidence=evidence,
@@ -100,3 +103,26 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
         kin_without={name: kin_of(evidence, config.neighbours, without=name) for name in batch.names},
     )
     return World(model, batch, graphs, side)
+
+
+def online_of(w: World) -> OnlineDGMRec:
+    """The model of a world with the tables that the trainer's export makes."""
+    out = w.forward()
+    tables = w.model.fold_in_tables(w.graphs)
+    for name in ("user_residual", "user_message"):
+        tables[name] = tables[name] * (w.graphs.user_degree > 0)[:, None]
+    warm = w.graphs.item_degree > 0
+    tables |= {
+        "item_id": out.item_id,
+        "item_taste": out.taste.transpose(0, 1),
+        "mean_taste": out.taste[:, warm].mean(dim=1),
+        "user_factor": user_factors(w.graphs, w.model.config.factors),
+        "item_factor": w.evidence.factors,
+        "known": warm.to(torch.uint8),
+        "observed": w.batch.observed.to(torch.uint8),
+        "confidence": torch.zeros(ITEMS, len(w.batch.names)),
+    }
+    tables |= {f"feature.{name}": w.side.features[name] for name in w.batch.names}
+    arrays = {name: table.detach().contiguous().numpy() for name, table in tables.items()}
+    users, items = Vocabulary(f"u{row}" for row in range(USERS)), Vocabulary(f"i{row}" for row in range(ITEMS))
+    return OnlineDGMRec(w.model, arrays, users, items)
