@@ -21,6 +21,9 @@ VARIANTS = {
     "dgmrec-nn": "the same model, NN imputation",
     "dgmrec-no-modality": "without any modality (LightGCN)",
 }
+DATASETS = {"tiktok": "TikTok", "ml-100k": "ML-100K", "ml-1m": "ML-1M"}
+RANKED = ("dgmrec", "lightgcn", "ease", "item-knn", "popularity", "content")
+IMPUTED = ("dgmrec", "ridge", "heat", "pers-pagerank", "multi-hop", "neigh-mean", "nn", "mean")
 
 
 def _load(path: str) -> Any:
@@ -50,6 +53,69 @@ def imputation() -> str:
     return "\n".join(lines)
 
 
+def ranking() -> str:
+    """Every model on the published splits, masks and new items of the three datasets."""
+    lines = [
+        "| Recall@20 / NDCG@20 | model | missing | new-items | of these, new items alone |",
+        "|---|---|---|---|---|",
+    ]
+    for dataset, label in DATASETS.items():
+        for model in RANKED:
+            missing, new = (_found(f"{protocol}/{dataset}/{model}.json") for protocol in ("missing", "new-items"))
+            if missing or new:
+                cells = [_pair(missing, ""), _pair(new, ""), _pair(new, "[new]")]
+                lines.append(f"| {label} | {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def retrieval() -> str:
+    """Imputed against true features, by modality and by how many modalities the item lacks."""
+    lines = [
+        "| | imputer | centred cosine, one missing | all missing | neighbourhood hit@10, one missing | all missing |"
+        " self-retrieval hit@10, one missing |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dataset, label in DATASETS.items():
+        for model in IMPUTED:
+            found = _found(f"retrieval/{dataset}/{model}.json")
+            if not found:
+                continue
+            names = [name for name in ("text", "image", "audio") if f"cosine[{name}]" in found["mean"]]
+            wanted = (
+                ("cosine", 1),
+                ("cosine", 2),
+                ("neighbourhood_hit@10", 1),
+                ("neighbourhood_hit@10", 2),
+                ("self_hit@10", 1),
+            )
+            cells = [
+                " / ".join(f"{found['mean'][f'{metric}[{name}][level={level}]']:.4f}" for name in names)
+                for metric, level in wanted
+            ]
+            lines.append(f"| {label} ({' / '.join(names)}) | {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def calibration() -> str:
+    """How far the served confidence is from the centred cosine it announces."""
+    lines = ["| DGMRec on withheld cells | expected calibration error |", "|---|---|"]
+    for dataset, label in DATASETS.items():
+        if found := _found(f"retrieval/{dataset}/dgmrec.json"):
+            lines.append(f"| {label} | {_spread(found, 'calibration_error')} |")
+    return "\n".join(lines)
+
+
+def _found(path: str) -> Any:
+    return _load(path) if (RESULTS / path).is_file() else None
+
+
+def _pair(found: Any, suffix: str) -> str:
+    names = [f"{metric}@20{suffix}" for metric in ("recall", "ndcg")]
+    if not found or names[0] not in found["mean"]:
+        return ""
+    return " / ".join(f"{found['mean'][name]:.4f}" for name in names)
+
+
 def latency() -> str:
     """Latency of each kind of request."""
     found = _load("service/latency.json")
@@ -63,11 +129,47 @@ def latency() -> str:
     return "\n".join([*lines, "", f"Resident memory, {memory}. {started} (`benchmarks/fresh_clone.sh`)."])
 
 
+def faults() -> str:
+    """What was killed and what was found afterwards, by run of the crash harness."""
+    lines = [
+        "| run | kills | acknowledged writes | unanswered ones, found out | answers compared | violations |",
+        "|---|---|---|---|---|---|",
+    ]
+    for file in sorted((RESULTS / "faults").glob("*.json")):
+        found = json.loads(file.read_text("utf-8"))
+        if "kills" not in found:
+            continue
+        kills, acknowledged, unanswered = (
+            sum(found[name].values()) for name in ("kills", "acknowledged", "unanswered")
+        )
+        cells = (kills, acknowledged, unanswered, found["answers_compared"], len(found["violations"]))
+        lines.append(f"| `{file.stem}` | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def staleness() -> str:
+    """How long another worker needs."""
+    lines = ["| run | p50 | p99 | longest of 200 |", "|---|---|---|---|"]
+    for file in sorted((RESULTS / "faults").glob("staleness-*.json")):
+        found = json.loads(file.read_text("utf-8"))
+        lines.append(f"| {found['what']} | {found['p50_ms']} ms | {found['p99_ms']} ms | {found['max_ms']} ms |")
+    return "\n".join(lines)
+
+
 def _spread(found: Any, metric: str) -> str:
     return f"{found['mean'][metric]:.4f} ± {found['std'][metric]:.4f}"
 
 
-TABLES: dict[str, Callable[[], str]] = {"top-n": top_n, "imputation": imputation, "latency": latency}
+TABLES: dict[str, Callable[[], str]] = {
+    "top-n": top_n,
+    "imputation": imputation,
+    "ranking": ranking,
+    "retrieval": retrieval,
+    "calibration": calibration,
+    "latency": latency,
+    "faults": faults,
+    "staleness": staleness,
+}
 
 
 def rewritten(text: str) -> str:

@@ -23,8 +23,9 @@ from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
 from training.datasets.base import DatasetError
 from training.demo import prepare_demo
-from training.evaluate import Protocol, evaluate
+from training.evaluate import MODELS, EvaluationError, Plan, Protocol, evaluate
 from training.features import FeatureError
+from training.peers import PeerError
 from training.progress import Terminal
 from training.train import DataOptions, TrainingDataError, make_bundle
 from training.trainer import TrainerConfig, UnknownMetricError
@@ -163,11 +164,22 @@ def train(
 
 @app.command(name="evaluate")
 def evaluate_command(
-    model: Annotated[Model, typer.Argument(help="Which model.")],
+    model: Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}; imputers only under retrieval.")],
     data: Data,
     protocol: Annotated[Protocol, typer.Option(help="What to measure; see docs/evaluation.md.")] = Protocol.MISSING,
-    missing: Missing = 0.4,
+    missing: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.95,
+            help="Share of item-modality cells to withhold. "
+            "Without it and --mask, equal shares of the items lack 0, 1, ..., all modalities.",
+        ),
+    ] = None,
     mask: Mask = None,
+    imputer: Annotated[
+        str | None, typer.Option(help="Fill missing cells by this imputer before dgmrec or content sees them.")
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, with seeds 1, 2, ...")] = 3,
     variant: Annotated[str | None, typer.Option(help="Name of these settings in the result.")] = None,
     image_encoder: ImageEncoderName = "auto",
@@ -178,21 +190,14 @@ def evaluate_command(
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the raw result goes.")] = None,
 ) -> None:
     """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
-    del model
     torch.set_num_threads(threads)
+    levels = missing is None and mask is None and protocol is not Protocol.RATIO
+    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads, levels=levels)
+    configs = _configs({**_parsed(settings), "device": _device(device)})
+    plan = Plan(model, protocol, options, configs, imputer)
     dataset = load_dataset(data)
-    options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads)
     with Terminal() as terminal:
-        result = evaluate(
-            dataset,
-            protocol,
-            options,
-            _configs({**_parsed(settings), "device": _device(device)}),
-            seeds=seeds,
-            variant=variant,
-            command=_command(),
-            terminal=terminal,
-        )
+        result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
@@ -206,6 +211,22 @@ def evaluate_command(
 def serve(context: typer.Context) -> None:
     """Serve a bundle over HTTP (`lacuna serve --help` lists all settings)."""
     _exec_service(context.args)
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where the copy goes; replaced if it is there.")],
+) -> None:
+    """Copy what the service's database holds into a file, consistently, while the service runs."""
+    _exec_service(["create", str(file)], module="service.backup")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(help="A copy that `lacuna backup` made.")],
+) -> None:
+    """Fill the empty database that LACUNA_DATABASE_URL names from a backup."""
+    _exec_service(["restore", str(file)], module="service.backup")
 
 
 @app.command(name="import")
@@ -365,10 +386,10 @@ def _print_json(value: object) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-def _exec_service(arguments: list[str]) -> None:
+def _exec_service(arguments: list[str], *, module: str = "service") -> None:
     """Become the service. The trainer never imports it: they share bundles and nothing else."""
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "service", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
 ERRORS = (
@@ -376,7 +397,9 @@ ERRORS = (
     BundleError,
     DatasetError,
     EncoderUnavailableError,
+    EvaluationError,
     FeatureError,
+    PeerError,
     TooFewPairsError,
     TrainingDataError,
     UnknownMetricError,

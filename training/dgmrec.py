@@ -25,7 +25,7 @@ from models.graph import (
     rescaled,
     with_self_loops,
 )
-from models.imputers import Evidence, gather_evidence
+from models.imputers import Evidence, collaborative_factors, gather_evidence, user_factors
 from models.modality import ModalBatch
 from training.metrics import evaluate_ranking
 from training.sampling import NegativeSampler, batches
@@ -33,9 +33,10 @@ from training.splits import Parts
 from training.trainer import TrainerConfig
 
 CONTENT_ROWS = 512
+CONTENT_EVERY = 4  # steps: the content losses settle long before the ranking does
 Q_STEPS = 3
 HELD_CELLS = 0.1
-TRUST = (0.0, 0.25, 0.5, 0.75, 1.0)
+TRUST = (0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,18 @@ class DGMRecTask:
         self.generator = torch.Generator().manual_seed(trainer.seed)
         train = data.parts.train
         self.sampler = NegativeSampler(train, data.n_users, data.n_items)
+        self.touched = np.unique(train[:, 1])
         self.interactions = InteractionGraphs.build(train[:, 0], train[:, 1], data.n_users, data.n_items, self.device)
         self._module = DGMRec(config, data.batch.specs if config.modal else (), data.n_users, data.n_items)
         self._module.to(self.device)
         self.side: ItemSide | None = None
+        self.steps = 0
         if config.modal:
             self._prepare_content(data.batch)
         q = [parameter for name, parameter in self.module.named_parameters() if ".q." in name]
         rest = [parameter for name, parameter in self.module.named_parameters() if ".q." not in name]
-        self.optimiser = torch.optim.Adam(rest, lr=trainer.learning_rate)
-        self.q_optimiser = torch.optim.Adam(q, lr=1e-4) if q else None
+        self.optimiser = torch.optim.Adam(rest, lr=trainer.learning_rate, fused=True)
+        self.q_optimiser = torch.optim.Adam(q, lr=1e-4, fused=True) if q else None
 
     @property
     def module(self) -> DGMRec:
@@ -85,13 +88,15 @@ class DGMRecTask:
         )
         model = self.module
         model.fit_projections(batch)
-        evidence = gather_evidence(model.project(batch), batch.observed, self.interactions)
+        self.user_factors = user_factors(self.interactions, self.config.factors)
+        factors = collaborative_factors(self.interactions, self.user_factors)
+        evidence = gather_evidence(model.project(batch), batch.observed, self.interactions, factors)
         held = torch.rand(batch.observed.shape, generator=self.generator).to(self.device) < HELD_CELLS
         # Cells that the generator never learns from: its confidence is calibrated on them.
         self.held_cells = batch.observed & held
         self.cells = batch.observed & ~held
         if self.config.imputation == "generate":
-            model.fit_ridge(evidence, self.cells)
+            model.fit_base(evidence, self.cells)
         self.raw = batch
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
@@ -108,7 +113,8 @@ class DGMRecTask:
         for column, name in enumerate(evidence.names):
             guess = torch.zeros_like(evidence.own[name])
             if self.config.imputation == "generate":
-                guess = evidence.inputs(name) @ self.module.tower(name).ridge
+                tower = self.module.tower(name)
+                guess = tower.projection.signal(self.module.base(name, evidence))
             elif self.config.imputation == "nn":
                 guess = evidence.near[name]
             filled[name] = torch.where(evidence.observed[:, [column]], evidence.own[name], guess)
@@ -157,6 +163,7 @@ class DGMRecTask:
         evidence = self.side.evidence
         out = self.module(self.interactions, self.side)
         self.module.update_mean_generals(out, evidence.observed)
+        self._weigh_generator(out)
         features = self._impute(evidence, out.taste)
         share = self.config.refine_weight if weight is None else weight
         for column, name in enumerate(evidence.names):
@@ -175,28 +182,43 @@ class DGMRecTask:
             self.refresh()
         self._fit_q()
         total = -(-len(self.data.parts.train) // self.trainer.batch_size)
-        sums: dict[str, float] = defaultdict(float)
+        seen: dict[str, list[float]] = defaultdict(list)
         for done, pairs in enumerate(batches(self.data.parts.train, self.trainer.batch_size, self.rng), start=1):
-            negatives = self.sampler.sample(pairs[:, 0], self.rng)
+            negatives = self._negatives(pairs[:, 0])
             for key, value in self._step(pairs, negatives).items():
-                sums[key] += value
+                seen[key].append(value)
             progress(done, total)
-        return {key: value / total for key, value in sums.items()}
+        means = {key: float(np.mean(values)) for key, values in seen.items()}
+        return {"loss": sum(means.values())} | means
+
+    def _negatives(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        """One item that the user has not touched for each pair, or different ones for the whole batch.
+
+        The latter are items that somebody has touched: an item that is new could only ever be a negative, and the model
+        would learn to recommend it to nobody.
+        """
+        if self.config.ranking == "bpr":
+            return self.sampler.sample(users, self.rng)
+        return self.rng.permutation(self.touched)[: self.config.negatives]
 
     def _step(self, pairs: NDArray[np.int64], negatives: NDArray[np.int64]) -> dict[str, float]:
         users, positives, negative = (
             torch.from_numpy(np.ascontiguousarray(rows)).to(self.device) for rows in (*pairs.T, negatives)
         )
+        excluded = None
+        if self.config.ranking == "softmax":
+            excluded = torch.from_numpy(self.sampler.touched(pairs[:, 0], negatives)).to(self.device)
         out = self.module(self.interactions, self.side, self._dropped())
-        terms = self.module.ranking_losses(out, users, positives, negative)
-        if self.side is not None:
+        terms = self.module.ranking_losses(out, users, positives, negative, self.interactions, self.side, excluded)
+        self.steps += 1
+        if self.side is not None and self.steps % CONTENT_EVERY == 0:
             order = torch.randperm(self.data.n_items, generator=self.generator)[:CONTENT_ROWS].to(self.device)
             terms |= self.module.content_losses(out, self.side, order, self.cells, self.generator)
         loss = torch.stack(list(terms.values())).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
         self.optimiser.step()
-        return {"loss": loss.item()} | {key: value.item() for key, value in terms.items()}
+        return {key: value.item() for key, value in terms.items()}
 
     def _dropped(self) -> Tensor | None:
         """Items whose collaborative part is dropped this step."""
@@ -218,7 +240,7 @@ class DGMRecTask:
         """Ranking metrics on the validation part, and the generator's centred cosine on held-out cells."""
         out = self.embed()
         metrics = self._ranking(out, self.data.parts.valid, self.data.parts.train)
-        return metrics | {f"cosine[{name}]": value for name, value in self._held_cosines(out).items()}
+        return metrics | {f"cosine[{name}]": cosines.mean().item() for name, cosines in self._held_cosines(out).items()}
 
     def test(self) -> dict[str, float]:
         """Ranking metrics on the test part, over all items not seen in training."""
@@ -235,11 +257,12 @@ class DGMRecTask:
         users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
         return evaluate_ranking(lambda rows: users[rows] @ items.T, pairs, seen, (20, 50))
 
-    def _held_cosines(self, out: Embeddings) -> dict[str, float]:
+    def _held_cosines(self, out: Embeddings) -> dict[str, Tensor]:
+        """By modality the centred cosines of the held-out cells `[k]`."""
         if self.side is None or self.config.imputation != "generate":
             return {}
         return {
-            name: F.cosine_similarity(made, truth, dim=1).mean().item()
+            name: F.cosine_similarity(made, truth, dim=1)
             for name, (_, made, truth) in self._held_generations(out).items()
         }
 
@@ -257,15 +280,9 @@ class DGMRecTask:
             facts, made = [], []
             for others in (False, True):
                 for untouched in (False, True):
-                    flags = [
-                        torch.full((self.data.n_items,), value, device=self.device) for value in (others, untouched)
-                    ]
-                    taste = self.module.hidden_taste(out, self.side, name, others=flags[0], interactions=flags[1])[
-                        :, rows
-                    ]
-                    evidence = self.side.evidence.select(rows).without(
-                        name, others=flags[0][rows], interactions=flags[1][rows]
-                    )
+                    flags = [torch.full((len(rows),), value, device=self.device) for value in (others, untouched)]
+                    taste = self.module.hidden_taste(out, self.side, name, rows, others=flags[0], interactions=flags[1])
+                    evidence = self.side.evidence.select(rows).without(name, others=flags[0], interactions=flags[1])
                     generation = self.module.generate(name, evidence, taste)
                     facts.append(generation.facts)
                     made.append(projection.back(generation.features) - projection.mean)
@@ -281,7 +298,6 @@ class DGMRecTask:
         """
         if self.side is None or self.config.imputation != "generate":
             return {}
-        self._weigh_generator()
         self.refresh(weight=1.0)
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():
@@ -296,17 +312,23 @@ class DGMRecTask:
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         return report
 
-    def _weigh_generator(self) -> None:
-        """Take of each generator's learned step away from the ridge the share that is best on the held-out cells."""
-        best: dict[str, tuple[float, float]] = {}
-        out = self.embed()
+    def _weigh_generator(self, out: Embeddings) -> None:
+        """Take of each generator's learned step away from its base the share that is best on the held-out cells; none
+        where its gain is within two standard errors, as the largest of several noisy gains is an optimist."""
+        for name in self.module.names:
+            self.module.tower(name).trust.zero_()
+        base = self._held_cosines(out)
+        best = dict.fromkeys(base, (0.0, 0.0))  # gain and share
         for share in TRUST:
             for name in self.module.names:
                 self.module.tower(name).trust.fill_(share)
-            for name, cosine in self._held_cosines(out).items():
-                best[name] = max(best.get(name, (-2.0, 0.0)), (cosine, share))
+            for name, cosines in self._held_cosines(out).items():
+                gains = cosines - base[name]
+                gain, doubt = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
+                if gain > max(2 * doubt, best[name][0]):
+                    best[name] = (gain, share)
         for name in self.module.names:
-            self.module.tower(name).trust.fill_(best[name][1] if name in best else 1.0)
+            self.module.tower(name).trust.fill_(best[name][1] if name in best else 0.0)
 
     def state(self) -> dict[str, Any]:
         """Optimisers, random states, and the graphs with the features they came from."""
@@ -315,6 +337,7 @@ class DGMRecTask:
             "q": self.q_optimiser.state_dict() if self.q_optimiser else {},
             "generator": self.generator.get_state(),
             "rng": self.rng.bit_generator.state,
+            "steps": self.steps,
         }
         if self.side is not None:
             tree["features"] = dict(self.side.features)
@@ -331,6 +354,7 @@ class DGMRecTask:
             self.q_optimiser.load_state_dict(state["q"])
         self.generator.set_state(state["generator"])
         self.rng.bit_generator.state = state["rng"]
+        self.steps = state["steps"]
         if self.side is not None:
             shape = (self.data.n_items, self.data.n_items)
             self.matrices = {

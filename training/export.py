@@ -44,6 +44,8 @@ def serving_model(task: DGMRecTask, dataset: Dataset) -> OnlineDGMRec:
     tables["item_id"] = out.item_id
     tables["item_taste"] = out.taste.transpose(0, 1)
     tables["mean_taste"] = out.taste[:, known].mean(dim=1)
+    tables["user_factor"] = task.user_factors
+    tables["item_factor"] = evidence.factors
     tables["known"] = known.to(torch.uint8)
     tables["observed"] = evidence.observed.to(torch.uint8)
     with torch.no_grad():

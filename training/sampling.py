@@ -24,6 +24,8 @@ class NegativeSampler:
         distinct = np.unique(pairs[:, 0] * n_items + pairs[:, 1])
         owner, item = np.divmod(distinct, n_items)
         count = np.bincount(owner, minlength=n_users)
+        self._items = item
+        self._n_items = n_items
         self._start = np.concatenate([[0], np.cumsum(count)])
         self._keys = owner * (n_items + 1) + item - (np.arange(len(distinct)) - self._start[owner])
         self._free = n_items - count
@@ -48,6 +50,17 @@ class NegativeSampler:
         self._require(users, size)
         ranks = [rng.choice(free, size, replace=False) for free in self._free[users]]
         return self._free_item(users[:, None], np.array(ranks, dtype=np.int64).reshape(len(users), size))
+
+    def touched(self, users: Rows, items: Rows) -> NDArray[np.bool_]:
+        """Which of the different `items` `[s]` each user has interacted with, `[b, s]`."""
+        place = np.full(self._n_items, -1, dtype=np.int64)
+        place[items] = np.arange(len(items))
+        begin, count = self._start[users], np.diff(self._start)[users]
+        row = np.repeat(np.arange(len(users)), count)
+        column = place[self._items[np.arange(len(row)) + np.repeat(begin - (np.cumsum(count) - count), count)]]
+        found = np.zeros((len(users), len(items)), dtype=np.bool_)
+        found[row[column >= 0], column[column >= 0]] = True
+        return found
 
     def _free_item(self, users: Rows, rank: Rows) -> Rows:
         place = np.searchsorted(self._keys, users * self._stride + rank, side="right")

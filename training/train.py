@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from models.bundle import EncoderRef, Manifest, require_replaceable
@@ -22,9 +23,9 @@ from training.datasets.base import Dataset
 from training.dgmrec import DGMRecTask, TopNData
 from training.export import export_bundle
 from training.features import catalogue_pictures, encode_dataset
-from training.masking import mask_cells
+from training.masking import mask_cells, mask_levels
 from training.progress import Terminal
-from training.splits import Parts, random_split
+from training.splits import Parts, Rows, hold_out_items, random_split
 from training.trainer import TrainerConfig, TrainingResult, train
 
 WEIGHTS = "image_encoder.safetensors"
@@ -46,6 +47,7 @@ class DataOptions:
             the latter's mobilenet_v2 where `image_weights` is given, else `catalogue`.
         image_weights: a local file with the weights of the torchvision network.
         cache: where features of fixed encoders are kept between runs.
+        levels: withhold so that equal shares of the items lack 0, 1, ..., M modalities, instead of `missing`.
     """
 
     missing: float = 0.0
@@ -55,13 +57,18 @@ class DataOptions:
     cache: Path | None = None
     threads: int = 2
     seed: int = 0
+    levels: bool = False
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Features with holes, who encoded them, and what an encoder adds to the bundle."""
+    """Features with holes, who encoded them, and what an encoder adds to the bundle.
+
+    `complete` holds the withheld cells too; it is for measuring and never reaches a model.
+    """
 
     batch: ModalBatch
+    complete: ModalBatch
     withheld: NDArray[np.bool_]
     encoders: Mapping[str, EncoderRef | None]
     files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
@@ -72,9 +79,10 @@ def withheld_cells(dataset: Dataset, options: DataOptions) -> NDArray[np.bool_]:
     observed = dataset.observed()
     if options.mask is not None:
         return dataset.withheld(options.mask) & observed
-    if not options.missing:
-        return np.zeros_like(observed)
-    return mask_cells(observed, options.missing, np.random.default_rng(options.seed)) & observed
+    rng = np.random.default_rng(options.seed)
+    if options.levels:
+        return mask_levels(observed, rng)
+    return mask_cells(observed, options.missing, rng)
 
 
 def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal) -> Prepared:
@@ -94,16 +102,22 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
     written = any(isinstance(content, str) for content in _contents(dataset))
     text = _text_encoder(options) if pictured or written else None
     image, weights = _image_encoder(dataset, observed, text, options, terminal) if pictured and text else (None, None)
-    batch, encoders = encode_dataset(
-        dataset, observed, text_encoder=text, image_encoder=image, progress=terminal.stage, cache_dir=options.cache
+    complete, encoders = encode_dataset(
+        dataset,
+        dataset.observed(),
+        text_encoder=text,
+        image_encoder=image,
+        progress=terminal.stage,
+        cache_dir=options.cache,
     )
+    batch = complete.masked(torch.from_numpy(withheld)) if withheld.any() else complete  # no copy of what is large
     if weights is None:
-        return Prepared(batch, withheld, encoders)
+        return Prepared(batch, complete, withheld, encoders)
     shipped = {
         name: ref.model_copy(update={"file": WEIGHTS}) if ref is not None and ref.id == CATALOGUE else ref
         for name, ref in encoders.items()
     }
-    return Prepared(batch, withheld, shipped, {WEIGHTS: lambda file: file.write_bytes(weights)})
+    return Prepared(batch, complete, withheld, shipped, {WEIGHTS: lambda file: file.write_bytes(weights)})
 
 
 def _contents(dataset: Dataset) -> Iterator[object]:
@@ -140,14 +154,19 @@ def _image_encoder(
         return catalogue_encoder(file, threads=options.threads), weights
 
 
-def split_parts(dataset: Dataset, seed: int) -> Parts:
+def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None) -> Parts:
     """The dataset's published split, or a random one by user; users without training pairs are left out.
+
+    Args:
+        new_items: rows of items whose training pairs join the test part.
 
     Raises:
         TrainingDataError: too little feedback to train on.
     """
     pairs = dataset.pairs()
     split = dataset.split if dataset.split is not None else random_split(pairs, np.random.default_rng(seed))
+    if new_items is not None:
+        split = hold_out_items(pairs, split, new_items)
     parts = Parts.of(pairs, split).evaluable()
     if len(parts.train) and np.bincount(parts.train[:, 0]).max() == len(dataset.items):
         raise TrainingDataError(
@@ -177,11 +196,14 @@ def train_dgmrec(
     config: DGMRecConfig,
     trainer: TrainerConfig,
     *,
+    parts: Parts | None = None,
     checkpoint: Path | None = None,
     terminal: Terminal | None = None,
 ) -> Trained:
-    """Train, regenerate, calibrate, test."""
-    data = TopNData(prepared.batch, split_parts(dataset, trainer.seed), len(dataset.users), len(dataset.items))
+    """Train, regenerate, calibrate, test, on these parts or those of `split_parts`."""
+    if parts is None:
+        parts = split_parts(dataset, trainer.seed)
+    data = TopNData(prepared.batch, parts, len(dataset.users), len(dataset.items))
     task = DGMRecTask(data, config, trainer)
     result = train(
         task,

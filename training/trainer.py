@@ -25,8 +25,8 @@ class TrainerConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     epochs: int = Field(200, ge=1, description="at most so many")
-    batch_size: int = Field(2048, ge=1)
-    learning_rate: float = Field(5e-3, gt=0)
+    batch_size: int = Field(4096, ge=1)
+    learning_rate: float = Field(1e-2, gt=0)
     patience: int = Field(20, ge=1, description="evaluations without a better result before stopping")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")

@@ -81,7 +81,7 @@ def test_help_lists_the_commands(lacuna: Run) -> None:
         ("demo", ["--out", "--bundle-only", "--items", "--users"]),
         ("prepare", ["--out", "--source"]),
         ("train", ["--data", "--out", "--missing", "--set", "--json", "--fresh", "--device", "--no-catalogue"]),
-        ("evaluate", ["--data", "--protocol", "--seeds", "--mask", "--json"]),
+        ("evaluate", ["--data", "--protocol", "--seeds", "--mask", "--imputer", "--json"]),
         ("import", ["--url", "--key"]),
     ],
 )
@@ -284,8 +284,29 @@ def test_evaluate(lacuna: Run, data: Path, tmp_path: Path) -> None:
     assert json.loads(printed) == {"mean": result["mean"], "std": result["std"]}
     assert [run["seed"] for run in result["runs"]] == [1, 2]
     assert result["command"].startswith("lacuna evaluate dgmrec --data ")
-    assert result["config"]["missing"] == 0.4
+    assert (result["config"]["missing"], result["config"]["levels"]) == (0.0, True)
     assert "seed 2" in err
+
+
+def test_evaluate_a_peer_with_a_share_missing(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    code, _, _ = lacuna("evaluate", "content", "--data", data, "--missing", "0.2", "--seeds", "1", "--json", file)
+    assert code == 0
+    config = json.loads(file.read_text())["config"]
+    assert (config["missing"], config["levels"]) == (0.2, False)
+
+
+def test_evaluate_ratio(lacuna: Run, data: Path) -> None:
+    code, printed, err = lacuna("evaluate", "popularity", "--data", data, "--protocol", "ratio", "--seeds", "1")
+    assert code == 0
+    assert "recall@20[missing=80%]" in json.loads(printed)["mean"]
+    assert "80% of the cells missing" in err
+
+
+def test_evaluate_what_makes_no_sense(lacuna: Run, data: Path) -> None:
+    assert "has no model 'easy'" in refused(lacuna("evaluate", "easy", "--data", data))
+    answer = lacuna("evaluate", "ease", "--data", data, "--protocol", "retrieval")
+    assert "the protocol retrieval has no model 'ease'" in refused(answer)
 
 
 def test_evaluate_with_an_unknown_setting(lacuna: Run, data: Path) -> None:
@@ -312,6 +333,12 @@ def test_serve_hands_everything_on(lacuna: Run, became: list[list[str]]) -> None
     assert lacuna("serve", "--help")[0] == 0
     start = [sys.executable, "-m", "service"]
     assert became == [[*start, "--bundle", "x", "--port", "9000"], [*start, "--help"]]
+
+
+def test_backup_and_restore_are_the_services(lacuna: Run, became: list[list[str]]) -> None:
+    assert lacuna("backup", "copy.zip")[0] == lacuna("restore", "copy.zip")[0] == 0
+    start = [sys.executable, "-m", "service.backup"]
+    assert became == [[*start, "create", "copy.zip"], [*start, "restore", "copy.zip"]]
 
 
 def test_demo_serves_the_bundle_that_is_there(lacuna: Run, became: list[list[str]], data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch.nn import functional
@@ -12,7 +13,7 @@ from models.dgmrec import DGMRecConfig
 from models.graph import Matrix
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
-from training.dgmrec import DGMRecTask, TopNData, calibration_error
+from training.dgmrec import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
 from training.trainer import train
 
 
@@ -100,9 +101,13 @@ def share_of_own_group(table: NDArray[np.float32]) -> float:
     return float((group(ITEMS)[best] == group(USERS)[:, None]).mean())
 
 
-def test_checkerboard_is_learnt(learnt: DGMRecTask) -> None:
-    assert share_of_own_group(scores(learnt)) > 0.99
-    assert learnt.test()["ndcg@20"] > task_of().test()["ndcg@20"]
+@pytest.mark.parametrize("changes", [{}, {"ranking": "bpr"}])
+def test_checkerboard_is_learnt(changes: dict[str, object]) -> None:
+    task = task_of(**changes)
+    train(task, TRAINER.model_copy(update={"epochs": 10}))
+    task.finish()
+    assert share_of_own_group(scores(task)) > 0.95
+    assert task.test()["ndcg@20"] > task_of(**changes).test()["ndcg@20"]
 
 
 def test_interactions_alone_are_learnt_too() -> None:
@@ -132,12 +137,36 @@ def test_generated_features_tell_the_group(learnt: DGMRecTask) -> None:
         assert functional.cosine_similarity(made, truth, dim=1).mean() > 0.3
 
 
+def test_content_is_learnt_every_few_steps() -> None:
+    task = task_of()
+    pairs = task.data.parts.train[:32]
+    having = ["reconstruction" in task._step(pairs, np.arange(20)) for _ in range(2 * CONTENT_EVERY)]
+    assert having == ([False] * (CONTENT_EVERY - 1) + [True]) * 2
+    again = task_of()
+    again.load_state(task.state())
+    assert again.steps == task.steps
+
+
+def test_negatives() -> None:
+    """Different ones for the whole batch, or one for each pair."""
+    users = task_of().data.parts.train[:30, 0]
+    drawn = task_of(negatives=20)._negatives(users)
+    assert len(set(drawn.tolist())) == len(drawn) == 20
+    touched = sorted(set(parts().train[:, 1].tolist()))
+    assert len(touched) < ITEMS
+    assert sorted(task_of(negatives=500)._negatives(users).tolist()) == touched  # never a new item
+    met = {(int(user), int(item)) for user, item in checkerboard().parts.train}
+    one_each = task_of(ranking="bpr")._negatives(users)
+    assert len(one_each) == 30
+    assert not met & set(zip(users.tolist(), one_each.tolist(), strict=True))
+
+
 def test_lightgcn_alone() -> None:
     task = task_of(modal=False)
     assert task.side is None
     result = train(task, TRAINER)
     assert set(result.best) == {"recall@20", "ndcg@20", "recall@50", "ndcg@50"}
-    assert set(result.history[0]["losses"]) == {"loss", "bpr", "l2"}
+    assert set(result.history[0]["losses"]) == {"loss", "ranking", "l2"}
     assert task.finish() == {}
     task.refresh()  # nothing to refresh
     assert task.side is None
@@ -166,6 +195,8 @@ def test_only_items_that_have_the_modality_are_read_from() -> None:
 def test_refresh_changes_rows_of_missing_cells_only(weight: float) -> None:
     task, (_, observed) = task_of(refine_weight=weight), contents()
     epochs(task, 2)
+    for column, name in enumerate(task.module.names):  # forgotten, so that the refresh has something to do
+        task.matrices[name] = sp.csr_array(sp.diags_array(observed[:, column].astype(np.float32)) @ task.matrices[name])
     before = {name: matrix.toarray() for name, matrix in task.matrices.items()}
     task.refresh()
     changed_rows = 0
@@ -175,7 +206,7 @@ def test_refresh_changes_rows_of_missing_cells_only(weight: float) -> None:
         assert not changed[observed[:, column]].any()
         changed_rows += int(changed.sum())
         rows = after[~observed[:, column]]
-        np.testing.assert_allclose(rows.sum(axis=1), 1, rtol=1e-5)
+        np.testing.assert_allclose(rows.sum(axis=1), weight > 0, rtol=1e-5)
         if weight == 1:
             assert ((rows > 0).sum(axis=1) == CONFIG.neighbours).all()
     assert (changed_rows > 0) == (weight > 0)
@@ -229,6 +260,37 @@ def test_held_cells() -> None:
     assert torch.equal(task.held_cells | task.cells, torch.from_numpy(observed))
     assert not (task.held_cells & task.cells).any()
     assert task.held_cells.any()
+
+
+def test_trust_is_what_held_out_cells_bear_out() -> None:
+    """The share with the largest gain over the base, if the gain is beyond two standard errors."""
+    task = task_of()
+    epochs(task, 4)
+    out = task.embed()
+    task._weigh_generator(out)
+    chosen = {name: task.module.tower(name).trust.item() for name in task.module.names}
+    cosines = {}
+    for share in (0.0, *TRUST):
+        for name in task.module.names:
+            task.module.tower(name).trust.fill_(share)
+        cosines[share] = task._held_cosines(out)
+    for name, trust in chosen.items():
+        gains = {share: found[name] - cosines[0.0][name] for share, found in cosines.items()}
+        sure = {s: float(g.mean()) for s, g in gains.items() if g.mean() > 2 * g.std() / len(g) ** 0.5}
+        assert trust == max(sure, key=lambda share: sure[share], default=0.0)
+        assert gains[1.0].any()
+
+
+def test_before_training_the_base_is_generated() -> None:
+    task, (_, observed) = task_of(), contents()
+    assert task.side is not None
+    for column, name in enumerate(task.module.names):
+        lacking = torch.from_numpy(~observed[:, column])
+        tower = task.module.tower(name)
+        assert tower.trust == 0
+        base = task.module.base(name, task.side.evidence)
+        assert base[lacking].any()
+        torch.testing.assert_close(task.side.features[name][lacking], tower.projection.signal(base)[lacking])
 
 
 def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:

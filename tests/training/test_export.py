@@ -129,13 +129,19 @@ def test_tables(exported: Exported) -> None:
     assert set(tables) == {*TABLES, "feature.audio", "feature.scan"}
     np.testing.assert_allclose(tables["item_id"], out.item_id, atol=1e-6)
     np.testing.assert_allclose(tables["item_taste"], out.taste.transpose(0, 1), atol=1e-6)
+    assert task.side is not None
+    np.testing.assert_array_equal(tables["user_factor"], task.user_factors)
+    np.testing.assert_array_equal(tables["item_factor"], task.side.evidence.factors)
+    for user, item in split_parts(exported.dataset, 0).train[::17]:
+        factor = exported.online.user_factor(f"user-{user}")
+        assert factor is not None
+        assert factor @ tables["item_factor"][item] > 0  # a user adds to the items that the user met
     known = np.ones(ITEMS, dtype=bool)
     known[task.interactions.item_degree.numpy() == 0] = False
     assert not known[list(NEW)].any()
     assert np.array_equal(tables["known"], known)
     np.testing.assert_allclose(tables["mean_taste"], out.taste[:, known].mean(dim=1), atol=1e-6)
     assert np.array_equal(tables["observed"], exported.prepared.batch.observed.numpy())
-    assert task.side is not None
     for column, name in enumerate(task.module.names):
         assert np.array_equal(tables[f"feature.{name}"], task.side.features[name].numpy())
         made = task.module.generate(name, task.side.evidence, out.taste)
@@ -151,6 +157,15 @@ def test_users_are_served_as_they_were_trained(exported: Exported) -> None:
         history = train[train[:, 0] == user, 1]
         served = exported.online.user_id(f"user-{user}", exported.online.tables["item_message"][history])
         np.testing.assert_allclose(served, out.user_id[user], atol=1e-5)
+
+
+def test_new_items_get_the_factors_of_training(exported: Exported) -> None:
+    """From the same users, by what the bundle holds."""
+    train = split_parts(exported.dataset, 0).train
+    for item in range(ITEMS):
+        rows = [exported.online.user_factor(f"user-{user}") for user in train[train[:, 1] == item, 0]]
+        folded = exported.online.item_factor([row for row in rows if row is not None])
+        np.testing.assert_allclose(folded, exported.online.tables["item_factor"][item], atol=1e-5)
 
 
 def test_users_without_training_history_have_no_tables(tmp_path: Path) -> None:

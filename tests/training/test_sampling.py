@@ -45,6 +45,22 @@ def test_several_and_distinct_negatives() -> None:
     assert len(set(distinct[1])) == 3
 
 
+def test_touched_is_what_the_sets_say() -> None:
+    rng = np.random.default_rng(3)
+    dense = rng.random((12, 20)) < rng.random((12, 1))
+    dense[4], dense[5] = False, True
+    pairs = rng.permutation(np.concatenate([np.argwhere(dense), np.argwhere(dense)[:9]]))  # some twice
+    sampler = NegativeSampler(pairs, 12, 20)
+    histories = {user: {int(item) for owner, item in pairs if owner == user} for user in range(12)}
+    users = np.array([4, 5, 5, 0, 11, 2, 4])
+    for items in (rng.permutation(20), rng.permutation(20)[:6], np.array([], dtype=np.int64)):
+        expected = [[int(item) in histories[user] for item in items] for user in users.tolist()]
+        found = sampler.touched(users, items)
+        assert found.shape == (7, len(items))
+        assert found.tolist() == expected
+    assert sampler.touched(users[:0], np.arange(3)).shape == (0, 3)
+
+
 def test_users_with_too_few_free_items() -> None:
     sampler = NegativeSampler(np.array([[0, 0], [1, 0], [1, 1]]), n_users=2, n_items=2)
     rng = np.random.default_rng(1)

@@ -19,7 +19,20 @@ from training.trainer import TrainerConfig
 
 USERS, ITEMS, EACH, SLIPS = 24, 60, 14, 2
 NEW = (0, 1)  # one item of each group that nobody has touched
-CONFIG = DGMRecConfig(embedding_size=8, layers=2, neighbours=4, rank=4, refine_every=2)
+# Of so few items, all as negatives at a low temperature would tell the pairs of training from the held-out ones; and so
+# few steps need content to count from the start.
+CONFIG = DGMRecConfig(
+    embedding_size=8,
+    layers=2,
+    neighbours=4,
+    rank=4,
+    refine_every=2,
+    negatives=8,
+    ranking_temperature=1.0,
+    modal_weight=1.0,
+    behaviour=0.05,
+    cold_rate=0.1,
+)
 TRAINER = TrainerConfig(epochs=6, batch_size=64, learning_rate=0.01, metric="ndcg@20", patience=50)
 
 

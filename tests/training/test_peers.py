@@ -1,0 +1,134 @@
+"""Peers against slow readings of their formulas, and their tuning on validation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+import training.peers as module
+from models.modality import ModalBatch
+from tests.training.tiny import ITEMS, USERS, checkerboard
+from training.metrics import ScoreFunction, Scores, evaluate_ranking
+from training.peers import PEERS, Peer, PeerData, PeerError, content_profile, ease, item_knn, popularity, tune
+
+
+@pytest.fixture(scope="module")
+def data() -> PeerData:
+    tiny = checkerboard()
+    return PeerData(tiny.parts, USERS, ITEMS, tiny.batch)
+
+
+@pytest.fixture(scope="module")
+def r(data: PeerData) -> NDArray[np.float64]:
+    """R, dense."""
+    table = np.zeros((USERS, ITEMS))
+    table[tuple(data.parts.train.T)] = 1
+    return table
+
+
+def all_scores(scores: ScoreFunction) -> Scores:
+    """In two blocks, as the metrics ask for them."""
+    return np.concatenate([scores(np.arange(10)), scores(np.arange(10, USERS))])
+
+
+def test_popularity(data: PeerData, r: NDArray[np.float64]) -> None:
+    np.testing.assert_array_equal(all_scores(popularity(data)), np.tile(r.sum(axis=0), (USERS, 1)))
+
+
+@pytest.mark.parametrize(("k", "shrinkage"), [(3, 0.0), (3, 10.0), (ITEMS, 1.0), (500, 1.0)])
+def test_item_knn(
+    data: PeerData, r: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch, k: int, shrinkage: float
+) -> None:
+    monkeypatch.setattr(module, "SIMILAR_BLOCK", 7)
+    counts = r.T @ r
+    length = np.sqrt(np.diagonal(counts))
+    np.fill_diagonal(counts, 0)
+    similarity = counts / np.maximum(np.outer(length, length) + shrinkage, 1e-12)
+    found = module._most_similar(data.train, k, shrinkage).toarray()
+    for item in range(ITEMS):
+        kept = found[item] > 0
+        np.testing.assert_allclose(found[item][kept], similarity[item][kept], rtol=1e-5)
+        assert np.sort(found[item][kept])[::-1] == pytest.approx(
+            np.sort(similarity[item][similarity[item] > 0])[::-1][:k], rel=1e-5
+        )
+    scores = all_scores(item_knn(data, k=k, shrinkage=shrinkage))
+    expected = [[sum(found[i, j] for j in np.flatnonzero(r[u])) for i in range(ITEMS)] for u in range(USERS)]
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("l2", [0.5, 100.0])
+def test_ease(data: PeerData, r: NDArray[np.float64], l2: float) -> None:
+    """Each column of B is the ridge regression of the item on all the others."""
+    gram = r.T @ r
+    expected = np.zeros((ITEMS, ITEMS))
+    for item in range(ITEMS):
+        rest = np.arange(ITEMS) != item
+        expected[rest, item] = np.linalg.solve(gram[np.ix_(rest, rest)] + l2 * np.eye(ITEMS - 1), gram[rest, item])
+    np.testing.assert_allclose(all_scores(ease(data, l2=l2)), r @ expected, atol=1e-4)
+
+
+def test_ease_refuses_what_it_cannot_invert(data: PeerData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EASE_ITEMS", ITEMS - 1)
+    with pytest.raises(PeerError, match="60 items are more than the 59"):
+        ease(data, l2=1.0)
+
+
+@pytest.mark.parametrize("centred", [True, False])
+def test_content_profile(data: PeerData, r: NDArray[np.float64], centred: bool) -> None:
+    assert data.batch is not None
+    blocks = []
+    for column, feature in enumerate(data.batch.features.values()):
+        has = data.batch.observed[:, column].numpy()
+        x = feature.numpy().astype(np.float64)
+        mean = x[has].mean(axis=0)
+        filled = np.where(has[:, None], x, mean) - (mean if centred else 0)
+        blocks.append(filled / np.maximum(np.linalg.norm(filled, axis=1, keepdims=True), 1e-9))
+    items = np.concatenate(blocks, axis=1)
+    profile = (r @ items) / np.maximum(r.sum(axis=1, keepdims=True), 1)
+    length = np.maximum(np.outer(np.linalg.norm(profile, axis=1), np.linalg.norm(items, axis=1)), 1e-9)
+    cosines = profile @ items.T / length
+    scores = all_scores(content_profile(data, centred=centred))
+    scale = (scores * cosines).sum(axis=1, keepdims=True) / (cosines**2).sum(axis=1, keepdims=True)  # a user's own
+    np.testing.assert_allclose(scores, cosines * scale, atol=1e-3)
+    assert (scale > 0).all()
+
+
+def test_content_profile_without_features(data: PeerData) -> None:
+    for batch in (None, ModalBatch({}, torch.zeros(ITEMS, 0, dtype=torch.bool))):
+        with pytest.raises(PeerError, match="needs features"):
+            content_profile(PeerData(data.parts, USERS, ITEMS, batch), centred=True)
+
+
+@pytest.mark.parametrize("placeholder", [7.0, torch.nan])
+def test_content_profile_reads_no_placeholder(data: PeerData, placeholder: float) -> None:
+    noisy = PeerData(data.parts, USERS, ITEMS, checkerboard(placeholder).batch)
+    np.testing.assert_array_equal(*(all_scores(content_profile(x, centred=True)) for x in (data, noisy)))
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_peers_find_the_groups(data: PeerData, name: str) -> None:
+    """All but popularity tell the two groups of the checkerboard apart."""
+    seen: list[tuple[int, int]] = []
+    found = tune(PEERS[name], data, progress=lambda done, total: seen.append((done, total)))
+    assert found.setting in PEERS[name].grid
+    assert seen == [(number, len(PEERS[name].grid)) for number in range(1, len(PEERS[name].grid) + 1)]
+    assert found.valid == evaluate_ranking(found.scores, data.parts.valid, data.parts.train)
+    rival = evaluate_ranking(popularity(data), data.parts.test, data.parts.train)["ndcg@20"]
+    mine = evaluate_ranking(found.scores, data.parts.test, data.parts.train)["ndcg@20"]
+    assert mine == rival if name == "popularity" else mine > 1.2 * rival
+
+
+def test_tune_takes_the_best_on_validation(data: PeerData) -> None:
+    """Not the one that knows the answers of the test part."""
+
+    def oracle(data: PeerData, *, knows: str) -> ScoreFunction:
+        table = np.zeros((USERS, ITEMS), dtype=np.float32)
+        table[tuple(getattr(data.parts, knows).T)] = 1
+        return lambda rows: table[rows]
+
+    grid: tuple[dict[str, Any], ...] = ({"knows": "test"}, {"knows": "valid"})
+    assert tune(Peer(oracle, grid), data).setting == {"knows": "valid"}

@@ -1,0 +1,316 @@
+"""The protocols: what is withheld, what runs, what is counted."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.dgmrec import DGMRecConfig
+from models.graph import InteractionGraphs
+from models.imputers import IMPUTERS, impute, tuned
+from models.modality import ModalBatch
+from training.datasets.base import Dataset
+from training.dgmrec import DGMRecTask
+from training.evaluate.machine import machine
+from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
+from training.masking import levels
+from training.metrics import Rows, ScoreFunction, rank_all, summarise
+from training.peers import PEERS, PeerData, tune
+from training.progress import Terminal
+from training.splits import Parts, draw_new_items
+from training.train import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
+from training.trainer import TrainerConfig, TrainingResult, peak_memory_mb
+
+
+class Protocol(StrEnum):
+    """What is measured."""
+
+    MISSING = "missing"
+    NEW_ITEMS = "new-items"
+    RATIO = "ratio"
+    RETRIEVAL = "retrieval"
+
+
+RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
+LEARNED = ("dgmrec", "lightgcn")
+RANKERS = (*LEARNED, *PEERS)
+GENERATORS = ("dgmrec", *IMPUTERS)
+MODELS = tuple(dict.fromkeys((*RANKERS, *IMPUTERS)))
+
+
+class EvaluationError(ValueError):
+    """A measurement that makes no sense; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure.
+
+    Attributes:
+        model: one of `MODELS`; imputers only under the protocol retrieval, peers only under the others.
+        options: which cells are withheld; the protocol ratio sets `missing` itself.
+        configs: of the learned models.
+        imputer: fills the cells that dgmrec or content would find missing before it sees them.
+
+    Raises:
+        EvaluationError: the parts do not fit together.
+    """
+
+    model: str
+    protocol: Protocol
+    options: DataOptions
+    configs: tuple[DGMRecConfig, TrainerConfig]
+    imputer: str | None = None
+
+    def __post_init__(self) -> None:
+        fitting = GENERATORS if self.protocol is Protocol.RETRIEVAL else RANKERS
+        if self.model not in fitting:
+            raise EvaluationError(
+                f"the protocol {self.protocol.value} has no model {self.model!r}; it has {', '.join(fitting)}"
+            )
+        if self.imputer is not None and self.imputer not in IMPUTERS:
+            raise EvaluationError(f"there is no imputer {self.imputer!r}; there are {', '.join(IMPUTERS)}")
+        if self.imputer is not None and (self.protocol is Protocol.RETRIEVAL or not self.reads_content):
+            raise EvaluationError(f"an imputer has no use for {self.model} under the protocol {self.protocol.value}")
+        if self.protocol is Protocol.RATIO and (self.options.missing or self.options.mask or self.options.levels):
+            raise EvaluationError("the protocol ratio chooses the shares of missing cells itself")
+
+    @property
+    def reads_content(self) -> bool:
+        """Whether the model looks at features at all."""
+        if self.model in PEERS:
+            return PEERS[self.model].content
+        return self.model != "lightgcn"
+
+    def seeded(self, seed: int) -> Plan:
+        """The same for one seed."""
+        config, trainer = self.configs
+        config = config.model_copy(update={"seed": seed, "modal": config.modal and self.model != "lightgcn"})
+        trainer = trainer.model_copy(update={"seed": seed})
+        return replace(self, options=replace(self.options, seed=seed), configs=(config, trainer))
+
+    def with_missing(self, share: float) -> Plan:
+        """The same as the protocol missing with this share of the cells withheld."""
+        return replace(self, protocol=Protocol.MISSING, options=replace(self.options, missing=share))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One seed's figures, and what else a result says of the run."""
+
+    metrics: dict[str, float]
+    training: TrainingResult | None = None
+    setting: Mapping[str, Any] | None = None
+
+
+def evaluate(
+    dataset: Dataset,
+    plan: Plan,
+    *,
+    seeds: int,
+    variant: str | None,
+    command: str,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Run a protocol for seeds 1, 2, ...: each draws its own cells to withhold and new items (unless the dataset
+    publishes them), its own initial weights and batches. The split is the dataset's where it has one.
+
+    Raises:
+        EvaluationError, PeerError, and what `prepare_features` and `split_parts` raise.
+    """
+    runs = [_run(dataset, plan.seeded(seed), seed, terminal) for seed in range(1, seeds + 1)]
+    names = sorted({name for run in runs for name in run["metrics"]})
+    table = {name: np.array([run["metrics"][name] for run in runs if name in run["metrics"]]) for name in names}
+    return {
+        "protocol": plan.protocol.value,
+        "dataset": dataset.name,
+        "synthetic": dataset.synthetic,
+        "model": plan.model,
+        "variant": variant,
+        "config": _config(plan, runs),
+        "command": command,
+        "machine": machine(),
+        "runs": runs,
+        "mean": {name: float(values.mean()) for name, values in table.items()},
+        "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
+    }
+
+
+def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Settings of the model (or its grid and what each seed chose), and which cells are withheld."""
+    config: dict[str, Any] = {}
+    if plan.model in LEARNED:
+        model, trainer = plan.seeded(0).configs
+        config |= {"model": model.model_dump(exclude={"seed"}), "trainer": trainer.model_dump(exclude={"seed"})}
+    else:
+        grid = PEERS[plan.model].grid if plan.model in PEERS else IMPUTERS[plan.model].settings
+        config |= {"grid": [dict(setting) for setting in grid]}
+        config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs if "setting" in run]}
+    return config | {
+        "missing": list(RATIOS) if plan.protocol is Protocol.RATIO else plan.options.missing,
+        "mask": plan.options.mask,
+        "levels": plan.options.levels,
+        "imputer": plan.imputer,
+        "image_encoder": plan.options.image_encoder,
+    }
+
+
+def _run(dataset: Dataset, plan: Plan, seed: int, terminal: Terminal) -> dict[str, Any]:
+    begin = time.perf_counter()
+    terminal.say(f"seed {seed}")
+    if plan.protocol is Protocol.RATIO:
+        outcomes = {}
+        for share in RATIOS:
+            terminal.say(f"{share:.0%} of the cells missing")
+            outcomes[f"missing={share:.0%}"] = _rank(dataset, plan.with_missing(share), terminal)
+        run = _merged(outcomes)
+    elif plan.protocol is Protocol.RETRIEVAL:
+        run = _account(_retrieve(dataset, plan, terminal))
+    else:
+        run = _account(_rank(dataset, plan, terminal))
+    return {
+        "seed": seed,
+        **run,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "peak_rss_mb": round(peak_memory_mb()),
+    }
+
+
+def _account(outcome: Outcome) -> dict[str, Any]:
+    account: dict[str, Any] = {"metrics": outcome.metrics}
+    if outcome.training is not None:
+        account |= {
+            "seconds_per_epoch": round(outcome.training.seconds_per_epoch, 3),
+            "epochs": outcome.training.epochs,
+            "best_epoch": outcome.training.best_epoch,
+            "history": outcome.training.history,
+        }
+    if outcome.setting is not None:
+        account["setting"] = dict(outcome.setting)
+    return account
+
+
+def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """One account of several outcomes: metrics carry their label, the rest stands by label."""
+    accounts = {label: _account(outcome) for label, outcome in outcomes.items()}
+    merged: dict[str, Any] = {
+        "metrics": {
+            f"{name}[{label}]": value
+            for label, account in accounts.items()
+            for name, value in account["metrics"].items()
+            if "[level=" not in name
+        }
+    }
+    rest = sorted({name for account in accounts.values() for name in account} - {"metrics"})
+    return merged | {name: {label: account[name] for label, account in accounts.items()} for name in rest}
+
+
+# --- E1: ranking -----------------------------------------------------------------------------------------------------
+
+
+def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
+    new_items = _new_items(dataset, plan)
+    parts = split_parts(dataset, plan.options.seed, new_items)
+    prepared = _prepared(dataset, plan, parts, terminal)
+    scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
+    ranks = rank_all(scores, parts.test, parts.train)
+    if new_items is not None:
+        return replace(outcome, metrics=outcome.metrics | ranking_of_new(ranks, new_items))
+    if plan.protocol is not Protocol.MISSING:
+        return replace(outcome, metrics=outcome.metrics | summarise(ranks))
+    level = levels(dataset.observed() & ~prepared.withheld)
+    return replace(outcome, metrics=outcome.metrics | ranking_by_level(ranks, level))
+
+
+def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
+    if plan.protocol is not Protocol.NEW_ITEMS:
+        return None
+    if dataset.new_items is not None:
+        return dataset.new_items
+    return draw_new_items(len(dataset.items), np.random.default_rng(plan.options.seed))
+
+
+def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
+    """Features with holes for the models that read them, filled if an imputer is asked for."""
+    if not plan.reads_content:
+        nothing = ModalBatch({}, torch.zeros(len(dataset.items), 0, dtype=torch.bool))
+        return Prepared(nothing, nothing, withheld_cells(dataset, plan.options), {})
+    prepared = prepare_features(dataset, plan.options, terminal)
+    if plan.imputer is None:
+        return prepared
+    return replace(prepared, batch=_filled(prepared.batch, plan, _graphs(dataset, parts)))
+
+
+def _filled(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
+    """The batch with every cell imputed and taken for real, but for a modality that nobody has."""
+    assert plan.imputer is not None
+    setting = tuned(batch, plan.imputer, graphs, seed=plan.options.seed)
+    had = batch.observed.any(dim=0).expand_as(batch.observed)
+    return ModalBatch(impute(batch, plan.imputer, graphs, setting), had.clone())
+
+
+def _graphs(dataset: Dataset, parts: Parts) -> InteractionGraphs:
+    users, items = parts.train.T
+    return InteractionGraphs.build(users, items, len(dataset.users), len(dataset.items))
+
+
+def _fit(
+    dataset: Dataset, plan: Plan, parts: Parts, prepared: Prepared, terminal: Terminal
+) -> tuple[ScoreFunction, Outcome]:
+    if plan.model in PEERS:
+        data = PeerData(parts, len(dataset.users), len(dataset.items), prepared.batch)
+        found = tune(
+            PEERS[plan.model],
+            data,
+            metric=plan.configs[1].metric,
+            progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),
+        )
+        metrics = {f"valid {name}": value for name, value in found.valid.items()}
+        return found.scores, Outcome(metrics, setting=found.setting)
+    trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
+    out = trained.task.embed()
+    users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
+    return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result)
+
+
+# --- E2: retrieval ---------------------------------------------------------------------------------------------------
+
+
+def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
+    parts = split_parts(dataset, plan.options.seed)
+    prepared = prepare_features(dataset, plan.options, terminal)
+    if not bool((prepared.complete.observed & ~prepared.batch.observed).any()):
+        raise EvaluationError("the protocol retrieval needs withheld cells: give a share, a mask, or leave both out")
+    if plan.model in IMPUTERS:
+        terminal.say(f"imputing by {plan.model}")
+        graphs = _graphs(dataset, parts)
+        setting = tuned(prepared.batch, plan.model, graphs, seed=plan.options.seed)
+        filled = impute(prepared.batch, plan.model, graphs, setting)
+        return Outcome(retrieval(prepared.complete, prepared.batch, filled), setting=setting)
+    trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
+    filled, confidence = _generated(trained.task, prepared.batch)
+    ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
+    metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)
+    return Outcome(metrics, trained.result)
+
+
+@torch.no_grad()
+def _generated(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Features with every missing cell generated, and the confidence in each: what would be served."""
+    if task.side is None:
+        raise EvaluationError("a model without modalities generates nothing")
+    module, evidence, taste = task.module, task.side.evidence, task.embed().taste
+    filled, confidence = {}, {}
+    for column, name in enumerate(module.names):
+        made = module.generate(name, evidence, taste)
+        raw = module.tower(name).projection.back(made.features).cpu()
+        filled[name] = torch.where(batch.observed[:, [column]], batch.features[name], raw)
+        confidence[name] = module.confidence(name, made).cpu()
+    return filled, confidence
