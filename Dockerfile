@@ -28,7 +28,7 @@ COPY --from=package /dist /opt/dist
 # Importing it all once shows that the image is whole, and leaves the bytecode of just the modules in use: nobody can write it
 # later, and every start would take 9 s longer without (80 MB; that of all modules is 260 MB).
 RUN pip install --no-cache-dir --no-index --no-deps /opt/dist/*.whl \
-    && python -c "import service.main, service.bootstrap, training.cli; from models.encoders import image; image.import_torchvision()"
+    && python -c "import service.workers, service.backup, training.cli; from models.encoders import image; image.import_torchvision()"
 USER 10001:10001
 WORKDIR /data
 VOLUME /data

@@ -6,24 +6,22 @@ import argparse
 import contextlib
 import functools
 import logging
+import signal
 import socket
 import sys
 from collections.abc import Sequence
 
-import uvicorn
-
-from service.logging import configure
+from service.logging import configure_for
 from service.main import create_app
 from service.pipeline.engine import Engine
 from service.settings import Settings, SettingsError, describe_settings
+from service.workers import Supervisor, complain, server_of
 
 logger = logging.getLogger("service")
 
 # Secrets stay out of the list of processes: API keys and passwords belong in the environment.
 _FLAGS = ("bundle", "host", "port", "workers", "data_dir", "database_url", "redis_url", "image_weights", "log_level")
 _BACKLOG = 2048
-_KEEP_ALIVE_S = 15
-_SHUTDOWN_S = 10
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(_parser().parse_args(arguments))
     try:
         settings = Settings.load(**options)
-        if settings.workers > 1:
-            raise SettingsError("LACUNA_WORKERS is more than 1, and this version serves from one process only.")
         listener = _listen(settings)
     except SettingsError as error:
-        return _refuse(error)
-    configure(logging.getLevelNamesMapping()[settings.log_level.upper()])
+        return complain(error)
+    configure_for(settings.log_level, settings.log_format)
+    if settings.workers > 1:
+        return Supervisor(settings, listener, _address(settings, listener)).run()
     return _serve(settings, listener)
 
 
@@ -73,26 +71,18 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         failures.append(error)
         server.should_exit = True
 
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    announce = functools.partial(_announce, f"http://{host}:{listener.getsockname()[1]}")
-    app = create_app(settings, on_ready=announce, on_failure=stop)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            loop="uvloop",
-            http="httptools",
-            ws="none",
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_S,
-            timeout_graceful_shutdown=_SHUTDOWN_S,
-        )
-    )
-    with contextlib.suppress(KeyboardInterrupt):  # uvicorn has shut down by then, and raises the signal once more
+    app = create_app(settings, on_ready=functools.partial(_announce, _address(settings, listener)), on_failure=stop)
+    server = server_of(app)
+    # Once it has shut down, uvicorn raises the signal that told it to once more.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
-    return _refuse(failures[0]) if failures else 0
+    return complain(failures[0]) if failures else 0
+
+
+def _address(settings: Settings, listener: socket.socket) -> str:
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    return f"http://{host}:{listener.getsockname()[1]}"
 
 
 async def _announce(address: str, engine: Engine) -> None:
@@ -100,12 +90,6 @@ async def _announce(address: str, engine: Engine) -> None:
     logger.info(
         "Serving %d items with bundle %s at %s; the docs are at %s/docs", items, engine.model_version, address, address
     )
-
-
-def _refuse(error: Exception) -> int:
-    sentence = " ".join(str(error).split()) or type(error).__name__
-    sys.stderr.write(f"{sentence}\n")
-    return 2
 
 
 if __name__ == "__main__":

@@ -12,15 +12,17 @@ from models.bundle import Bundle
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.online import OnlineDGMRec
 from service.adapters.faiss_index import FaissIndex, use_one_thread
+from service.adapters.limiters import MemoryLimiter, RedisLimiter
 from service.adapters.memory_cache import MemoryCache
+from service.adapters.redis_bell import RedisBell
 from service.adapters.redis_cache import RedisCache
 from service.adapters.sql import SqlStore
-from service.pipeline import feedback
+from service.pipeline import follow, snapshot
 from service.pipeline.catalogue import Catalogue, Shape
-from service.pipeline.engine import Engine, Limits
-from service.pipeline.rebuild import load_catalogue
+from service.pipeline.engine import Engine, Limits, NoBell
+from service.pipeline.rebuild import is_prepared, load_catalogue
 from service.pipeline.seed import seed
-from service.ports import Cache
+from service.ports import Bell, Cache, Limiter
 from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -34,10 +36,10 @@ async def bootstrap(settings: Settings) -> Engine:
     Raises:
         SettingsError, BundleError, EncoderUnavailableError, StoreUnavailableError: each with one sentence.
     """
-    bundle, model, encoders = await asyncio.to_thread(_load, settings)
+    bundle, model, encoders = await asyncio.to_thread(load, settings)
     store = await SqlStore.open(settings.database_url)
     shape = Shape(model.ranks, model.size, model.layers)
-    catalogue = Catalogue(shape, FaissIndex)
+    catalogue = Catalogue(shape, FaissIndex, model.combine)
     engine = Engine(
         store=store,
         cache=_cache(settings),
@@ -46,21 +48,36 @@ async def bootstrap(settings: Settings) -> Engine:
         encoders=encoders,
         catalogue=catalogue,
         limits=Limits(settings.max_image_pixels, settings.max_text_chars),
+        bell=_bell(settings),
+        snapshots=settings.data_dir / "snapshots",
     )
     engine.closers += [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
     try:
-        if settings.seed_catalogue:
-            await seed(engine, bundle)
-        await load_catalogue(engine)
-        await feedback.resume(engine)
+        if await is_prepared(engine):
+            if not await snapshot.restore(engine, engine.snapshots):
+                await load_catalogue(engine)
+        else:
+            async with store.alone():  # of several workers that start at once, one does the work
+                if settings.seed_catalogue:
+                    await seed(engine, bundle)
+                await load_catalogue(engine)
+        await follow.resume(engine)
         await engine.compute(_warm, engine)
     except BaseException:
         await engine.close()
         raise
+    if settings.snapshot_minutes:
+        engine.run(snapshot.keep(engine, engine.snapshots, settings.snapshot_minutes * 60))
+    engine.run(follow.follow(engine, settings.follow_seconds, settings.changes_kept_hours * 3600))
     return engine
 
 
-def _load(settings: Settings) -> Loaded:
+def load(settings: Settings) -> Loaded:
+    """The bundle that the settings name: its manifest, model and encoders.
+
+    Raises:
+        SettingsError, BundleError, EncoderUnavailableError: each with one sentence.
+    """
     if settings.bundle is None:
         raise SettingsError(
             "LACUNA_BUNDLE is not set: name the folder of a bundle (`lacuna demo` makes one, `lacuna train` yours)."
@@ -84,8 +101,21 @@ def _load(settings: Settings) -> Loaded:
     return bundle, model, encoders
 
 
+def limiter_of(settings: Settings) -> Limiter | None:
+    """What counts requests, if anything does. It connects to nothing before the first request."""
+    if not settings.rate_limit:
+        return None
+    if settings.redis_url:
+        return RedisLimiter(settings.redis_url, settings.rate_limit)
+    return MemoryLimiter(settings.rate_limit)
+
+
 def _cache(settings: Settings) -> Cache:
     return RedisCache(settings.redis_url) if settings.redis_url else MemoryCache()
+
+
+def _bell(settings: Settings) -> Bell:
+    return RedisBell(settings.redis_url) if settings.redis_url else NoBell()
 
 
 def _warm(engine: Engine) -> None:

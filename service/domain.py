@@ -121,7 +121,8 @@ class StoredItem:
     """Everything that is kept of an item.
 
     `derived` is the item's row of model state (pipeline.catalogue packs and unpacks it) under `model_version`; it can
-    be recomputed at any time, and is stored so that a restart gives the same bits.
+    be recomputed at any time, and is stored so that a restart gives the same bits. `row` is the item's number in SQL,
+    never given twice; 0 for an item that is not stored yet.
     """
 
     id: str
@@ -136,6 +137,7 @@ class StoredItem:
     generated: Mapping[str, Generated]
     model_version: str
     derived: bytes
+    row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,3 +384,7 @@ class StoreUnavailableError(LacunaError):
 
     slug = "store-unavailable"
     title = "Database unavailable"
+
+
+class ChangesLostError(Exception):
+    """Entries of the change log that a follower has not seen yet are gone. Never answered: the follower reads all."""

@@ -1,10 +1,13 @@
-"""Log lines on stderr, each with the id of the request it belongs to."""
+"""Log lines on stderr, as text or as JSON, each with the id of the request it belongs to."""
 
 from __future__ import annotations
 
 import logging
 import sys
 from contextvars import ContextVar
+from datetime import UTC, datetime
+
+import orjson
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 
@@ -20,11 +23,34 @@ class RequestIdFilter(logging.Filter):
         return True
 
 
-def configure(level: int = logging.INFO) -> None:
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, request_id, process, message, and the traceback as `exception`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as JSON, for whatever its message holds."""
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "request_id": getattr(record, "request_id", "-"),
+            "process": record.process,
+            "message": record.getMessage().encode("utf-8", "backslashreplace").decode(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info).encode("utf-8", "backslashreplace").decode()
+        return orjson.dumps(line).decode()
+
+
+def configure(level: int = logging.INFO, *, as_json: bool = False) -> None:
     """Send the root logger to stderr. Libraries that tell about each request are turned down to warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(RequestIdFilter())
-    handler.setFormatter(logging.Formatter(_FORMAT))
+    handler.setFormatter(JsonFormatter() if as_json else logging.Formatter(_FORMAT))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for noisy in ("uvicorn", "httpx", "sentence_transformers", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def configure_for(log_level: str, log_format: str) -> None:
+    """As the settings say."""
+    configure(logging.getLevelNamesMapping()[log_level.upper()], as_json=log_format == "json")

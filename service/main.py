@@ -15,9 +15,10 @@ from starlette.routing import Route
 
 from service.api import admin, errors, feedback, items, openapi, recommend, retrieve
 from service.api.deps import Keyring
+from service.api.idempotency import Idempotency
 from service.api.limits import Limits
-from service.api.middleware import RequestContext
-from service.bootstrap import bootstrap
+from service.api.middleware import Gate, RequestContext
+from service.bootstrap import bootstrap, limiter_of
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
 from service.settings import Settings
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 # Routes are tried in this order, so the ones asked most come first.
 _ROUTERS = (recommend.router, retrieve.router, items.router, feedback.router, admin.router)
 _TITLE = "Lacuna"
+LEASE_S = 10.0  # beyond the time that a request may take
 _DESCRIPTION = "Recommendations for catalogues whose items come with holes in them."
 
 OnReady = Callable[[Engine], Awaitable[None]]
@@ -60,6 +62,9 @@ def create_app(
     app.state.engine = engine
     app.state.metrics = metrics
     app.state.keyring = Keyring(settings.api_keys)
+    app.state.limiter = limiter_of(settings)
+    app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
+    app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
     app.add_middleware(RequestContext, metrics=metrics, limits=Limits.of(settings))
     for router in _ROUTERS:
         app.include_router(router)
@@ -74,6 +79,7 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if engine is not None:
             yield
+            await _close_limiter(app)
             return
         starting = asyncio.create_task(_start(app, settings, on_ready, on_failure))
         yield
@@ -82,8 +88,14 @@ def _lifespan(
             await starting
         if app.state.engine is not None:
             await app.state.engine.close()
+        await _close_limiter(app)
 
     return lifespan
+
+
+async def _close_limiter(app: FastAPI) -> None:
+    if app.state.limiter is not None:
+        await app.state.limiter.close()
 
 
 async def _start(app: FastAPI, settings: Settings, on_ready: OnReady | None, on_failure: OnFailure | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -57,6 +57,16 @@ class Metrics:
             ("index", "part"),
             registry=self.registry,
         )
+        self._lags = Histogram(
+            "lacuna_follow_seconds",
+            "Age of other workers' changes when this one had taken them over.",
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._lag = Gauge(
+            "lacuna_lag_seconds", "Time since this worker last knew every change.", registry=self.registry
+        )
+        self._position = Gauge("lacuna_followed_position", "Position in the change log.", registry=self.registry)
         for step in STEPS:
             self._steps.labels(step)
 
@@ -68,6 +78,16 @@ class Metrics:
     def observe_step(self, step: str, seconds: float) -> None:
         """Record how long one step of the pipeline took."""
         self._steps.labels(step).observe(seconds)
+
+    def observe_lag(self, seconds: Sequence[float]) -> None:
+        """Record how old other workers' changes were when they were taken over."""
+        for lag in seconds:
+            self._lags.observe(max(lag, 0.0))
+
+    def set_followed(self, position: int, lag_s: float) -> None:
+        """Replace the gauges of how far the change log was followed."""
+        self._position.set(position)
+        self._lag.set(lag_s)
 
     def count_fallback(self, fallback: str | None) -> None:
         """Count one recommendation that `fallback` stood in for; None is no fallback."""

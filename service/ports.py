@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal, Protocol
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,21 @@ from service.domain import Event, Generated, Page, StoredItem, User
 
 Mode = Literal["create", "upsert"]
 WriteResult = Literal["created", "replaced", "exists", "conflict"]
+EventResult = Literal[
+    "new", "known", "orphan"
+]  # known: the same event is stored already; orphan: there is no such item
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Generic[T]):
+    """What a write answers: its outcome, and the positions that it took in the change log (none: it changed nothing).
+
+    Who has taken its own write into memory need not read these entries again.
+    """
+
+    value: T
+    positions: range = range(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,13 +48,25 @@ class ItemWrite:
 
 @dataclass(frozen=True, slots=True)
 class GeneratedWrite:
-    """What the model made of an item, to be stored if the item still has `version` (which stays)."""
+    """What the model made of an item, to be stored if the item still has `version` (which stays).
+
+    `follows` is the item's mark (see `Store.awaiting`) as it was before its feedback was read.
+    """
 
     item_id: str
     version: int
     generated: Mapping[str, Generated]
     model_version: str
     derived: bytes
+    follows: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The outcome of writing items: one result a row, and the rows in SQL of the items that were written, by id."""
+
+    results: list[WriteResult]
+    rows: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +79,48 @@ class Media:
 
 
 @dataclass(frozen=True, slots=True)
+class Answer:
+    """What a request was answered."""
+
+    status: int
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Keep(Generic[T]):
+    """Under which idempotency key a write keeps its answer, in its own transaction, and how that is made of its
+    outcome; None keeps none."""
+
+    key: str
+    answer: Callable[[T], Answer | None]
+
+
+Claim = Literal["mine", "busy", "other"] | Answer  # other: the key was used for another request
+
+
+@dataclass(frozen=True, slots=True)
 class Change:
-    """An entry of the change log. `position` grows with every committed write."""
+    """An entry of the change log. `position` grows with every committed write, in the order of the commits.
+
+    Under an item's id: `item`, `item-generated`, `item-deleted`, and `item-feedback` where its users changed. Under a
+    user's id: `feedback`, `feedback-deleted`, `user-deleted`.
+    """
 
     position: int
-    kind: str  # item, item-deleted, item-generated, feedback, user-deleted, feedback-deleted
-    key: str  # item id or user id
+    kind: str
+    key: str
     at: datetime
 
 
 class Store(Protocol):
-    """SQL, the truth. Every method is one transaction; what it answered is committed."""
+    """SQL, the truth. Every method is one transaction; what it answered is committed, with its change log entries."""
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError where the database does not answer."""
 
-    async def write_items(self, writes: Sequence[ItemWrite], media: Sequence[Media] = ()) -> list[WriteResult]:
+    async def write_items(
+        self, writes: Sequence[ItemWrite], media: Sequence[Media] = (), keep: Keep[Stored] | None = None
+    ) -> Committed[Stored]:
         """Write items in one transaction, each row with its own outcome; refused rows leave the others alone."""
 
     async def get_item(self, item_id: str) -> StoredItem | None:
@@ -74,6 +128,9 @@ class Store(Protocol):
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         """Those of the items that exist, by id."""
+
+    async def known(self, item_ids: Collection[str]) -> set[str]:
+        """Those of the items that exist."""
 
     async def list_items(
         self,
@@ -92,12 +149,22 @@ class Store(Protocol):
     def iter_items(self, *, batch: int = 1000) -> AsyncIterator[list[StoredItem]]:
         """All items, whole, in order of creation, in batches."""
 
-    async def delete_item(self, item_id: str) -> bool:
+    async def delete_item(self, item_id: str) -> Committed[bool]:
         """Remove an item, its features, unreferenced media and its feedback; False where there is none."""
 
-    async def save_generated(self, saves: Sequence[GeneratedWrite]) -> list[bool]:
+    async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace the generated features and derived state of items, in one transaction; False for an item that is
-        gone or has another version by now."""
+        gone or has another version by now. An item whose mark is still the one that was followed awaits no more."""
+
+    async def awaiting(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
+        """Marks of the items whose generated parts have yet to follow their feedback, of all or of these. A mark grows
+        with each write that asks for it again."""
+
+    async def count_awaiting(self) -> int:
+        """Number of items that await regeneration."""
+
+    async def dismiss(self, marks: Mapping[str, int]) -> None:
+        """Take the marks off items that have nothing to regenerate, unless they have grown."""
 
     async def get_media(self, sha256: str) -> Media | None:
         """A stored file."""
@@ -105,18 +172,24 @@ class Store(Protocol):
     async def count_items(self) -> int:
         """Number of items."""
 
-    async def add_feedback(self, events: Sequence[Event]) -> list[bool]:
-        """Insert events; per event whether it is new ((user, item, type, timestamp) repeated is not).
-
-        Items must exist: the caller checks; an event whose item vanished meanwhile is skipped (False)."""
+    async def add_feedback(
+        self,
+        events: Sequence[Event],
+        *,
+        strict: bool = False,
+        renew: Collection[str] = (),
+        keep: Keep[list[EventResult]] | None = None,
+    ) -> Committed[list[EventResult]]:
+        """Insert events; per event whether it is new ((user, item, type, timestamp) repeated is not). With `strict`,
+        one orphan keeps all out. The items of `renew` that got new events await regeneration from then on."""
 
     async def list_feedback(
         self, *, limit: int, cursor: str | None = None, user: str | None = None, item: str | None = None
     ) -> Page[Event]:
         """Events, newest first."""
 
-    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> int:
-        """Remove the events of a user, of an item, or of the pair; answers how many."""
+    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> Committed[int]:
+        """Remove the events of a user, of an item, or of the pair; answers how many. The items await regeneration."""
 
     async def user_history(self, user: str, *, limit: int) -> list[Event]:
         """The user's newest events, newest first."""
@@ -130,11 +203,26 @@ class Store(Protocol):
     async def get_user(self, user: str) -> User | None:
         """What is stored of a user."""
 
-    async def delete_user(self, user: str) -> bool:
-        """Erase all that is stored of a user; False where there was nothing."""
+    async def delete_user(self, user: str) -> Committed[bool]:
+        """Erase all that is stored of a user; False where there was nothing. The user's items await regeneration."""
 
     async def changes(self, since: int, *, limit: int = 1000) -> list[Change]:
-        """Entries of the change log after a position, in order."""
+        """Entries of the change log after a position, in order.
+
+        Raises ChangesLostError where entries after it have been trimmed."""
+
+    async def claim(self, key: str, fingerprint: str, *, lease_s: float) -> Claim:
+        """Take an idempotency key for a request, or learn what became of it: its answer; that somebody else works on
+        it (`busy`, until the lease is over); that it stands for a request with another fingerprint (`other`)."""
+
+    async def answered(self, key: str, answer: Answer) -> None:
+        """Note what the request of a claimed key was answered."""
+
+    async def release(self, key: str) -> None:
+        """Give a claimed key back, unless its write was done."""
+
+    async def trim_changes(self, before: datetime) -> int:
+        """Remove entries, and idempotency keys, older than a moment; answers how many entries."""
 
     async def last_change(self) -> int:
         """The newest position of the change log, 0 for an empty one."""
@@ -152,6 +240,9 @@ class Store(Protocol):
 
     async def set_meta(self, key: str, value: str) -> None:
         """Store a setting of the service itself."""
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """Be the only process over this database that is inside. Who dies inside leaves."""
 
     async def close(self) -> None:
         """Release connections."""
@@ -196,8 +287,33 @@ class Cache(Protocol):
     async def close(self) -> None: ...
 
 
+class Limiter(Protocol):
+    """Counts requests by name."""
+
+    async def take(self, name: str) -> float:
+        """Count one request: 0 where it is allowed, else the seconds until the next one may be."""
+
+    async def close(self) -> None: ...
+
+
+class Bell(Protocol):
+    """Tells other processes that there are changes, and hears it of them. An unheard ring costs time, never truth."""
+
+    def ring(self) -> None:
+        """Tell the others; returns at once."""
+
+    async def wait(self, timeout_s: float) -> None:
+        """Until somebody rings, or the time is up."""
+
+    async def close(self) -> None:
+        """Stop ringing and listening."""
+
+
 class StepTimer(Protocol):
-    """Is told how long each step of the pipeline took."""
+    """Is told how long things took."""
 
     def observe_step(self, step: str, seconds: float) -> None:
         """Record one run of a step: `encode`, `impute`, `index`, `rank` or `commit`."""
+
+    def observe_lag(self, seconds: Sequence[float]) -> None:
+        """Record how old changes of other workers were when this one had taken them over."""

@@ -80,6 +80,15 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, repr=False, description="redis://HOST:PORT/DB, to share caches and limits between replicas"
     )
+    follow_seconds: float = Field(
+        0.2, gt=0, le=10, description="seconds between two looks for what other workers have changed"
+    )
+    changes_kept_hours: float = Field(
+        72,
+        gt=0,
+        description="hours that the change log reaches back; a worker that was away longer reads everything anew",
+    )
+    snapshot_minutes: float = Field(10, ge=0, description="minutes between two snapshots of the index; 0 writes none")
     bundle: Path | None = Field(None, description="folder of the model bundle to serve")
     image_weights: Path | None = Field(None, description="file with the image encoder's weights")
     seed_catalogue: bool = Field(True, description="fill an empty database from the bundle's catalogue")
@@ -89,6 +98,14 @@ class Settings(BaseSettings):
     allow_anonymous: bool = Field(False, description="serve other machines without API keys")
     allow_image_urls: bool = Field(False, description="fetch pictures from public URLs that clients name")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    log_format: Literal["text", "json"] = Field("text", description="text, or json for one object a line")
+    rate_limit: int = Field(
+        0, ge=0, description="requests per minute and API key (or address, without keys); 0 for any"
+    )
+    max_concurrency: int = Field(
+        256, ge=1, description="requests worked on at once by a process; more are answered 503"
+    )
+    request_seconds: float = Field(120, gt=0, description="longest time that a request may take")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="largest request body, in bytes")
     max_image_pixels: int = Field(20_000_000, ge=1, description="largest picture, in pixels")
     max_text_chars: int = Field(20_000, ge=1, description="longest text, in characters")

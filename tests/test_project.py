@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("models", "training", "service")
 
 # Needed at run time without an import of ours: drivers and servers that a library looks up by name.
-LOADED_BY_NAME = {"asyncpg", "httptools", "onnx", "python-multipart", "uvloop"}
+LOADED_BY_NAME = {"asyncpg", "httptools", "onnx", "python-multipart"}
 
 
 def read(name: str) -> str:

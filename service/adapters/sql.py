@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -10,19 +11,20 @@ from typing import Concatenate, ParamSpec, TypeVar
 from alembic import command
 from alembic.config import Config
 from alembic.util.exc import CommandError
-from sqlalchemy import Connection, func, insert, select
+from sqlalchemy import Connection, delete, func, insert, select
 
-from service.adapters import sql_feedback, sql_items
+from service.adapters import sql_feedback, sql_idempotency, sql_items
 from service.adapters.sql_engine import Database, open_database, upsert
 from service.adapters.tables import changes, imputation_errors, meta
-from service.domain import Event, Page, StoredItem, StoreUnavailableError, User
-from service.ports import Change, GeneratedWrite, ItemWrite, Media, WriteResult
+from service.domain import ChangesLostError, Event, Page, StoredItem, StoreUnavailableError, User
+from service.ports import Answer, Change, Claim, Committed, EventResult, GeneratedWrite, ItemWrite, Keep, Media, Stored
 
 T = TypeVar("T")
 P = ParamSpec("P")
 Query = Callable[Concatenate[Connection, P], T]
 
 MIGRATIONS = Path(__file__).parent.parent / "migrations"
+TRIMMED = "changes trimmed"  # the setting that holds the highest position that was trimmed from the change log
 
 
 class SqlStore:
@@ -54,14 +56,19 @@ class SqlStore:
     async def ping(self) -> None:
         await self._read(_ping)
 
-    async def write_items(self, writes: Sequence[ItemWrite], media: Sequence[Media] = ()) -> list[WriteResult]:
-        return await self._write(sql_items.write_items, writes, media)
+    async def write_items(
+        self, writes: Sequence[ItemWrite], media: Sequence[Media] = (), keep: Keep[Stored] | None = None
+    ) -> Committed[Stored]:
+        return await self._write(sql_items.write_items, writes, media, keep)
 
     async def get_item(self, item_id: str) -> StoredItem | None:
         return (await self.get_items([item_id])).get(item_id)
 
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         return await self._read(sql_items.get_items, item_ids)
+
+    async def known(self, item_ids: Collection[str]) -> set[str]:
+        return set(await self._read(sql_items.item_rows, item_ids))
 
     async def list_items(
         self,
@@ -82,11 +89,20 @@ class SqlStore:
                 return
             yield items
 
-    async def delete_item(self, item_id: str) -> bool:
+    async def delete_item(self, item_id: str) -> Committed[bool]:
         return await self._write(sql_items.delete_item, item_id)
 
-    async def save_generated(self, saves: Sequence[GeneratedWrite]) -> list[bool]:
+    async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         return await self._write(sql_items.save_generated, saves)
+
+    async def awaiting(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
+        return await self._read(sql_items.marks, items, limit)
+
+    async def count_awaiting(self) -> int:
+        return await self._read(sql_items.count_awaiting)
+
+    async def dismiss(self, marks: Mapping[str, int]) -> None:
+        await self._write(sql_items.dismiss, marks)
 
     async def get_media(self, sha256: str) -> Media | None:
         return await self._read(sql_items.get_media, sha256)
@@ -94,15 +110,22 @@ class SqlStore:
     async def count_items(self) -> int:
         return await self._read(sql_items.count_items)
 
-    async def add_feedback(self, events: Sequence[Event]) -> list[bool]:
-        return await self._write(sql_feedback.add_feedback, events)
+    async def add_feedback(
+        self,
+        events: Sequence[Event],
+        *,
+        strict: bool = False,
+        renew: Collection[str] = (),
+        keep: Keep[list[EventResult]] | None = None,
+    ) -> Committed[list[EventResult]]:
+        return await self._write(sql_feedback.add_feedback, events, strict, renew, keep)
 
     async def list_feedback(
         self, *, limit: int, cursor: str | None = None, user: str | None = None, item: str | None = None
     ) -> Page[Event]:
         return await self._read(sql_feedback.list_feedback, limit, cursor, user, item)
 
-    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> int:
+    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> Committed[int]:
         return await self._write(sql_feedback.delete_feedback, user, item)
 
     async def user_history(self, user: str, *, limit: int) -> list[Event]:
@@ -117,11 +140,23 @@ class SqlStore:
     async def get_user(self, user: str) -> User | None:
         return await self._read(sql_feedback.get_user, user)
 
-    async def delete_user(self, user: str) -> bool:
+    async def delete_user(self, user: str) -> Committed[bool]:
         return await self._write(sql_feedback.delete_user, user)
 
     async def changes(self, since: int, *, limit: int = 1000) -> list[Change]:
         return await self._read(_changes, since, limit)
+
+    async def claim(self, key: str, fingerprint: str, *, lease_s: float) -> Claim:
+        return await self._write(sql_idempotency.claim, key, fingerprint, lease_s)
+
+    async def answered(self, key: str, answer: Answer) -> None:
+        await self._write(sql_idempotency.answered, key, answer)
+
+    async def release(self, key: str) -> None:
+        await self._write(sql_idempotency.release, key)
+
+    async def trim_changes(self, before: datetime) -> int:
+        return await self._write(_trim_changes, before)
 
     async def last_change(self) -> int:
         return await self._read(_last_change)
@@ -139,6 +174,9 @@ class SqlStore:
 
     async def set_meta(self, key: str, value: str) -> None:
         await self._write(_set_meta, key, value)
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        return self._database.alone()
 
     async def close(self) -> None:
         await self._database.close()
@@ -172,7 +210,26 @@ def _ping(connection: Connection) -> None:
 def _changes(connection: Connection, since: int, limit: int) -> list[Change]:
     query = select(changes.c.position, changes.c.kind, changes.c.key, changes.c.at)
     rows = connection.execute(query.where(changes.c.position > since).order_by(changes.c.position).limit(limit))
-    return [Change(*row) for row in rows]
+    found = [Change(*row) for row in rows]
+    if int(_get_meta(connection, TRIMMED) or 0) > since:
+        raise ChangesLostError("The change log has been trimmed beyond this position.")
+    if not found and _last_change(connection) < since:
+        raise ChangesLostError("The change log ends before this position: the database is another one by now.")
+    return found
+
+
+def _trim_changes(connection: Connection, before: datetime) -> int:
+    sql_idempotency.trim(connection, before)
+    # The newest entry stays, so that the log still tells its position.
+    old = select(func.max(changes.c.position)).where(
+        changes.c.at < before, changes.c.position < _last_change(connection)
+    )
+    bound = connection.execute(old).scalar_one()
+    if bound is None:
+        return 0
+    removed = connection.execute(delete(changes).where(changes.c.position <= bound)).rowcount
+    _set_meta(connection, TRIMMED, str(bound))
+    return removed
 
 
 def _last_change(connection: Connection) -> int:

@@ -9,12 +9,13 @@ whole transaction, and the single writer thread is at the same time the queue th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import fcntl
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
 from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -40,6 +41,10 @@ SQLITE_BUSY_MS = 15_000  # how long one process waits for another one's write
 POSTGRES_TIMEOUT_S = 30.0
 POSTGRES_CONNECT_TIMEOUT_S = 5.0
 WRITERS_LOCK = 0x6C6163756E61  # "lacuna"
+START_LOCK = WRITERS_LOCK + 1
+RETRY_S = 0.1
+_TRY_LOCK = text("SELECT pg_try_advisory_lock(:key)")
+_UNLOCK = text("SELECT pg_advisory_unlock(:key)")
 # SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error
 UNAVAILABLE = {"08", "28", "3D", "53", "57", "58"}
 READ_ONLY_SERVER = "25006"
@@ -53,6 +58,9 @@ class Database(Protocol):
 
     async def write(self, work: Work[T]) -> T:
         """Run queries alone among writers, and commit."""
+
+    def alone(self) -> AbstractAsyncContextManager[None]:
+        """Be the only process over this database that is inside, whatever others read and write meanwhile."""
 
     async def close(self) -> None:
         """Finish what runs and release connections."""
@@ -88,6 +96,7 @@ class SqliteDatabase:
             path.parent.mkdir(parents=True, exist_ok=True)
         self._writer = _sqlite_engine(path, begin="BEGIN IMMEDIATE", connections=1)
         self._reader = _sqlite_engine(path, begin="BEGIN", connections=SQLITE_READERS)
+        self._lock_file = path.with_name(f"{path.name}-lock")
         self._write_thread = ThreadPoolExecutor(1, "sqlite-writer")
         self._read_threads = ThreadPoolExecutor(SQLITE_READERS, "sqlite-reader")
         self._closed = False
@@ -97,6 +106,15 @@ class SqliteDatabase:
 
     async def write(self, work: Work[T]) -> T:
         return await self._run(self._write_thread, self._writer, work)
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        with _domain_errors():
+            file = self._lock_file.open("w")
+        with file:  # closing it, or dying, releases the lock
+            while not _locked(file):
+                await asyncio.sleep(RETRY_S)
+            yield
 
     async def _run(self, threads: ThreadPoolExecutor, engine: Engine, work: Work[T]) -> T:
         if self._closed:
@@ -130,7 +148,21 @@ class PostgresDatabase:
         return await self._run(self._reader, work)
 
     async def write(self, work: Work[T]) -> T:
-        return await self._run(self._engine, partial(_alone, work))
+        return await self._run(self._engine, partial(_one_at_a_time, work))
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        connection = self._engine.execution_options(isolation_level="AUTOCOMMIT").connect()
+        with _domain_errors():
+            await connection.start()
+            while not (await connection.execute(_TRY_LOCK, {"key": START_LOCK})).scalar_one():
+                await asyncio.sleep(RETRY_S)
+        try:
+            yield
+        finally:
+            with _domain_errors():
+                await connection.execute(_UNLOCK, {"key": START_LOCK})
+                await connection.close()
 
     async def _run(self, engine: AsyncEngine, work: Work[T]) -> T:
         if self._closed:
@@ -161,7 +193,15 @@ def upsert(connection: Connection, table: Table, row: dict[str, Any]) -> None:
         connection.execute(postgresql.insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=values))
 
 
-def _alone(work: Work[T], connection: Connection) -> T:
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _one_at_a_time(work: Work[T], connection: Connection) -> T:
     # A sequence hands out the change log's positions before commit, so two writers could commit them in the wrong
     # order and a follower that has seen the higher one would never look for the lower. The lock, held until commit,
     # makes position order and commit order the same. Taken before everything else, it also rules out deadlocks

@@ -10,9 +10,11 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, sel
 
 from service.adapters.cursors import decode_cursor, decode_number, encode_cursor
 from service.adapters.sql_engine import insert_new
-from service.adapters.sql_items import chunks, item_rows, log, pairs
+from service.adapters.sql_idempotency import keep_answer
+from service.adapters.sql_items import chunks, item_rows, log, mark, pairs
 from service.adapters.tables import changes, feedback, items
 from service.domain import Event, InvalidInputError, Page, User
+from service.ports import Committed, EventResult, Keep
 
 CURSOR = "feedback"
 USER_KINDS = ("feedback", "feedback-deleted", "user-deleted")
@@ -30,21 +32,31 @@ EVENT_COLUMNS = (
 _KEY = (feedback.c.user_id, feedback.c.item_row, feedback.c.type, feedback.c.timestamp)
 
 
-def add_feedback(connection: Connection, events: Sequence[Event]) -> list[bool]:
+def add_feedback(
+    connection: Connection,
+    events: Sequence[Event],
+    strict: bool,
+    renew: Collection[str],
+    keep: Keep[list[EventResult]] | None,
+) -> Committed[list[EventResult]]:
     """Insert the events that are new and whose item exists; says which."""
     rows = item_rows(connection, {event.item for event in events})
+    results: list[EventResult] = ["known" if event.item in rows else "orphan" for event in events]
     first: dict[tuple[Any, ...], int] = {}
     for index, event in enumerate(events):
         if event.item in rows:
             first.setdefault((event.user, rows[event.item], event.type, event.timestamp), index)
-    new = [False] * len(events)
-    if not first:
-        return new
+    if not first or (strict and "orphan" in results):
+        return Committed(results)
     values = [_values(events[index], rows[events[index].item]) for index in first.values()]
     for key in connection.execute(insert_new(connection, feedback).returning(*_KEY), values):
-        new[first[tuple(key)]] = True
-    log(connection, "feedback", dict.fromkeys(event.user for event, fresh in zip(events, new, strict=True) if fresh))
-    return new
+        results[first[tuple(key)]] = "new"
+    fresh = [event for event, result in zip(events, results, strict=True) if result == "new"]
+    touched = dict.fromkeys(event.item for event in fresh)
+    positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
+    mark(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
+    keep_answer(connection, keep, results)
+    return Committed(results, positions)
 
 
 def list_feedback(
@@ -60,17 +72,19 @@ def list_feedback(
     return Page([_to_event(row) for row in rows[:limit]], None if last is None else _cursor(last))
 
 
-def delete_feedback(connection: Connection, user: str | None, item: str | None) -> int:
+def delete_feedback(connection: Connection, user: str | None, item: str | None) -> Committed[int]:
     """Remove the events of a user, of an item, or of the pair."""
     if user is None and item is None:
         raise InvalidInputError("name a user, an item, or both, whose feedback is to be removed")
     chosen = _about(connection, user, item)
     users = connection.execute(select(feedback.c.user_id).where(*chosen).distinct()).scalars().all()
     if not users:
-        return 0
+        return Committed(0)
+    touched = _items_of(connection, chosen)
     removed = connection.execute(delete(feedback).where(*chosen)).rowcount
-    log(connection, "feedback-deleted", sorted(users))
-    return removed
+    positions = log(connection, feedback_deleted=sorted(users), item_feedback=touched)
+    mark(connection, touched.values(), positions.stop - 1)
+    return Committed(removed, positions)
 
 
 def user_history(connection: Connection, user: str, limit: int) -> list[Event]:
@@ -116,13 +130,23 @@ def get_user(connection: Connection, user: str) -> User | None:
     return User(user, events, seen, first, last) if events else None
 
 
-def delete_user(connection: Connection, user: str) -> bool:
+def delete_user(connection: Connection, user: str) -> Committed[bool]:
     """Erase all that is stored of a user. What stays is one `user-deleted` entry, by which other workers forget too."""
+    touched = _items_of(connection, [feedback.c.user_id == user])
     events = connection.execute(delete(feedback).where(feedback.c.user_id == user)).rowcount
     entries = connection.execute(delete(changes).where(changes.c.key == user, changes.c.kind.in_(USER_KINDS))).rowcount
-    if events or entries:
-        log(connection, "user-deleted", [user])
-    return events > 0
+    if not (events or entries):
+        return Committed(False)
+    positions = log(connection, user_deleted=[user], item_feedback=touched)
+    mark(connection, touched.values(), positions.stop - 1)
+    return Committed(events > 0, positions)
+
+
+def _items_of(connection: Connection, chosen: Sequence[ColumnElement[bool]]) -> dict[str, int]:
+    """The items of some events, with their rows."""
+    rows = select(feedback.c.item_row).where(*chosen)
+    query = select(items.c.id, items.c.row_id).where(items.c.row_id.in_(rows)).order_by(items.c.id)
+    return pairs(connection.execute(query))
 
 
 def _events() -> Select[Any]:

@@ -23,23 +23,38 @@ from sqlalchemy import (
 
 from service.adapters.cursors import decode_cursor, encode_cursor
 from service.adapters.sql_engine import insert_new
-from service.adapters.tables import changes, features, generated_features, item_categories, items
+from service.adapters.sql_idempotency import keep_answer
+from service.adapters.tables import (
+    awaiting,
+    changes,
+    features,
+    generated_features,
+    imputation_errors,
+    item_categories,
+    items,
+)
 from service.adapters.tables import media as media_table
 from service.domain import Generated, Observed, Page, StoredItem, Vector
-from service.ports import GeneratedWrite, ItemWrite, Media, WriteResult
+from service.ports import Committed, GeneratedWrite, ItemWrite, Keep, Media, Stored, WriteResult
 
 T = TypeVar("T")
 
 CHUNK = 5_000  # values in one IN list; SQLite takes 32,766 parameters a statement, PostgreSQL 32,767
 CURSOR = "item"
+ITEM_KINDS = ("item", "item-generated", "item-feedback", "item-deleted")
 
 
-def log(connection: Connection, kind: str, keys: Iterable[str]) -> None:
-    """Append to the change log, one entry a key."""
+def log(connection: Connection, **keys: Iterable[str]) -> range:
+    """Append to the change log, one entry a key under its kind (`item_deleted` is the kind `item-deleted`); answers
+    the positions. There is one writer at a time, so they are consecutive."""
     now = datetime.now(UTC)
-    rows = [{"kind": kind, "key": key, "at": now} for key in keys]
-    if rows:
-        connection.execute(insert(changes), rows)
+    rows = [
+        {"kind": kind.replace("_", "-"), "key": key, "at": now} for kind, several in keys.items() for key in several
+    ]
+    if not rows:
+        return range(0)
+    positions = connection.execute(insert(changes).returning(changes.c.position), rows).scalars().all()
+    return range(min(positions), max(positions) + 1)
 
 
 def item_rows(connection: Connection, item_ids: Collection[str]) -> dict[str, int]:
@@ -58,7 +73,9 @@ def pairs(result: Iterable[Sequence[Any]]) -> dict[Any, Any]:
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def write_items(connection: Connection, writes: Sequence[ItemWrite], media: Sequence[Media]) -> list[WriteResult]:
+def write_items(
+    connection: Connection, writes: Sequence[ItemWrite], media: Sequence[Media], keep: Keep[Stored] | None
+) -> Committed[Stored]:
     """Decide each write in order against what is stored and what came before it; store the last version of each."""
     rows, versions = _stored_versions(connection, {write.item.id for write in writes})
     accepted: dict[str, StoredItem] = {}
@@ -69,43 +86,84 @@ def write_items(connection: Connection, writes: Sequence[ItemWrite], media: Sequ
             accepted[write.item.id] = write.item
             versions[write.item.id] = write.item.version
         results.append(result)
-    if accepted:
-        _store(connection, accepted, rows, media)
-    return results
+    if not accepted:
+        return Committed(Stored(results, {}))
+    stored = Stored(results, _store(connection, accepted, rows, media))
+    keep_answer(connection, keep, stored)
+    return Committed(stored, log(connection, item=accepted))
 
 
-def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> list[bool]:
+def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
     """Replace generated features and derived state of the items that still have the expected version."""
     rows, versions = _stored_versions(connection, {save.item_id for save in saves})
     current = [save.item_id in rows and versions[save.item_id] == save.version for save in saves]
     kept = [save for save, valid in zip(saves, current, strict=True) if valid]
-    if kept:
-        values = [
-            {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
-        ]
-        connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
-        for chunk in chunks(rows[save.item_id] for save in kept):
-            connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
-        made = [
-            feature
-            for save in kept
-            for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
-        ]
-        _insert(connection, generated_features, made)
-        log(connection, "item-generated", [save.item_id for save in kept])
-    return current
+    if not kept:
+        return Committed(current)
+    values = [
+        {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
+    ]
+    connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
+    for chunk in chunks(rows[save.item_id] for save in kept):
+        connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
+    made = [
+        feature for save in kept for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
+    ]
+    _insert(connection, generated_features, made)
+    _unmark(connection, {rows[save.item_id]: save.follows for save in kept if save.follows is not None})
+    return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
 
 
-def delete_item(connection: Connection, item_id: str) -> bool:
-    """Remove an item and all that hangs on it."""
+def delete_item(connection: Connection, item_id: str) -> Committed[bool]:
+    """Erase an item and all that hangs on it. What stays is one `item-deleted` entry, by which other workers forget."""
     rows = item_rows(connection, [item_id])
     if not rows:
-        return False
+        return Committed(False)
     held = _media_of(connection, rows.values())
     connection.execute(delete(items).where(items.c.row_id == rows[item_id]))
     _drop_unreferenced(connection, held)
-    log(connection, "item-deleted", [item_id])
-    return True
+    connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
+    connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
+    return Committed(True, log(connection, item_deleted=[item_id]))
+
+
+# --- what awaits regeneration ------------------------------------------------------------------------------------
+
+
+def mark(connection: Connection, rows: Iterable[int], position: int) -> None:
+    """Let items await regeneration, for what the log says at this position."""
+    for chunk in chunks(rows):
+        connection.execute(delete(awaiting).where(awaiting.c.item_row.in_(chunk)))
+        connection.execute(insert(awaiting), [{"item_row": row, "mark": position} for row in chunk])
+
+
+def marks(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
+    """Marks of the items that await regeneration, the longest waiting first."""
+    query = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
+    if item_ids is None:
+        return pairs(connection.execute(query.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)))
+    found: dict[str, int] = {}
+    for chunk in chunks(item_ids):
+        found.update(pairs(connection.execute(query.where(items.c.id.in_(chunk)))))
+    return found
+
+
+def count_awaiting(connection: Connection) -> int:
+    """Number of items that await regeneration."""
+    return connection.execute(select(func.count()).select_from(awaiting)).scalar_one()
+
+
+def dismiss(connection: Connection, followed: Mapping[str, int]) -> None:
+    """Take marks off, unless they have grown."""
+    rows = item_rows(connection, followed.keys())
+    _unmark(connection, {row: followed[item_id] for item_id, row in rows.items()})
+
+
+def _unmark(connection: Connection, followed: Mapping[int, int]) -> None:
+    if followed:
+        done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("followed"))
+        values = [{"row": row, "followed": position} for row, position in followed.items()]
+        connection.execute(delete(awaiting).where(done), values)
 
 
 def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -128,7 +186,7 @@ def _outcome(write: ItemWrite, version: int) -> WriteResult:
 
 def _store(
     connection: Connection, accepted: Mapping[str, StoredItem], rows: Mapping[str, int], media: Sequence[Media]
-) -> None:
+) -> dict[str, int]:
     replaced = {rows[key]: item for key, item in accepted.items() if key in rows}
     held = _forget_parts(connection, replaced)
     _update_items(connection, replaced)
@@ -136,7 +194,7 @@ def _store(
     _insert_media(connection, accepted.values(), media)
     _insert_parts(connection, {numbered[key]: item for key, item in accepted.items()})
     _drop_unreferenced(connection, held)
-    log(connection, "item", accepted)
+    return {key: numbered[key] for key in accepted}
 
 
 def _update_items(connection: Connection, replaced: Mapping[int, StoredItem]) -> None:
@@ -337,6 +395,7 @@ def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping
         generated=generated,
         model_version=values["model_version"],
         derived=bytes(values["derived"]),
+        row=values["row_id"],
     )
 
 

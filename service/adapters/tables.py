@@ -152,6 +152,25 @@ changes = Table(
     sqlite_autoincrement=True,  # a position is never given twice, even after the newest entries were erased
 )
 
+# Items whose generated parts have yet to follow their feedback. `mark` is the log's position of the newest of it.
+awaiting = Table(
+    "awaiting",
+    metadata,
+    _item_row(primary_key=True),
+    Column("mark", BigInteger, nullable=False),
+)
+
+idempotency = Table(
+    "idempotency",
+    metadata,
+    Column("key", Key, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+    Column("status", Integer),  # without one, the request is being worked on
+    Column("body", LargeBinary),
+    Index("ix_idempotency_at", "at"),
+)
+
 imputation_errors = Table(
     "imputation_errors",
     metadata,

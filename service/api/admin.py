@@ -12,11 +12,11 @@ from starlette.responses import RedirectResponse, Response
 
 from service.api import errors, schemas
 from service.api.answers import Json
-from service.api.deps import READ, EngineDep, MetricsDep
+from service.api.deps import ADMIN, READ, EngineDep, MetricsDep
 from service.api.openapi import problems
 from service.domain import LacunaError
 from service.metrics import CONTENT_TYPE
-from service.pipeline import operate
+from service.pipeline import operate, snapshot
 from service.pipeline.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ async def metrics(request: Request, metrics: MetricsDep) -> Response:
     """What Prometheus reads; without an engine, without what only that knows."""
     engine: Engine | None = request.app.state.engine
     if engine is not None:
+        metrics.set_followed(engine.followed.position, engine.followed.lag_s)
         try:
             stats = await operate.stats(engine)
         except LacunaError as error:  # the counters are worth most while something is away
@@ -76,6 +77,16 @@ async def models(engine: EngineDep) -> Response:
 async def stats(engine: EngineDep) -> Response:
     """Items by modality state and category, imputation error, fallbacks, index sizes."""
     return Json(await operate.stats(engine))
+
+
+@router.post(
+    "/admin/snapshot",
+    dependencies=[ADMIN],
+    responses={200: {"model": schemas.SnapshotAnswer}, **problems(409)},
+)
+async def take_snapshot(engine: EngineDep) -> Response:
+    """Write a snapshot of the index, from which the next start is quicker."""
+    return Json(await snapshot.take(engine, engine.snapshots))
 
 
 @router.get(

@@ -19,6 +19,7 @@ from service.api.limits import LIMITS
 from service.domain import NotReadyError
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
+from service.ports import Limiter
 from service.settings import ApiKey, Role
 
 ROLES = tuple(Role)  # each may do what those before it may
@@ -83,6 +84,7 @@ def require(role: Role) -> Callable[[Request], Awaitable[None]]:
     async def check(request: Request) -> None:
         keyring: Keyring = request.app.state.keyring
         if not keyring:
+            await _count(request, request.client.host if request.client else "")
             return
         presented = _presented_key(request)
         if not presented:
@@ -92,12 +94,30 @@ def require(role: Role) -> Callable[[Request], Awaitable[None]]:
             raise errors.unauthorized("This key is not known.")
         if ROLES.index(key.role) < ROLES.index(role):
             raise errors.forbidden(role)
+        await _count(request, key.name)
 
     return check
 
 
+def key_name(request: Request) -> str | None:
+    """The name of the request's API key if that may write, empty where no keys are set, None for all others."""
+    keyring: Keyring = request.app.state.keyring
+    if not keyring:
+        return ""
+    key = keyring.find(_presented_key(request))
+    return key.name if key is not None and ROLES.index(key.role) >= ROLES.index(Role.WRITE) else None
+
+
+async def _count(request: Request, name: str) -> None:
+    limiter: Limiter | None = request.app.state.limiter
+    wait_s = await limiter.take(name) if limiter else 0.0
+    if wait_s:
+        raise errors.too_many_requests(wait_s)
+
+
 READ = Depends(require(Role.READ))
 WRITE = Depends(require(Role.WRITE))
+ADMIN = Depends(require(Role.ADMIN))
 
 # --- bodies -------------------------------------------------------------------------------------------------------
 

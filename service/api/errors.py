@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -130,6 +131,42 @@ def forbidden(role: str) -> ProblemError:
     return ProblemError(Problem("forbidden", "Forbidden", 403, f"This needs a key with the role {role}."))
 
 
+def too_many_requests(wait_s: float) -> ProblemError:
+    """429 that says when to come back."""
+    seconds = max(1, math.ceil(wait_s))
+    detail = f"This key has made its requests of the minute; try again in {seconds} s."
+    return ProblemError(
+        Problem("too-many-requests", "Too many requests", 429, detail, headers={"Retry-After": str(seconds)})
+    )
+
+
+OVERLOADED = Problem(
+    "overloaded",
+    "Overloaded",
+    503,
+    "The service works on as many requests as it can; try again in a moment.",
+    headers={"Retry-After": "1"},
+)
+TIMED_OUT = Problem(
+    "timed-out",
+    "Timed out",
+    503,
+    "The request took longer than it may. A write may have been done; reading tells.",
+    headers={"Retry-After": "1"},
+)
+IN_PROGRESS = Problem(
+    "request-in-progress",
+    "Request in progress",
+    409,
+    "The first request with this Idempotency-Key is being worked on; send this one again later.",
+    headers={"Retry-After": "1"},
+)
+KEY_REUSED = Problem(
+    "idempotency-key-reused",
+    "Idempotency key reused",
+    422,
+    "This Idempotency-Key was used for another request; a new request takes a new key.",
+)
 INTERNAL = Problem(
     "internal-error", "Internal error", 500, "The service failed; its log tells more under this request's id."
 )
@@ -228,6 +265,11 @@ DESCRIPTIONS: Mapping[str, str] = {
     "body-too-large": "The body is over the configured limit.",
     "unauthorized": "A key is needed: Authorization: Bearer <key>, or X-API-Key.",
     "forbidden": "The key's role does not reach this far; the roles are read, write and admin.",
+    "too-many-requests": "The key has made its requests of this minute; try again after Retry-After seconds.",
+    "overloaded": "The service works on as many requests as it can; try again after Retry-After seconds.",
+    "timed-out": "The request took longer than the configured limit; whether a write was done, reading tells.",
+    "request-in-progress": "The first request with this Idempotency-Key is being worked on.",
+    "idempotency-key-reused": "This Idempotency-Key was used for a request with another body; take a new one.",
     "not-found": "There is nothing at this path.",
     "method-not-allowed": "This path does not take that method; Allow lists those it takes.",
     "internal-error": "A fault of the service; its log tells more under the request's id.",

@@ -7,16 +7,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
 from service.api import answers, errors, schemas
 from service.api.answers import Json
 from service.api.deps import READ, WRITE, EngineDep, json_body, row_errors
+from service.api.idempotency import key_of
 from service.api.openapi import json_request, problems
 from service.domain import Event, FeedbackOutcome
 from service.pipeline import feedback
+from service.ports import Answer, Keep
 
 router = APIRouter(tags=["feedback"])
 
@@ -32,6 +34,7 @@ Rejected = dict[int, list[errors.FieldError]]
 )
 async def add_feedback(
     engine: EngineDep,
+    request: Request,
     query: Annotated[schemas.StrictQuery, Query()],
     body: Annotated[schemas.FeedbackBody, json_body(schemas.FeedbackBody)],
 ) -> Response:
@@ -40,8 +43,15 @@ async def add_feedback(
     events, rejected = _read(body.feedback, datetime.now(UTC))
     if query.strict and rejected:
         raise errors.ProblemError(errors.invalid(error for row in rejected.values() for error in row))
-    outcome = await feedback.add_feedback(engine, list(events.values()), strict=query.strict)
-    return Json(answers.feedback(_in_body_order(outcome, list(events), rejected)))
+
+    def answer(outcome: FeedbackOutcome) -> Json:
+        return Json(answers.feedback(_in_body_order(outcome, list(events), rejected)))
+
+    key = key_of(request)
+    kept: Keep[FeedbackOutcome] | None = None
+    if key is not None:
+        kept = Keep(key, lambda outcome: Answer(200, bytes(answer(outcome).body)))
+    return answer(await feedback.add_feedback(engine, list(events.values()), strict=query.strict, kept=kept))
 
 
 def _read(rows: Sequence[object], now: datetime) -> tuple[dict[int, Event], Rejected]:

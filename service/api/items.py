@@ -12,9 +12,11 @@ from starlette.responses import Response
 from service.api import answers, errors, schemas
 from service.api.answers import Json
 from service.api.deps import MERGE_PATCH, READ, WRITE, EngineDep, Upload, WithFiles, item_body, json_body, row_errors
+from service.api.idempotency import key_of
 from service.api.openapi import item_request, json_request, problems
-from service.domain import Draft, InvalidInputError, LacunaError, MediaContent, Written
+from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
 from service.pipeline import browse, ingest, retrieve
+from service.ports import Answer, Keep
 
 router = APIRouter(tags=["items"])
 
@@ -54,9 +56,15 @@ def _media(files: Mapping[str, Upload], described: Mapping[str, object]) -> dict
     responses={201: {"model": schemas.WrittenAnswer}, **problems(409, body=True)},
     openapi_extra=item_request(schemas.ItemBody),
 )
-async def create_item(engine: EngineDep, given: Annotated[WithFiles, item_body(schemas.ItemBody)]) -> Response:
+async def create_item(
+    engine: EngineDep, request: Request, given: Annotated[WithFiles, item_body(schemas.ItemBody)]
+) -> Response:
     """Create an item. Its missing modalities are generated before the answer."""
-    written = await ingest.create_item(engine, _draft(given, given.body.id))
+    key = key_of(request)
+    kept: Keep[ItemView] | None = None
+    if key is not None:
+        kept = Keep(key, lambda view: Answer(201, bytes(Json(answers.written(view)).body)))
+    written = await ingest.create_item(engine, _draft(given, given.body.id), kept)
     return Json(answers.written(written.item), status_code=201)
 
 

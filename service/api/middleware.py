@@ -1,7 +1,9 @@
-"""The outermost layer of a request, in plain ASGI: its id, its metrics, and the last resort when all else fails."""
+"""The outermost layers of a request, in plain ASGI: its id, its metrics, and the last resort when all else fails; then
+the gate that lets in only as many as can be worked on, for as long as they may take."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -19,6 +21,7 @@ from service.metrics import Metrics
 logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+_ALWAYS_OPEN = frozenset({"/health/live", "/health/ready", "/metrics"})
 _CLIENT_CLOSED = 499  # no answer was sent; the number that nginx made customary
 
 
@@ -73,6 +76,51 @@ class RequestContext:
             self._metrics.observe_request(scope["method"], _route(inner), status, perf_counter() - started)
             LIMITS.reset(limits_token)
             REQUEST_ID.reset(token)
+
+
+class Gate:
+    """Lets in `most` requests at once, each for `seconds`; what says how the service is doing is always let in.
+
+    A request that is cut off may leave a write done and not taken into memory. The change log heals that.
+    """
+
+    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
+        self._app = app
+        self._most = most
+        self._seconds = seconds
+        self._inside = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; other protocols pass through."""
+        if scope["type"] != "http" or scope["path"] in _ALWAYS_OPEN:
+            await self._app(scope, receive, send)
+            return
+        if self._inside >= self._most:
+            await errors.OVERLOADED.response()(scope, receive, send)
+            return
+        self._inside += 1
+        try:
+            await self._within_time(scope, receive, send)
+        finally:
+            self._inside -= 1
+
+    async def _within_time(self, scope: Scope, receive: Receive, send: Send) -> None:
+        has_begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        limit = asyncio.timeout(self._seconds)
+        try:
+            async with limit:
+                await self._app(scope, receive, noting_send)
+        except TimeoutError:
+            if has_begun or not limit.expired():
+                raise
+            logger.warning("%s %s took longer than %g s", scope["method"], scope["path"], self._seconds)
+            await errors.TIMED_OUT.response()(scope, receive, send)
 
 
 def _request_id(scope: Scope) -> str:

@@ -607,6 +607,15 @@ class EventPage(BaseModel):
     next_cursor: str | None
 
 
+class SnapshotAnswer(BaseModel):
+    """A snapshot: where in the change log it stands, what it holds, how large it is and how long it took."""
+
+    position: int
+    items: int
+    bytes: int
+    seconds: float
+
+
 class DeletedAnswer(BaseModel):
     """How many events were deleted."""
 

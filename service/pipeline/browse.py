@@ -10,7 +10,7 @@ from service.domain import (
     Page,
     UnknownModalityError,
 )
-from service.pipeline import views
+from service.pipeline import follow, views
 from service.pipeline.engine import Engine
 from service.pipeline.ingest import stored
 from service.ports import Media
@@ -49,6 +49,8 @@ async def get_modality(
     """
     require_modality(engine, modality)
     item = await stored(engine, item_id)
+    if item_id not in engine.catalogue:
+        await follow.refresh(engine, [item_id])  # another worker has it
     observed, generated = item.observed.get(modality), item.generated.get(modality)
     key = engine.catalogue.key(item_id)
     known = observed or generated

@@ -1,6 +1,7 @@
 """The catalogue in memory: every item's row of model state, its masks and its places in the vector indexes.
 
-SQL is the truth; this is derived from it. Rows are numbered by keys that are never used twice. Only one thread writes.
+SQL is the truth; this is derived from it. An item's key is its row in SQL: never used twice, and the same in every
+worker and after every restart, so that ties are decided everywhere alike. Only one thread writes.
 Arrays are replaced whole when they grow, and a row is complete before an id or an index leads to it, so that readers
 need no lock.
 """
@@ -92,6 +93,7 @@ class Derived:
 class Entry:
     """What the catalogue keeps of an item besides its vectors."""
 
+    key: int
     id: str
     title: str | None
     categories: tuple[str, ...]
@@ -103,14 +105,18 @@ class Entry:
 
 
 class Catalogue:
-    """All items of the store under one bundle."""
+    """All items of the store under one bundle.
 
-    def __init__(self, shape: Shape, make_index: Callable[[int], VectorIndex]) -> None:
-        self.shape = shape
+    `combine` makes final vectors `[k, d]` of collaborative and modal parts.
+    """
+
+    def __init__(
+        self, shape: Shape, make_index: Callable[[int], VectorIndex], combine: Callable[[Array, Array], Array]
+    ) -> None:
+        self.shape, self._combine = shape, combine
         self.names = shape.names
         self.entries: dict[int, Entry] = {}
         self._keys: dict[str, int] = {}
-        self._next = 0
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
         self.arrays: dict[str, Array] = {
@@ -153,13 +159,16 @@ class Catalogue:
         """Insert or replace items, each id once; when this returns, every index knows them."""
         if not rows:
             return
-        keys = self._claim([entry.id for entry, _ in rows])
-        self._reserve(self._next)
-        for key, (entry, derived) in zip(keys.tolist(), rows, strict=True):
-            self._forget_categories(key)
-            self._store(key, entry, derived)
+        for entry, _ in rows:
+            if self._keys.get(entry.id, entry.key) != entry.key:  # deleted and created again, elsewhere
+                self.remove(entry.id)
+        keys = np.array([entry.key for entry, _ in rows], dtype=np.int64)
+        self._reserve(int(keys.max()) + 1)
+        for entry, derived in rows:
+            self._forget_categories(entry.key)
+            self._store(entry, derived)
         self._index(keys, rows)
-        self._keys.update((entry.id, key) for key, (entry, _) in zip(keys.tolist(), rows, strict=True))
+        self._keys.update((entry.id, entry.key) for entry, _ in rows)
 
     def remove(self, item_id: str) -> None:
         """Forget an item; when this returns, no index answers it."""
@@ -181,26 +190,20 @@ class Catalogue:
             if key is not None:
                 self.popularity[key] = count
 
-    def _claim(self, item_ids: Sequence[str]) -> Keys:
-        """The items' keys, new ones for new items; readers learn of those once the rows are complete."""
-        keys = np.array([self._keys.get(item_id, -1) for item_id in item_ids], dtype=np.int64)
-        new = keys < 0
-        keys[new] = self._next + np.arange(new.sum())
-        self._next += int(new.sum())
-        return keys
-
     def _reserve(self, size: int) -> None:
         have = self.capacity
         if size <= have:
             return
         grown = max(size, 2 * have, 1024)
-        self.arrays = {name: _grown(array, grown) for name, array in self.arrays.items()}
-        self.observed, self.popularity = _grown(self.observed, grown), _grown(self.popularity, grown)
-        self.created = _grown(self.created, grown)
+        living = np.array(list(self.entries), dtype=np.int64)
+        self.arrays = {name: _grown(array, grown, living) for name, array in self.arrays.items()}
+        self.observed, self.popularity = _grown(self.observed, grown, living), _grown(self.popularity, grown, living)
+        self.created = _grown(self.created, grown, living)
         # Last: it is the length that readers go by.
-        self.available = _grown(self.available, grown)
+        self.available = _grown(self.available, grown, living)
 
-    def _store(self, key: int, entry: Entry, derived: Derived) -> None:
+    def _store(self, entry: Entry, derived: Derived) -> None:
+        key = entry.key
         for name, feature in derived.features.items():
             self.arrays[f"feature.{name}"][key] = feature
         for name in ("parts", "taste", "id", "message", "modal"):
@@ -222,8 +225,8 @@ class Catalogue:
                 self.indexes[name].upsert(keys[there], vectors[there] / length[there, None])
             if not there.all():
                 self.indexes[name].remove(keys[~there])
-        final = np.stack([derived.id + derived.modal for _, derived in rows])
-        self.indexes[FINAL].upsert(keys, final)
+        parts = (np.stack([derived.id for _, derived in rows]), np.stack([derived.modal for _, derived in rows]))
+        self.indexes[FINAL].upsert(keys, self._combine(*parts))
 
     def _forget_categories(self, key: int) -> None:
         entry = self.entries.get(key)
@@ -237,7 +240,7 @@ class Catalogue:
 
     def final(self, keys: Keys) -> Array:
         """Final vectors `[k, d]`."""
-        return self.arrays["id"][keys] + self.arrays["modal"][keys]
+        return self._combine(self.arrays["id"][keys], self.arrays["modal"][keys])
 
     def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
         """Which keys may be shown: available ones, of the category, without the excluded."""
@@ -273,7 +276,8 @@ class Catalogue:
         return dict(sorted(counts, key=lambda row: -row[1]))
 
 
-def _grown(array: NDArray[np.generic], size: int) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
+def _grown(array: NDArray[np.generic], size: int, living: Keys) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
+    # Rows of deleted items are left behind: pages that nobody writes to take no memory.
     bigger = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
-    bigger[: len(array)] = array
+    bigger[living] = array[living]
     return bigger

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import json
+import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.bundle import Manifest
 from models.encoders import ImageEncoder, TextEncoder
 from models.online import OnlineDGMRec
 from service.pipeline.catalogue import Catalogue
-from service.ports import Cache, StepTimer, Store
+from service.ports import Bell, Cache, StepTimer, Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -28,7 +29,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HISTORIES = 50_000
-STALE = "stale"  # the setting that keeps `Engine.stale` from one run to the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,42 @@ class NoTimer:
     def observe_step(self, step: str, seconds: float) -> None:
         """Nothing."""
 
+    def observe_lag(self, seconds: Sequence[float]) -> None:
+        """Nothing."""
+
+
+class NoBell:
+    """For a worker that nobody wakes: it looks for changes whenever its time is up."""
+
+    def ring(self) -> None:
+        """Nothing."""
+
+    async def wait(self, timeout_s: float) -> None:
+        """Sleep."""
+        await asyncio.sleep(timeout_s)
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Followed:
+    """How far this worker has followed the change log.
+
+    Every change up to `position` is in memory, and so are those at `applied`, which this worker made itself. `at` is
+    when it last was up to date (`time.monotonic`), `failing` whether the last attempt failed.
+    """
+
+    position: int = 0
+    applied: set[int] = field(default_factory=set)
+    at: float = field(default_factory=time.monotonic)
+    failing: bool = False
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since this worker last knew everything."""
+        return time.monotonic() - self.at
+
 
 @dataclass
 class Engine:
@@ -52,7 +88,7 @@ class Engine:
 
     `writer` runs everything that encodes or computes embeddings, one after the other, so that the event loop keeps
     answering; the catalogue is only written from there. `histories` caches users' histories, dropped when they change.
-    `stale` are the items whose generated parts have yet to follow new feedback.
+    `stale` are the items that this worker is about to regenerate; the store knows all that await it.
     """
 
     store: Store
@@ -63,6 +99,10 @@ class Engine:
     catalogue: Catalogue
     limits: Limits = field(default_factory=Limits)
     timer: StepTimer = field(default_factory=NoTimer)
+    bell: Bell = field(default_factory=NoBell)
+    followed: Followed = field(default_factory=Followed)
+    snapshots: Path = Path("snapshots")  # the folder
+    superseded: str | None = None  # why this worker can no longer answer rightly
     clock: Callable[[], float] = time.time
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
@@ -72,12 +112,19 @@ class Engine:
     is_closing: bool = False
     _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _services: list[asyncio.Task[None]] = field(default_factory=list)
     closers: list[Callable[[], None]] = field(default_factory=list)
 
     @property
     def model_version(self) -> str:
         """The bundle's version, as answers carry it."""
         return self.manifest.version
+
+    def own(self, positions: range) -> None:
+        """Note that changes of this worker's own are in its memory, and tell the other workers."""
+        if positions:
+            self.followed.applied.update(positions)
+            self.bell.ring()
 
     @property
     def min_rating(self) -> float | None:
@@ -123,19 +170,24 @@ class Engine:
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def run(self, service: Coroutine[Any, Any, None]) -> None:
+        """Let something run until the engine is closed."""
+        self._services.append(asyncio.get_running_loop().create_task(service))
+
     async def close(self) -> None:
-        """Finish what was begun, note what can wait until the next start, and let go of everything."""
+        """Finish what was begun, leave to the next start what can wait, and let go of everything."""
         self.is_closing = True
+        for service in self._services:
+            service.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await service
         await self.settle()
-        try:
-            if self.stale:
-                await self.store.set_meta(STALE, json.dumps(list(self.stale)))
-        finally:
-            self.writer.shutdown(wait=True)
-            for close in self.closers:
-                close()
-            await self.cache.close()
-            await self.store.close()
+        self.writer.shutdown(wait=True)
+        for close in self.closers:
+            close()
+        await self.bell.close()
+        await self.cache.close()
+        await self.store.close()
 
 
 class _Lock:

@@ -2,78 +2,57 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from service.domain import Event, FeedbackOutcome, InvalidInputError, Page, User, UserNotFoundError
-from service.pipeline import history
-from service.pipeline.engine import STALE, Engine
-from service.pipeline.ingest import EVERYTHING, regenerate
+from service.pipeline import follow, history
+from service.pipeline.engine import Engine
+from service.pipeline.ingest import EVERYTHING, follows_feedback
+from service.ports import EventResult, Keep
 
-PARTS = "/parts"  # the name of a lock, which no item's id can be
 
-
-async def add_feedback(engine: Engine, events: Sequence[Event], *, strict: bool) -> FeedbackOutcome:
+async def add_feedback(
+    engine: Engine, events: Sequence[Event], *, strict: bool, kept: Keep[FeedbackOutcome] | None = None
+) -> FeedbackOutcome:
     """Store events. An event on an item that does not exist is rejected; with `strict` it takes all others with it.
+    `kept` is how the answer is kept under an idempotency key.
 
     Raises:
         InvalidInputError: `strict`, and an item does not exist; nothing was stored.
     """
+    if not events:
+        return FeedbackOutcome(0, ())
+    renew = {event.item for event in events if follows_feedback(engine, event.item)}
+    keep: Keep[list[EventResult]] | None = None
+    if kept is not None:
+        keep = Keep(kept.key, lambda found: kept.answer(_outcome(events, found)))
+    with engine.step("commit"):
+        done = await engine.store.add_feedback(events, strict=strict, renew=renew, keep=keep)
+    results = list(zip(events, done.value, strict=True))
+    outcome = _outcome(events, done.value)
+    if outcome.rejected and strict:
+        row, detail = outcome.rejected[0]
+        raise InvalidInputError(detail, f"/feedback/{row}/item")
+    fresh = [event for event, result in results if result == "new"]
+    _follow(engine, {event.user for event in fresh}, [event.item for event in fresh if event.item in renew])
+    engine.own(done.positions)
+    return outcome
+
+
+def _outcome(events: Sequence[Event], results: Sequence[EventResult]) -> FeedbackOutcome:
     rejected = [
         (row, f"There is no item {event.item!r}.")
-        for row, event in enumerate(events)
-        if event.item not in engine.catalogue
+        for row, (event, result) in enumerate(zip(events, results, strict=True))
+        if result == "orphan"
     ]
-    if rejected and strict:
-        raise InvalidInputError(rejected[0][1], f"/feedback/{rejected[0][0]}/item")
-    bad = {row for row, _ in rejected}
-    good = [event for row, event in enumerate(events) if row not in bad]
-    if good:
-        with engine.step("commit"):
-            fresh = await engine.store.add_feedback(good)
-        changed = [event for event, new in zip(good, fresh, strict=True) if new]
-        _digest(engine, changed)
-    return FeedbackOutcome(len(good), tuple(rejected))
+    return FeedbackOutcome(len(events) - len(rejected), tuple(rejected))
 
 
-def _digest(engine: Engine, events: Sequence[Event]) -> None:
-    """Let new events take effect: on their users' lists now, on generated parts and counts in the background."""
-    if not events:
-        return
-    history.forget(engine, {event.user for event in events})
-    _follow(engine, dict.fromkeys(event.item for event in events))
-
-
-def _follow(engine: Engine, items: Collection[str]) -> None:
-    """Let counts and generated parts of items follow their feedback. An item that waits already waits once."""
-    engine.stale |= dict.fromkeys(items)
-    engine.background(_count(engine, items))
-    engine.background(_regenerate(engine))
-
-
-async def resume(engine: Engine) -> None:
-    """Take up what the last run left to be regenerated."""
-    left = await engine.store.get_meta(STALE)
-    if left:
-        _follow(engine, json.loads(left))
-        await engine.store.set_meta(STALE, "")
-
-
-async def _count(engine: Engine, items: Collection[str]) -> None:
-    async with engine.lock(*items):  # what is counted last is noted last, and of the item that was counted
-        users = await engine.store.item_counts(items)
-        await engine.compute(engine.catalogue.set_popularity, {item: users.get(item, 0) for item in items})
-
-
-async def _regenerate(engine: Engine) -> None:
-    async with engine.lock(PARTS):
-        while engine.stale and not engine.is_closing:
-            item = next(iter(engine.stale))
-            del engine.stale[item]
-            entry = engine.catalogue.entry(item)
-            untrained = engine.model.trained_row(item) is None
-            if entry is not None and (untrained or entry.confidence):
-                await regenerate(engine, item)
+def _follow(engine: Engine, users: Iterable[str], items: Iterable[str]) -> None:
+    """Let changed feedback take effect: on its users' lists now, on generated parts in the background, and on the
+    items' counts once the change log is followed."""
+    history.forget(engine, users)
+    follow.await_turn(engine, items)
 
 
 async def list_feedback(
@@ -93,10 +72,11 @@ async def delete_feedback(engine: Engine, *, user: str | None, item: str | None)
         raise InvalidInputError("Name a user, an item, or both.")
     users = [user] if user is not None else await engine.store.item_users(item or "", limit=EVERYTHING)
     touched = [item] if item is not None else await _items_of(engine, user or "")
-    count = await engine.store.delete_feedback(user=user, item=item)
-    if count:
-        _undo(engine, users, touched)
-    return count
+    done = await engine.store.delete_feedback(user=user, item=item)
+    if done.value:
+        _follow(engine, users, touched)
+    engine.own(done.positions)
+    return done.value
 
 
 async def get_user(engine: Engine, user: str) -> User:
@@ -118,18 +98,15 @@ async def delete_user(engine: Engine, user: str) -> None:
         UserNotFoundError: nothing is.
     """
     touched = await _items_of(engine, user)
-    if not await engine.store.delete_user(user):
+    done = await engine.store.delete_user(user)
+    _follow(engine, [user], touched)
+    engine.own(done.positions)
+    if not done.value:
         raise _not_found(user)
-    _undo(engine, [user], touched)
 
 
 async def _items_of(engine: Engine, user: str) -> list[str]:
     return list(dict.fromkeys(event.item for event in await engine.store.user_history(user, limit=EVERYTHING)))
-
-
-def _undo(engine: Engine, users: Iterable[str], items: Collection[str]) -> None:
-    history.forget(engine, users)
-    _follow(engine, items)
 
 
 def _not_found(user: str) -> UserNotFoundError:

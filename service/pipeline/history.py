@@ -87,4 +87,5 @@ def profile(engine: Engine, user: str | None, keys: Keys, weights: NDArray[np.fl
     share = np.ones(len(keys), dtype=np.float32) if weights is None else weights
     user_id = engine.model.user_id(user, catalogue.arrays["message"][keys], share)
     modal = share @ catalogue.arrays["modal"][keys] / max(float(share.sum()), 1e-6)
-    return Profile(np.asarray(user_id + modal, dtype=np.float32), user_id, len(keys))
+    modal = np.asarray(modal, dtype=np.float32)
+    return Profile(engine.model.combine(user_id, modal), user_id, len(keys))

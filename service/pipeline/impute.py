@@ -23,23 +23,26 @@ DGMREC, GRAPH, MEAN = "dgmrec", "graph", "mean"
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """One user who touched an item: preference p_u `[M, d]`, what the user passes on to the item `[d]`, and the keys
-    of the user's other items."""
+    """One user who touched an item: preference p_u `[M, d]`, what the user passes on to the item `[d]`, the keys of the
+    user's other items, and what the user adds to its collaborative factors `[q]`, if training saw the user."""
 
     preference: Array
     message: Array
     others: Keys
+    factor: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
     """An item to be completed: projected observed features by modality, its users, its own key, if it has one (it is
-    no neighbour of itself), and the taste `[M, d]` that training found, for as long as no users are given."""
+    no neighbour of itself), and the taste `[M, d]` and collaborative factors `[q]` that training found, for as long as
+    no users are given."""
 
     features: Mapping[str, Array]
     visitors: Sequence[Visitor] = ()
     key: int | None = None
     taste: Array | None = None
+    factors: Array | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,8 @@ def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
     near, near_valid = _near(engine, subjects, features, observed)
     shared, shared_valid = _shared(engine, subjects)
     taste = _taste(engine, subjects, kin)
-    known = Known(features, observed, near, near_valid, shared, shared_valid, taste)
+    factors = np.stack([_factors(engine, subject) for subject in subjects])
+    known = Known(features, observed, near, near_valid, shared, shared_valid, factors, taste)
     made, confidence = engine.model.generate(known)
     return [
         _complete(engine, known, made, confidence, row, touched=bool(subject.visitors))
@@ -237,6 +241,13 @@ def _shared(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Arra
                 blocks[name][row] = np.mean(means, axis=0)
                 valid[row, column] = True
     return blocks, valid
+
+
+def _factors(engine: Engine, subject: Subject) -> Array:
+    """The item's collaborative factors `[q]`."""
+    if subject.factors is not None and not subject.visitors:
+        return subject.factors
+    return engine.model.item_factor([visitor.factor for visitor in subject.visitors if visitor.factor is not None])
 
 
 def _taste(engine: Engine, subjects: Sequence[Subject], kin: Sequence[Keys]) -> Array:

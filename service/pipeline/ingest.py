@@ -35,7 +35,7 @@ from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, with_ti
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
-from service.ports import GeneratedWrite, ItemWrite, Media
+from service.ports import GeneratedWrite, ItemWrite, Keep, Media, Stored
 
 VISITORS = 200  # the newest users of an item that its generated parts are made from
 ATTEMPTS = 3
@@ -57,6 +57,9 @@ class Plan:
     visitors: Sequence[Visitor] = ()
 
 
+Kept = Keep[ItemView]  # of a created item
+
+
 @dataclass(frozen=True, slots=True)
 class Made:
     """What the model made of a plan."""
@@ -68,29 +71,35 @@ class Made:
 # --- use cases -------------------------------------------------------------------------------------------------------
 
 
-async def create_item(engine: Engine, draft: Draft) -> Written:
-    """Create an item.
+async def create_item(engine: Engine, draft: Draft, kept: Kept | None = None) -> Written:
+    """Create an item. `kept` is how its answer is kept under an idempotency key.
 
     Raises:
         ItemExistsError: the id is taken. InvalidInputError: the content cannot be used.
     """
-    (outcome,) = await create_batch(engine, [draft])
+    (outcome,) = await create_batch(engine, [draft], kept)
     if isinstance(outcome, LacunaError):
         raise outcome
     return outcome
 
 
-async def create_batch(engine: Engine, drafts: Sequence[Draft]) -> list[Written | LacunaError]:
-    """Create items, each row with the outcome it would have had alone; a bad row never takes the good ones down."""
+async def create_batch(
+    engine: Engine, drafts: Sequence[Draft], kept: Kept | None = None
+) -> list[Written | LacunaError]:
+    """Create items, each row with the outcome it would have had alone; a bad row never takes the good ones down.
+    `kept` is for a single item."""
     outcomes: list[Written | LacunaError | None] = [None] * len(drafts)
     first: dict[str, int] = {}
+    taken = {draft.id for draft in drafts if draft.id in engine.catalogue}
+    if taken:  # or was until a moment ago: another worker may have deleted it
+        taken = await engine.store.known(taken)
     for row, draft in enumerate(drafts):
-        if draft.id in engine.catalogue or first.setdefault(draft.id, row) != row:
+        if draft.id in taken or first.setdefault(draft.id, row) != row:
             outcomes[row] = _exists(draft.id)
     fresh = [row for row, outcome in enumerate(outcomes) if outcome is None]
     for start in range(0, len(fresh), CHUNK):
         rows = fresh[start : start + CHUNK]
-        for row, outcome in zip(rows, await _create(engine, [drafts[row] for row in rows]), strict=True):
+        for row, outcome in zip(rows, await _create(engine, [drafts[row] for row in rows], kept), strict=True):
             outcomes[row] = outcome
     # A row whose namesake failed before it deserves its own try.
     for row, draft in enumerate(drafts):
@@ -100,7 +109,7 @@ async def create_batch(engine: Engine, drafts: Sequence[Draft]) -> list[Written 
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-async def _create(engine: Engine, drafts: Sequence[Draft]) -> list[Written | LacunaError]:
+async def _create(engine: Engine, drafts: Sequence[Draft], kept: Kept | None = None) -> list[Written | LacunaError]:
     timings: dict[str, float] = {}
     with engine.step("encode", timings):
         encoded = await encode(engine, [with_title(draft.title, draft.modalities) for draft in drafts])
@@ -109,7 +118,7 @@ async def _create(engine: Engine, drafts: Sequence[Draft]) -> list[Written | Lac
         got if isinstance(got, LacunaError) else _exists(drafts[row].id) for row, got in enumerate(encoded)
     ]
     async with engine.lock(*(plan.id for plan in plans.values())):
-        written = await _write(engine, list(plans.values()), timings, mode_create=True)
+        written = await _write(engine, list(plans.values()), timings, mode_create=True, kept=kept)
     for row, item in zip(plans, written, strict=True):
         if item is not None:
             outcomes[row] = Written(views.item(engine, item, timings), created=True)
@@ -159,10 +168,12 @@ async def delete_item(engine: Engine, item_id: str) -> None:
     """
     async with engine.lock(item_id):
         touched = await engine.store.item_users(item_id, limit=EVERYTHING)
-        if not await engine.store.delete_item(item_id):
-            raise _not_found(item_id)
+        done = await engine.store.delete_item(item_id)
+        if not done.value:
+            raise not_found(item_id)
         await engine.compute(engine.catalogue.remove, item_id)
         history.forget(engine, touched)
+        engine.own(done.positions)
 
 
 async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputation:
@@ -192,11 +203,12 @@ async def stored(engine: Engine, item_id: str) -> StoredItem:
     """
     item = await engine.store.get_item(item_id)
     if item is None:
-        raise _not_found(item_id)
+        raise not_found(item_id)
     return item
 
 
-def _not_found(item_id: str) -> ItemNotFoundError:
+def not_found(item_id: str) -> ItemNotFoundError:
+    """The error that says so."""
     return ItemNotFoundError(f"There is no item {item_id!r}.")
 
 
@@ -289,7 +301,7 @@ async def visitors_of(engine: Engine, item_id: str) -> list[Visitor]:
 def _visitor(engine: Engine, user: str, others: Any, degree: int) -> Visitor:
     user_id = history.profile(engine, user, others).id
     preference = engine.model.preference(user_id[None])[0]
-    return Visitor(preference, engine.model.user_message(user, user_id, degree), others)
+    return Visitor(preference, engine.model.user_message(user, user_id, degree), others, engine.model.user_factor(user))
 
 
 # --- making and writing ----------------------------------------------------------------------------------------------
@@ -302,6 +314,7 @@ async def _write(
     *,
     mode_create: bool = False,
     unchanged: bool = False,
+    kept: Kept | None = None,
 ) -> list[StoredItem | None]:
     """Compute, commit and index; None for a row that somebody else was faster with."""
     if not plans:
@@ -319,14 +332,27 @@ async def _write(
         for plan, item in zip(plans, items, strict=True)
     ]
     with engine.step("commit", timings):
-        results = await engine.store.write_items(writes, _media(plans))
-    done = [row for row, result in enumerate(results) if result in ("created", "replaced")]
+        written = await engine.store.write_items(writes, _media(plans), _keep(engine, items[0], timings, kept))
+    done = {
+        row: replace(items[row], row=written.value.rows[items[row].id])
+        for row, result in enumerate(written.value.results)
+        if result in ("created", "replaced")
+    }
     with engine.step("index", timings):
-        rows = [(entry_of(engine, items[row]), made[row].derived) for row in done]
-        await engine.compute(engine.catalogue.put, rows)
+        await engine.compute(
+            engine.catalogue.put, [(entry_of(engine, item), made[row].derived) for row, item in done.items()]
+        )
+    engine.own(written.positions)
     for row in done:
         await _compare_with_generated(engine, plans[row])
-    return [items[row] if row in set(done) else None for row in range(len(plans))]
+    return [done.get(row) for row in range(len(plans))]
+
+
+def _keep(engine: Engine, item: StoredItem, timings: Mapping[str, float], kept: Kept | None) -> Keep[Stored] | None:
+    if kept is None:
+        return None
+    view = views.item(engine, item, timings)
+    return Keep(kept.key, lambda stored: kept.answer(view) if stored.results == ["created"] else None)
 
 
 def make(engine: Engine, plans: Sequence[Plan]) -> list[Made]:
@@ -342,8 +368,8 @@ def subject_of(
 ) -> Subject:
     """An item as imputation wants it."""
     row = engine.model.trained_row(item_id)
-    taste = None if row is None else engine.model.tables["item_taste"][row]
-    return Subject(features, visitors, engine.catalogue.key(item_id), taste)
+    trained = () if row is None else (engine.model.tables["item_taste"][row], engine.model.tables["item_factor"][row])
+    return Subject(features, visitors, engine.catalogue.key(item_id), *trained)
 
 
 def projected(engine: Engine, observed: Mapping[str, Observed]) -> dict[str, Array]:
@@ -383,6 +409,7 @@ def entry_of(engine: Engine, item: StoredItem) -> Entry:
     """What the catalogue keeps of a stored item."""
     states = {name: views.state_of(item, name) for name in engine.model.names}
     return Entry(
+        item.row,
         item.id,
         item.title,
         item.categories,
@@ -414,11 +441,22 @@ async def _compare_with_generated(engine: Engine, plan: Plan) -> None:
 # --- regeneration ----------------------------------------------------------------------------------------------------
 
 
+def follows_feedback(engine: Engine, item_id: str) -> bool:
+    """Whether what the model made of an item depends on its users: generated parts do, and a new item's collaborative
+    part. True where the item is not known here yet."""
+    entry = engine.catalogue.entry(item_id)
+    return entry is None or bool(entry.confidence) or engine.model.trained_row(item_id) is None
+
+
 async def regenerate(engine: Engine, item_id: str) -> None:
     """Make an item's generated parts, and a new item's collaborative part, anew from what its users tell."""
     async with engine.lock(item_id):
+        mark = (await engine.store.awaiting([item_id])).get(item_id)
         item = await engine.store.get_item(item_id)
-        if item is None or (not item.generated and engine.model.trained_row(item_id) is not None):
+        if item is None or mark is None:  # gone, or another worker was faster
+            return
+        if not item.generated and engine.model.trained_row(item_id) is not None:
+            await engine.store.dismiss({item_id: mark})
             return
         plan = Plan(
             item_id, item.title, item.categories, item.metadata, item.available, Encoded(dict(item.observed)), item,
@@ -427,7 +465,9 @@ async def regenerate(engine: Engine, item_id: str) -> None:
         (made,) = await engine.compute(make, engine, [plan])
         generated: Mapping[str, Generated] = made.completed.generated
         packed = made.derived.pack()
-        save = GeneratedWrite(item_id, item.version, generated, engine.model_version, packed)
-        if (await engine.store.save_generated([save]))[0]:
+        save = GeneratedWrite(item_id, item.version, generated, engine.model_version, packed, follows=mark)
+        saved = await engine.store.save_generated([save])
+        if saved.value[0]:
             fresh = replace(item, generated=generated, derived=packed, model_version=engine.model_version)
             await engine.compute(engine.catalogue.put, [(entry_of(engine, fresh), made.derived)])
+        engine.own(saved.positions)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from service.domain import NotReadyError
 from service.pipeline.engine import Engine
 
 
 async def check_ready(engine: Engine) -> None:
-    """Raise StoreUnavailableError unless the store answers; an engine that exists has its bundle and indexes."""
+    """Raise StoreUnavailableError unless the store answers, NotReadyError where another bundle has taken over the
+    store; an engine that exists has its bundle and indexes."""
     await engine.store.ping()
+    if engine.superseded:
+        raise NotReadyError(f"{engine.superseded} Restart this worker with it.")
 
 
 def models(engine: Engine) -> list[dict[str, Any]]:
@@ -28,9 +33,10 @@ def models(engine: Engine) -> list[dict[str, Any]]:
 
 
 async def stats(engine: Engine) -> dict[str, Any]:
-    """Items by modality state and category, imputation error by modality, fallbacks, index sizes, and how many items
-    have generated parts that have yet to follow new feedback."""
+    """Items by modality state and category, imputation error by modality, fallbacks, index sizes, how many items have
+    generated parts that have yet to follow new feedback, and how far the worker that answers has followed the log."""
     catalogue = engine.catalogue
+    followed = engine.followed
     errors = await engine.store.imputation_errors()
     return {
         "model_version": engine.model_version,
@@ -45,6 +51,7 @@ async def stats(engine: Engine) -> dict[str, Any]:
         },
         "fallbacks": dict(engine.fallbacks),
         "indexes": {name: dict(index.stats()) for name, index in catalogue.indexes.items()},
-        "awaiting_regeneration": len(engine.stale),
+        "awaiting_regeneration": await engine.store.count_awaiting(),
         "last_change": await engine.store.last_change(),
+        "worker": {"pid": os.getpid(), "position": followed.position, "lag_seconds": round(followed.lag_s, 3)},
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,8 +33,8 @@ async def load_catalogue(engine: Engine) -> None:
     Raises:
         BundleError: the database holds what the bundle cannot use; nothing was changed.
     """
-    identity = hashlib.sha256(engine.manifest.model_dump_json().encode()).hexdigest()
-    is_known = await engine.store.get_meta(META) == identity
+    engine.followed.position = await engine.store.last_change()  # before anything is read: what comes later is followed
+    is_known = await is_prepared(engine)
     pending: list[StoredItem] = []
     async for items in engine.store.iter_items():
         ready: list[tuple[Entry, Derived]] = []
@@ -51,8 +52,18 @@ async def load_catalogue(engine: Engine) -> None:
             await engine.store.set_meta(META, "")  # until all of it is done, it is nobody's
         await _embed_anew(engine, await encode_anew(engine, pending))
     if not is_known:
-        await engine.store.set_meta(META, identity)
+        await engine.store.set_meta(META, identity(engine))
     await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts())
+
+
+async def is_prepared(engine: Engine) -> bool:
+    """Whether the active bundle has computed all that is in the store."""
+    return await engine.store.get_meta(META) == identity(engine)
+
+
+def identity(engine: Engine) -> str:
+    """What tells the active bundle from every other."""
+    return hashlib.sha256(engine.manifest.model_dump_json().encode()).hexdigest()
 
 
 async def _embed_anew(engine: Engine, items: Sequence[StoredItem]) -> None:
@@ -93,11 +104,8 @@ async def _each(engine: Engine, items: Sequence[StoredItem], step: Step, *, save
 
 
 def _entry(engine: Engine, item: StoredItem, completed: Completed) -> Entry:
-    entry = entry_of(engine, item)
     sure = {name: one.confidence for name, one in completed.generated.items()}
-    return Entry(
-        entry.id, entry.title, entry.categories, entry.available, entry.version, entry.created, completed.states, sure
-    )
+    return replace(entry_of(engine, item), states=completed.states, confidence=sure)
 
 
 def _observed_only(engine: Engine, items: Sequence[StoredItem]) -> list[tuple[StoredItem, Completed, Derived]]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.domain import InvalidInputError, NotServedError, Recommendations, UserNotFoundError
-from service.pipeline import history, rank, views
+from service.pipeline import follow, history, rank, views
 from service.pipeline.catalogue import Array, Keys, Mask
 from service.pipeline.engine import Engine
 
@@ -67,6 +67,9 @@ async def recommend_session(
     """
     _require_explainer(engine, explain)
     catalogue = engine.catalogue
+    unheard = [item for item, _ in items if item not in catalogue]
+    if unheard:
+        await follow.refresh(engine, unheard)  # another worker may have them
     for place, (item, _) in enumerate(items):
         if item not in catalogue:
             raise InvalidInputError(f"There is no item {item!r}.", f"/items/{place}/id")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 import numpy as np
 
 from service.domain import Content, Hit, InvalidInputError, LacunaError
-from service.pipeline import views
+from service.pipeline import follow, views
 from service.pipeline.browse import require_modality
 from service.pipeline.catalogue import FINAL, Array, Mask
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Subject, impute
-from service.pipeline.ingest import stored
+from service.pipeline.ingest import not_found
 
 ANY = "any"
 
@@ -29,8 +29,10 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
     catalogue = engine.catalogue
     key = catalogue.key(item_id)
     if key is None:
-        await stored(engine, item_id)  # says that it is not there
-        return []
+        await follow.refresh(engine, [item_id])  # another worker may have it
+        key = catalogue.key(item_id)
+    if key is None:
+        raise not_found(item_id)
     with engine.step("rank"):
         allowed = catalogue.eligible(excluded=np.array([key], dtype=np.int64))
         if by == "final":

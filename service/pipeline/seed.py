@@ -46,7 +46,8 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
         await engine.store.write_items([ItemWrite(item, "create") for item, _ in stored], list(media.values()))
     events = 0
     for rows in _chunked(feedback, EVENTS) if feedback else ():
-        events += sum(await engine.store.add_feedback([_event(row, undated) for row in rows]))
+        done = await engine.store.add_feedback([_event(row, undated) for row in rows])
+        events += done.value.count("new")
     await engine.store.set_meta(META, bundle.version)
     log.info("seeded the empty database with %d items and %d events of bundle %s", count, events, bundle.version)
 

@@ -74,9 +74,10 @@ def event(user: str = "u1", item_id: str = "a", *, minute: int = 0, **changes: A
 
 
 def content(stored: StoredItem) -> StoredItem:
-    """The item with its vectors as lists, so that items can be compared."""
+    """The item with its vectors as lists and without its row, so that items can be compared."""
     return replace(
         stored,
+        row=0,
         observed={name: replace(part, vector=part.vector.tolist()) for name, part in stored.observed.items()},
         generated={name: replace(part, vector=part.vector.tolist()) for name, part in stored.generated.items()},
     )

@@ -22,6 +22,7 @@ from PIL import Image
 from models.bundle import MANIFEST, file_sha256
 from service.domain import State
 from service.main import create_app
+from service.pipeline import follow
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
 from service.settings import Settings
@@ -87,7 +88,11 @@ class Running:
 
     def settle(self) -> None:
         """Wait for what happens after answers."""
-        self.run(self.engine.settle())
+        self.run(self._settle())
+
+    async def _settle(self) -> None:
+        await self.engine.settle()
+        await follow.catch_up(self.engine)
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -136,43 +141,46 @@ class Running:
     def check_index(self) -> None:
         """The catalogue in memory is what the store says, to the bit."""
         self.settle()
-        self.run(self._check_index())
+        self.run(check_index(self.engine))
 
-    async def _check_index(self) -> None:
-        catalogue = self.engine.catalogue
-        items = [item async for batch in self.engine.store.iter_items() for item in batch]
-        counts = await self.engine.store.item_counts()
-        assert len(catalogue) == len(items)
-        assert {entry.id for entry in catalogue.entries.values()} == {item.id for item in items}
-        places = dict.fromkeys(catalogue.indexes, 0)
-        for item in items:
-            key, derived = catalogue.key(item.id), Derived.unpack(item.derived, catalogue.shape)
-            assert key is not None
-            assert derived is not None
-            entry = catalogue.entries[key]
-            assert (entry.version, entry.title, entry.categories, entry.available) == (
-                item.version,
-                item.title,
-                item.categories,
-                item.available,
-            )
-            assert catalogue.available[key] == item.available
-            assert catalogue.popularity[key] == counts.get(item.id, 0)
-            assert not item.observed.keys() & item.generated.keys()
-            for column, name in enumerate(catalogue.names):
-                known = item.observed.get(name) or item.generated.get(name)
-                state = State.OBSERVED if name in item.observed else State.GENERATED if known else State.ABSENT
-                assert entry.states[name] is state
-                assert catalogue.observed[key, column] == (name in item.observed)
-                assert np.array_equal(catalogue.arrays[f"feature.{name}"][key], derived.features[name])
-                says_something = known is not None and np.linalg.norm(derived.features[name]) > 1e-6
-                assert (key in catalogue.indexes[name]) == says_something
-                places[name] += says_something
-            assert key in catalogue.indexes["items"]
-            assert np.array_equal(catalogue.final(np.array([key]))[0], derived.id + derived.modal)
-            assert np.linalg.norm(derived.id + derived.modal) > 0
-        places["items"] = len(items)
-        assert {name: len(index) for name, index in catalogue.indexes.items()} == places
+
+async def check_index(engine: Engine) -> None:
+    """The catalogue in memory is what the store says, to the bit."""
+    catalogue = engine.catalogue
+    items = [item async for batch in engine.store.iter_items() for item in batch]
+    counts = await engine.store.item_counts()
+    assert len(catalogue) == len(items)
+    assert {entry.id for entry in catalogue.entries.values()} == {item.id for item in items}
+    places = dict.fromkeys(catalogue.indexes, 0)
+    for item in items:
+        key, derived = catalogue.key(item.id), Derived.unpack(item.derived, catalogue.shape)
+        assert key is not None
+        assert derived is not None
+        entry = catalogue.entries[key]
+        assert (entry.version, entry.title, entry.categories, entry.available) == (
+            item.version,
+            item.title,
+            item.categories,
+            item.available,
+        )
+        assert catalogue.available[key] == item.available
+        assert catalogue.popularity[key] == counts.get(item.id, 0)
+        assert not item.observed.keys() & item.generated.keys()
+        for column, name in enumerate(catalogue.names):
+            known = item.observed.get(name) or item.generated.get(name)
+            state = State.OBSERVED if name in item.observed else State.GENERATED if known else State.ABSENT
+            assert entry.states[name] is state
+            assert catalogue.observed[key, column] == (name in item.observed)
+            assert np.array_equal(catalogue.arrays[f"feature.{name}"][key], derived.features[name])
+            says_something = known is not None and np.linalg.norm(derived.features[name]) > 1e-6
+            assert (key in catalogue.indexes[name]) == says_something
+            places[name] += says_something
+        assert key in catalogue.indexes["items"]
+        final = engine.model.combine(derived.id, derived.modal)
+        assert np.array_equal(catalogue.final(np.array([key]))[0], final)
+        assert np.linalg.norm(final) > 0
+    places["items"] = len(items)
+    assert {name: len(index) for name, index in catalogue.indexes.items()} == places
 
 
 def problem_of(response: httpx.Response) -> Any:

@@ -178,7 +178,7 @@ def test_a_patch_of_something_else_makes_no_text_of_a_title(alone: Running) -> N
     stored = alone.run(alone.engine.store.get_item(item_id))
     assert stored is not None
     write = ItemWrite(replace(stored, title="Withheld", version=2), "upsert", 1)
-    assert alone.run(alone.engine.store.write_items([write])) == ["replaced"]
+    assert alone.run(alone.engine.store.write_items([write])).value.results == ["replaced"]
     answer = alone.patch(item_id, {"categories": ["mugs"], "title": "Withheld"})
     assert answer["modalities"]["text"]["state"] == "generated"
 

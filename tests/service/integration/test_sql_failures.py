@@ -21,8 +21,8 @@ from service.adapters import sql_engine
 from service.adapters.sql import SqlStore
 from service.adapters.tables import metadata
 from service.domain import StoreUnavailableError
-from service.ports import GeneratedWrite
-from tests.contracts.stores import create, emptied, event, item
+from service.ports import Answer, GeneratedWrite
+from tests.contracts.stores import NOON, create, emptied, event, item
 
 ROOT = Path(__file__).parents[3]
 NOWHERE = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
@@ -41,6 +41,11 @@ async def _iterate(store: SqlStore) -> None:
         pass
 
 
+async def _enter(store: SqlStore) -> None:
+    async with store.alone():
+        pass
+
+
 EVERY_METHOD: dict[str, Call] = {
     "ping": lambda store: store.ping(),
     "write_items": lambda store: store.write_items(create(item("a"))),
@@ -50,6 +55,15 @@ EVERY_METHOD: dict[str, Call] = {
     "iter_items": _iterate,
     "delete_item": lambda store: store.delete_item("a"),
     "save_generated": lambda store: store.save_generated([GeneratedWrite("a", 1, {}, "v", b"")]),
+    "known": lambda store: store.known(["a"]),
+    "awaiting": lambda store: store.awaiting(),
+    "count_awaiting": lambda store: store.count_awaiting(),
+    "dismiss": lambda store: store.dismiss({"a": 1}),
+    "claim": lambda store: store.claim("k", "f", lease_s=1),
+    "answered": lambda store: store.answered("k", Answer(200, b"")),
+    "release": lambda store: store.release("k"),
+    "trim_changes": lambda store: store.trim_changes(NOON),
+    "alone": _enter,
     "get_media": lambda store: store.get_media("0"),
     "count_items": lambda store: store.count_items(),
     "add_feedback": lambda store: store.add_feedback([event()]),
@@ -176,7 +190,7 @@ async def test_sqlite_readers_do_not_wait_for_a_writer(tmp_path: Path, monkeypat
         await store.write_items(create(item("b")))
     other.execute("ROLLBACK")
     other.close()
-    assert await store.write_items(create(item("b"))) == ["created"]
+    assert (await store.write_items(create(item("b")))).value.results == ["created"]
     await store.close()
 
 
@@ -199,7 +213,7 @@ async def test_sqlite_gone_is_unavailable_everywhere(tmp_path: Path) -> None:
     await store._database.write(
         lambda connection: [connection.exec_driver_sql(f"DROP TABLE {table}") for table in _dropping_order()]
     )
-    calls = {name: call for name, call in EVERY_METHOD.items() if name != "ping"}
+    calls = {name: call for name, call in EVERY_METHOD.items() if name not in ("ping", "alone")}
     for call in calls.values():
         with pytest.raises(StoreUnavailableError):
             await call(store)
@@ -224,7 +238,7 @@ async def test_postgres_connections_cut_are_replaced(postgres_url: str) -> None:
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
         )
         await plain.close()
-        assert await store.write_items(create(item("a"))) == ["created"]
+        assert (await store.write_items(create(item("a")))).value.results == ["created"]
 
 
 async def test_postgres_cut_in_the_middle_is_unavailable_and_undone(postgres_url: str) -> None:

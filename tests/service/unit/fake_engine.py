@@ -46,6 +46,7 @@ from service.domain import (
     UserNotFoundError,
     Written,
 )
+from service.pipeline.engine import Followed
 from service.ports import Media
 from service.settings import Settings
 
@@ -65,6 +66,7 @@ class FakeEngine:
     is_closed: bool = False
     model_version: str = "2026-01-02.1"
     timer: Any = None
+    followed: Followed = field(default_factory=Followed)
 
     @property
     def store(self) -> FakeEngine:
@@ -126,7 +128,7 @@ def _existing(engine: FakeEngine, item_id: str) -> ItemView:
 # --- service.pipeline.ingest --------------------------------------------------------------------------------------
 
 
-async def create_item(engine: FakeEngine, draft: Draft) -> Written:
+async def create_item(engine: FakeEngine, draft: Draft, kept: object = None) -> Written:  # noqa: ARG001
     engine.note(draft=draft)
     if draft.id in engine.items:
         raise ItemExistsError(f"an item {draft.id!r} exists already")
@@ -225,7 +227,13 @@ async def get_media(engine: FakeEngine, item_id: str, modality: str) -> Media:
 # --- service.pipeline.feedback ------------------------------------------------------------------------------------
 
 
-async def add_feedback(engine: FakeEngine, events: Sequence[Event], *, strict: bool) -> FeedbackOutcome:
+async def add_feedback(
+    engine: FakeEngine,
+    events: Sequence[Event],
+    *,
+    strict: bool,
+    kept: object = None,  # noqa: ARG001
+) -> FeedbackOutcome:
     engine.note(events=events, strict=strict)
     rejected = tuple((k, "no such item") for k, event in enumerate(events) if event.item not in engine.items)
     if strict and rejected:

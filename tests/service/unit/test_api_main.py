@@ -23,7 +23,7 @@ from tests.service.unit.fake_engine import FakeEngine
 
 @pytest.fixture(autouse=True)
 def _logging_stays_as_pytest_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "configure", lambda _: None)
+    monkeypatch.setattr(program, "configure_for", lambda *_: None)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_help_lists_every_setting_with_its_default(capsys: pytest.CaptureFixture
     ("arguments", "named"),
     [
         (["--port", "x"], "LACUNA_PORT"),
-        (["--workers", "2"], "LACUNA_WORKERS"),
+        (["--workers", "0"], "LACUNA_WORKERS"),
         (["--host", "0.0.0.0"], "LACUNA_HOST"),
         (["--host", "192.0.2.1"], "LACUNA_HOST"),
         (["--database-url", "mysql://x"], "LACUNA_DATABASE_URL"),

@@ -15,8 +15,10 @@ from service.pipeline import history, rank
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.engine import Engine, _Lock
+from service.pipeline.impute import Subject, Visitor, _factors
 from service.pipeline.ingest import merged
 from tests.fakes import BruteForceIndex
+from tests.models.worlds import online_of, world
 
 SHAPE = Shape({"text": 3, "image": 2}, 2, 1)
 
@@ -29,13 +31,18 @@ def derived(seed: int = 0, *, modal: tuple[float, float] = (0.0, 0.0)) -> Derive
     return Derived(features, **made)
 
 
-def entry(item_id: str, *categories: str, created: float = 0.0, available: bool = True, absent: bool = False) -> Entry:
+def entry(
+    item_id: str, *categories: str, key: int | None = None, created: float = 0.0, available: bool = True,
+    absent: bool = False,
+) -> Entry:  # fmt: skip
+    """Items `a`, `b`, ... have the keys 0, 1, ... if no other is given."""
     states = {"text": State.OBSERVED, "image": State.ABSENT if absent else State.GENERATED}
-    return Entry(item_id, item_id.upper(), categories, available, 1, created, states, {})
+    place = ord(item_id[0]) - ord("a") if key is None else key
+    return Entry(place, item_id, item_id.upper(), categories, available, 1, created, states, {})
 
 
 def catalogue(*rows: tuple[Entry, Derived]) -> Catalogue:
-    made = Catalogue(SHAPE, BruteForceIndex)
+    made = Catalogue(SHAPE, BruteForceIndex, np.add)
     made.put(rows)
     return made
 
@@ -95,9 +102,9 @@ def test_the_score_of_the_latest_is_their_time_to_the_second() -> None:
 
 
 def test_rows_survive_the_growth_of_the_arrays() -> None:
-    made = catalogue((entry("first", "kept"), derived(1)))
+    made = catalogue((entry("first", "kept", key=0), derived(1)))
     made.set_popularity({"first": 3})
-    made.put([(entry(f"n{number}", "many"), derived(number)) for number in range(2500)])
+    made.put([(entry(f"n{number}", "many", key=number + 1), derived(number)) for number in range(2500)])
     assert made.capacity >= 2501
     assert len(made) == 2501
     key = made.key("first")
@@ -109,7 +116,7 @@ def test_rows_survive_the_growth_of_the_arrays() -> None:
     assert made.count_categories() == {"many": 2500, "kept": 1}
 
 
-def test_a_key_is_never_used_twice() -> None:
+def test_an_item_that_is_created_again_has_another_key() -> None:
     made = catalogue((entry("a", "x"), derived(1)), (entry("b", "x", "y"), derived(2)))
     made.remove("a")
     made.remove("never there")
@@ -117,10 +124,13 @@ def test_a_key_is_never_used_twice() -> None:
     assert made.entry("a") is None
     assert all(0 not in index for index in made.indexes.values())
     assert made.count_categories() == {"x": 1, "y": 1}
-    made.put([(entry("a"), derived(3))])
+    made.put([(entry("a", key=2), derived(3))])
     assert made.key("a") == 2
     assert made.keys(["a", "gone", "b"]).tolist() == [2, 1]
-    assert np.flatnonzero(made.eligible()).tolist() == [1, 2]
+    made.put([(entry("a", "z", key=3), derived(4))])  # another worker deleted and created it
+    assert np.flatnonzero(made.eligible()).tolist() == [1, 3]
+    assert all(2 not in index for index in made.indexes.values())
+    assert len(made) == 2
 
 
 def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
@@ -143,6 +153,19 @@ def test_what_is_eligible_and_observed() -> None:
     assert not made.having("text", "image").any()
 
 
+def test_final_vectors_are_what_the_model_combines() -> None:
+    model = online_of(world())
+    made = Catalogue(SHAPE, BruteForceIndex, model.combine)
+    rows = [(entry(name), derived(seed, modal=(seed, 1))) for seed, name in enumerate("abc")]
+    made.put(rows)
+    total = np.stack([row.id + row.modal for _, row in rows])
+    unit = total / np.linalg.norm(total, axis=1, keepdims=True)
+    np.testing.assert_allclose(made.final(np.arange(3)), unit, atol=1e-6)
+    keys, scores = made.indexes[FINAL].search(unit[1:2], 1)
+    assert keys.tolist() == [[1]]
+    assert scores[0, 0] == pytest.approx(1, abs=1e-6)
+
+
 def test_an_id_leads_to_a_row_only_once_the_row_is_complete() -> None:
     """Searches run while the writer writes."""
 
@@ -152,8 +175,8 @@ def test_an_id_leads_to_a_row_only_once_the_row_is_complete() -> None:
             assert all(key in made.entries and key < made.capacity for key in keys.tolist())
             super().upsert(keys, vectors)
 
-    made = Catalogue(SHAPE, Watching)
-    made.put([(entry("new"), derived())])
+    made = Catalogue(SHAPE, Watching, np.add)
+    made.put([(entry("new", key=0), derived())])
     assert made.key("new") == 0
     assert 0 in made.indexes[FINAL]
 
@@ -352,3 +375,27 @@ def test_merging(target: dict[str, Any], patch: dict[str, Any], result: dict[str
 def test_a_file_is_what_it_begins_with() -> None:
     assert media_type(b"\xff\xd8\xff\xe0") == "image/jpeg"
     assert media_type(b"<svg") == "application/octet-stream"
+
+
+# --- collaborative factors ----------------------------------------------------------------------------------------
+
+
+def test_factors_of_an_item_are_those_of_training_for_the_same_users() -> None:
+    w = world()
+    engine = cast(Engine, SimpleNamespace(model=online_of(w)))
+    histories = w.graphs.user_mean.matrix.toarray() > 0
+    nothing = np.zeros(0, dtype=np.float32)
+
+    def visitors(item: int) -> list[Visitor]:
+        touching = [f"u{user}" for user in np.flatnonzero(histories[:, item])]
+        return [Visitor(nothing, nothing, np.arange(0), engine.model.user_factor(user)) for user in touching]
+
+    late = Visitor(nothing, nothing, np.arange(0), engine.model.user_factor("late"))
+    trained = w.evidence.factors.numpy()
+    for item in np.flatnonzero(histories.any(axis=0)):
+        np.testing.assert_allclose(_factors(engine, Subject({}, visitors(item))), trained[item], atol=1e-6)
+        with_late = Subject({}, [*visitors(item), late], factors=trained[0])  # nobody knows a late user's factors
+        np.testing.assert_allclose(_factors(engine, with_late), trained[item], atol=1e-6)
+    assert not _factors(engine, Subject({}, [late])).any()
+    assert not _factors(engine, Subject({})).any()
+    np.testing.assert_array_equal(_factors(engine, Subject({}, factors=trained[3])), trained[3])

@@ -1,0 +1,136 @@
+"""Idempotency keys, in plain ASGI: a request that is sent again is answered as it was, and done once.
+
+The answer is kept in the transaction of the write itself, so that a service that dies between the two still knows it.
+(A batch is written in several: rows that a dying service had stored answer 409 when the batch is sent again.)
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.api import errors
+from service.api.deps import key_name
+from service.api.limits import LIMITS
+from service.pipeline.engine import Engine
+from service.ports import Answer
+
+HEADER = "idempotency-key"
+PATHS = frozenset({"/items", "/items/batch", "/feedback"})
+LONGEST = 255
+SCOPE = "lacuna.idempotency_key"
+REPLAYED = (b"idempotency-replayed", b"true")
+
+
+def key_of(request: Request) -> str | None:
+    """The key under which this request's write keeps its answer."""
+    key: str | None = request.scope.get(SCOPE)
+    return key
+
+
+class Idempotency:
+    """Answers repeated requests. Keys belong to who sends them: an API key, or everybody without keys.
+
+    Args:
+        lease_s: after so long, a request that was never answered counts as dead, and its key can be taken again.
+    """
+
+    def __init__(self, app: ASGIApp, lease_s: float) -> None:
+        self._app = app
+        self._lease_s = lease_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; those without a key pass through."""
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
+            await self._app(scope, receive, send)
+            return
+        given = Headers(scope=scope).get(HEADER)
+        sender, engine = key_name(Request(scope)), scope["app"].state.engine
+        if given is None or sender is None or engine is None:  # without a right to write, the route says so
+            await self._app(scope, receive, send)
+            return
+        if not (0 < len(given) <= LONGEST and given.isascii() and given.isprintable()):
+            detail = f"the header Idempotency-Key takes 1 to {LONGEST} printable ASCII characters"
+            await errors.invalid([errors.FieldError("", detail)]).response()(scope, receive, send)
+            return
+        body = await _read(receive)
+        await self._once(engine, f"{sender}:{given}", body, scope, send)
+
+    async def _once(self, engine: Engine, key: str, body: _Body, scope: Scope, send: Send) -> None:
+        claim = await engine.store.claim(key, _fingerprint(scope, body.data), lease_s=self._lease_s)
+        if isinstance(claim, Answer):
+            await _replay(claim, send)
+        elif claim == "busy":
+            await errors.IN_PROGRESS.response()(scope, body.receive, send)
+        elif claim == "other":
+            await errors.KEY_REUSED.response()(scope, body.receive, send)
+        else:
+            await self._first(engine, key, body, scope, send)
+
+    async def _first(self, engine: Engine, key: str, body: _Body, scope: Scope, send: Send) -> None:
+        held: list[Message] = []
+
+        async def hold(message: Message) -> None:
+            held.append(message)
+
+        try:
+            await self._app({**scope, SCOPE: key}, body.receive, hold)
+            answer = _answer(held)
+            if answer.status < 500:
+                await engine.store.answered(key, answer)
+        finally:
+            await engine.store.release(key)  # where nothing was done, it can be tried again
+        for message in held:
+            await send(message)
+
+
+@dataclass
+class _Body:
+    """A request's body that was read, to be read again."""
+
+    data: bytes
+    rest: Receive
+    is_told: bool = False
+
+    async def receive(self) -> Message:
+        """The body at once, and then whatever comes after it."""
+        if self.is_told:
+            return await self.rest()
+        self.is_told = True
+        return {"type": "http.request", "body": self.data, "more_body": False}
+
+
+async def _read(receive: Receive) -> _Body:
+    """The body, or so much of it that the route finds it too large."""
+    parts: list[bytes] = []
+    size, more, limit = 0, True, LIMITS.get().body_bytes
+    while more and size <= limit:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        more = message.get("more_body", False)
+    return _Body(b"".join(parts), receive)
+
+
+def _fingerprint(scope: Scope, body: bytes) -> str:
+    total = hashlib.sha256()
+    content_type = Headers(scope=scope).get("content-type", "")
+    for part in (scope["path"].encode(), scope["query_string"], content_type.encode(), body):
+        total.update(len(part).to_bytes(8, "big") + part)
+    return total.hexdigest()
+
+
+def _answer(messages: list[Message]) -> Answer:
+    body = b"".join(message.get("body", b"") for message in messages if message["type"] == "http.response.body")
+    return Answer(messages[0]["status"], body)
+
+
+async def _replay(answer: Answer, send: Send) -> None:
+    kind = b"application/json" if answer.status < 400 else b"application/problem+json"
+    headers = [(b"content-type", kind), (b"content-length", str(len(answer.body)).encode()), REPLAYED]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})

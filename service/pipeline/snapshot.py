@@ -1,0 +1,251 @@
+"""Snapshots of the catalogue in a file, from which a start is quicker than from SQL.
+
+A snapshot holds the state after some position of the change log, and that entry of the log itself. A start takes it
+only where its checksum holds, the active bundle made it, and the log still has the same entry there; then the log is
+followed from that position on. In every other case the start reads SQL: a snapshot can save time, and never change an
+answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+
+from service.domain import ChangesLostError, ConflictError, LacunaError, NotReadyError, State
+from service.pipeline import follow
+from service.pipeline.catalogue import Array, Catalogue, Derived, Entry, Shape
+from service.pipeline.engine import Engine
+from service.pipeline.rebuild import identity
+from service.ports import Change
+
+log = logging.getLogger(__name__)
+
+NAME = "catalogue.snapshot"
+FORMAT = 1
+ABANDONED_S = 3600.0  # nobody writes a snapshot for so long
+BATCH = 1000  # items put into the catalogue at once
+DIGEST = hashlib.sha256().digest_size
+_ABOUT, _POPULARITY = "about", "popularity"
+
+
+class SnapshotError(Exception):
+    """A snapshot that cannot be used, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The catalogue after `position` of the change log, whose entry there was made `at` that moment.
+
+    `arrays` by field `[n, ...]` and `popularity` `[n]` are in the order of the entries.
+    """
+
+    bundle: str
+    position: int
+    at: datetime
+    entries: Sequence[Entry]
+    arrays: Mapping[str, Array]
+    popularity: NDArray[np.int64]
+
+
+# --- making ----------------------------------------------------------------------------------------------------------
+
+
+async def take(engine: Engine, folder: Path) -> dict[str, Any]:
+    """Write a snapshot of now; its position, its size and the time it took.
+
+    Raises:
+        NotReadyError: it cannot be written. StoreUnavailableError: the database does not answer.
+    """
+    started = time.perf_counter()
+    await follow.catch_up(engine)
+    entry = await _entry_at(engine, engine.followed.position)
+    if entry is None:
+        raise ConflictError("The log's newest entry was erased just now; try again.")
+    snapshot = await engine.compute(_copy, engine, entry)
+    try:
+        size = await asyncio.to_thread(write, snapshot, folder / NAME)
+    except OSError as error:
+        raise NotReadyError(f"The snapshot cannot be written: {error.strerror or error}.") from error
+    return {
+        "position": snapshot.position,
+        "items": len(snapshot.entries),
+        "bytes": size,
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+
+
+async def keep(engine: Engine, folder: Path, every_s: float) -> None:
+    """Write a snapshot now and then, where anything has changed, until cancelled."""
+    last = engine.followed.position
+    while True:
+        await asyncio.sleep(every_s)
+        if engine.followed.position == last:
+            continue
+        try:
+            last = (await take(engine, folder))["position"]
+        except LacunaError as error:
+            log.warning("no snapshot was written: %s", error)
+
+
+async def _entry_at(engine: Engine, position: int) -> Change | None:
+    found = await engine.store.changes(position - 1, limit=1) if position else []
+    return found[0] if found and found[0].position == position else None
+
+
+def _copy(engine: Engine, entry: Change) -> Snapshot:
+    """What the catalogue holds. Runs where the catalogue is written, so that nothing is half in it."""
+    catalogue = engine.catalogue
+    keys = np.array(sorted(catalogue.entries), dtype=np.int64)
+    return Snapshot(
+        identity(engine),
+        entry.position,
+        entry.at,
+        [catalogue.entries[key] for key in keys.tolist()],
+        {name: array[keys] for name, array in catalogue.arrays.items()},
+        catalogue.popularity[keys],
+    )
+
+
+def write(snapshot: Snapshot, path: Path) -> int:
+    """Write a snapshot in one step: whoever reads the path finds the old one or the new one whole. Answers its size.
+
+    Raises:
+        OSError: it cannot be written; the old one is still there.
+    """
+    about = {
+        "format": FORMAT,
+        "bundle": snapshot.bundle,
+        "position": snapshot.position,
+        "at": snapshot.at,
+        "entries": snapshot.entries,
+    }
+    tensors: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(array) for name, array in snapshot.arrays.items()}
+    tensors[_POPULARITY] = snapshot.popularity
+    tensors[_ABOUT] = np.frombuffer(orjson.dumps(about), dtype=np.uint8)
+    data = save(tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _clear_away(path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.write(hashlib.sha256(data).digest())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return len(data) + DIGEST
+
+
+def _clear_away(path: Path) -> None:
+    """Remove what killed processes have left of snapshots they were writing."""
+    for left in path.parent.glob(f"{path.name}.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if left.stat().st_mtime < time.time() - ABANDONED_S:
+                left.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- using -----------------------------------------------------------------------------------------------------------
+
+
+async def restore(engine: Engine, folder: Path) -> bool:
+    """Fill the empty catalogue from the folder's snapshot and follow the log from there; False, and an empty
+    catalogue, where that cannot be done.
+
+    Raises:
+        StoreUnavailableError: the database does not answer.
+    """
+    path = folder / NAME
+    if not path.exists():
+        return False
+    try:
+        snapshot = await asyncio.to_thread(read, path, engine.catalogue.shape)
+        await _check(engine, snapshot)
+    except SnapshotError as error:
+        log.warning("the snapshot is not used: %s; reading the database instead", error)
+        return False
+    await engine.compute(fill, engine.catalogue, snapshot)
+    engine.followed.position = snapshot.position
+    await follow.catch_up(engine)
+    log.info("started from the snapshot at position %d", snapshot.position)
+    return True
+
+
+async def _check(engine: Engine, snapshot: Snapshot) -> None:
+    if snapshot.bundle != identity(engine):
+        raise SnapshotError("another bundle made it")
+    try:
+        entry = await _entry_at(engine, snapshot.position)
+    except ChangesLostError as error:
+        raise SnapshotError(str(error).rstrip(".")) from None
+    if entry is None or entry.at != snapshot.at:
+        raise SnapshotError("the database's log has another entry at its position")
+
+
+def read(path: Path, shape: Shape) -> Snapshot:
+    """A snapshot of a catalogue of this shape, verified.
+
+    Raises:
+        SnapshotError: it cannot be read, is damaged, or of another shape or format.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise SnapshotError(f"it cannot be read ({error.strerror})") from error
+    if len(data) < DIGEST or hashlib.sha256(memoryview(data)[:-DIGEST]).digest() != data[-DIGEST:]:
+        raise SnapshotError("it is damaged")
+    tensors = load(data[:-DIGEST])
+    about = orjson.loads(tensors.pop(_ABOUT).tobytes())
+    if about["format"] != FORMAT:
+        raise SnapshotError("another version of Lacuna wrote it")
+    popularity = tensors.pop(_POPULARITY)
+    entries = [_entry(one) for one in about["entries"]]
+    if {name: array.shape[1:] for name, array in tensors.items()} != shape.fields():
+        raise SnapshotError("it is of another model")
+    return Snapshot(
+        about["bundle"], about["position"], datetime.fromisoformat(about["at"]), entries, tensors, popularity
+    )
+
+
+def _entry(values: Mapping[str, Any]) -> Entry:
+    states = {name: State(state) for name, state in values["states"].items()}
+    return Entry(**{**values, "categories": tuple(values["categories"]), "states": states})
+
+
+def fill(catalogue: Catalogue, snapshot: Snapshot) -> None:
+    """Put a snapshot's items into a catalogue."""
+    for start in range(0, len(snapshot.entries), BATCH):
+        rows = range(start, min(start + BATCH, len(snapshot.entries)))
+        catalogue.put([(snapshot.entries[row], _derived(snapshot.arrays, row, catalogue.names)) for row in rows])
+    users = dict(zip((entry.id for entry in snapshot.entries), snapshot.popularity.tolist(), strict=True))
+    catalogue.set_popularity(users)
+
+
+def _derived(arrays: Mapping[str, Array], row: int, names: Sequence[str]) -> Derived:
+    features = {name: arrays[f"feature.{name}"][row] for name in names}
+    parts = (arrays[name][row] for name in ("parts", "taste", "id", "message", "modal"))
+    return Derived(features, *parts)
