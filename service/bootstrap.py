@@ -12,6 +12,7 @@ from models.bundle import Bundle
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.online import OnlineDGMRec
 from service.adapters.faiss_index import FaissIndex, use_one_thread
+from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
 from service.adapters.memory_cache import MemoryCache
 from service.adapters.redis_bell import RedisBell
@@ -22,7 +23,7 @@ from service.pipeline.catalogue import Catalogue, Shape
 from service.pipeline.engine import Engine, Limits, NoBell
 from service.pipeline.rebuild import is_prepared, load_catalogue
 from service.pipeline.seed import seed
-from service.ports import Bell, Cache, Limiter
+from service.ports import Bell, Cache, Fetcher, Limiter
 from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ async def bootstrap(settings: Settings) -> Engine:
         catalogue=catalogue,
         limits=Limits(settings.max_image_pixels, settings.max_text_chars),
         bell=_bell(settings),
+        fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",
     )
     engine.closers += [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
@@ -116,6 +118,12 @@ def _cache(settings: Settings) -> Cache:
 
 def _bell(settings: Settings) -> Bell:
     return RedisBell(settings.redis_url) if settings.redis_url else NoBell()
+
+
+def _fetcher(settings: Settings) -> Fetcher | None:
+    if not settings.allow_image_urls:
+        return None
+    return UrlFetcher(seconds=settings.image_url_seconds, max_bytes=settings.max_body_bytes)
 
 
 def _warm(engine: Engine) -> None:

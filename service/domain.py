@@ -48,7 +48,14 @@ class VectorContent:
     vector: Vector
 
 
-Content = TextContent | MediaContent | VectorContent
+@dataclass(frozen=True, slots=True)
+class UrlContent:
+    """A modality given as a picture's URL, not yet fetched."""
+
+    url: str
+
+
+Content = TextContent | MediaContent | VectorContent | UrlContent
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,6 +335,13 @@ class InvalidImageError(InvalidInputError):
 
     slug = "invalid-image"
     title = "Invalid image"
+
+
+class FetchError(InvalidInputError):
+    """A picture's URL that leads to no picture, or to where the service does not go."""
+
+    slug = "image-not-fetched"
+    title = "Image not fetched"
 
 
 class ItemNotFoundError(LacunaError):

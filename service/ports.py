@@ -309,6 +309,13 @@ class Bell(Protocol):
         """Stop ringing and listening."""
 
 
+class Fetcher(Protocol):
+    """Gets pictures from URLs that clients name."""
+
+    async def fetch(self, url: str) -> bytes:
+        """The bytes at a URL. Raises FetchError, without a pointer."""
+
+
 class StepTimer(Protocol):
     """Is told how long things took."""
 

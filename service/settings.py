@@ -97,6 +97,7 @@ class Settings(BaseSettings):
     )
     allow_anonymous: bool = Field(False, description="serve other machines without API keys")
     allow_image_urls: bool = Field(False, description="fetch pictures from public URLs that clients name")
+    image_url_seconds: float = Field(10, gt=0, description="longest time that fetching a picture may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="text, or json for one object a line")
     rate_limit: int = Field(

@@ -13,7 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkProcess
 
 import uvicorn
 import uvloop
@@ -32,10 +32,9 @@ LOOK_S = 0.2
 KEEP_ALIVE_S = 15
 SHUTDOWN_S = 10
 
-# Workers are forked from a process that has imported everything and started nothing: a new one is there in a moment,
-# and the libraries' memory is shared.
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([__name__])
+# Workers are forked from the supervisor, which has imported everything and started nothing: a new one is there in a
+# moment, and the libraries' memory is shared.
+_FORKS = multiprocessing.get_context("fork")
 
 
 def server_of(app: ASGIApp) -> uvicorn.Server:
@@ -65,7 +64,7 @@ def complain(error: Exception) -> int:
 
 @dataclass
 class _Worker:
-    process: ForkServerProcess
+    process: ForkProcess
     word: Connection  # says when the worker serves
     started: float
 
@@ -151,6 +150,8 @@ class Supervisor:
 
 
 def _work(settings: Settings, listener: socket.socket, word: Connection) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):  # the supervisor's handlers are not for its workers
+        signal.signal(number, signal.default_int_handler)
     configure_for(settings.log_level, settings.log_format)
     threading.Thread(target=_end_with_the_supervisor, daemon=True).start()
     try:

@@ -252,6 +252,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "unknown-modality": "The active bundle does not declare this modality; GET /models lists those it does.",
     "invalid-vector": "A vector has the wrong length for its modality, or values that are not finite numbers.",
     "invalid-image": "The bytes are no picture that can be decoded, or the picture is too large.",
+    "image-not-fetched": "The picture's URL leads to no picture, or to an address that is not public.",
     "item-not-found": "No item has this id, or the item has nothing of what was asked for.",
     "item-exists": "POST creates only; PUT replaces and PATCH changes.",
     "user-not-found": "Nothing is stored of this user.",

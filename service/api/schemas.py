@@ -42,6 +42,7 @@ from service.domain import (
     Patch,
     State,
     TextContent,
+    UrlContent,
     VectorContent,
 )
 
@@ -130,7 +131,9 @@ class ContentObject(Strict):
 
     text: Text | None = None
     base64: str | None = Field(None, min_length=1, description="A picture's bytes, base64")
-    url: str | None = Field(None, min_length=1, max_length=2_048, description="Not offered yet: refused")
+    url: str | None = Field(
+        None, min_length=1, max_length=2_048, description="A picture's public URL, where the service is set to fetch"
+    )
     vector: Floats | None = Field(None, description="A ready feature vector of the modality's length")
 
     @model_validator(mode="after")
@@ -348,7 +351,7 @@ def to_content(body: ContentObject, at: str) -> Content:
         return MediaContent(_decode_base64(body.base64, f"{at}/base64"))
     if body.vector is not None:
         return to_vector(body.vector, f"{at}/vector")
-    raise InvalidInputError("fetching from a URL is off; send the file itself or its base64", f"{at}/url")
+    return UrlContent(body.url or "")
 
 
 def to_vector(values: list[float], at: str) -> VectorContent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from models.bundle import ModalityEntry
 from models.encoders import ImageError, decode_image
 from service.domain import (
     Content,
+    FetchError,
     InvalidImageError,
     InvalidInputError,
     InvalidVectorError,
@@ -21,6 +23,7 @@ from service.domain import (
     Observed,
     TextContent,
     UnknownModalityError,
+    UrlContent,
     VectorContent,
 )
 from service.pipeline.engine import Engine
@@ -28,6 +31,7 @@ from service.ports import Media
 
 TEXT = "text"
 TITLE_SOURCE = "title"
+Contents = Mapping[str, tuple[Content, str]]  # by modality, with what `Observed.source` will say
 # Images are answered as what they were checked to be, whatever their sender called them.
 _TYPES = {
     b"\xff\xd8": "image/jpeg",
@@ -57,16 +61,42 @@ def with_title(title: str | None, modalities: Mapping[str, Content]) -> dict[str
 def _source(content: Content) -> str:
     if isinstance(content, TextContent):
         return "text"
-    return "media" if isinstance(content, MediaContent) else "vector"
+    return "vector" if isinstance(content, VectorContent) else "media"
 
 
-async def encode(engine: Engine, drafts: Sequence[Mapping[str, tuple[Content, str]]]) -> list[Encoded | LacunaError]:
+async def encode(engine: Engine, drafts: Sequence[Contents]) -> list[Encoded | LacunaError]:
     """Features of several items' contents, each row with its own outcome; one encoder call for each modality."""
-    return await engine.compute(_encode_all, engine, drafts)
+    rows = await asyncio.gather(*(_fetched_row(engine, contents) for contents in drafts))
+    return await engine.compute(_encode_all, engine, rows)
 
 
-def _encode_all(engine: Engine, drafts: Sequence[Mapping[str, tuple[Content, str]]]) -> list[Encoded | LacunaError]:
-    prepared = [_prepare_row(engine, contents) for contents in drafts]
+async def _fetched_row(engine: Engine, contents: Contents) -> Contents | LacunaError:
+    try:
+        return {name: (await fetched(engine, name, content), source) for name, (content, source) in contents.items()}
+    except LacunaError as error:
+        return error
+
+
+async def fetched(engine: Engine, modality: str, content: Content) -> Content:
+    """The content, with its picture where it was a URL.
+
+    Raises:
+        InvalidInputError: URLs are not fetched, or this one is of no use.
+    """
+    if not isinstance(content, UrlContent):
+        return content
+    pointer = f"/modalities/{modality}/url"
+    if engine.fetcher is None:
+        raise InvalidInputError("Fetching from a URL is off; send the file itself or its base64.", pointer)
+    _require_kind(_declared(engine, modality), "image", "a picture")
+    try:
+        return MediaContent(await engine.fetcher.fetch(content.url))
+    except FetchError as error:
+        raise FetchError(str(error), pointer) from None
+
+
+def _encode_all(engine: Engine, drafts: Sequence[Contents | LacunaError]) -> list[Encoded | LacunaError]:
+    prepared = [got if isinstance(got, LacunaError) else _prepare_row(engine, got) for got in drafts]
     vectors: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.float32]]] = {}
     for name in engine.model.names:
         rows = [row for row, got in enumerate(prepared) if not isinstance(got, LacunaError) and name in got]
@@ -80,25 +110,31 @@ def _encode_all(engine: Engine, drafts: Sequence[Mapping[str, tuple[Content, str
             for (row, _), vector in zip(todo, made, strict=True):
                 vectors[row, name] = vector
     return [
-        got if isinstance(got, LacunaError) else _finished(engine, drafts[row], {n: vectors[row, n] for n in got})
+        got
+        if isinstance(got, LacunaError)
+        else _finished(engine, cast("Contents", drafts[row]), {name: vectors[row, name] for name in got})
         for row, got in enumerate(prepared)
     ]
 
 
-def _prepare_row(engine: Engine, contents: Mapping[str, tuple[Content, str]]) -> dict[str, Any] | LacunaError:
+def _declared(engine: Engine, modality: str) -> ModalityEntry:
+    declared = {entry.name: entry for entry in engine.manifest.modalities}
+    if modality not in declared:
+        known = ", ".join(declared)
+        raise UnknownModalityError(
+            f"The active bundle has no modality {modality!r}; it has {known}.", f"/modalities/{modality}"
+        )
+    return declared[modality]
+
+
+def _prepare_row(engine: Engine, contents: Contents) -> dict[str, Any] | LacunaError:
     """What goes into each modality's encoder (text, picture) or is its feature already (array)."""
-    declared = {modality.name: modality for modality in engine.manifest.modalities}
     prepared: dict[str, Any] = {}
     try:
         for name, (content, source) in contents.items():
-            if name not in declared:
-                if source == TITLE_SOURCE:  # a bundle without text has no use for titles
-                    continue
-                known = ", ".join(declared)
-                raise UnknownModalityError(
-                    f"The active bundle has no modality {name!r}; it has {known}.", f"/modalities/{name}"
-                )
-            value = _prepare(engine, declared[name], content, source)
+            if source == TITLE_SOURCE and name not in engine.model.names:  # a bundle without text has no use for titles
+                continue
+            value = _prepare(engine, _declared(engine, name), content, source)
             if value is not None:
                 prepared[name] = value
     except LacunaError as error:
@@ -112,21 +148,27 @@ def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: 
     if isinstance(content, VectorContent):
         return _vector(content, modality, f"{pointer}/vector")
     if isinstance(content, TextContent):
-        if kind != "text":
-            if source == TITLE_SOURCE:
-                return None
-            raise InvalidInputError(f"The modality {modality.name!r} takes {_wanted(kind)}, not text.", pointer)
+        if kind != "text" and source == TITLE_SOURCE:
+            return None
+        _require_kind(modality, "text", "text")
         if not content.text.strip():
             raise InvalidInputError("A text must hold something besides white space.", pointer)
         if len(content.text) > engine.limits.text_chars:
             raise InvalidInputError(f"A text has at most {engine.limits.text_chars} characters.", pointer)
         return content.text
-    if kind != "image":
-        raise InvalidInputError(f"The modality {modality.name!r} takes {_wanted(kind)}, not a picture.", pointer)
+    _require_kind(modality, "image", "a picture")
     try:
-        return decode_image(content.data, max_pixels=engine.limits.image_pixels)
+        return decode_image(cast("MediaContent", content).data, max_pixels=engine.limits.image_pixels)
     except ImageError as error:
         raise InvalidImageError(_sentence(str(error)), pointer) from None
+
+
+def _require_kind(modality: ModalityEntry, given: str, what: str) -> None:
+    """Raise InvalidInputError unless the modality's encoder takes this kind of content."""
+    kind = modality.encoder.kind if modality.encoder else None
+    if kind != given:
+        detail = f"The modality {modality.name!r} takes {_wanted(kind)}, not {what}."
+        raise InvalidInputError(detail, f"/modalities/{modality.name}")
 
 
 def _wanted(kind: str | None) -> str:
@@ -150,7 +192,7 @@ def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> np
     return vector
 
 
-def _finished(engine: Engine, contents: Mapping[str, tuple[Content, str]], vectors: Mapping[str, Any]) -> Encoded:
+def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any]) -> Encoded:
     observed: dict[str, Observed] = {}
     media: list[Media] = []
     for name, vector in vectors.items():

@@ -18,7 +18,7 @@ from models.bundle import Manifest
 from models.encoders import ImageEncoder, TextEncoder
 from models.online import OnlineDGMRec
 from service.pipeline.catalogue import Catalogue
-from service.ports import Bell, Cache, StepTimer, Store
+from service.ports import Bell, Cache, Fetcher, StepTimer, Store
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -100,6 +100,7 @@ class Engine:
     limits: Limits = field(default_factory=Limits)
     timer: StepTimer = field(default_factory=NoTimer)
     bell: Bell = field(default_factory=NoBell)
+    fetcher: Fetcher | None = None  # without one, pictures' URLs are refused
     followed: Followed = field(default_factory=Followed)
     snapshots: Path = Path("snapshots")  # the folder
     superseded: str | None = None  # why this worker can no longer answer rightly

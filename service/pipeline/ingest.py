@@ -31,7 +31,7 @@ from service.domain import (
 from service.pipeline import history, views
 from service.pipeline.catalogue import Array, Derived, Entry
 from service.pipeline.embed import embed
-from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, with_title
+from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, fetched, with_title
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
@@ -150,6 +150,11 @@ async def patch_item(engine: Engine, item_id: str, patch: Patch) -> ItemView:
         ItemNotFoundError: there is no such item. InvalidInputError: the new content cannot be used.
     """
     timings: dict[str, float] = {}
+    given = {
+        name: None if content is None else await fetched(engine, name, content)
+        for name, content in patch.modalities.items()
+    }
+    patch = replace(patch, modalities=given)  # fetched before the item is locked: a host may take its time
     async with engine.lock(item_id):
         for _ in range(ATTEMPTS):
             previous = await stored(engine, item_id)

@@ -7,12 +7,17 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 
+from models.bundle import EncoderRef
 from models.dgmrec import DGMRecConfig
+from models.encoders import Encoder, load_encoder
+from service import bootstrap
 from tests.service.running import Running, settings_for
 from training.datasets import load_dataset
 from training.datasets.prepared import write_dataset
@@ -39,6 +44,30 @@ def demo_folder(pytestconfig: pytest.Config) -> Path:
         for old in folder.parent.iterdir():
             shutil.rmtree(old)
         folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _encoders_are_loaded_once() -> Iterator[None]:
+    """Services of one process share the encoders that they would load alike: it takes a second and 300 MB each time."""
+    loaded: dict[tuple[Any, ...], Encoder[Any]] = {}
+
+    def load(entry: EncoderRef, bundle_path: Path, **options: Any) -> Encoder[Any]:
+        key = (entry.model_dump_json(), bundle_path, *sorted(options.items()))
+        if key not in loaded:
+            loaded[key] = load_encoder(entry, bundle_path, **options)
+        return loaded[key]
+
+    with mock.patch.object(bootstrap, "load_encoder", load):
+        yield
+
+
+@pytest.fixture
+def data_dir(demo_folder: Path, tmp_path: Path) -> Path:
+    """A data folder of the test's own, with the graphs that the bundle's encoders were exported to."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "encoders").symlink_to(demo_folder / "encoders")
     return folder
 
 

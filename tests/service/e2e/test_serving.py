@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from service.pipeline.rank import POOL
 from tests.service.running import Running, base64_of, fresh_id, picture
 from training.demo import demo_item
 
@@ -108,16 +111,30 @@ def test_a_category_narrows_the_list(anywhere: Running) -> None:
 
 
 def test_diversity_trades_score_for_difference(anywhere: Running) -> None:
-    def likeness(diversity: float) -> float:
-        hits = anywhere.get(f"/recommend/{USER}", n=10, diversity=diversity)["items"]
-        keys = anywhere.engine.catalogue.keys(hit["id"] for hit in hits)
-        modal = anywhere.engine.catalogue.arrays["modal"][keys]
-        modal = modal / np.linalg.norm(modal, axis=1, keepdims=True)
-        return float((modal @ modal.T).mean())
+    """By the likeness that the re-ranking itself goes by: modal parts, centred on the candidates."""
+    users = [f"shopper-{number:03d}" for number in range(10)]
 
-    assert max(likeness(1), likeness(0.5)) < likeness(0)
-    plain = [hit["id"] for hit in anywhere.get(f"/recommend/{USER}", n=10)["items"]]
-    assert anywhere.get(f"/recommend/{USER}", n=10, diversity=0.9)["items"][0]["id"] == plain[0]
+    def ask(user: str, n: int, diversity: float) -> list[dict[str, Any]]:
+        hits: list[dict[str, Any]] = anywhere.get(f"/recommend/{user}", n=n, diversity=diversity)["items"]
+        return hits
+
+    def modal(hits: list[dict[str, Any]]) -> NDArray[np.float32]:
+        return anywhere.engine.catalogue.arrays["modal"][anywhere.engine.catalogue.keys(hit["id"] for hit in hits)]
+
+    def of_user(user: str, diversity: float) -> tuple[float, float]:
+        """How like each item is to the likest before it, and how well it scores, on average."""
+        hits = ask(user, 10, diversity)
+        vectors = modal(hits) - modal(ask(user, 10 * POOL, 0)).mean(axis=0)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        alike = vectors @ vectors.T
+        likest = [float(alike[row, :row].max()) for row in range(1, len(hits))]
+        return float(np.mean(likest)), float(np.mean([hit["score"] for hit in hits]))
+
+    plain, half, full = (np.mean([of_user(user, diversity) for user in users], axis=0) for diversity in (0, 0.5, 1))
+    assert full[0] < half[0] < plain[0]
+    assert full[1] < half[1] < plain[1]
+    for user in users:
+        assert ask(user, 10, 0.9)[0] == ask(user, 10, 0)[0]
 
 
 def test_a_session_without_a_user(anywhere: Running) -> None:

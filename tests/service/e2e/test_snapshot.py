@@ -62,19 +62,19 @@ def rewrite_log(_: Path, __: bytes, url: str) -> None:
 def test_a_start_from_a_snapshot_answers_as_one_from_the_database(
     seeded_file: Path,
     demo_bundle: Path,
-    tmp_path: Path,
+    data_dir: Path,
     caplog: pytest.LogCaptureFixture,
     harm: Harm,
     said: str | None,
 ) -> None:
-    file = Path(shutil.copy(seeded_file, tmp_path / "lacuna.db"))
-    settings = settings_for(demo_bundle, tmp_path, file, snapshot_minutes=0)
+    file = Path(shutil.copy(seeded_file, data_dir / "lacuna.db"))
+    settings = settings_for(demo_bundle, data_dir, file, snapshot_minutes=0)
     with Running(settings) as service:
         service.create(id="again", title="Blue mug")
         service.create(id="before", title="Red mug")  # last: erased, the snapshot would lose its place in the log
         taken = service.post("/admin/snapshot", None)
         assert taken["items"] == 122
-        path = tmp_path / "snapshots" / NAME
+        path = data_dir / "snapshots" / NAME
         assert taken["bytes"] == path.stat().st_size
         assert [file.name for file in path.parent.iterdir()] == [NAME]
         busy(service)
@@ -94,14 +94,14 @@ def test_a_start_from_a_snapshot_answers_as_one_from_the_database(
 
 
 def test_a_snapshot_of_another_bundle_is_not_used(
-    demo_bundle: Path, other_bundle: Path, seeded_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    demo_bundle: Path, other_bundle: Path, seeded_file: Path, data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    file = Path(shutil.copy(seeded_file, tmp_path / "lacuna.db"))
-    with Running(settings_for(demo_bundle, tmp_path, file)) as service:
+    file = Path(shutil.copy(seeded_file, data_dir / "lacuna.db"))
+    with Running(settings_for(demo_bundle, data_dir, file)) as service:
         service.post("/admin/snapshot", None)
-    with Running(settings_for(other_bundle, tmp_path, file)) as service:
+    with Running(settings_for(other_bundle, data_dir, file)) as service:
         service.check_index()
-    with Running(settings_for(other_bundle, tmp_path, file)) as service:
+    with Running(settings_for(other_bundle, data_dir, file)) as service:
         service.check_index()
     assert "another bundle made it" in caplog.text
 

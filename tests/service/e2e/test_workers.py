@@ -108,9 +108,8 @@ def event(user: str, item: str) -> dict[str, Any]:
 def test_a_worker_that_was_away_catches_up(two: tuple[Program, Program], database: str) -> None:
     here, there = (program.client() for program in two)
     for trimmed in (False, True):
-        away = two[1].process
-        assert away is not None
-        os.kill(away.pid, signal.SIGSTOP)
+        away = two[1].pid
+        os.kill(away, signal.SIGSTOP)
         rows = [{"id": f"away-{trimmed}-{number}", "title": f"mug {number}"} for number in range(120)]
         try:
             assert here.post("/items/batch", json={"items": rows}).status_code == 200
@@ -120,7 +119,7 @@ def test_a_worker_that_was_away_catches_up(two: tuple[Program, Program], databas
             if trimmed:
                 assert asyncio.run(trim(database)) > 100
         finally:
-            os.kill(away.pid, signal.SIGCONT)
+            os.kill(away, signal.SIGCONT)
         agree(here, there, "shopper-001", f"away-{trimmed}-5", seconds=10.0)
     assert "Reading the whole catalogue again" in two[1].log.read_text()
     stats = there.get("/stats").json()
@@ -206,8 +205,7 @@ def test_workers_that_cannot_start_say_why_once(tmp_path: Path, seeded_file: Pat
         database_url=f"sqlite+aiosqlite:///{seeded_file}",
     )
     program.launch()
-    assert program.process is not None
-    assert program.process.wait(60) == 2
+    assert program.wait(60) == 2
     said = program.log.read_text().splitlines()
     assert all("is no bundle: it has no manifest.json" in line for line in said)
     assert 1 <= len(said) <= 2  # each worker that got that far
@@ -220,9 +218,8 @@ def test_workers_end_with_their_supervisor(
     settings = {"bundle": demo_bundle, "data_dir": demo_folder, "database_url": database, "workers": 2}
     with Program(tmp_path / "log", **settings) as program:
         pids = program.worker_pids()
-        assert program.process is not None
-        os.kill(program.process.pid, signal.SIGKILL)
-        program.process.wait(10)
+        os.kill(program.pid, signal.SIGKILL)
+        program.wait(10)
         within(20, lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in pids) or None)
 
 

@@ -150,7 +150,7 @@ async def test_retrieve_by_picture_and_by_vector(api: httpx.AsyncClient, engine:
         {"vector": {"text": []}},
         {"vector": {"text": [1e39]}},
         {"image": {"base64": "?"}},
-        {"image": {"url": "https://example.com/x.png"}},
+        {"image": {"url": 5}},
     ],
 )
 async def test_wrong_retrieve_body_is_refused(api: httpx.AsyncClient, body: Any) -> None:
