@@ -11,11 +11,11 @@ import socket
 import sys
 from collections.abc import Sequence
 
-from service.logging import configure_for
+from service.logging import complain, configure_for
 from service.main import create_app
 from service.pipeline.engine import Engine
 from service.settings import Settings, SettingsError, describe_settings
-from service.workers import Supervisor, complain, server_of
+from service.workers import Supervisor, server_of
 
 logger = logging.getLogger("service")
 

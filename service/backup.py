@@ -26,9 +26,9 @@ import sqlalchemy as sa
 from service.adapters.sql import SqlStore
 from service.adapters.tables import metadata
 from service.domain import LacunaError
-from service.pipeline.rebuild import META
+from service.logging import complain
+from service.ports import SERVED
 from service.settings import Settings, SettingsError
-from service.workers import complain
 
 FORMAT = 1
 ABOUT, DATABASE = "backup.json", "lacuna.db"
@@ -112,7 +112,7 @@ def _copy_out(source: sa.Connection, copy: Path) -> dict[str, Any]:
             target.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (version,))
             rows = {table.name: _copy_table(source, target, table) for table in metadata.sorted_tables}
             settings = metadata.tables["meta"]
-            bundle = target.execute(sa.select(settings.c.value).where(settings.c.key == META)).scalar_one_or_none()
+            bundle = target.execute(sa.select(settings.c.value).where(settings.c.key == SERVED)).scalar_one_or_none()
             position = target.execute(sa.select(sa.func.max(metadata.tables["changes"].c.position))).scalar_one() or 0
             models = target.execute(sa.select(metadata.tables["items"].c.model_version).distinct()).scalars().all()
     finally:

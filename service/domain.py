@@ -400,5 +400,12 @@ class StoreUnavailableError(LacunaError):
     title = "Database unavailable"
 
 
+class StoreFullError(StoreUnavailableError):
+    """The database has no room for a write; nothing of it was done."""
+
+    slug = "store-full"
+    title = "Database full"
+
+
 class ChangesLostError(Exception):
     """Entries of the change log that a follower has not seen yet are gone. Never answered: the follower reads all."""

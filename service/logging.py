@@ -14,6 +14,16 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 _FORMAT = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 
 
+REFUSED = 2  # the exit code of a program that failed with a sentence
+
+
+def complain(error: Exception) -> int:
+    """One sentence on stderr; the exit code."""
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    sys.stderr.write(f"{sentence}\n")
+    return REFUSED
+
+
 class RequestIdFilter(logging.Filter):
     """Adds `request_id` to each record."""
 

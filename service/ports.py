@@ -20,6 +20,8 @@ EventResult = Literal[
 ]  # known: the same event is stored already; orphan: there is no such item
 T = TypeVar("T")
 
+SERVED = "bundle"  # the setting of the store that tells which bundle it is served with
+
 
 @dataclass(frozen=True, slots=True)
 class Committed(Generic[T]):

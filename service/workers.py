@@ -20,13 +20,12 @@ import uvloop
 from starlette.types import ASGIApp
 
 from service.bootstrap import bootstrap
-from service.logging import configure_for
+from service.logging import REFUSED, complain, configure_for
 from service.main import create_app
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-REFUSED = 2  # the exit code of a start that failed with a sentence
 PAUSE_S = 1.0  # before a dead worker is replaced
 LOOK_S = 0.2
 KEEP_ALIVE_S = 15
@@ -53,13 +52,6 @@ def server_of(app: ASGIApp) -> uvicorn.Server:
             timeout_graceful_shutdown=SHUTDOWN_S,
         )
     )
-
-
-def complain(error: Exception) -> int:
-    """One sentence on stderr; the exit code."""
-    sentence = " ".join(str(error).split()) or type(error).__name__
-    sys.stderr.write(f"{sentence}\n")
-    return REFUSED
 
 
 @dataclass

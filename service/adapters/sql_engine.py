@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
@@ -31,7 +32,7 @@ from sqlalchemy.exc import (
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from service.domain import InvalidInputError, StoreUnavailableError
+from service.domain import InvalidInputError, StoreFullError, StoreUnavailableError
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -48,6 +49,7 @@ _UNLOCK = text("SELECT pg_advisory_unlock(:key)")
 # SQLSTATE classes: connection, authorisation, no such database, out of resources, operator intervention, system error
 UNAVAILABLE = {"08", "28", "3D", "53", "57", "58"}
 READ_ONLY_SERVER = "25006"
+DISK_FULL = "53100"
 
 
 class Database(Protocol):
@@ -250,6 +252,8 @@ def _domain_errors() -> Iterator[None]:
     except DBAPIError as error:
         if _is_about_data(error):
             raise InvalidInputError("text must not contain NUL characters or lone surrogates") from error
+        if _is_about_room(error):
+            raise StoreFullError("The database has no room for this write.") from error
         if _is_about_connection(error):
             raise StoreUnavailableError("The database does not answer.") from error
         raise
@@ -259,6 +263,10 @@ def _domain_errors() -> Iterator[None]:
 
 def _is_about_data(error: DBAPIError) -> bool:
     return _sqlstate(error).startswith("22")
+
+
+def _is_about_room(error: DBAPIError) -> bool:
+    return _sqlstate(error) == DISK_FULL or getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
 
 
 def _is_about_connection(error: DBAPIError) -> bool:

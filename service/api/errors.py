@@ -24,6 +24,7 @@ from service.domain import (
     ModelNotFoundError,
     NotReadyError,
     NotServedError,
+    StoreFullError,
     StoreUnavailableError,
     UserNotFoundError,
 )
@@ -39,8 +40,9 @@ STATUSES: Mapping[type[LacunaError], int] = {
     NotServedError: 503,
     NotReadyError: 503,
     StoreUnavailableError: 503,
+    StoreFullError: 507,
 }
-RETRY_AFTER_S: Mapping[type[LacunaError], int] = {NotReadyError: 2, StoreUnavailableError: 5}
+RETRY_AFTER_S: Mapping[type[LacunaError], int] = {NotReadyError: 2, StoreUnavailableError: 5, StoreFullError: 60}
 
 MAX_ERRORS = 100  # a body of ten thousand bad rows is answered by the first hundred
 
@@ -261,6 +263,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "not-ready": "The service is starting, or one of its parts is away; try again after Retry-After seconds.",
     "model-not-found": "No bundle of this version is known.",
     "store-unavailable": "The database does not answer; try again after Retry-After seconds.",
+    "store-full": "The database has no room for this write, and nothing of it was done; reading goes on.",
     "malformed-request": "The request's bytes are no valid JSON, multipart body or URL.",
     "unsupported-media-type": "The body's Content-Type is none that this endpoint reads.",
     "body-too-large": "The body is over the configured limit.",

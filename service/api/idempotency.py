@@ -7,6 +7,7 @@ The answer is kept in the transaction of the write itself, so that a service tha
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -16,8 +17,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api import errors
 from service.api.deps import key_name
 from service.api.limits import LIMITS
+from service.domain import LacunaError, StoreUnavailableError
 from service.pipeline.engine import Engine
 from service.ports import Answer
+
+logger = logging.getLogger(__name__)
 
 HEADER = "idempotency-key"
 PATHS = frozenset({"/items", "/items/batch", "/feedback"})
@@ -58,7 +62,10 @@ class Idempotency:
             await errors.invalid([errors.FieldError("", detail)]).response()(scope, receive, send)
             return
         body = await _read(receive)
-        await self._once(engine, f"{sender}:{given}", body, scope, send)
+        try:
+            await self._once(engine, f"{sender}:{given}", body, scope, send)
+        except LacunaError as error:  # of the keys' table, before anything was answered
+            await errors.problem_of(error).response()(scope, body.receive, send)
 
     async def _once(self, engine: Engine, key: str, body: _Body, scope: Scope, send: Send) -> None:
         claim = await engine.store.claim(key, _fingerprint(scope, body.data), lease_s=self._lease_s)
@@ -83,9 +90,17 @@ class Idempotency:
             if answer.status < 500:
                 await engine.store.answered(key, answer)
         finally:
-            await engine.store.release(key)  # where nothing was done, it can be tried again
+            await _release(engine, key)
         for message in held:
             await send(message)
+
+
+async def _release(engine: Engine, key: str) -> None:
+    """Let a request by which nothing was done be tried again; where the database is away, once its lease is over."""
+    try:
+        await engine.store.release(key)
+    except StoreUnavailableError as error:
+        logger.warning("an idempotency key stays taken until its lease is over: %s", error)
 
 
 @dataclass

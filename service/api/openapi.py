@@ -21,7 +21,7 @@ from service.api.deps import JSON, MULTIPART
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemAnswer")}}}
-_ALWAYS = (400, 401, 403, 422, 429, 503)
+_ALWAYS = (400, 401, 403, 422, 429, 503, 507)
 _BODY = (413, 415)
 
 # Bodies are read by dependencies of ours, so FastAPI does not find these models by itself.

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 
-from service.domain import ChangesLostError, LacunaError
+from service.domain import ChangesLostError, LacunaError, StoreUnavailableError
 from service.pipeline import history
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
@@ -178,16 +178,15 @@ async def resume(engine: Engine) -> None:
 
 async def adopt_abandoned(engine: Engine, seen: dict[str, int]) -> dict[str, int]:
     """Take over what has waited since the last look, `seen`: whoever wanted to regenerate it is gone, or has too much
-    to do. Answers what waits now."""
+    to do. Answers what waits now. What this worker could not do itself it tries again."""
     now = await engine.store.awaiting(limit=ADOPTED)
     _adopt(engine, [item for item, mark in now.items() if seen.get(item) == mark and item not in engine.stale])
     return now
 
 
 def _adopt(engine: Engine, items: Collection[str]) -> None:
-    if items:
-        # In any order: several workers may do so at once, and are not to do the same items at the same time.
-        await_turn(engine, random.sample(list(items), len(items)))
+    # In any order: several workers may do so at once, and are not to do the same items at the same time.
+    await_turn(engine, random.sample(list(items), len(items)))
 
 
 def await_turn(engine: Engine, items: Iterable[str]) -> None:
@@ -202,4 +201,9 @@ async def _regenerate(engine: Engine) -> None:
         while engine.stale and not engine.is_closing:
             item = next(iter(engine.stale))
             del engine.stale[item]
-            await regenerate(engine, item)
+            try:
+                await regenerate(engine, item)
+            except StoreUnavailableError as error:
+                engine.stale[item] = None
+                log.warning("items wait for their generated parts: %s", error)
+                return

@@ -16,12 +16,11 @@ from service.pipeline.engine import Engine
 from service.pipeline.impute import DGMREC, Completed, Subject, Visitor, impute
 from service.pipeline.ingest import entry_of, projected, subject_of, visitors_of
 from service.pipeline.renew import encode_anew, require_usable
-from service.ports import GeneratedWrite
+from service.ports import SERVED, GeneratedWrite
 
 log = logging.getLogger(__name__)
 
 BATCH = 256
-META = "bundle"  # versions are counted per folder, so it takes the whole manifest to tell bundles apart
 
 
 async def load_catalogue(engine: Engine) -> None:
@@ -49,16 +48,16 @@ async def load_catalogue(engine: Engine) -> None:
     if pending:
         log.info("embedding %d items under bundle %s", len(pending), engine.model_version)
         if not is_known:
-            await engine.store.set_meta(META, "")  # until all of it is done, it is nobody's
+            await engine.store.set_meta(SERVED, "")  # until all of it is done, it is nobody's
         await _embed_anew(engine, await encode_anew(engine, pending))
     if not is_known:
-        await engine.store.set_meta(META, identity(engine))
+        await engine.store.set_meta(SERVED, identity(engine))
     await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts())
 
 
 async def is_prepared(engine: Engine) -> bool:
     """Whether the active bundle has computed all that is in the store."""
-    return await engine.store.get_meta(META) == identity(engine)
+    return await engine.store.get_meta(SERVED) == identity(engine)
 
 
 def identity(engine: Engine) -> str:

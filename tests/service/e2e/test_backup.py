@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import subprocess
-import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -16,7 +13,6 @@ import pytest
 
 from service import backup
 from service.adapters.sql import SqlStore
-from tests.service.conftest import REPOSITORY
 from tests.service.crash.shop import Act, Shop, State
 from tests.service.crash.stored import read_states
 from tests.service.e2e.test_restart import answers, busy
@@ -24,21 +20,21 @@ from tests.service.processes import within
 from tests.service.running import Running, settings_for
 
 
-def run(what: str, file: Path, url: str) -> subprocess.CompletedProcess[str]:
-    """The command as `lacuna backup` and `lacuna restore` run it."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("LACUNA_")}
-    return subprocess.run(
-        [sys.executable, "-m", "service.backup", what, str(file)],
-        env=environment | {"LACUNA_DATABASE_URL": url, "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def run(capsys: pytest.CaptureFixture[str], what: str, file: Path, url: str) -> tuple[int, str]:
+    """The exit code of `lacuna backup` or `lacuna restore`, and what it said."""
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("LACUNA_DATABASE_URL", url)
+        code = backup.main([what, str(file)])
+    said = capsys.readouterr()
+    return code, said.out + said.err
 
 
 def test_a_backup_restores_to_the_same_answers_on_the_other_database(
-    demo_bundle: Path, demo_folder: Path, tmp_path: Path, postgres_url: str
+    demo_bundle: Path,
+    demo_folder: Path,
+    tmp_path: Path,
+    postgres_url: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     file, first, last = (
         tmp_path / "copy.zip",
@@ -48,21 +44,18 @@ def test_a_backup_restores_to_the_same_answers_on_the_other_database(
     with Running(settings_for(demo_bundle, demo_folder, first)) as service:
         busy(service)
         before = answers(service)
-        done = run("create", file, first)
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "123 items" in done.stdout
+        code, said = run(capsys, "create", file, first)
+        assert (code, "123 items" in said) == (0, True), said
         service.create(id="later", title="not in the backup")
     for source, target in ((first, postgres_url), (postgres_url, last)):
         if source == postgres_url:
-            assert run("create", file, source).returncode == 0
-        done = run("restore", file, target)
-        assert (done.returncode, done.stderr) == (0, "")
+            assert run(capsys, "create", file, source)[0] == 0
+        assert run(capsys, "restore", file, target)[0] == 0
         with Running(settings_for(demo_bundle, demo_folder, target)) as service:
             service.check_index()
             assert answers(service) == before
-        refused = run("restore", file, target)
-        assert refused.returncode == 2
-        assert "not empty" in refused.stderr
+        code, said = run(capsys, "restore", file, target)
+        assert (code, "not empty" in said) == (2, True), said
     with Running(settings_for(demo_bundle, demo_folder, last)) as service:
         service.create(id="later", title="counting goes on where it was")
         service.view("later", "shopper-001")

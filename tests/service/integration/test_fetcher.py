@@ -168,7 +168,7 @@ async def test_what_is_not_fetched(fetcher: UrlFetcher, port: int, url: str, sai
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]", "[::ffff:127.0.0.1]", "0.0.0.0", "2130706433"])
 async def test_this_machine_is_not_public(port: int, host: str) -> None:
-    with pytest.raises(FetchError, match="not public|not known"):
+    with pytest.raises(FetchError, match=r"not public|not known"):
         await UrlFetcher(seconds=5, max_bytes=LIMIT).fetch(f"http://{host}:{port}/picture")
 
 

@@ -1,0 +1,149 @@
+"""A PostgreSQL and a Redis of a test's own, which can be stopped, and a small disk, which can be filled."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+from tests.service.processes import free_port, within
+
+MIB = 1 << 20
+
+
+class Redis:
+    """A Redis server."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Start it, empty."""
+        options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
+        self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+
+    def pause(self, seconds: float) -> None:
+        """Let it answer nothing for a while."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+        time.sleep(seconds)
+        os.kill(self.process.pid, signal.SIGCONT)
+
+    def flush(self) -> None:
+        """Take everything out of it."""
+        subprocess.run(["redis-cli", "-p", str(self.port), "flushall"], stdout=subprocess.DEVNULL, check=False)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self.process.kill()
+        self.process.wait()
+
+
+class UnavailableError(Exception):
+    """Why this machine cannot give what a test needs."""
+
+
+class Postgres:
+    """A cluster of PostgreSQL. PostgreSQL refuses to run as root, so root lends it the user `postgres`.
+
+    Raises:
+        UnavailableError: PostgreSQL's programs, or its user, are not here.
+    """
+
+    def __init__(self) -> None:
+        programs = [Path(found).parent for found in [shutil.which("initdb")] if found]
+        programs += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+        if not programs:
+            raise UnavailableError("PostgreSQL's programs are not installed")
+        self._programs = programs[-1]
+        self._user = _postgres_user() if os.getuid() == 0 else None
+        self._folder = Path(tempfile.mkdtemp(prefix="lacuna-postgres-"))
+        if self._user is not None:
+            shutil.chown(self._folder, self._user)
+        self.port = free_port()
+        self.url = f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/postgres"
+        self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", "--pgdata", self._folder / "data")
+        self.start()
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=300"
+        self._run("pg_ctl", "-D", self._folder / "data", "-o", options, "-l", self._folder / "log", "-w", "start")
+
+    def stop(self, mode: str = "immediate") -> None:
+        """Stop it: `immediate` is as good as a crash, `fast` ends connections in an orderly way."""
+        self._run("pg_ctl", "-D", self._folder / "data", "-m", mode, "-w", "stop")
+
+    def close(self) -> None:
+        """Stop it where it runs, and remove all of it."""
+        if (self._folder / "data" / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self._folder)
+
+    def _run(self, program: str, *arguments: str | Path) -> None:
+        command = [self._programs / program, *arguments]
+        done = subprocess.run(
+            command, user=self._user, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+        )
+        assert done.returncode == 0, done.stderr.decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _postgres_user() -> str:
+    try:
+        return pwd.getpwnam("postgres").pw_name
+    except KeyError:
+        raise UnavailableError("there is no user postgres") from None
+
+
+class SmallDisk:
+    """A file system in memory. Its owner can fill it with ballast, and throw that off again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._ballast = folder / "ballast"
+
+    def fill(self, left: int = 0) -> None:
+        """Leave so many bytes free."""
+        free = shutil.disk_usage(self.folder).free
+        with self._ballast.open("ab") as file:
+            file.write(b"\0" * max(free - left, 0))
+
+    def relieve(self) -> None:
+        """Give the room back."""
+        self._ballast.unlink()
+
+
+@contextmanager
+def small_disk(folder: Path, mebibytes: int) -> Iterator[SmallDisk]:
+    """Mount one.
+
+    Raises:
+        UnavailableError: this process may not mount.
+    """
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={mebibytes}m", "lacuna-test", str(folder)],
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if done.returncode:
+        raise UnavailableError(f"this process may not mount ({done.stderr.decode().strip()})")
+    try:
+        yield SmallDisk(folder)
+    finally:
+        within(10, lambda: subprocess.run(["umount", str(folder)], check=False).returncode == 0 or None)
