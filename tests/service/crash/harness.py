@@ -17,15 +17,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 
 from models.bundle import Bundle
+from service import backup
 from service.adapters.faiss_index import FaissIndex
 from service.adapters.memory_cache import MemoryCache
 from service.adapters.sql import SqlStore
 from service.bootstrap import Loaded, load
+from service.domain import StoreUnavailableError
 from service.main import create_app
 from service.pipeline.catalogue import Catalogue, Shape
 from service.pipeline.engine import Engine
@@ -34,13 +36,38 @@ from service.pipeline.snapshot import NAME, fill, read
 from service.settings import Settings
 from tests.service.crash.shop import Act, Shop
 from tests.service.crash.stored import read_states
-from tests.service.processes import Program
+from tests.service.processes import Program, within
 from tests.service.running import check_index
 
 SETTLE_S = 120.0
 DUST_S = 1.0  # until a killed process's transactions are over
 SHOPS = 4
 SAMPLED = 12  # items whose neighbourhoods are compared
+
+
+class Trouble(Protocol):
+    """What goes wrong around the service while shops write: anything but harm to its database's content."""
+
+    made: Counter[str]
+
+    def make(self, rng: random.Random) -> None:
+        """Make some, now."""
+
+    def end(self) -> None:
+        """Let everything be in order again."""
+
+
+class NoTrouble:
+    """Nothing goes wrong."""
+
+    def __init__(self) -> None:
+        self.made: Counter[str] = Counter()
+
+    def make(self, rng: random.Random) -> None:
+        """Nothing."""
+
+    def end(self) -> None:
+        """Nothing."""
 
 
 @dataclass
@@ -51,6 +78,7 @@ class Report:
     acknowledged: Counter[str] = field(default_factory=Counter)
     unanswered: Counter[str] = field(default_factory=Counter)
     snapshots: Counter[str] = field(default_factory=Counter)  # what was done to them before a restart
+    backups_restored: int = 0
     answers_compared: int = 0
     items_checked: int = 0
     restart_s: list[float] = field(default_factory=list)
@@ -65,7 +93,7 @@ class Harness:
         folder: for the service's data and log.
         database: its URL.
         seed: of everything random.
-        disturb: called now and then while shops write; it may do harm to anything but the service and its database.
+        trouble: what goes wrong around the service.
         settings: more settings of the service, by their names without the prefix.
     """
 
@@ -76,7 +104,7 @@ class Harness:
         database: str,
         *,
         seed: int,
-        disturb: Callable[[random.Random], None] | None = None,
+        trouble: Trouble | None = None,
         **settings: Any,
     ) -> None:
         self.rng = random.Random(seed)
@@ -90,7 +118,9 @@ class Harness:
         self._loaded = load(self.settings)
         dims = {modality.name: modality.dim for modality in Bundle.load(bundle).manifest.modalities}
         self.shops = [Shop(f"w{seed}s{number}", dims, random.Random(f"{seed}-{number}")) for number in range(SHOPS)]
-        self._disturb = disturb
+        self._trouble = trouble or NoTrouble()
+        self._backup = folder / "backup.zip"
+        self._backed_up: dict[str, int] = {}  # length of each shop's history when the backup was begun
         self._snapshot = folder / "snapshots" / NAME
         self._older: bytes | None = None
 
@@ -123,14 +153,16 @@ class Harness:
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
             time.sleep(min(left, self.rng.uniform(0.2, 1.5)))
-            if self._disturb is not None:
-                self._disturb(self.rng)
+            self._trouble.make(self.rng)
             if self.workers > 1 and self.rng.random() < 0.7:
                 self.kill_one()
             if self.rng.random() < 0.3:
                 self.take_snapshot()
+            if not self._backed_up and self.rng.random() < 0.5:
+                self.take_backup()
         self.kill_all()
         stop.set()
+        self._trouble.end()
         for thread in threads:
             thread.join()
         for shop in self.shops:
@@ -154,7 +186,7 @@ class Harness:
         """What became of a request that was not answered, as the database says once the dust has settled."""
         self.report.unanswered[shop.pending.name if shop.pending else ""] += 1
         time.sleep(DUST_S)
-        states, _ = asyncio.run(self._read())
+        states, _ = within(SETTLE_S, self._read_if_there)
         fault = shop.resolve(states[shop.name])
         if fault is not None:
             shop.violations.append(fault)
@@ -179,6 +211,13 @@ class Harness:
         with contextlib.suppress(httpx.TransportError):
             status = httpx.post(f"{self.program.url}/admin/snapshot", timeout=30).status_code
             self.report.snapshots[f"answered {status}"] += 1
+
+    def take_backup(self) -> None:
+        """Back the database up while it is written to."""
+        begun = {shop.name: len(shop.history) - 1 for shop in self.shops}
+        with contextlib.suppress(StoreUnavailableError):
+            asyncio.run(backup.create(self.database, self._backup))
+            self._backed_up = begun
 
     def harm_snapshot(self) -> None:
         """Leave the snapshot alone, flip a bit of it, cut it, put an older one in its place, or take it away."""
@@ -221,6 +260,9 @@ class Harness:
             if fault is not None:
                 self.report.violations.append(fault)
             self.report.items_checked += len(shop.state.items)
+        self.report.violations += self._backup_faults()
+        for shop in self.shops:
+            shop.history = [shop.state]
         self.report.acknowledged = sum((shop.acknowledged for shop in self.shops), Counter())
         paths = self.sample()
         wanted = asyncio.run(self._reference(paths))
@@ -233,6 +275,24 @@ class Harness:
         self.report.violations += asyncio.run(self._snapshot_faults(next(iter(clients.values()))))
         for client in clients.values():
             client.close()
+
+    def _backup_faults(self) -> list[str]:
+        """A backup of this round must hold, of each shop, a state that it was in since the backup was begun."""
+        if not self._backed_up:
+            return []
+        file = self._backup.with_suffix(".db")
+        url = f"sqlite+aiosqlite:///{file}"
+        asyncio.run(backup.restore(url, self._backup))
+        states, wrong = asyncio.run(self._read(url))
+        faults = [f"in the backup {fault}" for fault in wrong if "was generated from" not in fault]  # it may be awaited
+        for shop in self.shops:
+            if states[shop.name] not in shop.history[self._backed_up[shop.name] :]:
+                faults.append(f"the backup holds a state of shop {shop.name} that never was")
+        self._backed_up = {}
+        for left in file.parent.glob(f"{file.name}*"):
+            left.unlink()
+        self.report.backups_restored += 1
+        return faults
 
     async def _snapshot_faults(self, client: httpx.Client) -> list[str]:
         """A worker's memory, as it writes it to a snapshot, beside what is stored: ids, and every vector to the bit."""
@@ -261,8 +321,14 @@ class Harness:
                 return False
         return True
 
-    async def _read(self) -> tuple[Mapping[str, Any], list[str]]:
-        store = await SqlStore.open(self.database)
+    def _read_if_there(self) -> tuple[Mapping[str, Any], list[str]] | None:
+        try:
+            return asyncio.run(self._read())
+        except StoreUnavailableError:
+            return None
+
+    async def _read(self, url: str | None = None) -> tuple[Mapping[str, Any], list[str]]:
+        store = await SqlStore.open(url or self.database)
         try:
             return await read_states(store, [shop.name for shop in self.shops])
         finally:

@@ -3,9 +3,10 @@
     python -m tests.service.crash.long --bundle build/demo-bundle --rounds 50 --database sqlite --workers 1 \\
         --json docs/results/faults/sqlite-1.json
 
-`--disturb redis` runs a Redis of its own for the service, and kills, pauses and flushes it meanwhile.
-`--disturb postgres` cuts all connections to the database now and then. The database is made anew and removed
-afterwards; PostgreSQL is the one that LACUNA_TEST_POSTGRES names.
+`--trouble redis` runs a Redis of its own for the service, and kills, pauses and flushes it meanwhile.
+`--trouble cut` cuts all connections to PostgreSQL now and then; `--trouble outage` runs a PostgreSQL of its own for the
+service, stops it now and then, as a crash would, and starts it a moment later. The database is made anew and removed
+afterwards; PostgreSQL is otherwise the one that LACUNA_TEST_POSTGRES names.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import json
 import os
 import platform
 import random
-import signal
-import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,41 +30,65 @@ from typing import Any
 import asyncpg
 
 from tests.conftest import POSTGRES
-from tests.service.crash.harness import Harness, Report
-from tests.service.processes import free_port
-
-Disturb = Callable[[random.Random], None]
+from tests.service.crash.harness import Harness, NoTrouble, Report, Trouble
+from tests.service.servers import Postgres, Redis
 
 
-class Redis:
-    """A Redis server that can be harmed."""
+class RedisTrouble(NoTrouble):
+    """Kills and restarts a Redis, pauses it for a moment, flushes it, or leaves it alone."""
 
-    def __init__(self) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._start()
+    def __init__(self, server: Redis) -> None:
+        super().__init__()
+        self._server = server
 
-    def _start(self) -> None:
-        options = ["--port", str(self.port), "--save", "", "--appendonly", "no", "--bind", "127.0.0.1"]
-        self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL)
+    def make(self, rng: random.Random) -> None:
+        what = rng.choice(("killed", "paused", "flushed", "nothing"))
+        match what:
+            case "killed":
+                self._server.kill()
+                self._server.start()
+            case "paused":
+                self._server.pause(rng.uniform(0.1, 1.0))
+            case "flushed":
+                self._server.flush()
+        self.made[f"redis {what}"] += 1
 
-    def disturb(self, rng: random.Random) -> None:
-        """Kill and restart it, pause it for a moment, flush it, or leave it alone."""
-        match rng.choice(("kill", "pause", "flush", "nothing")):
-            case "kill":
-                self.close()
-                self._start()
-            case "pause":
-                os.kill(self.process.pid, signal.SIGSTOP)
-                time.sleep(rng.uniform(0.1, 1.0))
-                os.kill(self.process.pid, signal.SIGCONT)
-            case "flush":
-                subprocess.run(["redis-cli", "-p", str(self.port), "flushall"], stdout=subprocess.DEVNULL, check=False)
 
-    def close(self) -> None:
-        """Kill it."""
-        self.process.kill()
-        self.process.wait()
+class CutConnections(NoTrouble):
+    """Ends every connection to a database of PostgreSQL, one time in three."""
+
+    def __init__(self, database: str) -> None:
+        super().__init__()
+        self._database = database
+
+    def make(self, rng: random.Random) -> None:
+        if rng.random() < 1 / 3:
+            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1"
+            asyncio.run(_execute(query, self._database))
+            self.made["connections cut"] += 1
+
+
+class Outage(NoTrouble):
+    """Stops a PostgreSQL of its own, one time in three, and starts it a moment later, whatever happens meanwhile."""
+
+    def __init__(self, server: Postgres) -> None:
+        super().__init__()
+        self._server = server
+        self._starting: threading.Timer | None = None
+
+    def make(self, rng: random.Random) -> None:
+        if rng.random() < 1 / 3:
+            self.end()
+            mode = rng.choice(("immediate", "fast"))
+            self._server.stop(mode)
+            self.made[f"postgresql stopped ({mode})"] += 1
+            self._starting = threading.Timer(rng.uniform(0.1, 2.0), self._server.start)
+            self._starting.start()
+
+    def end(self) -> None:
+        if self._starting is not None:
+            self._starting.join()
+            self._starting = None
 
 
 async def _execute(statement: str, *arguments: object) -> None:
@@ -73,17 +97,6 @@ async def _execute(statement: str, *arguments: object) -> None:
         await connection.execute(statement, *arguments)
     finally:
         await connection.close()
-
-
-def cut_connections(name: str) -> Disturb:
-    """Something that ends every connection to a database of PostgreSQL, one time in three."""
-
-    def disturb(rng: random.Random) -> None:
-        if rng.random() < 1 / 3:
-            query = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1"
-            asyncio.run(_execute(query, name))
-
-    return disturb
 
 
 @contextmanager
@@ -100,14 +113,34 @@ def database(kind: str, folder: Path) -> Iterator[tuple[str, str]]:
         asyncio.run(_execute(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
 
 
-def result(options: argparse.Namespace, report: Report, seconds: float) -> dict[str, Any]:
+@contextmanager
+def trouble_of(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, dict[str, Any], Trouble]]:
+    """The database's URL, more settings of the service, and what will go wrong."""
+    if options.trouble == "outage":
+        with Postgres() as server:
+            trouble = Outage(server)
+            yield server.url, {}, trouble
+            trouble.end()
+        return
+    with database(options.database, folder) as (url, name):
+        if options.trouble == "redis":
+            redis = Redis()
+            try:
+                yield url, {"redis_url": redis.url}, RedisTrouble(redis)
+            finally:
+                redis.kill()
+        else:
+            yield url, {}, CutConnections(name) if options.trouble == "cut" else NoTrouble()
+
+
+def result(options: argparse.Namespace, report: Report, trouble: Trouble, seconds: float) -> dict[str, Any]:
     """The raw result."""
     restarts = sorted(report.restart_s)
     return {
         "what": f"{options.rounds} rounds of kill -9 under writes, {options.database}, workers: {options.workers}",
         "command": " ".join(["python", "-m", "tests.service.crash.long", *sys.argv[1:]]),
         "seed": options.seed,
-        "disturbed": options.disturb,
+        "trouble": dict(trouble.made),
         "machine": {
             "cpu": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
@@ -118,6 +151,7 @@ def result(options: argparse.Namespace, report: Report, seconds: float) -> dict[
         "acknowledged": dict(report.acknowledged),
         "unanswered": dict(report.unanswered),
         "snapshots": dict(report.snapshots),
+        "backups_restored": report.backups_restored,
         "items_checked": report.items_checked,
         "answers_compared": report.answers_compared,
         "restart_seconds": {"median": restarts[len(restarts) // 2], "max": restarts[-1]} if restarts else {},
@@ -133,34 +167,32 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=4.0, help="longest time of writing in a round")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--disturb", choices=("nothing", "redis", "postgres"), default="nothing")
+    parser.add_argument("--trouble", choices=("none", "redis", "cut", "outage"), default="none")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.trouble in ("cut", "outage") and options.database != "postgresql":
+        parser.error(f"--trouble {options.trouble} is PostgreSQL's")
     started = time.monotonic()
-    redis = Redis() if options.disturb == "redis" else None
-    settings = {"redis_url": redis.url} if redis else {}
-    try:
-        with tempfile.TemporaryDirectory() as folder, database(options.database, Path(folder)) as (url, name):
-            disturb = redis.disturb if redis else cut_connections(name) if options.disturb == "postgres" else None
-            harness = Harness(
-                options.bundle,
-                Path(folder),
-                url,
-                seed=options.seed,
-                workers=options.workers,
-                disturb=disturb,
-                **settings,
-            )
-            report = harness.run(
-                options.rounds,
-                options.seconds,
-                lambda number: print(f"round {number + 1}: {len(harness.report.violations)} violations", flush=True),
-            )
-    finally:
-        if redis:
-            redis.close()
-    found = result(options, report, time.monotonic() - started)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        trouble_of(options, Path(folder)) as (url, settings, trouble),
+    ):
+        harness = Harness(
+            options.bundle,
+            Path(folder),
+            url,
+            seed=options.seed,
+            workers=options.workers,
+            trouble=trouble,
+            **settings,
+        )
+        report = harness.run(
+            options.rounds,
+            options.seconds,
+            lambda number: print(f"round {number + 1}: {len(harness.report.violations)} violations", flush=True),
+        )
+    found = result(options, report, trouble, time.monotonic() - started)
     print(json.dumps(found, indent=1))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)

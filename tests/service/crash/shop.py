@@ -85,6 +85,7 @@ class Shop:
     def __init__(self, name: str, dims: Mapping[str, int], rng: random.Random) -> None:
         self.name = name
         self.state = State()
+        self.history = [self.state]  # since whenever somebody began to look
         self.pending: Act | None = None  # sent, and not answered
         self.acknowledged: Counter[str] = Counter()
         self.violations: list[str] = []
@@ -109,6 +110,7 @@ class Shop:
                 self.violations.append(f"{act.method} {act.path} answered {answer.status_code}: {answer.text[:300]}")
                 return
             self.state, self.pending = act.after, None
+            self.history.append(self.state)
             self.acknowledged[act.name] += 1
 
     def resolve(self, stored: State) -> str | None:
@@ -117,6 +119,7 @@ class Shop:
         self.pending = None
         if stored in wanted:
             self.state = stored
+            self.history.append(stored)
             return None
         difference = _difference(wanted[0], stored)
         self.state = stored

@@ -1,0 +1,225 @@
+"""Half the load that one core can bear, for half an hour: whether memory or the cost of a request grow.
+
+    python -m tests.service.soak --bundle build/demo-bundle --minutes 30 --json docs/results/faults/soak.json
+
+First the cost of a request in processor time is measured under full load, since on a shared machine the clock tells
+more of the others; half the load is a request every two costs. Then requests of every kind arrive at that rate,
+whether or not the service keeps up. They leave its content as large as it was: the same items are created, replaced and
+deleted, the same users come and are forgotten. A trend is the Theil-Sen slope after a tenth of the time, with its 95 %
+interval (Sen 1968).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+from scipy import stats
+
+from tests.service.crash.long import database
+from tests.service.processes import Program
+
+ITEMS, USERS = 300, 100
+CONNECTIONS = 16
+LOAD = 0.5
+WARM = 0.1  # of the time, left out of trends
+TOLERATED = 0.02  # growth over the whole time that nobody minds, as a share of the median
+WORDS = ("red", "blue", "striped", "linen", "leather", "running", "winter", "kitchen", "soft", "mug", "shoe", "lamp")
+
+
+def request_of(rng: random.Random, vectors: dict[str, int]) -> tuple[str, str, Any]:
+    """Method, path and body of a request of any kind; most ask for lists, as they do."""
+    item, user = f"soak-{rng.randrange(ITEMS)}", f"soak-{rng.randrange(USERS)}"
+    words = " ".join(rng.sample(WORDS, 3))
+    kind = rng.choices(
+        ("recommend", "known", "similar", "retrieve", "get", "feedback", "put", "post", "delete", "forget", "patch"),
+        (30, 20, 10, 8, 8, 10, 5, 3, 3, 1, 2),
+    )[0]
+    match kind:
+        case "recommend":
+            return "GET", f"/recommend/{user}?n=20", None
+        case "known":
+            return "GET", f"/recommend/shopper-{rng.randrange(40):03d}?n=50&diversity={rng.choice((0, 0.5))}", None
+        case "similar":
+            return "GET", f"/items/{item}/similar?by={rng.choice(('final', *vectors))}", None
+        case "retrieve":
+            return "GET", f"/retrieve?text={words}&target={rng.choice(('any', *vectors))}", None
+        case "get":
+            return "GET", f"/items/{item}", None
+        case "feedback":
+            second = rng.randrange(50)
+            event = {"user": user, "item": item, "type": "view", "timestamp": f"2026-01-01T00:00:{second:02d}Z"}
+            return "POST", "/feedback", {"feedback": [event]}
+        case "put":
+            return "PUT", f"/items/{item}", {"title": words, "categories": [rng.choice(WORDS)]}
+        case "post":
+            name, length = rng.choice(list(vectors.items()))
+            vector = [round(rng.gauss(0, 1), 3) for _ in range(length)]
+            return "POST", "/items", {"id": item, "modalities": {name: {"vector": vector}}}
+        case "delete":
+            return "DELETE", f"/items/{item}", None
+        case "patch":
+            return "PATCH", f"/items/{item}", {"title": words}
+    return "DELETE", f"/users/{user}", None
+
+
+@dataclass
+class Window:
+    """What was seen in some seconds."""
+
+    times_ms: list[float] = field(default_factory=list)
+    statuses: Counter[int] = field(default_factory=Counter)
+    late: int = 0  # requests that waited for a connection when they should have been sent
+
+    async def ask(self, client: httpx.AsyncClient, request: tuple[str, str, Any]) -> None:
+        """Send a request and note its time and status; -1 where there was no answer."""
+        method, path, body = request
+        begun = time.perf_counter()
+        try:
+            status = (await client.request(method, path, json=body)).status_code
+        except httpx.TransportError:
+            status = -1
+        self.times_ms.append((time.perf_counter() - begun) * 1000)
+        self.statuses[status] += 1
+
+
+async def full_load(url: str, requests: random.Random, vectors: dict[str, int], seconds: float) -> Window:
+    """As many requests as some connections get answered."""
+    window, until = Window(), time.monotonic() + seconds
+
+    async def one(client: httpx.AsyncClient) -> None:
+        while time.monotonic() < until:
+            await window.ask(client, request_of(requests, vectors))
+
+    async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+        await asyncio.gather(*(one(client) for _ in range(CONNECTIONS)))
+    return window
+
+
+async def steady_load(
+    url: str, requests: random.Random, vectors: dict[str, int], seconds: float, rate: float
+) -> Window:
+    """Requests at a steady rate."""
+    window, tasks = Window(), set()
+    limits = httpx.Limits(max_connections=CONNECTIONS * 4)
+    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+        start = time.monotonic()
+        for number in range(round(seconds * rate)):
+            await asyncio.sleep(max(0.0, start + number / rate - time.monotonic()))
+            window.late += len(tasks) >= CONNECTIONS * 4
+            task = asyncio.create_task(window.ask(client, request_of(requests, vectors)))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+        await asyncio.gather(*tasks)
+    return window
+
+
+def usage(pid: int) -> tuple[float, float]:
+    """Processor seconds and resident MiB of a process and those it started."""
+    family = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    spent = sum(sum(one.cpu_times()[:2]) for one in family)
+    return spent, sum(one.memory_info().rss for one in family) / 2**20
+
+
+def trend(minutes: Sequence[float], values: Sequence[float]) -> dict[str, Any]:
+    """The slope of a series by the minute with its 95 % interval, and whether that is growth: an interval above zero,
+    and over the whole time more than nobody minds."""
+    slope, _, low, high = stats.theilslopes(values, minutes, 0.95)
+    median = float(np.median(values))
+    growth = slope * (minutes[-1] - minutes[0])
+    return {
+        "median": round(median, 4),
+        "slope_per_minute": round(float(slope), 6),
+        "interval": [round(float(low), 6), round(float(high), 6)],
+        "growth_of_median": round(float(growth) / median, 4),
+        "grows": bool(low > 0 and growth > TOLERATED * median),
+    }
+
+
+def soak(program: Program, vectors: dict[str, int], minutes: float, window_s: float, seed: int) -> dict[str, Any]:
+    """The raw result of one run against a service."""
+    requests = random.Random(seed)
+    asyncio.run(full_load(program.url, requests, vectors, window_s))  # fills it, and pays for first calls
+    before, _ = usage(program.pid)
+    full = asyncio.run(full_load(program.url, requests, vectors, window_s))
+    cost = (usage(program.pid)[0] - before) / full.statuses.total()
+    rate = LOAD / cost
+    started, samples, statuses = time.monotonic(), [], Counter[int]()
+    while (now := time.monotonic() - started) < minutes * 60:
+        before, _ = usage(program.pid)
+        window = asyncio.run(steady_load(program.url, requests, vectors, window_s, rate))
+        spent, resident = usage(program.pid)
+        p50, p99 = np.percentile(window.times_ms, [50, 99])
+        statuses += window.statuses
+        samples.append(
+            {
+                "minute": round(now / 60, 3),
+                "resident_mib": round(resident, 2),
+                "cpu_ms_per_request": round((spent - before) / window.statuses.total() * 1000, 4),
+                "p50_ms": round(float(p50), 3),
+                "p99_ms": round(float(p99), 3),
+                "late": window.late,
+                "machine_load": round(os.getloadavg()[0], 2),
+            }
+        )
+    kept = [sample for sample in samples if sample["minute"] >= WARM * minutes]
+    at = [sample["minute"] for sample in kept]
+    names = ("resident_mib", "cpu_ms_per_request", "p50_ms", "p99_ms")
+    return {
+        "full_load": {"cpu_ms_per_request": round(cost * 1000, 4), "requests_per_second_of_a_core": round(1 / cost, 1)},
+        "requests_per_second": round(rate, 1),
+        "requests": statuses.total(),
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "server_errors": sum(count for status, count in statuses.items() if status >= 500 or status < 0),
+        "trends": {name: trend(at, [sample[name] for sample in kept]) for name in names},
+        "samples": samples,
+    }
+
+
+def main() -> int:
+    """Run, print, write; the exit code says whether anything grew or failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--window", type=float, default=15, help="seconds that make one sample")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, database(options.database, Path(folder)) as (url, _):
+        settings = {"bundle": options.bundle, "data_dir": folder, "database_url": url, "workers": options.workers}
+        with Program(Path(folder) / "log", **settings) as program:
+            modalities = httpx.get(f"{program.url}/models").json()["models"][0]["modalities"]
+            vectors = {modality["name"]: modality["dim"] for modality in modalities}
+            found = soak(program, vectors, options.minutes, options.window, options.seed)
+    found = {
+        "what": f"half the load of one core for {options.minutes:g} minutes, {options.database}",
+        "command": " ".join(["python", "-m", "tests.service.soak", *sys.argv[1:]]),
+        "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        **found,
+    }
+    print(json.dumps({name: value for name, value in found.items() if name != "samples"}, indent=1))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    grew = [name for name in ("resident_mib", "cpu_ms_per_request") if found["trends"][name]["grows"]]
+    return 1 if grew or found["server_errors"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
