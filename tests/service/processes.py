@@ -46,6 +46,13 @@ def within(seconds: float, probe: Callable[[], T | None]) -> T:
     return found
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _serve(environment: Mapping[str, str], log: Path) -> None:
     os.setsid()
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
@@ -104,8 +111,10 @@ class Program:
 
     def kill(self) -> None:
         """SIGKILL to all of its processes at once."""
+        family = psutil.Process(self.pid).children(recursive=True)
         os.killpg(self.pid, signal.SIGKILL)
         self.wait(30)
+        within(30, lambda: not any(map(_lives, family)) or None)  # and hold the port
 
     def stop(self) -> int:
         """SIGTERM, as an operator does; the exit code."""

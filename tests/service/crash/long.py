@@ -69,7 +69,7 @@ class CutConnections(NoTrouble):
 
 
 class Outage(NoTrouble):
-    """Stops a PostgreSQL of its own, one time in three, and starts it a moment later, whatever happens meanwhile."""
+    """Stops a PostgreSQL of its own, every other time, and starts it a moment later, whatever happens meanwhile."""
 
     def __init__(self, server: Postgres) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Outage(NoTrouble):
         self._starting: threading.Timer | None = None
 
     def make(self, rng: random.Random) -> None:
-        if rng.random() < 1 / 3:
+        if rng.random() < 1 / 2:
             self.end()
             mode = rng.choice(("immediate", "fast"))
             self._server.stop(mode)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.domain import Event, State
+from service.pipeline import catalogue as catalogues
 from service.pipeline import history, rank
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
@@ -143,6 +144,19 @@ def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
     assert np.flatnonzero(made.eligible("x")).tolist() == [1]
     assert np.flatnonzero(made.eligible("y")).tolist() == []
     assert made.count_categories() == {"x": 1, "y": 1, "z": 1}
+
+
+def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalogues, "RECLAIM", 2)
+    made = catalogue(*((entry(name, "x"), derived(row)) for row, name in enumerate("abcdef")))
+    capacity, before = made.capacity, made.final(np.array([5]))
+    for gone, name in enumerate("abcd", 1):
+        made.remove(name)
+        left = np.flatnonzero(made.arrays["modal"].any(axis=1)).tolist()
+        assert len(left) == (6 if gone < 4 else 2)
+    assert made.capacity == capacity
+    assert np.flatnonzero(made.eligible("x")).tolist() == [4, 5]
+    assert np.array_equal(made.final(np.array([5])), before)
 
 
 def test_what_is_eligible_and_observed() -> None:
