@@ -28,6 +28,8 @@ from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
+LISTS_BYTES = 8 << 20  # of cached lists, without Redis
+
 Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder]]
 
 
@@ -113,7 +115,7 @@ def limiter_of(settings: Settings) -> Limiter | None:
 
 
 def _cache(settings: Settings) -> Cache:
-    return RedisCache(settings.redis_url) if settings.redis_url else MemoryCache()
+    return RedisCache(settings.redis_url) if settings.redis_url else MemoryCache(max_bytes=LISTS_BYTES)
 
 
 def _bell(settings: Settings) -> Bell:

@@ -22,6 +22,7 @@ Keys = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 FINAL = "items"
+RECLAIM = 1024  # rows of removed items take memory until they are more than this, and than the living ones
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 
 
@@ -127,6 +128,7 @@ class Catalogue:
         self.popularity: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.created: NDArray[np.float64] = np.zeros(0, dtype=np.float64)
         self._categories: dict[str, set[int]] = {}
+        self._removed = 0  # since the arrays were last made
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -182,6 +184,9 @@ class Catalogue:
             index.remove(gone)
         self._forget_categories(key)
         self.entries.pop(key, None)
+        self._removed += 1
+        if self._removed > max(RECLAIM, len(self.entries)):
+            self._move(self.capacity)
 
     def set_popularity(self, users: Mapping[str, int]) -> None:
         """Note the number of users of these items; those that are gone are left out."""
@@ -194,13 +199,17 @@ class Catalogue:
         have = self.capacity
         if size <= have:
             return
-        grown = max(size, 2 * have, 1024)
+        self._move(max(size, 2 * have, 1024))
+
+    def _move(self, size: int) -> None:
+        """Into arrays of this length, where rows of removed items take no memory."""
+        self._removed = 0
         living = np.array(list(self.entries), dtype=np.int64)
-        self.arrays = {name: _grown(array, grown, living) for name, array in self.arrays.items()}
-        self.observed, self.popularity = _grown(self.observed, grown, living), _grown(self.popularity, grown, living)
-        self.created = _grown(self.created, grown, living)
+        self.arrays = {name: _moved(array, size, living) for name, array in self.arrays.items()}
+        self.observed, self.popularity = _moved(self.observed, size, living), _moved(self.popularity, size, living)
+        self.created = _moved(self.created, size, living)
         # Last: it is the length that readers go by.
-        self.available = _grown(self.available, grown, living)
+        self.available = _moved(self.available, size, living)
 
     def _store(self, entry: Entry, derived: Derived) -> None:
         key = entry.key
@@ -276,7 +285,7 @@ class Catalogue:
         return dict(sorted(counts, key=lambda row: -row[1]))
 
 
-def _grown(array: NDArray[np.generic], size: int, living: Keys) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
+def _moved(array: NDArray[np.generic], size: int, living: Keys) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
     # Rows of deleted items are left behind: pages that nobody writes to take no memory.
     bigger = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
     bigger[living] = array[living]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -11,6 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -68,10 +70,12 @@ class Followed:
     """How far this worker has followed the change log.
 
     Every change up to `position` is in memory, and so are those at `applied`, which this worker made itself. `at` is
-    when it last was up to date (`time.monotonic`), `failing` whether the last attempt failed.
+    when it last was up to date (`time.monotonic`), `failing` whether the last attempt failed. `stamp` tells the log's
+    entry at `position` from that of any other database, or is empty.
     """
 
     position: int = 0
+    stamp: str = ""
     applied: set[int] = field(default_factory=set)
     at: float = field(default_factory=time.monotonic)
     failing: bool = False
@@ -120,6 +124,11 @@ class Engine:
     def model_version(self) -> str:
         """The bundle's version, as answers carry it."""
         return self.manifest.version
+
+    @cached_property
+    def identity(self) -> str:
+        """What tells the active bundle from every other; versions are counted per folder and do not."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
 
     def own(self, positions: range) -> None:
         """Note that changes of this worker's own are in its memory, and tell the other workers."""

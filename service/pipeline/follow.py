@@ -90,9 +90,13 @@ async def _take_over(engine: Engine) -> bool:
     if not entries:
         return False
     await _apply(engine, entries)
-    followed.position = entries[-1].position
+    followed.position, followed.stamp = entries[-1].position, _stamp(entries[-1])
     followed.applied = {position for position in followed.applied if position > followed.position}
     return len(entries) == ENTRIES
+
+
+def _stamp(entry: Change) -> str:
+    return f"{entry.position}@{entry.at.isoformat()}"
 
 
 async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
@@ -164,7 +168,7 @@ async def reload(engine: Engine) -> None:
         await refresh(engine, some)
     history.forget(engine, list(engine.histories))
     engine.loading.clear()
-    engine.followed.position = position
+    engine.followed.position, engine.followed.stamp = position, ""
     engine.followed.applied.clear()
 
 
@@ -173,6 +177,9 @@ async def reload(engine: Engine) -> None:
 
 async def resume(engine: Engine) -> None:
     """Take up, at start, what anybody has left to be regenerated."""
+    position = engine.followed.position
+    for entry in await engine.store.changes(max(position - 1, 0), limit=1):
+        engine.followed.stamp = _stamp(entry) if entry.position == position else ""
     _adopt(engine, await engine.store.awaiting(limit=ADOPTED))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -51,18 +50,13 @@ async def load_catalogue(engine: Engine) -> None:
             await engine.store.set_meta(SERVED, "")  # until all of it is done, it is nobody's
         await _embed_anew(engine, await encode_anew(engine, pending))
     if not is_known:
-        await engine.store.set_meta(SERVED, identity(engine))
+        await engine.store.set_meta(SERVED, engine.identity)
     await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts())
 
 
 async def is_prepared(engine: Engine) -> bool:
     """Whether the active bundle has computed all that is in the store."""
-    return await engine.store.get_meta(SERVED) == identity(engine)
-
-
-def identity(engine: Engine) -> str:
-    """What tells the active bundle from every other."""
-    return hashlib.sha256(engine.manifest.model_dump_json().encode()).hexdigest()
+    return await engine.store.get_meta(SERVED) == engine.identity
 
 
 async def _embed_anew(engine: Engine, items: Sequence[StoredItem]) -> None:

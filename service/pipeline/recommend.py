@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Sequence
 
 import numpy as np
+import orjson
 
 from service.domain import InvalidInputError, NotServedError, Recommendations, UserNotFoundError
 from service.pipeline import follow, history, rank, views
 from service.pipeline.catalogue import Array, Keys, Mask
 from service.pipeline.engine import Engine
 
+KEPT_S = 60.0  # longest time that a list stays in the cache
 DGMREC, POPULAR, LATEST = "dgmrec", "popular", "latest"
 UNTRAINED = ("iris",)  # models of the contract that a bundle may hold one day
 
@@ -40,13 +43,22 @@ async def recommend_user(
     known = await history.history(engine, user)
     if strict and not known.seen:
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
+    place = None
+    if model in (None, DGMREC) and known.liked:
+        place = _place(engine, user, n, category, exclude_seen, diversity)
+    kept = await engine.cache.get(place) if place else None
     with engine.step("rank"):
+        if kept is not None:
+            return _answer(engine, user, DGMREC, None, *_unpacked(kept))
         catalogue = engine.catalogue
         seen = catalogue.keys(known.seen) if exclude_seen else None
         allowed = catalogue.eligible(category, seen)
         liked = catalogue.keys(known.liked)
         vector = history.profile(engine, user, liked).vector if len(liked) else None
-        return _ranked(engine, user, vector, allowed, n=n, model=model, diversity=diversity)
+        used, fallback, keys, scores = _ranked(engine, vector, allowed, n=n, model=model, diversity=diversity)
+    if place and fallback is None:
+        engine.background(engine.cache.set(place, _packed(keys, scores), ttl_s=KEPT_S))
+    return _answer(engine, user, used, fallback, keys, scores)
 
 
 async def recommend_session(
@@ -78,7 +90,7 @@ async def recommend_session(
         weights = np.array([weight for _, weight in items], dtype=np.float32)
         allowed = catalogue.eligible(category, keys if exclude_seen else None)
         vector = history.profile(engine, None, keys, weights / max(float(weights.max()), 1e-6)).vector
-        return _ranked(engine, None, vector, allowed, n=n, model=model, diversity=diversity)
+        return _answer(engine, None, *_ranked(engine, vector, allowed, n=n, model=model, diversity=diversity))
 
 
 def _require_explainer(engine: Engine, wanted: bool) -> None:
@@ -87,15 +99,9 @@ def _require_explainer(engine: Engine, wanted: bool) -> None:
 
 
 def _ranked(
-    engine: Engine,
-    user: str | None,
-    vector: Array | None,
-    allowed: Mask,
-    *,
-    n: int,
-    model: str | None,
-    diversity: float,
-) -> Recommendations:
+    engine: Engine, vector: Array | None, allowed: Mask, *, n: int, model: str | None, diversity: float
+) -> tuple[str, str | None, Keys, rank.Scores]:
+    """The model that was used, what it stood in for another as, and keys and scores, best first."""
     wanted = model or DGMREC
     if wanted in UNTRAINED:
         raise NotServedError(f"The active bundle {engine.model_version} holds no model {wanted!r}.")
@@ -103,10 +109,35 @@ def _ranked(
     fallback = used if used != wanted else None
     if fallback:
         engine.fallbacks[fallback] += 1
-    keys, scores = _candidates(engine, used, vector, n, allowed, diversity)
-    return Recommendations(
-        user, uuid.uuid4().hex, used, engine.model_version, fallback, tuple(views.hits(engine, keys, scores))
-    )
+    return used, fallback, *_candidates(engine, used, vector, n, allowed, diversity)
+
+
+def _answer(
+    engine: Engine, user: str | None, used: str, fallback: str | None, keys: Keys, scores: rank.Scores
+) -> Recommendations:
+    hits = views.hits(engine, keys, scores)
+    return Recommendations(user, uuid.uuid4().hex, used, engine.model_version, fallback, tuple(hits))
+
+
+# --- the cache of lists ----------------------------------------------------------------------------------------------
+
+
+def _place(engine: Engine, user: str, *choice: object) -> str | None:
+    """Where a user's list is cached: named after everything that it depends on, so that a change of any makes another
+    place. None while this worker knows of writes that the log's position does not tell."""
+    if engine.followed.applied or not engine.followed.stamp:
+        return None
+    named = orjson.dumps([engine.identity, engine.followed.stamp, user, choice])
+    return f"list:{hashlib.sha256(named).hexdigest()}"
+
+
+def _packed(keys: Keys, scores: rank.Scores) -> bytes:
+    return orjson.dumps([keys.tolist(), scores.tolist()])
+
+
+def _unpacked(kept: bytes) -> tuple[Keys, rank.Scores]:
+    keys, scores = orjson.loads(kept)
+    return np.array(keys, dtype=np.int64), np.array(scores, dtype=np.float32)
 
 
 def _candidates(

@@ -29,7 +29,6 @@ from service.domain import ChangesLostError, ConflictError, LacunaError, NotRead
 from service.pipeline import follow
 from service.pipeline.catalogue import Array, Catalogue, Derived, Entry, Shape
 from service.pipeline.engine import Engine
-from service.pipeline.rebuild import identity
 from service.ports import Change
 
 log = logging.getLogger(__name__)
@@ -111,7 +110,7 @@ def _copy(engine: Engine, entry: Change) -> Snapshot:
     catalogue = engine.catalogue
     keys = np.array(sorted(catalogue.entries), dtype=np.int64)
     return Snapshot(
-        identity(engine),
+        engine.identity,
         entry.position,
         entry.at,
         [catalogue.entries[key] for key in keys.tolist()],
@@ -196,7 +195,7 @@ async def restore(engine: Engine, folder: Path) -> bool:
 
 
 async def _check(engine: Engine, snapshot: Snapshot) -> None:
-    if snapshot.bundle != identity(engine):
+    if snapshot.bundle != engine.identity:
         raise SnapshotError("another bundle made it")
     try:
         entry = await _entry_at(engine, snapshot.position)

@@ -148,7 +148,7 @@ def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
 
 def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(catalogues, "RECLAIM", 2)
-    made = catalogue(*((entry(name, "x"), derived(row)) for row, name in enumerate("abcdef")))
+    made = catalogue(*((entry(name, "x"), derived(row, modal=(row, 1))) for row, name in enumerate("abcdef")))
     capacity, before = made.capacity, made.final(np.array([5]))
     for gone, name in enumerate("abcd", 1):
         made.remove(name)
