@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from training.datasets import folder, movielens, native
+from training.datasets import amazon, folder, movielens, native
 from training.datasets.base import Dataset, DatasetError, Progress
 from training.datasets.prepared import DatasetInfo, load_dataset, write_dataset
 
@@ -47,6 +47,7 @@ READERS: dict[str, Reader] = {
         Reader("lacuna", "a folder with items.jsonl and feedback.jsonl, as the service exports them", native.prepare),
         Reader("ml-100k", "MovieLens 100K with overviews and posters", movielens.prepare_100k),
         Reader("ml-1m", "MovieLens 1M with plots and posters", movielens.prepare_1m),
+        Reader("amazon", "Amazon reviews: reviews*.json[.gz] and optionally meta*.json[.gz]", amazon.prepare),
         Reader("folder", "NAME.inter or interactions.csv.gz beside <modality>_feat.npy files", folder.prepare),
         Reader("demo", "the generated demo catalogue (synthetic); needs no source", _write_demo, needs_source=False),
     )

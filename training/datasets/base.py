@@ -70,7 +70,7 @@ class Dataset:
     """A prepared dataset in memory.
 
     `records` are the item bodies in row order; ready vectors in them are float32 arrays, not lists (`item_line` writes
-    either). `split` is aligned with `pairs()`. `min_rating`: see DatasetInfo.
+    either). `split` is aligned with `pairs()`, `rating_split` with the events. `min_rating`: see DatasetInfo.
     """
 
     name: str
@@ -84,6 +84,7 @@ class Dataset:
     split: NDArray[np.uint8] | None = None
     masks: Mapping[str, PublishedMask] = field(default_factory=dict)
     new_items: NDArray[np.int64] | None = None
+    rating_split: NDArray[np.uint8] | None = None
 
     def pairs(self) -> NDArray[np.int64]:
         """Distinct (user row, item row) pairs that show interest, `[n, 2]`, in the order of their first occurrence."""

@@ -1,7 +1,8 @@
 """MovieLens 100K and 1M with overviews or plots as text and posters as pictures.
 
 A source folder holds the ratings (`ratings.csv.gz` for 100K, `interactions.csv.gz` for 1M), `movies.csv.gz`,
-`posters/<item>.jpg`, and optionally a fixed split (`split_*.csv.gz`), masks (`missing_*.npz`) and `new_items.npy`.
+`posters/<item>.jpg`, and optionally a fixed split (`split_*.csv.gz`), masks (`missing_*.npz`), `new_items.npy` and a
+split of the ratings (`rating_split_*.npz`).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from training.datasets.base import Progress, PublishedMask, Record
 from training.datasets.prepared import DatasetInfo, mask_name, read_mask, write_dataset
-from training.datasets.tables import load_arrays, read_table
+from training.datasets.tables import load_arrays, read_rating_split, read_table
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
@@ -49,6 +50,7 @@ def _prepare(source: Path, out: Path, name: str, ratings: Path, *, text: str, pr
         split=_split(splits[0]) if splits else None,
         masks={mask_name(file): _mask(file, rated) for file in sorted(source.glob("missing_*.npz"))},
         new_items=_new_items(source / "new_items.npy", rated),
+        rating_split=read_rating_split(source),
         progress=progress,
     )
 

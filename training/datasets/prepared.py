@@ -8,6 +8,7 @@ A prepared dataset is a folder:
 - `feedback.jsonl`: one `POST /feedback` event a line; `timestamp` is left out where the source has none;
 - `split.csv` (optional): `user,item,split` for every distinct pair, `split` being train, valid or test;
 - `missing_<name>.npz` (optional): published masks: `items`, `columns`, `missing` (bool `[n, M]`), no pickle;
+- `rating_split.npz` (optional): row numbers of `feedback.jsonl` by part (`train`, `valid`, `test`), to rate by;
 - `new_items.json` (optional): ids of the items that a published protocol shows in the test part only.
 """
 
@@ -41,10 +42,11 @@ from training.datasets.base import (
     distinct_pairs,
 )
 from training.datasets.checks import Event, EventCheck, ItemCheck, located
-from training.datasets.tables import load_arrays, read_jsonl, read_table
+from training.datasets.tables import load_arrays, read_jsonl, read_rating_split, read_table
 
 FORMAT = 1
 INFO, ITEMS, FEEDBACK, SPLIT, NEW_ITEMS = "dataset.json", "items.jsonl", "feedback.jsonl", "split.csv", "new_items.json"
+RATING_SPLIT = "rating_split.npz"
 _UNSPLIT = 255
 _PROGRESS_EVERY = 50
 
@@ -98,6 +100,7 @@ def load_dataset(folder: str | Path) -> Dataset:
         split=_read_split(path / SPLIT, users, check.ids, pairs, interactions),
         masks={mask_name(file): _known_mask(file, check.ids) for file in sorted(path.glob("missing*.npz"))},
         new_items=_read_new_items(path / NEW_ITEMS, check.ids),
+        rating_split=_fitting(read_rating_split(path), len(interactions)),
     )
     if fingerprint(path) != info.fingerprint:
         raise DatasetError(f"the dataset {path} was changed after it was prepared; prepare it again")
@@ -258,6 +261,12 @@ def _read_new_items(file: Path, items: Vocabulary) -> NDArray[np.int64] | None:
     return np.array([items.row(item) for item in ids], dtype=np.int64)
 
 
+def _fitting(split: NDArray[np.uint8] | None, events: int) -> NDArray[np.uint8] | None:
+    if split is not None and len(split) != events:
+        raise DatasetError(f"{RATING_SPLIT} names {len(split)} rows, {FEEDBACK} has {events}")
+    return split
+
+
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
@@ -278,13 +287,14 @@ def write_dataset(
     split: Iterable[tuple[str, str, str]] | None = None,
     masks: Mapping[str, PublishedMask] | None = None,
     new_items: Sequence[str] | None = None,
+    rating_split: NDArray[np.uint8] | None = None,
     progress: Progress | None = None,
 ) -> DatasetInfo:
     """Write a prepared dataset; it appears at `folder` whole or not at all, replacing an older one.
 
     Items are read to their end before the first feedback event is asked for; neither is held in memory. `split` has
-    (user, item, split name) for every distinct pair. `progress` is called with what is being written ("items",
-    "feedback") and the number of rows so far.
+    (user, item, split name) for every distinct pair; `rating_split` the part of every event `[n]`. `progress` is called
+    with what is being written ("items", "feedback") and the number of rows so far.
 
     Raises:
         DatasetError: a row is bad (its number among the rows is the line), or `folder` holds something else.
@@ -301,6 +311,9 @@ def write_dataset(
             _write_mask(temporary / f"missing_{mask}.npz", published)
         if new_items is not None:
             (temporary / NEW_ITEMS).write_text(json.dumps(list(new_items)) + "\n", "utf-8")
+        if _fitting(rating_split, n_events) is not None:
+            parts = {part: np.flatnonzero(rating_split == number) for number, part in enumerate(SPLITS)}
+            np.savez_compressed(temporary / RATING_SPLIT, allow_pickle=False, **parts)
         info = DatasetInfo(
             format=FORMAT,
             name=name,

@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from training.datasets.base import DatasetError
+from training.datasets.base import SPLITS, DatasetError
 
 
 def read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
@@ -89,3 +89,26 @@ def load_arrays(file: Path) -> dict[str, NDArray[Any]]:
             return dict(loaded)
     except (ValueError, OSError, EOFError) as error:
         raise DatasetError(f"{file.name} cannot be read as plain NumPy arrays: {error}") from None
+
+
+def read_rating_split(source: Path) -> NDArray[np.uint8] | None:
+    """The split that `rating_split_*.npz` of a folder publishes: TRAIN, VALID or TEST of each rated event `[n]`.
+
+    The file lists row numbers of the events under `train`, `valid` and `test`.
+
+    Raises:
+        DatasetError: the file is damaged, or a row stands in no part or in several.
+    """
+    file = next(iter(sorted(source.glob("rating_split*.npz"))), None)
+    if file is None:
+        return None
+    arrays = load_arrays(file)
+    if set(arrays) != set(SPLITS):
+        raise DatasetError(f"{file.name} must hold the arrays {', '.join(SPLITS)}")
+    rows = np.concatenate([arrays[name] for name in SPLITS])
+    if not np.array_equal(np.sort(rows), np.arange(len(rows))):
+        raise DatasetError(f"{file.name} must name every row in exactly one part")
+    split = np.empty(len(rows), dtype=np.uint8)
+    for part, name in enumerate(SPLITS):
+        split[arrays[name]] = part
+    return split

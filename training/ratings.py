@@ -1,0 +1,106 @@
+"""Ratings and reviews for rating prediction: who rated what how, in which words, and how they are split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.datasets.base import EVENT_TYPES, TEST, TRAIN, VALID, Dataset
+
+LOWEST, HIGHEST = 1.0, 5.0
+_RATED = (EVENT_TYPES.index("rating"), EVENT_TYPES.index("review"))
+
+Rows = NDArray[np.int64]
+Values = NDArray[np.float64]
+Split = NDArray[np.uint8]
+
+
+class RatingDataError(ValueError):
+    """A dataset whose ratings cannot be used; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """Rated events as parallel arrays `[n]`: rows of user and item, value in 1..5, time (nan: unknown), text (or "").
+
+    `event` is each one's place among the dataset's events.
+    """
+
+    user: Rows
+    item: Rows
+    value: Values
+    time: Values
+    text: tuple[str, ...]
+    event: Rows
+    n_users: int
+    n_items: int
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> Ratings:
+        """The dataset's ratings and reviews that have a value.
+
+        Raises:
+            RatingDataError: there are none, or one lies outside 1..5.
+        """
+        events = dataset.interactions
+        rows = np.flatnonzero(np.isin(events.type, _RATED) & ~np.isnan(events.value))
+        if not len(rows):
+            raise RatingDataError(f"the dataset {dataset.name} has no ratings to learn from")
+        value = events.value[rows]
+        outside = (value < LOWEST) | (value > HIGHEST)
+        if outside.any():
+            raise RatingDataError(
+                f"the dataset {dataset.name} has a rating of {value[outside][0]:g}; ratings lie between 1 and 5"
+            )
+        return cls(
+            user=events.user[rows],
+            item=events.item[rows],
+            value=value,
+            time=events.timestamp[rows],
+            text=tuple(events.texts.get(int(row), "") for row in rows),
+            event=rows,
+            n_users=len(dataset.users),
+            n_items=len(dataset.items),
+        )
+
+    def with_texts(self, text: Sequence[str]) -> Ratings:
+        """The same ratings in other words."""
+        return replace(self, text=tuple(text))
+
+
+@dataclass(frozen=True, slots=True)
+class RatingParts:
+    """Rows into `Ratings` by part, ascending."""
+
+    train: Rows
+    valid: Rows
+    test: Rows
+
+    @classmethod
+    def of(cls, split: Split) -> RatingParts:
+        """The parts of a split `[n]`."""
+        return cls(*(np.flatnonzero(split == part) for part in (TRAIN, VALID, TEST)))
+
+
+def published_parts(dataset: Dataset, ratings: Ratings) -> RatingParts | None:
+    """The dataset's own split, if it publishes one."""
+    return None if dataset.rating_split is None else RatingParts.of(dataset.rating_split[ratings.event])
+
+
+def random_parts(n: int, seed: int) -> RatingParts:
+    """80/10/10 of `n` ratings at random.
+
+    Raises:
+        RatingDataError: fewer than ten ratings.
+    """
+    if n < 10:
+        raise RatingDataError(f"{n} ratings are too few to be split; it takes at least 10")
+    order = np.random.default_rng(seed).permutation(n)
+    tenth = n // 10
+    return RatingParts(*(np.sort(part) for part in (order[2 * tenth :], order[:tenth], order[tenth : 2 * tenth])))
