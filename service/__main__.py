@@ -71,7 +71,11 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         failures.append(error)
         server.should_exit = True
 
-    app = create_app(settings, on_ready=functools.partial(_announce, _address(settings, listener)), on_failure=stop)
+    announce = functools.partial(_announce, _address(settings, listener))
+    try:
+        app = create_app(settings, on_ready=announce, on_failure=stop)
+    except SettingsError as error:
+        return complain(error)
     server = server_of(app)
     # Once it has shut down, uvicorn raises the signal that told it to once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
@@ -21,7 +22,11 @@ from service.api.middleware import Gate, RequestContext
 from service.bootstrap import bootstrap, limiter_of
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
+from service.ports import StepTimer
 from service.settings import Settings
+
+if TYPE_CHECKING:
+    from service.tracing import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +49,18 @@ def create_app(
 ) -> FastAPI:
     """The application over `engine`, which stays its owner's to close, or over one that it starts and closes itself.
 
+    Raises SettingsError where LACUNA_TRACES asks for what is not installed.
+
     It answers at once: until the engine is there, /health/ready and all that needs it say 503. `on_ready` is awaited
     when it is, `on_failure` called with what kept it from starting.
     """
     metrics = Metrics()
+    timer: StepTimer = metrics
+    traces = _traces(settings)
+    if traces is not None:
+        from service.tracing import TracedRequests, TracedSteps
+
+        timer = TracedSteps(metrics, traces.tracer)
     app = FastAPI(
         title=_TITLE,
         description=_DESCRIPTION,
@@ -58,14 +71,18 @@ def create_app(
         exception_handlers={**errors.HANDLERS, 405: _on_wrong_method},
     )
     if engine is not None:
-        engine.timer = metrics
+        engine.timer = timer
     app.state.engine = engine
     app.state.metrics = metrics
+    app.state.timer = timer
+    app.state.traces = traces
     app.state.keyring = Keyring(settings.api_keys)
     app.state.limiter = limiter_of(settings)
     app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
     app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
     app.add_middleware(RequestContext, metrics=metrics, limits=Limits.of(settings))
+    if traces is not None:
+        app.add_middleware(TracedRequests, tracer=traces.tracer)
     for router in _ROUTERS:
         app.include_router(router)
     openapi.install(app, keys_needed=bool(app.state.keyring))
@@ -79,7 +96,7 @@ def _lifespan(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         if engine is not None:
             yield
-            await _close_limiter(app)
+            await _close(app)
             return
         starting = asyncio.create_task(_start(app, settings, on_ready, on_failure))
         yield
@@ -88,20 +105,30 @@ def _lifespan(
             await starting
         if app.state.engine is not None:
             await app.state.engine.close()
-        await _close_limiter(app)
+        await _close(app)
 
     return lifespan
 
 
-async def _close_limiter(app: FastAPI) -> None:
+async def _close(app: FastAPI) -> None:
     if app.state.limiter is not None:
         await app.state.limiter.close()
+    if app.state.traces is not None:
+        await asyncio.to_thread(app.state.traces.close)
+
+
+def _traces(settings: Settings) -> Traces | None:
+    if settings.traces == "none":
+        return None
+    from service import tracing  # here, so that it costs nothing where it is not wanted
+
+    return tracing.Traces(settings.traces)
 
 
 async def _start(app: FastAPI, settings: Settings, on_ready: OnReady | None, on_failure: OnFailure | None) -> None:
     try:
         started = await bootstrap(settings)
-        started.timer = app.state.metrics
+        started.timer = app.state.timer
         app.state.engine = started
         if on_ready is not None:
             await on_ready(started)

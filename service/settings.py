@@ -100,6 +100,10 @@ class Settings(BaseSettings):
     image_url_seconds: float = Field(10, gt=0, description="longest time that fetching a picture may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="text, or json for one object a line")
+    traces: Literal["none", "console", "otlp"] = Field(
+        "none",
+        description="OpenTelemetry spans: none, console or otlp; takes `pip install lacuna[otel]`",
+    )
     rate_limit: int = Field(
         0, ge=0, description="requests per minute and API key (or address, without keys); 0 for any"
     )

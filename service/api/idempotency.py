@@ -85,7 +85,8 @@ class Idempotency:
             held.append(message)
 
         try:
-            await self._app({**scope, SCOPE: key}, body.receive, hold)
+            scope[SCOPE] = key  # not in a copy: whoever counts the request looks at this one for its route
+            await self._app(scope, body.receive, hold)
             answer = _answer(held)
             if answer.status < 500:
                 await engine.store.answered(key, answer)
