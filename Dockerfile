@@ -17,6 +17,18 @@ WORKDIR /src
 COPY . .
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
+# What stands before several replicas; see docker-compose.yml.
+FROM python:3.11-slim AS proxy
+RUN apt-get update && apt-get install -y --no-install-recommends haproxy && rm -rf /var/lib/apt/lists/*
+COPY deploy/haproxy.cfg /etc/haproxy/haproxy.cfg
+RUN haproxy -c -f /etc/haproxy/haproxy.cfg
+USER haproxy
+EXPOSE 8000
+STOPSIGNAL SIGUSR1
+HEALTHCHECK --interval=2s --timeout=5s --start-period=10s --retries=30 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
+CMD ["haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"]
+
 FROM python:3.11-slim
 RUN groupadd --gid 10001 lacuna \
     && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin lacuna \

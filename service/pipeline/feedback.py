@@ -72,7 +72,8 @@ async def delete_feedback(engine: Engine, *, user: str | None, item: str | None)
         raise InvalidInputError("Name a user, an item, or both.")
     users = [user] if user is not None else await engine.store.item_users(item or "", limit=EVERYTHING)
     touched = [item] if item is not None else await _items_of(engine, user or "")
-    done = await engine.store.delete_feedback(user=user, item=item)
+    with engine.step("commit"):
+        done = await engine.store.delete_feedback(user=user, item=item)
     if done.value:
         _follow(engine, users, touched)
     engine.own(done.positions)
@@ -98,7 +99,8 @@ async def delete_user(engine: Engine, user: str) -> None:
         UserNotFoundError: nothing is.
     """
     touched = await _items_of(engine, user)
-    done = await engine.store.delete_user(user)
+    with engine.step("commit"):
+        done = await engine.store.delete_user(user)
     _follow(engine, [user], touched)
     engine.own(done.positions)
     if not done.value:

@@ -173,10 +173,12 @@ async def delete_item(engine: Engine, item_id: str) -> None:
     """
     async with engine.lock(item_id):
         touched = await engine.store.item_users(item_id, limit=EVERYTHING)
-        done = await engine.store.delete_item(item_id)
+        with engine.step("commit"):
+            done = await engine.store.delete_item(item_id)
         if not done.value:
             raise not_found(item_id)
-        await engine.compute(engine.catalogue.remove, item_id)
+        with engine.step("index"):
+            await engine.compute(engine.catalogue.remove, item_id)
         history.forget(engine, touched)
         engine.own(done.positions)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
+from pathlib import Path
 
 from models.bundle import Bundle
+from tests.service.processes import Program
 from tests.service.running import Running, base64_of, picture
 
 
@@ -71,3 +74,36 @@ def test_problems_explain_themselves(running: Running) -> None:
     assert running.get(problem["type"])["description"]
     assert running.get("/problems/no-such-problem", status=404)
     assert running.ask("POST", "/stats", status=405)["type"] == "/problems/method-not-allowed"
+
+
+def test_no_secret_reaches_the_log(
+    demo_bundle: Path, data_dir: Path, postgres_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """Even where everything is logged, and whatever goes wrong."""
+    password, key, guess = "pass-s3cret-word", "key-s3cret-of-the-writer", "guess-s3cret-ed"
+    settings = {
+        "bundle": demo_bundle,
+        "data_dir": data_dir,
+        "database_url": postgres_url.replace("postgres@", f"postgres:{password}@"),
+        "redis_url": redis_url.replace("redis://", f"redis://:{password}@"),  # which Redis, that has none, refuses
+        "api_keys": f"writer:write:{key}",
+        "log_level": "debug",
+        "log_format": "json",
+    }
+    with Program(tmp_path / "log", **settings) as program:
+        client = program.client()
+        for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}, {"X-API-Key": guess}, {}):
+            known = key in "".join(headers.values())
+            assert client.get("/stats", headers=headers).status_code == (200 if known else 401)
+            named = {**headers, "Idempotency-Key": f"of-{len(headers)}"}
+            assert client.post("/items", json={"id": "odd", "nonsense": 1}, headers=named).status_code == (
+                422 if known else 401
+            )
+        assert client.post("/admin/snapshot", headers={"X-API-Key": key}).status_code == 403
+        assert client.get("/nowhere", headers={"X-API-Key": key}).status_code == 404
+        assert program.stop() == 0
+    log = program.log.read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert {"time", "level", "logger", "request_id", "process", "message"} <= lines[0].keys()
+    assert any(line["level"] == "debug" for line in lines)
+    assert "s3cret" not in log
