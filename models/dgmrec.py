@@ -40,14 +40,14 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models import losses
+from models import losses, ridge
 from models.graph import Graph, InteractionGraphs, propagate
 from models.imputers import Evidence, content_width, interaction_width
 from models.modality import ModalBatch, ModalitySpec
 
 EVIDENCE_SCALE = 8.0
-FEWEST_ROWS = 10  # fewer tell nothing
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0)
+CONSTANT = 100.0
+UNWANTED = -1.0  # power of the degree by which items tell of unwanted ones
 
 
 class DGMRecConfig(BaseModel):
@@ -80,8 +80,8 @@ class DGMRecConfig(BaseModel):
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
-    cold: float = Field(1.0, ge=0, description="weight of predicting the collaborative part from content")
-    cold_rate: float = Field(0.1, ge=0, lt=1, description="share of items whose collaborative part is dropped a step")
+    cold_popularity: float = Field(0.6, ge=0, le=1, description="how popular a new item is supposed to be")
+    cold_penalty: float = Field(50.0, ge=0, description="of the ridge that predicts a new item's collaborative part")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
@@ -194,6 +194,7 @@ class Tower(nn.Module):
     from_interactions: Tensor
     from_content: Tensor
     from_content_alone: Tensor
+    to_collaborative: Tensor
     mean_general: Tensor
     calibration: Tensor
     trust: Tensor
@@ -215,6 +216,7 @@ class Tower(nn.Module):
         self.register_buffer("from_interactions", torch.zeros(told, rank))
         self.register_buffer("from_content", torch.zeros(shown, rank))
         self.register_buffer("from_content_alone", torch.zeros(shown, rank))
+        self.register_buffer("to_collaborative", torch.zeros(2, rank, d))
         self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(Generation.FACTS))
         self.register_buffer("trust", torch.zeros(()))  # share of the learned step that held-out cells bear out
@@ -237,6 +239,9 @@ class DGMRec(nn.Module):
     """The model. Parameters and pure functions; the graphs come in as arguments, so that training over a whole
     catalogue and serving one new item are the same code."""
 
+    typical_collaborative: Tensor
+    collaborative_length: Tensor
+
     def __init__(self, config: DGMRecConfig, specs: Sequence[ModalitySpec], n_users: int, n_items: int) -> None:
         super().__init__()
         self.config, self.specs = config, tuple(specs)
@@ -254,7 +259,8 @@ class DGMRec(nn.Module):
             self.towers = nn.ModuleDict({spec.name: Tower(spec, config, ranks) for spec in specs})
             self.weight = nn.Parameter(torch.full((count,), config.modal_weight).log())
             self.general = nn.Linear(d, d)  # F, shared by all modalities
-            self.predict = _mlp(4 * d * max(count, 1), 2 * d, d)
+        self.register_buffer("typical_collaborative", torch.zeros(2, d))
+        self.register_buffer("collaborative_length", torch.zeros(()))
 
     def tower(self, name: str) -> Tower:
         """The parts of one modality."""
@@ -344,10 +350,13 @@ class DGMRec(nn.Module):
         general, specific = parts.chunk(2, dim=-1)
         return (general / len(parts) + specific) / (1 + len(parts)) * self.weight.exp()[:, None, None]
 
-    def predict_id(self, parts: Tensor, propagated: Tensor) -> Tensor:
-        """The collaborative part that content predicts, from parts `[M, n, 2d]` before and after propagation."""
-        predicted: Tensor = self.predict(torch.cat([*parts, *propagated], dim=1))
-        return predicted
+    def predict_id(self, features: Mapping[str, Tensor], *, new: bool) -> Tensor:
+        """The collaborative part `[n, d]` that completed features `[n, r_m]` let expect of new items, or of those that
+        training had in its catalogue and nobody touched (see `fit_prediction`)."""
+        which = int(new)
+        told = [F.normalize(features[name], dim=1) @ self.tower(name).to_collaborative[which] for name in self.names]
+        direction = torch.stack(told).sum(dim=0) + self.typical_collaborative[which]
+        return F.normalize(direction, dim=1) * self.collaborative_length
 
     def item_taste(self, preference: Tensor, interactions: InteractionGraphs, kin: Graph, cold: Tensor) -> Tensor:
         """p_i^m (eq. 2) `[M, n, d]`, with the neighbours' mean for `cold` items (bool `[n]`)."""
@@ -392,20 +401,15 @@ class DGMRec(nn.Module):
         total = collaborative + modal
         return F.normalize(total, dim=-1) if self.config.ranking == "softmax" else total
 
-    def forward(
-        self, interactions: InteractionGraphs, side: ItemSide | None, dropped: Tensor | None = None
-    ) -> Embeddings:
+    def forward(self, interactions: InteractionGraphs, side: ItemSide | None) -> Embeddings:
         """All users and items (eq. 1-6, 17-18).
 
         Args:
             interactions: the training interactions.
             side: the catalogue's content; None only with `modal=False`.
-            dropped: bool `[n]`, items to treat as if nobody had touched them; the untouched ones always are.
         """
         user_id, item_id = self.collaborate(interactions)
         cold = interactions.item_degree == 0
-        if dropped is not None:
-            cold = cold | dropped
         if side is None:
             none = user_id.new_zeros(0, 0, 0)
             zero_u, zero_i = torch.zeros_like(user_id), torch.zeros_like(item_id)
@@ -422,9 +426,8 @@ class DGMRec(nn.Module):
             ]
         ).sum(dim=0)  # [n, d]
         user_modal = interactions.user_mean @ item_modal
-        # What content is, is not for the prediction to bend: left free, its gradient swamps the ranking's.
         rows = cold.nonzero().squeeze(1)
-        predicted = self.predict_id(parts[:, rows].detach(), self._propagated_rows(side, parts.detach(), rows))
+        predicted = self.predict_id({name: side.features[name][rows] for name in self.names}, new=False)
         return Embeddings(
             users=self.combine(user_id, user_modal),
             items=self.combine(item_id.index_copy(0, rows, predicted), item_modal),
@@ -444,16 +447,6 @@ class DGMRec(nn.Module):
         layers = self.config.item_layers
         return torch.stack(
             [propagate(side.graphs[name], own, layers) for name, own in zip(self.names, parts, strict=True)]
-        )
-
-    def _propagated_rows(self, side: ItemSide, parts: Tensor, rows: Tensor) -> Tensor:
-        """`propagated` for some rows `[k]`: `[M, k, 2d]`."""
-        before = self.config.item_layers - 1
-        return torch.stack(
-            [
-                side.graphs[name].rows(rows) @ propagate(side.graphs[name], own, before)
-                for name, own in zip(self.names, parts, strict=True)
-            ]
         )
 
     # --- generation (eq. 12-15) --------------------------------------------------------------------------------
@@ -572,7 +565,7 @@ class DGMRec(nn.Module):
         # The batch is in random order already, so that its head is a sample; all pairs of it would cost b^2.
         some_users, some_items = users[: c.contrast_rows], positives[: c.contrast_rows]
         if c.behaviour:
-            known = torch.unique(some_items[~out.cold[some_items]])
+            known = torch.unique(some_items)
             touched = torch.unique(some_users)
             parts["behaviour"] = c.behaviour * (
                 losses.info_nce(out.user_id[touched].detach(), out.user_modal[touched], c.temperature)
@@ -580,10 +573,6 @@ class DGMRec(nn.Module):
             )
         if c.user_item:
             parts["user_item"] = c.user_item * self._user_item(out, some_users, some_items, interactions, side)
-        touched_rows = interactions.item_degree[out.cold] > 0
-        target = out.item_id.detach()[out.cold]
-        scale = out.item_id.detach().pow(2).mean().clamp_min(1e-8)
-        parts["cold"] = c.cold * losses.masked_mse(out.predicted_id, target, touched_rows) / scale
         return parts
 
     def _without_positive(self, out: Embeddings, users: Tensor, positives: Tensor) -> Tensor:
@@ -707,10 +696,43 @@ class DGMRec(nn.Module):
             target = F.normalize(tower.projection.direction(evidence.own[name]), dim=1)
             told, shown = evidence.from_interactions(), evidence.from_content(name)
             touched, described = (cells[:, column] & some for some in (evidence.touched(), evidence.described(name)))
-            tower.from_interactions.copy_(_fitted(told, target, touched))
+            tower.from_interactions.copy_(ridge.fit(told, target, touched))
             rest = told @ tower.from_interactions
-            tower.from_content.copy_(_fitted(shown, target, touched & described, rest))
-            tower.from_content_alone.copy_(_fitted(shown, target, described))
+            tower.from_content.copy_(ridge.fit(shown, target, touched & described, base=rest))
+            tower.from_content_alone.copy_(ridge.fit(shown, target, described))
+
+    @torch.no_grad()
+    def fit_prediction(self, features: Mapping[str, Tensor], item_id: Tensor, degree: Tensor) -> None:
+        """Fit what content predicts to the collaborative parts `[n, d]` of the items that somebody touched.
+
+        Their directions are regressed, and the prediction has their mean length. Directions tell how popular an item
+        is besides for whom, which content hardly does. So an item counts by a power of its degree `[n]`: for a new item
+        by `cold_popularity`, between the typical item (0) and the typical interaction (1). One that was there all along
+        without being touched is unpopular: it is predicted by the rarely touched. Untouched items of the training set
+        are a mixture of both, see `share_of_new`.
+        """
+        touched = degree > 0
+        if not touched.any():
+            return
+        blocks = [F.normalize(features[name], dim=1) for name in self.names]
+        # The constant is large, so that the penalty hardly weighs on it.
+        inputs = torch.cat([*blocks, torch.full_like(degree, CONSTANT)[:, None]], dim=1)
+        new, unwanted = (
+            ridge.fit(
+                inputs,
+                F.normalize(item_id, dim=1),
+                touched,
+                weights=degree.clamp_min(1).pow(power),
+                penalties=(self.config.cold_penalty,),
+            )
+            for power in (self.config.cold_popularity, UNWANTED)
+        )
+        weights = torch.stack([torch.lerp(unwanted, new, share_of_new(degree)), new])
+        *parts, last = torch.split(weights, [*(block.shape[1] for block in blocks), 1], dim=1)
+        for name, part in zip(self.names, parts, strict=True):
+            self.tower(name).to_collaborative.copy_(part)
+        self.typical_collaborative.copy_(last[:, 0] * CONSTANT)
+        self.collaborative_length.copy_(item_id[touched].norm(dim=1).mean())
 
     @torch.no_grad()
     def update_mean_generals(self, out: Embeddings, observed: Tensor) -> None:
@@ -724,31 +746,16 @@ class DGMRec(nn.Module):
     def fit_calibration(self, name: str, facts: Tensor, cosines: Tensor) -> None:
         """Least squares from generation facts `[k, FACTS]` to the measured centred cosines `[k]`."""
         if len(cosines):
-            self.tower(name).calibration.copy_(_ridge(facts, cosines[:, None], 1.0)[:, 0])
+            self.tower(name).calibration.copy_(ridge.solve(facts, cosines[:, None], 1.0)[:, 0])
 
 
-def _fitted(inputs: Tensor, target: Tensor, rows: Tensor, base: Tensor | None = None) -> Tensor:
-    """Ridge weights `[w, r]` from inputs `[n, w]` to what `base` leaves of unit targets `[n, r]`, on some rows (bool).
+def share_of_new(degree: Tensor) -> float:
+    """How many of the items with degree zero `[n]` are new rather than unwanted, 0..1.
 
-    The penalty is the one with the best mean cosine on a fifth of the rows. Zero where there are too few.
+    Of the items that were there all along, N_1 (N_1 - 1) / (2 (N_2 + 1)) are expected to have degree zero, where N_k is
+    the number of items with degree k (Chao's estimator of unseen species). There is no more in a catalogue without new
+    ones.
     """
-    chosen = rows.nonzero().squeeze(1)
-    if len(chosen) < FEWEST_ROWS:
-        return inputs.new_zeros(inputs.shape[1], target.shape[1])
-    a, t = inputs[chosen], target[chosen]
-    start = torch.zeros_like(t) if base is None else base[chosen]
-    held = torch.arange(len(chosen), device=a.device) % 5 == 0
-
-    def score(penalty: float) -> float:
-        weights = _ridge(a[~held], (t - start)[~held], penalty)
-        return float(F.cosine_similarity(start[held] + a[held] @ weights, t[held], dim=1).mean())
-
-    return _ridge(a, t - start, max(PENALTIES, key=score))
-
-
-def _ridge(inputs: Tensor, target: Tensor, penalty: float) -> Tensor:
-    left = inputs.double()
-    gram = left.T @ left
-    gram.diagonal().add_(penalty)
-    weights: Tensor = torch.linalg.solve(gram, left.T @ target.double())
-    return weights.to(inputs.dtype)
+    unseen, once, twice = (int((degree == count).sum()) for count in range(3))
+    expected = once * (once - 1) / (2 * (twice + 1))
+    return max(0.0, 1 - expected / unseen) if unseen else 0.0

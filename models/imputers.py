@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
+from models import ridge
 from models.graph import Graph, InteractionGraphs, nearest
 from models.modality import ModalBatch
 
@@ -348,19 +349,16 @@ def heat(own: Features, observed: Tensor, graphs: InteractionGraphs | None, *, t
     return guesses
 
 
-RANK, FACTORS, FOLDS = 128, 64, 5
-FEWEST_ROWS = 2 * FOLDS
-PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+RANK, FACTORS = 128, 64
 
 
-def ridge(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
+def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
     """Ridge regression of each modality on everything else that is known of an item.
 
     Inputs are the other modalities, the mean over the items nearest by them, co-interaction means and one hop over the
     co-interaction graph of every modality, and factors of the training interactions. Wide modalities enter as their
     first principal components. What is judged is a cosine, so each block and the target enter with unit length. Two
-    regressions a modality, for items that have another modality and for those that have none; the penalty is the one
-    of `PENALTIES` with the best mean cosine in a cross-validation over the observed cells.
+    regressions a modality, for items that have another modality and for those that have none (`ridge.fit`).
     """
     bases = {name: _components(block[observed[:, column]]) for column, (name, block) in enumerate(own.items())}
     evidence = gather_evidence({name: block @ bases[name] for name, block in own.items()}, observed, graphs)
@@ -377,7 +375,7 @@ def ridge(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> 
         poor = _unit_blocks(interactions, observed[:, :0])
         target, rows = evidence.own[name], observed[:, column]
         guess = _ridge_guess(poor, target, rows)
-        if int((rows & has_other).sum()) >= FEWEST_ROWS:
+        if int((rows & has_other).sum()) >= ridge.FEWEST_ROWS:
             guess = torch.where(has_other[:, None], _ridge_guess(full, target, rows & has_other), guess)
         guesses[name] = guess @ bases[name].T
     return guesses
@@ -417,26 +415,9 @@ def _components(rows: Tensor) -> Tensor:
 
 def _ridge_guess(inputs: Tensor, features: Tensor, rows: Tensor) -> Tensor:
     """Fit on `rows` (bool `[n]`), answer for all: `[n, width]`, `[n, r]` -> `[n, r]`; zero where there are too few."""
-    fitted = rows.nonzero().squeeze(1)
-    if len(fitted) < FEWEST_ROWS:
-        return torch.zeros_like(features)
-    left, target = inputs[fitted], F.normalize(features[fitted], dim=1)
-    fold = torch.arange(len(fitted), device=rows.device) % FOLDS
-    scores = torch.zeros(len(PENALTIES))
-    for held in (fold == number for number in range(FOLDS)):
-        for place, weights in enumerate(_ridge_path(left[~held], target[~held])):
-            scores[place] += F.cosine_similarity(left[held] @ weights, target[held], dim=1).sum().item()
-    best = _ridge_path(left, target)[int(scores.argmax())]
-    answer: Tensor = inputs @ best * features[fitted].norm(dim=1).mean()
+    weights = ridge.fit(inputs, F.normalize(features, dim=1), rows)
+    answer: Tensor = inputs @ weights * features[rows].norm(dim=1).sum() / rows.sum().clamp_min(1)
     return answer
-
-
-def _ridge_path(inputs: Tensor, target: Tensor) -> list[Tensor]:
-    """Ridge weights `[width, r]` for each of `PENALTIES`, from one eigendecomposition."""
-    left = inputs.double()
-    values, vectors = torch.linalg.eigh(left.T @ left)
-    rotated = vectors.T @ (left.T @ target.double())
-    return [(vectors @ (rotated / (values.clamp_min(0) + penalty)[:, None])).to(inputs.dtype) for penalty in PENALTIES]
 
 
 @dataclass(frozen=True)
@@ -458,7 +439,7 @@ IMPUTERS: Mapping[str, Imputer] = {
     "multi-hop": Imputer(multi_hop, tuple({"hops": hops} for hops in (5, 1, 2, 10))),
     "pers-pagerank": Imputer(personal_pagerank, tuple({"restart": restart} for restart in (0.1, 0.3, 0.5, 0.9))),
     "heat": Imputer(heat, tuple({"time": time} for time in (5.0, 0.5, 1.0, 2.0))),
-    "ridge": Imputer(ridge),
+    "ridge": Imputer(regression),
 }
 
 

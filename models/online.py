@@ -167,11 +167,17 @@ class OnlineDGMRec:
         return _numpy(self.model.encode(_tensors(features), _leading(taste)).transpose(0, 1))
 
     @torch.inference_mode()
-    def fuse(self, parts: Array, propagated: Array) -> tuple[Array, Array]:
-        """Modal part and predicted collaborative part `[b, d]` each, from parts `[b, M, 2d]` before and after
-        propagation."""
-        own, mixed = _leading(parts), _leading(propagated)
-        return _numpy(self.model.fuse(mixed)), _numpy(self.model.predict_id(own, mixed))
+    def fuse(self, propagated: Array) -> Array:
+        """Modal part `[b, d]` from propagated parts `[b, M, 2d]`."""
+        return _numpy(self.model.fuse(_leading(propagated)))
+
+    @torch.inference_mode()
+    def predict_id(self, features: Mapping[str, Array], ids: Sequence[str]) -> Array:
+        """The collaborative part `[b, d]` that completed features `[b, r_m]` let expect of untouched items, which are
+        new if training did not have them in its catalogue."""
+        predicted = self.model.predict_id(_tensors(features), new=False)
+        new = torch.tensor([item not in self.items for item in ids])[:, None]
+        return _numpy(torch.where(new, self.model.predict_id(_tensors(features), new=True), predicted))
 
     @torch.inference_mode()
     def preference(self, user_id: Array) -> Array:

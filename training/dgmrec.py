@@ -208,7 +208,7 @@ class DGMRecTask:
         excluded = None
         if self.config.ranking == "softmax":
             excluded = torch.from_numpy(self.sampler.touched(pairs[:, 0], negatives)).to(self.device)
-        out = self.module(self.interactions, self.side, self._dropped())
+        out = self.module(self.interactions, self.side)
         terms = self.module.ranking_losses(out, users, positives, negative, self.interactions, self.side, excluded)
         self.steps += 1
         if self.side is not None and self.steps % CONTENT_EVERY == 0:
@@ -219,12 +219,6 @@ class DGMRecTask:
         loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
         self.optimiser.step()
         return {key: value.item() for key, value in terms.items()}
-
-    def _dropped(self) -> Tensor | None:
-        """Items whose collaborative part is dropped this step."""
-        if self.side is None or not self.config.cold_rate:
-            return None
-        return (torch.rand(self.data.n_items, generator=self.generator) < self.config.cold_rate).to(self.device)
 
     def _fit_q(self) -> None:
         if self.side is None or self.q_optimiser is None or not self.config.club:
@@ -238,9 +232,15 @@ class DGMRecTask:
 
     def validate(self) -> dict[str, float]:
         """Ranking metrics on the validation part, and the generator's centred cosine on held-out cells."""
+        self._fit_prediction()
         out = self.embed()
-        metrics = self._ranking(out, self.data.parts.valid, self.data.parts.train)
+        metrics = self._ranking(out, self.data.parts.valid, self.data.parts.train, among=self.touched)
         return metrics | {f"cosine[{name}]": cosines.mean().item() for name, cosines in self._held_cosines(out).items()}
+
+    def _fit_prediction(self) -> None:
+        if self.side is not None:
+            out = self.embed()
+            self.module.fit_prediction(self.side.features, out.item_id, self.interactions.item_degree)
 
     def test(self) -> dict[str, float]:
         """Ranking metrics on the test part, over all items not seen in training."""
@@ -248,14 +248,20 @@ class DGMRecTask:
 
     @torch.no_grad()
     def embed(self) -> Embeddings:
-        """All embeddings, nothing dropped."""
+        """All embeddings."""
         self.module.eval()
         out: Embeddings = self.module(self.interactions, self.side)
         return out
 
-    def _ranking(self, out: Embeddings, pairs: NDArray[np.int64], seen: NDArray[np.int64]) -> dict[str, float]:
+    def _ranking(
+        self, out: Embeddings, pairs: NDArray[np.int64], seen: NDArray[np.int64], among: NDArray[np.int64] | None = None
+    ) -> dict[str, float]:
         users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
-        return evaluate_ranking(lambda rows: users[rows] @ items.T, pairs, seen, (20, 50))
+        offset = np.zeros(len(items), dtype=np.float32)
+        if among is not None:
+            offset -= 4  # below every cosine
+            offset[among] = 0
+        return evaluate_ranking(lambda rows: users[rows] @ items.T + offset, pairs, seen, (20, 50))
 
     def _held_cosines(self, out: Embeddings) -> dict[str, Tensor]:
         """By modality the centred cosines of the held-out cells `[k]`."""
@@ -299,6 +305,7 @@ class DGMRecTask:
         if self.side is None or self.config.imputation != "generate":
             return {}
         self.refresh(weight=1.0)
+        self._fit_prediction()
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():
             cosines = F.cosine_similarity(made, truth, dim=1)

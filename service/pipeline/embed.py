@@ -23,7 +23,7 @@ def embed(
     features = {name: np.stack([one.features[name] for one in completed]) for name in model.names}
     taste = np.stack([one.taste for one in completed])
     layers = _propagate(engine, subjects, completed, features, model.encode(features, taste))
-    modal, predicted = model.fuse(layers[0], layers[-1])
+    modal, predicted = model.fuse(layers[-1]), model.predict_id(features, ids)
     parts = np.stack(layers[:-1], axis=1)  # [b, L, M, 2d]
     return [
         _derived(engine, ids[row], subject, completed[row], parts[row], modal[row], predicted[row])

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses
-from models.dgmrec import PENALTIES, DGMRec, DGMRecConfig, Embeddings, Projection
+from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection, share_of_new
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.imputers import gather_evidence
 from models.modality import ModalBatch, ModalitySpec
+from models.ridge import PENALTIES
 from tests.models.worlds import ITEMS, SMALL, USERS, World, interactions, linear_batch, world
 
 DIMS = (6, 5, 3, 7)
@@ -47,7 +48,9 @@ def test_misspelt_setting() -> None:
         DGMRecConfig.model_validate({"embeding_size": 8})
 
 
-@pytest.mark.parametrize(("name", "value"), [("temperature", 0), ("cold_rate", 1), ("gate", "relu"), ("layers", 0)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", 0), ("cold_popularity", 2), ("gate", "relu"), ("layers", 0)]
+)
 def test_setting_out_of_range(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):
         DGMRecConfig.model_validate({name: value})
@@ -191,7 +194,7 @@ def test_forward_shapes(count: int) -> None:
     assert w.model.propagated(w.side, out.parts).shape == out.parts.shape == (count, ITEMS, 2 * D)
     assert out.taste.shape == (count, ITEMS, D)
     terms = all_losses(w, out)
-    assert {"ranking", "l2", "behaviour", "cold", "club", "nce", "reconstruction", "generation"} == set(terms)
+    assert {"ranking", "l2", "behaviour", "club", "nce", "reconstruction", "generation"} == set(terms)
     assert all(term.isfinite() for term in terms.values())
     assert (terms["nce"] == 0) == (count == 1)
     for name in w.batch.names:
@@ -236,8 +239,8 @@ def test_collaborate_is_lightgcn() -> None:
 def test_users_and_items_are_sums_of_their_parts(ranking: str, layers: int) -> None:
     """Of unit length where cosines are the scores."""
     w = world(config=config(ranking=ranking, item_layers=layers))
-    dropped = torch.arange(ITEMS) % 7 == 0
-    out = w.forward(dropped)
+    out = w.forward()
+    assert out.cold.any()
 
     def final(total: Tensor) -> Tensor:
         return total / total.norm(dim=1, keepdim=True) if ranking == "softmax" else total
@@ -257,8 +260,7 @@ def test_users_and_items_are_sums_of_their_parts(ranking: str, layers: int) -> N
     torch.testing.assert_close(out.item_modal, expected)
     history = w.graphs.user_mean.matrix[[0]].indices  # eq. 6
     torch.testing.assert_close(out.user_modal[0], out.item_modal[history].mean(dim=0))
-    predicted = w.model.predict_id(out.parts, propagated)
-    torch.testing.assert_close(out.predicted_id, predicted[out.cold])
+    torch.testing.assert_close(out.predicted_id, w.model.predict_id(w.side.features, new=False)[out.cold])
 
 
 @torch.no_grad()
@@ -290,18 +292,65 @@ def test_user_without_history() -> None:
 
 
 @torch.no_grad()
-def test_untouched_item_is_cold_and_dropped_ones_are_treated_like_it() -> None:
+def test_untouched_items_are_cold_and_borrow_their_taste() -> None:
     w = world()
     out = w.forward()
+    assert out.cold.tolist() == (w.graphs.item_degree == 0).tolist()
     assert out.cold[UNTOUCHED_ITEM]
-    dropped = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, torch.tensor([4]), value=True)
-    again = w.forward(dropped)
-    assert again.cold.nonzero().squeeze(1).tolist() == sorted({4, *out.cold.nonzero().squeeze(1).tolist()})
     own = (w.graphs.item_mean @ w.model.preference(out.user_id).transpose(0, 1).flatten(1)).view(ITEMS, -1, D)
-    borrowed = w.model.kin_taste(own.transpose(0, 1), ~again.cold, w.side.kin, torch.tensor([4]))
-    torch.testing.assert_close(again.taste[:, 4], borrowed[:, 0])
-    assert not torch.allclose(out.items[4], again.items[4])
-    torch.testing.assert_close(again.user_id, out.user_id)
+    borrowed = w.model.kin_taste(own.transpose(0, 1), ~out.cold, w.side.kin, torch.tensor([UNTOUCHED_ITEM]))
+    torch.testing.assert_close(out.taste[:, UNTOUCHED_ITEM], borrowed[:, 0])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_predicted_collaborative_part_is_a_weighted_ridge_of_the_touched(power: float) -> None:
+    w = world(config=config(cold_popularity=power, cold_penalty=2.0))
+    target, degree = torch.randn(ITEMS, D, generator=generator()), w.graphs.item_degree
+    w.model.fit_prediction(w.side.features, target, degree)
+    predicted = w.model.predict_id(w.side.features, new=True)
+    touched = degree > 0
+    unit = functional.normalize(target, dim=1)[touched].double()
+    a = torch.cat([functional.normalize(block, dim=1)[touched] for block in w.side.features.values()], dim=1).double()
+    a = torch.cat([a, torch.full((len(a), 1), 100.0, dtype=torch.double)], dim=1)
+    counts = degree[touched].double() ** power
+    scaled = a.T * (counts / counts.mean())
+    expected = a @ torch.linalg.solve(scaled @ a + 2 * torch.eye(a.shape[1], dtype=torch.double), scaled @ unit)
+    length = target[touched].norm(dim=1).mean()
+    torch.testing.assert_close(
+        predicted[touched], (functional.normalize(expected, dim=1) * length).float(), atol=1e-4, rtol=1e-3
+    )
+    changed = target.index_fill(0, torch.tensor([UNTOUCHED_ITEM]), 99.0)
+    w.model.fit_prediction(w.side.features, changed, degree)  # nobody touched it: it says nothing
+    torch.testing.assert_close(w.model.predict_id(w.side.features, new=True), predicted)
+
+
+@torch.no_grad()
+def test_an_untouched_item_is_predicted_by_the_rarely_touched_unless_it_is_new() -> None:
+    """Popular items point one way, rare ones another; content tells nothing."""
+    w = world(config=config(cold_popularity=1.0))
+    nothing = {name: torch.zeros_like(block) for name, block in w.side.features.items()}
+    rare, popular = torch.eye(D)[0], torch.eye(D)[1]
+    for untouched, like in ((3, rare), (60, popular)):  # as many as are to be expected, or far more
+        degree = torch.tensor([50.0] * 10 + [1.0] * 10 + [2.0] * 12 + [0.0] * untouched)
+        features = {name: block[:1].expand(len(degree), -1) for name, block in nothing.items()}
+        target = torch.where((degree > 2)[:, None], popular, rare)
+        w.model.fit_prediction(features, target, degree)
+        assert functional.cosine_similarity(w.model.predict_id(features, new=True)[0], popular, dim=0) > 0.9
+        assert functional.cosine_similarity(w.model.predict_id(features, new=False)[0], like, dim=0) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("degrees", "share"),
+    [
+        ([1, 2, 3], 0.0),
+        ([0, 0, 5], 1.0),  # nobody is rarely touched, so nobody is expected to be untouched
+        ([0] * 3 + [1] * 4 + [2], 0.0),  # 4 * 3 / (2 * 2) = 3 expected
+        ([0] * 6 + [1] * 4 + [2], 0.5),
+    ],
+)
+def test_share_of_new(degrees: list[int], share: float) -> None:
+    assert share_of_new(torch.tensor(degrees, dtype=torch.float32)) == share
 
 
 @torch.no_grad()
@@ -492,8 +541,7 @@ GENERATORS = {
 
 def without_gradient(w: World) -> set[str]:
     """Names of the parameters that the losses do not reach, without the tower's own part."""
-    dropped = torch.arange(ITEMS) % 3 == 0
-    torch.stack(list(all_losses(w, w.forward(dropped)).values())).sum().backward()  # type: ignore[no-untyped-call]
+    torch.stack(list(all_losses(w, w.forward()).values())).sum().backward()  # type: ignore[no-untyped-call]
     return {
         name.removeprefix("towers.m0.").removeprefix("towers.m1.")
         for name, parameter in w.model.named_parameters()
@@ -516,7 +564,6 @@ def test_plain_imputation_trains_no_generator(imputation: str) -> None:
     ("weight", "idle"),
     [
         ("generation", GENERATORS),
-        ("cold", set()),  # predict still scores the items that lost their collaborative part
         ("reconstruction", set()),
         ("club", set()),
     ],
@@ -542,17 +589,10 @@ def test_q_loss_is_the_negative_likelihood_of_observed_parts() -> None:
     assert w.model.q_loss(out, w.evidence).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_predicting_the_collaborative_part_does_not_bend_the_content() -> None:
-    w = world()
-    w.forward().predicted_id.sum().backward()  # type: ignore[no-untyped-call]
-    reached = {name for name, parameter in w.model.named_parameters() if parameter.grad is not None}
-    assert reached == {f"predict.{layer}.{kind}" for layer in (0, 2) for kind in ("weight", "bias")}
-
-
 def test_ranking_does_not_train_the_generator() -> None:
     """It is to be true, not useful to the ranking."""
     w = world()
-    out = w.forward(torch.arange(ITEMS) % 3 == 0)
+    out = w.forward()
     some = torch.arange(6)
     terms = w.model.ranking_losses(out, some, some + 3, some + 9, w.graphs, w.side)
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
@@ -582,18 +622,16 @@ def seen_without(w: World, out: Embeddings, user: int, positive: int) -> Tensor:
 
 @pytest.mark.parametrize("ranking", ["softmax", "bpr"])
 def test_ranking_losses_are_the_formulas(ranking: str) -> None:
-    weights = {"cold": 2.0, "behaviour": 0.5, "user_item": 0.25, "l2": 0.1}
+    weights = {"behaviour": 0.5, "user_item": 0.25, "l2": 0.1}
     w = world(config=config(ranking=ranking, **weights))
     u, i = some_pairs(w)
     j = torch.tensor([9, 10, 11, 12] if ranking == "bpr" else [9, 10, 11, 12, 13, 14])
-    dropped = torch.zeros(ITEMS, dtype=torch.bool).index_fill_(0, i[:1], value=True)
-    out = w.forward(dropped)
+    out = w.forward()
     excluded = None
     if ranking == "softmax":
         excluded = torch.tensor([[item in history_of(w, user) for item in j.tolist()] for user in u.tolist()])
         assert excluded.any()
     terms = w.model.ranking_losses(out, u, i, j, w.graphs, w.side, excluded)
-    assert not torch.isin(i[1:], i[:1]).any()
     pairs = list(zip(u.tolist(), i.tolist(), strict=True))
     users = torch.stack([seen_without(w, out, user, positive) for user, positive in pairs])
     positive = (users * out.items[i]).sum(dim=1)
@@ -606,7 +644,7 @@ def test_ranking_losses_are_the_formulas(ranking: str) -> None:
         expected = -((positive / t).exp() / ((positive / t).exp() + others)).log().mean()
     torch.testing.assert_close(terms["ranking"], expected)
     t = w.model.config.temperature
-    known = torch.unique(i[1:])  # an item without a collaborative part has nothing to align with
+    known = torch.unique(i)
     behaviour = losses.info_nce(out.user_id[u.sort()[0]], out.user_modal[u.sort()[0]], t) + losses.info_nce(
         out.item_id[known], out.item_modal[known], t
     )
@@ -617,9 +655,6 @@ def test_ranking_losses_are_the_formulas(ranking: str) -> None:
     general = losses.info_nce(user_parts[..., :D].sum(0), item_parts[..., :D].sum(0), t)
     specific = sum(losses.info_nce(user_parts[m, :, D:], item_parts[m, :, D:], t) for m in range(2))
     torch.testing.assert_close(terms["user_item"], 0.25 * (general + specific))
-    place = int((out.cold.nonzero().squeeze(1) == i[0]).nonzero())
-    gap = (out.predicted_id[place] - out.item_id[i[0]]).pow(2).mean() / out.item_id.pow(2).mean()
-    torch.testing.assert_close(terms["cold"], 2 * gap)
     embeddings = (w.model.users.weight[u], w.model.items.weight[i], w.model.items.weight[j])
     norms = torch.stack([rows.pow(2).sum() for rows in embeddings]).sum()
     torch.testing.assert_close(terms["l2"], 0.1 * norms / 2 / len(u))

@@ -13,7 +13,6 @@ from torch import Tensor
 from models.graph import InteractionGraphs
 from models.imputers import (
     IMPUTERS,
-    PENALTIES,
     CoInteractions,
     Evidence,
     Imputer,
@@ -31,6 +30,7 @@ from models.imputers import (
     user_factors,
 )
 from models.modality import ModalBatch
+from models.ridge import PENALTIES
 from tests.models.worlds import interactions, linear_batch
 
 DIMS = (6, 5, 4)

@@ -157,13 +157,18 @@ def test_encode_and_fuse(w: World, online: OnlineDGMRec) -> None:
     assert parts.shape == (ITEMS, 2, 2 * D)
     np.testing.assert_allclose(parts, out.parts.transpose(0, 1), atol=1e-6)
     propagated = w.model.propagated(w.side, out.parts).transpose(0, 1).contiguous().numpy()
-    modal, predicted = online.fuse(parts, propagated)
+    modal, predicted = online.fuse(propagated), online.predict_id(features, list(online.items))
     np.testing.assert_allclose(modal, out.item_modal, atol=1e-6)
     assert out.cold.any()
     np.testing.assert_allclose(predicted[out.cold], out.predicted_id, atol=1e-6)
     served = online.combine(np.where(out.cold[:, None], predicted, out.item_id), modal)
     np.testing.assert_allclose(served, out.items, atol=1e-6)
     np.testing.assert_allclose(online.combine(predicted[3], modal[3]), online.combine(predicted, modal)[3], atol=1e-6)
+    strangers = online.predict_id(features, [*list(online.items)[:-1], "stranger"])
+    assert np.array_equal(strangers[:-1], predicted[:-1])
+    new = w.model.predict_id(w.side.features, new=True)[-1]
+    np.testing.assert_allclose(strangers[-1], new, atol=1e-6)
+    assert not np.allclose(new, predicted[-1], atol=1e-3)
 
 
 def test_preference(w: World, online: OnlineDGMRec) -> None:

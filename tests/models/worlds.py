@@ -78,8 +78,8 @@ class World:
     def evidence(self) -> Evidence:
         return self.side.evidence
 
-    def forward(self, dropped: Tensor | None = None) -> Embeddings:
-        out: Embeddings = self.model(self.graphs, self.side, dropped)
+    def forward(self) -> Embeddings:
+        out: Embeddings = self.model(self.graphs, self.side)
         return out
 
 
@@ -102,7 +102,10 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
         kin=kin_of(evidence, config.neighbours),
         kin_without={name: kin_of(evidence, config.neighbours, without=name) for name in batch.names},
     )
-    return World(model, batch, graphs, side)
+    w = World(model, batch, graphs, side)
+    if config.modal:
+        model.fit_prediction(side.features, model.collaborate(graphs)[1], graphs.item_degree)
+    return w
 
 
 def online_of(w: World) -> OnlineDGMRec:

@@ -31,7 +31,6 @@ CONFIG = DGMRecConfig(
     ranking_temperature=1.0,
     modal_weight=1.0,
     behaviour=0.05,
-    cold_rate=0.1,
 )
 TRAINER = TrainerConfig(epochs=6, batch_size=64, learning_rate=0.01, metric="ndcg@20", patience=50)
 

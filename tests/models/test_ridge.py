@@ -1,0 +1,59 @@
+"""Ridge regression against the normal equations, and the choice of its penalty."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models import ridge
+
+
+def normal_equations(inputs: Tensor, target: Tensor, penalty: float, weights: Tensor) -> Tensor:
+    scaled = inputs * weights[:, None]
+    return torch.linalg.solve(scaled.T @ inputs + penalty * torch.eye(inputs.shape[1]), scaled.T @ target)
+
+
+def drawn(rows: int, noise: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(rows, 6, generator=generator)
+    return inputs, inputs @ torch.randn(6, 3, generator=generator) + noise * torch.randn(rows, 3, generator=generator)
+
+
+def test_solve() -> None:
+    inputs, target = drawn(30, 0.5)
+    expected = normal_equations(inputs, target, 2.0, torch.ones(30))
+    torch.testing.assert_close(ridge.solve(inputs, target, 2.0), expected)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_fit_is_one_of_the_ridges_on_the_chosen_rows(weighted: bool) -> None:
+    inputs, target = drawn(60, 1.0)
+    rows = torch.arange(60) % 3 > 0
+    weights = torch.arange(60.0) + 1 if weighted else torch.ones(60)
+    base = target.roll(1, dims=1)
+    found = ridge.fit(inputs, target, rows, base=base, weights=weights if weighted else None)
+    counts = weights[rows] / weights[rows].mean()
+    ridges = [normal_equations(inputs[rows], (target - base)[rows], p, counts) for p in ridge.PENALTIES]
+    assert sum(torch.allclose(found, one, atol=1e-5) for one in ridges) == 1
+    spoilt = torch.where(rows[:, None], target, 1e6)
+    torch.testing.assert_close(ridge.fit(inputs, spoilt, rows, base=base, weights=weights if weighted else None), found)
+
+
+def test_noise_asks_for_a_larger_penalty() -> None:
+    rows = torch.ones(40, dtype=torch.bool)
+    sizes = []
+    for noise in (0.0, 30.0):
+        inputs, target = drawn(40, noise)
+        unit = functional.normalize(target, dim=1)
+        free = normal_equations(inputs, unit, 0.0, torch.ones(40))
+        sizes.append(float(ridge.fit(inputs, unit, rows).norm() / free.norm()))
+    assert sizes[1] < 0.7 * sizes[0]
+
+
+def test_too_few_rows_tell_nothing() -> None:
+    inputs, target = drawn(30, 0.1)
+    rows = torch.arange(30) < ridge.FEWEST_ROWS - 1
+    assert not ridge.fit(inputs, target, rows).any()
+    assert not ridge.fit(inputs[:0], target[:0], rows[:0]).any()

@@ -1,0 +1,81 @@
+"""Peers of rating prediction, and the protocol that runs them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from training.datasets.base import TEST, TRAIN, VALID
+from training.evaluate.rating import errors
+from training.rating_peers import RATING_PEERS, PeerRatings, RatingPeer, rmse, tune_rating_peer
+from training.ratings import RatingParts, Ratings
+
+USERS, ITEMS = 30, 20
+WORDS = {-1: "broke bad return", 1: "great love perfect"}
+
+
+def ratings(seed: int = 0) -> Ratings:
+    """Every user has a level and every item a shift that its reviews speak of."""
+    rng = np.random.default_rng(seed)
+    user, item = (grid.ravel() for grid in np.meshgrid(np.arange(USERS), np.arange(ITEMS), indexing="ij"))
+    shift = np.where(item % 2 == 0, 0.7, -0.7)
+    value = np.clip(3 + 0.8 * np.sin(user) + shift + 0.1 * rng.normal(size=len(user)), 1, 5)
+    text = tuple(WORDS[int(np.sign(one))] + f" word{place % 7}" for place, one in enumerate(shift))
+    time = np.arange(len(user), dtype=np.float64)
+    return Ratings(user, item, value, time, text, np.arange(len(user)), USERS, ITEMS)
+
+
+def data(seed: int = 0, world: Ratings | None = None) -> PeerRatings:
+    world = world or ratings()
+    split = np.random.default_rng(seed).choice([TRAIN, VALID, TEST], size=len(world), p=[0.6, 0.2, 0.2])
+    return PeerRatings(world, RatingParts.of(split))
+
+
+@pytest.mark.parametrize("name", [name for name in RATING_PEERS if name not in ("offset", "nmf")])
+def test_a_peer_learns_what_it_can(name: str) -> None:
+    world = data()
+    truth = world.ratings.value[world.parts.test]
+    peer = RATING_PEERS[name]
+    found = tune_rating_peer(RatingPeer(peer.fit, peer.grid[:2]), world)
+    alone = tune_rating_peer(RATING_PEERS["offset"], world)
+    assert rmse(truth, found.predict(world.parts.test)) < 0.9 * rmse(truth, alone.predict(world.parts.test))
+
+
+def test_nmf_runs() -> None:
+    world = data()
+    found = tune_rating_peer(RatingPeer(RATING_PEERS["nmf"].fit, ({"factors": 2},)), world)
+    assert np.isfinite(found.predict(world.parts.test)).all()
+
+
+@pytest.mark.parametrize("name", RATING_PEERS)
+def test_nothing_outside_training_reaches_a_peer(name: str) -> None:
+    """Other values and texts in validation and test change no prediction."""
+    world = data()
+    peer = RATING_PEERS[name]
+    setting = peer.grid[0]
+    held = np.concatenate([world.parts.valid, world.parts.test])
+    value, text = world.ratings.value.copy(), list(world.ratings.text)
+    value[held] = 1.0
+    for row in held:
+        text[row] = "something else altogether"
+    changed = Ratings(**{**vars(world.ratings), "value": value, "text": tuple(text)})
+    other = PeerRatings(changed, world.parts)
+    np.testing.assert_allclose(peer.fit(world, **setting)(held), peer.fit(other, **setting)(held), rtol=0, atol=1e-9)
+
+
+def test_the_setting_with_the_lowest_validation_error_is_kept() -> None:
+    def fit(_: PeerRatings, *, constant: float) -> Any:
+        return lambda rows: np.full(len(rows), constant)
+
+    steps: list[tuple[int, int]] = []
+    peer = RatingPeer(fit, ({"constant": 1.0}, {"constant": 3.0}, {"constant": 5.0}))
+    found = tune_rating_peer(peer, data(), lambda done, total: steps.append((done, total)))
+    assert found.setting == {"constant": 3.0}
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_errors_are_of_predictions_on_the_scale() -> None:
+    found = errors(np.array([5.0, 1.0]), np.array([7.0, 2.0]), "+F")
+    assert found == {"rmse[+F]": pytest.approx(0.5**0.5), "mae[+F]": pytest.approx(0.5)}
