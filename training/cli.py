@@ -23,10 +23,11 @@ from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
 from training.datasets.base import DatasetError
 from training.demo import prepare_demo
-from training.evaluate import MODELS, EvaluationError, Plan, Protocol, evaluate
+from training.evaluate import MODELS, RATERS, EvaluationError, Plan, Protocol, evaluate, evaluate_rating
 from training.features import FeatureError
 from training.peers import PeerError
 from training.progress import Terminal
+from training.ratings import RatingDataError
 from training.train import DataOptions, TrainingDataError, make_bundle
 from training.trainer import TrainerConfig, UnknownMetricError
 
@@ -164,7 +165,12 @@ def train(
 
 @app.command(name="evaluate")
 def evaluate_command(
-    model: Annotated[str, typer.Argument(help=f"One of {', '.join(MODELS)}; imputers only under retrieval.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. Under rating: {', '.join(RATERS)}."
+        ),
+    ],
     data: Data,
     protocol: Annotated[Protocol, typer.Option(help="What to measure; see docs/evaluation.md.")] = Protocol.MISSING,
     missing: Annotated[
@@ -191,6 +197,9 @@ def evaluate_command(
 ) -> None:
     """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
     torch.set_num_threads(threads)
+    if protocol is Protocol.RATING:
+        _evaluate_rating(model, data, seeds, variant, json_file)
+        return
     levels = missing is None and mask is None and protocol is not Protocol.RATIO
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads, levels=levels)
     configs = _configs({**_parsed(settings), "device": _device(device)})
@@ -198,6 +207,19 @@ def evaluate_command(
     dataset = load_dataset(data)
     with Terminal() as terminal:
         result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
+    _write_result(result, json_file)
+
+
+def _evaluate_rating(model: str, data: Path, seeds: int, variant: str | None, json_file: Path | None) -> None:
+    if model not in RATERS:
+        raise CommandError(f"the protocol rating has no model {model!r}; it has {', '.join(RATERS)}")
+    dataset = load_dataset(data)
+    with Terminal() as terminal:
+        result = evaluate_rating(dataset, model, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
+    _write_result(result, json_file)
+
+
+def _write_result(result: dict[str, Any], json_file: Path | None) -> None:
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
@@ -400,6 +422,7 @@ ERRORS = (
     EvaluationError,
     FeatureError,
     PeerError,
+    RatingDataError,
     TooFewPairsError,
     TrainingDataError,
     UnknownMetricError,

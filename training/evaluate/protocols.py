@@ -36,6 +36,7 @@ class Protocol(StrEnum):
     NEW_ITEMS = "new-items"
     RATIO = "ratio"
     RETRIEVAL = "retrieval"
+    RATING = "rating"
 
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -70,6 +71,8 @@ class Plan:
     imputer: str | None = None
 
     def __post_init__(self) -> None:
+        if self.protocol is Protocol.RATING:
+            raise EvaluationError("ratings are measured by evaluate_rating")
         fitting = GENERATORS if self.protocol is Protocol.RETRIEVAL else RANKERS
         if self.model not in fitting:
             raise EvaluationError(

@@ -1,0 +1,92 @@
+"""The protocol `rating`: random 80/10/10 splits and the dataset's published one, the same rows for every model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from training.datasets.base import Dataset
+from training.evaluate.machine import machine
+from training.progress import Terminal
+from training.rating_peers import RATING_PEERS, PeerRatings, tune_rating_peer
+from training.ratings import HIGHEST, LOWEST, RatingParts, Ratings, Values, published_parts, random_parts
+from training.trainer import peak_memory_mb
+
+PUBLISHED = 0  # the seed under which the dataset's own split runs
+FULL = "+F"
+RATERS = tuple(RATING_PEERS)
+
+
+@dataclass(frozen=True)
+class RatingOutcome:
+    """One split's figures, and what else a result says of the run."""
+
+    metrics: dict[str, float]
+    account: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate_rating(
+    dataset: Dataset, model: str, *, seeds: int, variant: str | None, command: str, terminal: Terminal
+) -> dict[str, Any]:
+    """Train and test on the random splits of seeds 1, 2, ..., and on the published split where there is one.
+
+    Mean and spread are those of the random splits; the published one stands beside them.
+
+    Raises:
+        RatingDataError: the dataset has no usable ratings.
+    """
+    ratings = Ratings.of(dataset)
+    published = published_parts(dataset, ratings)
+    splits = {seed: random_parts(len(ratings), seed) for seed in range(1, seeds + 1)}
+    runs = [_run(ratings, parts, model, seed, terminal) for seed, parts in splits.items()]
+    names = runs[0]["metrics"]
+    table = {name: np.array([run["metrics"][name] for run in runs]) for name in names}
+    return {
+        "protocol": "rating",
+        "dataset": dataset.name,
+        "synthetic": dataset.synthetic,
+        "model": model,
+        "variant": variant,
+        "config": {"grid": [dict(setting) for setting in RATING_PEERS[model].grid]},
+        "command": command,
+        "machine": machine(),
+        "published": None if published is None else _run(ratings, published, model, PUBLISHED, terminal),
+        "runs": runs,
+        "mean": {name: float(values.mean()) for name, values in table.items()},
+        "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
+    }
+
+
+def _run(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal: Terminal) -> dict[str, Any]:
+    begin = time.perf_counter()
+    terminal.say("the published split" if seed == PUBLISHED else f"split {seed}")
+    outcome = _peer(ratings, parts, model, seed, terminal)
+    return {
+        "seed": seed,
+        "metrics": outcome.metrics,
+        **outcome.account,
+        "seconds": round(time.perf_counter() - begin, 1),
+        "peak_rss_mb": round(peak_memory_mb()),
+    }
+
+
+def _peer(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal: Terminal) -> RatingOutcome:
+    data = PeerRatings(ratings, parts, seed)
+    found = tune_rating_peer(
+        RATING_PEERS[model], data, lambda done, total: terminal.stage(f"{model}, settings", done, total)
+    )
+    metrics = {"valid rmse": found.rmse, **errors(ratings.value[parts.test], found.predict(parts.test), FULL)}
+    return RatingOutcome(metrics, {"setting": dict(found.setting)})
+
+
+def errors(truth: Values, predicted: Values, regime: str) -> dict[str, float]:
+    """RMSE and MAE of predictions, cut to 1..5, under the names of a regime."""
+    difference = truth - np.clip(predicted, LOWEST, HIGHEST)
+    return {
+        f"rmse[{regime}]": float(np.sqrt(np.mean(difference**2))),
+        f"mae[{regime}]": float(np.mean(np.abs(difference))),
+    }
