@@ -46,6 +46,14 @@ def within(seconds: float, probe: Callable[[], T | None]) -> T:
     return found
 
 
+def keep_encoders(data_dir: Path) -> None:
+    """Let the graphs that encoders are exported to, which takes half a minute, outlive a data folder that has none."""
+    kept, link = REPOSITORY / "build" / "encoders", data_dir / "encoders"
+    if data_dir.is_dir() and not link.exists():
+        kept.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(kept)
+
+
 def _lives(process: psutil.Process) -> bool:
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
@@ -76,6 +84,8 @@ class Program:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = {"port": self.port, "log_level": "warning", **settings}
+        if "data_dir" in settings:
+            keep_encoders(Path(settings["data_dir"]))
         self.process: ForkServerProcess | None = None
         self._clients: list[httpx.Client] = []
 

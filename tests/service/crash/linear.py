@@ -113,7 +113,7 @@ async def contend(
             statuses[f"{method} {answer.status_code}"] += 1
 
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=0)  # so that any worker gets a request
-    async with httpx.AsyncClient(base_url=url, timeout=60, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=180, limits=limits) as client:
         await asyncio.gather(*(work(client, number) for number in range(clients)))
     return calls, statuses
 
