@@ -696,10 +696,11 @@ class DGMRec(nn.Module):
             target = F.normalize(tower.projection.direction(evidence.own[name]), dim=1)
             told, shown = evidence.from_interactions(), evidence.from_content(name)
             touched, described = (cells[:, column] & some for some in (evidence.touched(), evidence.described(name)))
-            tower.from_interactions.copy_(ridge.fit(told, target, touched))
-            rest = told @ tower.from_interactions
-            tower.from_content.copy_(ridge.fit(shown, target, touched & described, base=rest))
-            tower.from_content_alone.copy_(ridge.fit(shown, target, described))
+            first = ridge.fit(told, target, touched)
+            tower.from_interactions.copy_(first.weights)
+            # What the first leaves of cells that it learned from is too little to learn from.
+            tower.from_content.copy_(ridge.fit(shown, target, touched & described, base=first.estimate).weights)
+            tower.from_content_alone.copy_(ridge.fit(shown, target, described).weights)
 
     @torch.no_grad()
     def fit_prediction(self, features: Mapping[str, Tensor], item_id: Tensor, degree: Tensor) -> None:
@@ -724,7 +725,7 @@ class DGMRec(nn.Module):
                 touched,
                 weights=degree.clamp_min(1).pow(power),
                 penalties=(self.config.cold_penalty,),
-            )
+            ).weights
             for power in (self.config.cold_popularity, UNWANTED)
         )
         weights = torch.stack([torch.lerp(unwanted, new, share_of_new(degree)), new])

@@ -24,6 +24,7 @@ from models.graph import Graph, InteractionGraphs, nearest
 from models.modality import ModalBatch
 
 NEIGHBOURS = 5
+EVIDENCE_NEIGHBOURS = 40
 HEAT_REST = 1e-5
 HIDDEN = 0.1  # share of the observed cells that a setting is chosen on
 
@@ -34,7 +35,8 @@ class Evidence:
 
     Attributes:
         own: by modality `[n, r_m]`, the item's own centred features, zero where unobserved.
-        near: by modality, mean over the most similar items by the other observed modalities (imputer NN).
+        near: by modality, mean over the most similar items by the other observed modalities (as imputer NN, but over
+            more of them, weighted by their similarity).
         shared: by modality, mean over items that share users with this one (co-interaction mean).
         factors: `[n, q]`, collaborative factors of unit length (`collaborative_factors`), zero for an untouched item.
         observed, near_valid, shared_valid: bool `[n, M]`, where the blocks hold anything.
@@ -139,7 +141,7 @@ def gather_evidence(
     if factors is None:
         factors = torch.zeros(len(observed), 0, device=observed.device)
     own = {name: block.where(observed[:, [c]], 0) for c, (name, block) in enumerate(features.items())}
-    near, near_valid = near_means(own, observed)
+    near, near_valid = near_means(own, observed, EVIDENCE_NEIGHBOURS, weighted=True)
     shared, shared_valid = shared_means(own, observed, graphs)
     return Evidence(own, near, shared, factors, observed, near_valid, shared_valid)
 
@@ -183,9 +185,15 @@ def collaborative_factors(graphs: InteractionGraphs, users: Tensor) -> Tensor:
     return F.normalize(graphs.item_mean @ users, dim=1)
 
 
-def near_means(own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS) -> tuple[dict[str, Tensor], Tensor]:
+def near_means(
+    own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS, *, weighted: bool = False
+) -> tuple[dict[str, Tensor], Tensor]:
     """NN: per target modality the mean over the `k` items nearest by another modality, among items that have both,
-    averaged over the other modalities that the item has. Returns blocks `[n, r_m]` and their validity `[n, M]`."""
+    averaged over the other modalities that the item has. Returns blocks `[n, r_m]` and their validity `[n, M]`.
+
+    Args:
+        weighted: neighbours count by `similarity_weights` rather than alike.
+    """
     names = list(own)
     rows = torch.arange(len(observed), device=observed.device)
     blocks: dict[str, Tensor] = {}
@@ -198,10 +206,10 @@ def near_means(own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS)
             if source == target or not having.any():
                 continue
             queries = rows[having]
-            found, _ = nearest(
+            found, cosines = nearest(
                 own[other][queries], own[other], k, allowed=having & observed[:, target], exclude=queries
             )
-            mean, some = mean_of(own[name], found)
+            mean, some = mean_of(own[name], found, similarity_weights(cosines) if weighted else None)
             total[queries] += mean
             count[queries] += some
         blocks[name] = total / count.clamp_min(1)[:, None]
@@ -209,12 +217,18 @@ def near_means(own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS)
     return blocks, valid
 
 
-def mean_of(values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of `values[rows]` for rows `[q, k]` with -1 for none: `[q, d]`, and bool `[q]` where there was any."""
-    there = (rows >= 0).to(values.dtype)
-    count = there.sum(dim=1)
-    total = (values[rows.clamp_min(0)] * there[..., None]).sum(dim=1)
-    return total / count.clamp_min(1)[:, None], count > 0
+def similarity_weights(cosines: Tensor) -> Tensor:
+    """What neighbours of these cosines count: the square, nothing below zero."""
+    return cosines.clamp_min(0).square()
+
+
+def mean_of(values: Tensor, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean of `values[rows]` for rows `[q, k]` with -1 for none, weighted by `[q, k]`: `[q, d]`, and bool `[q]` where
+    there was any."""
+    there = rows >= 0
+    counts = there.to(values.dtype) if weights is None else weights.where(there, 0)
+    total = torch.einsum("qk,qkd->qd", counts, values[rows.clamp_min(0)])
+    return total / counts.sum(dim=1).clamp_min(1e-12)[:, None], there.any(dim=1)
 
 
 def shared_means(
@@ -361,19 +375,21 @@ def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None
     regressions a modality, for items that have another modality and for those that have none (`ridge.fit`).
     """
     bases = {name: _components(block[observed[:, column]]) for column, (name, block) in enumerate(own.items())}
-    evidence = gather_evidence({name: block @ bases[name] for name, block in own.items()}, observed, graphs)
-    interactions = list(evidence.shared.values())
+    narrow = {name: block @ bases[name] for name, block in own.items()}
+    near, _ = near_means(narrow, observed)
+    shared, _ = shared_means(narrow, observed, graphs)
+    interactions = list(shared.values())
     if graphs is not None:
         items = CoInteractions(graphs)
-        interactions += [items.spread(block) for block in evidence.own.values()] + [item_factors(graphs, FACTORS)]
+        interactions += [items.spread(block) for block in narrow.values()] + [item_factors(graphs, FACTORS)]
     guesses = {}
     for column, name in enumerate(own):
-        others = [c for c in range(len(evidence.names)) if c != column]
+        others = [c for c in range(len(own)) if c != column]
         has_other = observed[:, others].any(dim=1)
-        content = [evidence.own[evidence.names[c]] for c in others] + [evidence.near[name]]
+        content = [*(block for other, block in narrow.items() if other != name), near[name]]
         full = _unit_blocks([*content, *interactions], observed[:, others])
         poor = _unit_blocks(interactions, observed[:, :0])
-        target, rows = evidence.own[name], observed[:, column]
+        target, rows = narrow[name], observed[:, column]
         guess = _ridge_guess(poor, target, rows)
         if int((rows & has_other).sum()) >= ridge.FEWEST_ROWS:
             guess = torch.where(has_other[:, None], _ridge_guess(full, target, rows & has_other), guess)
@@ -415,8 +431,8 @@ def _components(rows: Tensor) -> Tensor:
 
 def _ridge_guess(inputs: Tensor, features: Tensor, rows: Tensor) -> Tensor:
     """Fit on `rows` (bool `[n]`), answer for all: `[n, width]`, `[n, r]` -> `[n, r]`; zero where there are too few."""
-    weights = ridge.fit(inputs, F.normalize(features, dim=1), rows)
-    answer: Tensor = inputs @ weights * features[rows].norm(dim=1).sum() / rows.sum().clamp_min(1)
+    fitted = ridge.fit(inputs, F.normalize(features, dim=1), rows)
+    answer: Tensor = inputs @ fitted.weights * features[rows].norm(dim=1).sum() / rows.sum().clamp_min(1)
     return answer
 
 

@@ -4,6 +4,7 @@ generator's base and the prediction of a new item's collaborative part."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
@@ -20,6 +21,19 @@ def solve(inputs: Tensor, target: Tensor, penalty: float) -> Tensor:
     return _solved(left.T @ left, left.T @ target.double(), penalty).to(inputs.dtype)
 
 
+@dataclass(frozen=True)
+class Fit:
+    """A fitted ridge.
+
+    Attributes:
+        weights: `[w, r]`.
+        estimate: `[n, r]`, what it answers for every row; for one it learned from, by a fit without its fold.
+    """
+
+    weights: Tensor
+    estimate: Tensor
+
+
 def fit(
     inputs: Tensor,
     target: Tensor,
@@ -28,7 +42,7 @@ def fit(
     base: Tensor | None = None,
     weights: Tensor | None = None,
     penalties: Sequence[float] = PENALTIES,
-) -> Tensor:
+) -> Fit:
     """Ridge weights `[w, r]` from inputs `[n, w]` to what `base` `[n, r]` leaves of the target `[n, r]`.
 
     The penalty is the one of `penalties` with the best mean cosine between base + prediction and target in a
@@ -40,7 +54,7 @@ def fit(
     """
     chosen = rows.nonzero().squeeze(1)
     if len(chosen) < FEWEST_ROWS:
-        return inputs.new_zeros(inputs.shape[1], target.shape[1])
+        return Fit(inputs.new_zeros(inputs.shape[1], target.shape[1]), torch.zeros_like(target))
     a, t = inputs[chosen].double(), target[chosen].double()
     start = torch.zeros_like(t) if base is None else base[chosen].double()
     counts = torch.ones_like(t[:, 0]) if weights is None else weights[chosen].double()
@@ -51,15 +65,19 @@ def fit(
     moments = [weighted[:, held] @ (t - start)[held] for held in folds]
     gram, moment = torch.stack(grams).sum(dim=0), torch.stack(moments).sum(dim=0)
 
-    def quality(penalty: float) -> float:
-        total = 0.0
+    def left_out(penalty: float) -> Tensor:
+        made = torch.empty_like(t)
         for held, own_gram, own_moment in zip(folds, grams, moments, strict=True):
-            made = start[held] + a[held] @ _solved(gram - own_gram, moment - own_moment, penalty)
-            total += float((F.cosine_similarity(made, t[held], dim=1) * counts[held]).sum())
-        return total
+            made[held] = a[held] @ _solved(gram - own_gram, moment - own_moment, penalty)
+        return made
 
-    best = max(penalties, key=quality) if len(penalties) > 1 else penalties[0]
-    return _solved(gram, moment, best).to(inputs.dtype)
+    def quality(made: Tensor) -> float:
+        return float((F.cosine_similarity(start + made, t, dim=1) * counts).sum())
+
+    tried = [(left_out(penalty), penalty) for penalty in penalties]
+    made, penalty = max(tried, key=lambda one: quality(one[0]))
+    found = _solved(gram, moment, penalty).to(inputs.dtype)
+    return Fit(found, (inputs @ found).index_copy(0, chosen, made.to(inputs.dtype)))
 
 
 def _solved(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:

@@ -164,8 +164,12 @@ class DGMRecTask:
         out = self.module(self.interactions, self.side)
         self.module.update_mean_generals(out, evidence.observed)
         self._weigh_generator(out)
+        self._regenerate(out, self.config.refine_weight if weight is None else weight)
+
+    def _regenerate(self, out: Embeddings, share: float) -> None:
+        assert self.side is not None
+        evidence = self.side.evidence
         features = self._impute(evidence, out.taste)
-        share = self.config.refine_weight if weight is None else weight
         for column, name in enumerate(evidence.names):
             lacking = ~evidence.observed[:, column]
             if lacking.any() and share:
@@ -305,7 +309,6 @@ class DGMRecTask:
         if self.side is None or self.config.imputation != "generate":
             return {}
         self.refresh(weight=1.0)
-        self._fit_prediction()
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():
             cosines = F.cosine_similarity(made, truth, dim=1)
@@ -317,6 +320,10 @@ class DGMRecTask:
             self.module.fit_calibration(name, facts, cosines)
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
+        # What is served may know the cells that confidence had to be measured on.
+        self.module.fit_base(self.side.evidence, self.raw.observed)
+        self._regenerate(self.embed(), share=1.0)
+        self._fit_prediction()
         return report
 
     def _weigh_generator(self, out: Embeddings) -> None:

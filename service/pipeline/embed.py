@@ -48,7 +48,7 @@ def _propagate(
         mask = catalogue.having(name)
         if not rows or not mask.any():
             continue
-        keys = neighbour_keys(engine, subjects, name, features[name], rows, model.neighbours, mask)
+        keys, _ = neighbour_keys(engine, subjects, name, features[name], rows, model.neighbours, mask)
         for layer in range(model.layers):
             mean, some = mean_of(catalogue.arrays["parts"][:, layer, column], keys)
             layers[layer + 1][some, column] = mean[some]

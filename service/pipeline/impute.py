@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.imputers import NEIGHBOURS
+from models.imputers import EVIDENCE_NEIGHBOURS
 from models.online import Known
 from service.domain import Generated, State
 from service.pipeline.catalogue import Array, Keys, Mask
@@ -139,15 +139,16 @@ def _basis(engine: Engine, known: Known, row: int, column: int, *, touched: bool
 # --- neighbours ------------------------------------------------------------------------------------------------------
 
 
-def nearest(engine: Engine, name: str, features: Array, k: int, allowed: Mask) -> Keys:
-    """Keys `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`, -1 where there are too few.
+def nearest(engine: Engine, name: str, features: Array, k: int, allowed: Mask) -> tuple[Keys, Array]:
+    """Keys and cosines `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`; -1 and -inf where
+    there are too few.
 
     A zero feature, which says nothing, has no neighbours.
     """
     length = np.linalg.norm(features, axis=1, keepdims=True)
-    found, _ = engine.catalogue.indexes[name].search(features / np.maximum(length, 1e-6), k, allowed)
+    found, cosines = engine.catalogue.indexes[name].search(features / np.maximum(length, 1e-6), k, allowed)
     found[length[:, 0] <= 1e-6] = -1
-    return found
+    return found, cosines
 
 
 def _alone(subject: Subject, mask: Mask) -> Mask:
@@ -162,24 +163,28 @@ def _alone(subject: Subject, mask: Mask) -> Mask:
 
 def neighbour_keys(
     engine: Engine, subjects: Sequence[Subject], name: str, features: Array, rows: Sequence[int], k: int, mask: Mask
-) -> Keys:
-    """As `nearest` for some rows, no item its own neighbour; rows not asked for are -1."""
+) -> tuple[Keys, Array]:
+    """As `nearest` for some rows, no item its own neighbour; rows not asked for are -1 and -inf."""
     found = np.full((len(subjects), k), -1, dtype=np.int64)
+    cosines = np.full((len(subjects), k), -np.inf, dtype=np.float32)
     fresh = [row for row in rows if subjects[row].key is None or not mask[subjects[row].key or 0]]
     if fresh:
-        found[fresh] = nearest(engine, name, features[fresh], k, mask)
+        found[fresh], cosines[fresh] = nearest(engine, name, features[fresh], k, mask)
     for row in set(rows) - set(fresh):
-        found[row] = nearest(engine, name, features[row : row + 1], k, _alone(subjects[row], mask))[0]
-    return found
+        alone = nearest(engine, name, features[row : row + 1], k, _alone(subjects[row], mask))
+        found[row], cosines[row] = alone[0][0], alone[1][0]
+    return found, cosines
 
 
-def mean_of(values: Array, keys: Keys) -> tuple[Array, Mask]:
-    """Mean of `values[keys]` `[b, ...]` over keys `[b, k]` with -1 for none, and where there was any `[b]`."""
+def mean_of(values: Array, keys: Keys, weights: Array | None = None) -> tuple[Array, Mask]:
+    """Mean of `values[keys]` `[b, ...]` over keys `[b, k]` with -1 for none, weighted by `[b, k]`, and where there was
+    any `[b]`."""
     there = keys >= 0
-    count = there.sum(axis=1)
-    weights = there.astype(np.float32) / np.maximum(count, 1)[:, None].astype(np.float32)
+    counts = there.astype(np.float32) if weights is None else np.where(there, weights, np.float32(0))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), np.float32(1e-12))
     gathered = values[np.maximum(keys, 0)]
-    return np.einsum("bk,bk...->b...", weights, gathered).astype(np.float32), count > 0
+    some = np.asarray(there.any(axis=1))
+    return np.einsum("bk,bk...->b...", shares, gathered).astype(np.float32), some
 
 
 def _kin(engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask) -> list[Keys]:
@@ -189,7 +194,7 @@ def _kin(engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Arr
         rows = np.flatnonzero(observed[:, column]).tolist()
         mask = engine.catalogue.having(name)
         found.append(
-            neighbour_keys(engine, subjects, name, features[name], rows, engine.model.neighbours, mask)
+            neighbour_keys(engine, subjects, name, features[name], rows, engine.model.neighbours, mask)[0]
             if rows and mask.any()
             else np.full((len(subjects), engine.model.neighbours), -1, dtype=np.int64)
         )
@@ -199,7 +204,7 @@ def _kin(engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Arr
 def _near(
     engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask
 ) -> tuple[dict[str, Array], Mask]:
-    """Imputer NN, as in `models.imputers.near_means`, over the indexes."""
+    """Neighbours' means, as `models.imputers.gather_evidence` has them, over the indexes."""
     names = engine.model.names
     blocks: dict[str, Array] = {}
     valid = np.zeros_like(observed)
@@ -212,8 +217,9 @@ def _near(
             if source == target or not wanted.any() or not mask.any():
                 continue
             rows = np.flatnonzero(wanted).tolist()
-            keys = neighbour_keys(engine, subjects, other, features[other], rows, NEIGHBOURS, mask)
-            mean, some = mean_of(engine.catalogue.arrays[f"feature.{name}"], keys)
+            keys, cosines = neighbour_keys(engine, subjects, other, features[other], rows, EVIDENCE_NEIGHBOURS, mask)
+            weights = np.square(np.maximum(cosines, 0))  # models.imputers.similarity_weights
+            mean, some = mean_of(engine.catalogue.arrays[f"feature.{name}"], keys, weights)
             total += mean
             count += some
         blocks[name] = np.asarray(total / np.maximum(count, 1)[:, None], dtype=np.float32)

@@ -76,7 +76,7 @@ def neighbours(engine: Engine, modality: str, feature: Array, k: int, key: int |
     if k == 0:
         return ()
     mask = engine.catalogue.having(modality, excluded=key)
-    found = nearest(engine, modality, feature[None], k, mask)[0]
+    found = nearest(engine, modality, feature[None], k, mask)[0][0]
     found = found[found >= 0]
     unit = feature / max(float(np.linalg.norm(feature)), 1e-6)
     others = engine.catalogue.arrays[f"feature.{modality}"][found]

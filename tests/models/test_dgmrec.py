@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.nn import functional
 
-from models import losses
+from models import losses, ridge
 from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection, share_of_new
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.imputers import gather_evidence
@@ -795,7 +795,7 @@ def test_base_is_as_long_as_it_is_sure() -> None:
     length = base.norm(dim=1)
     truth = projection.direction(projection(full.features["m1"][:40]))
     cosine = functional.cosine_similarity(base, truth, dim=1)
-    assert length.quantile(0.9) < 1.15
+    assert length.quantile(0.9) < 1.2
     made = w.model.generate("m1", w.evidence, w.forward().taste).features[:40]
     torch.testing.assert_close(projection.direction(made).norm(dim=1), length.clamp_max(1))
     assert length.mean().item() == pytest.approx(cosine.mean().item(), abs=0.15)
@@ -822,7 +822,7 @@ def test_base_is_staged() -> None:
         return any(torch.allclose(weights.double(), path, atol=1e-5) for path in paths)
 
     assert among_ridges(tower.from_interactions, told, target, touched)
-    rest = target - told @ tower.from_interactions.double()
+    rest = target - ridge.fit(told.float(), target.float(), touched).estimate.double()
     assert among_ridges(tower.from_content, shown, rest, touched & described)
     assert among_ridges(tower.from_content_alone, shown, target, described)
     expected = told @ tower.from_interactions.double() + shown @ tower.from_content.double()

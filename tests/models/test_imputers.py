@@ -64,12 +64,17 @@ def test_mean_of() -> None:
     mean, some = mean_of(values, torch.tensor([[0, 2], [1, -1], [-1, -1]]))
     assert mean.tolist() == [[3, 4], [3, 4], [0, 0]]
     assert some.tolist() == [True, True, False]
+    weights = torch.tensor([[3.0, 1.0], [0.5, 9.0], [1.0, 1.0]])
+    mean, some = mean_of(values, torch.tensor([[0, 2], [1, -1], [-1, -1]]), weights)
+    assert mean.tolist() == [[2, 3], [3, 4], [0, 0]]
+    assert some.tolist() == [True, True, False]
 
 
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("k", [2, 5])
-def test_near_means(batch: ModalBatch, k: int) -> None:
+def test_near_means(batch: ModalBatch, k: int, weighted: bool) -> None:
     own, has = centred(batch), batch.observed.numpy()
-    blocks, valid = near_means(own, batch.observed, k)
+    blocks, valid = near_means(own, batch.observed, k, weighted=weighted)
     x = {name: block.numpy() for name, block in own.items()}
     for target, name in enumerate(batch.names):
         for item in range(N):
@@ -79,7 +84,9 @@ def test_near_means(batch: ModalBatch, k: int) -> None:
                 if source == target or not has[item, source] or not candidates:
                     continue
                 candidates.sort(key=lambda j, other=other, item=item: -cosine(x[other][item], x[other][j]))
-                guesses.append(x[name][candidates[:k]].mean(axis=0))
+                cosines = [cosine(x[other][item], x[other][j]) for j in candidates[:k]]
+                weights = np.array([max(value, 0) ** 2 if weighted else 1 for value in cosines])
+                guesses.append(weights @ x[name][candidates[:k]] / max(weights.sum(), 1e-12))
             assert bool(valid[item, target]) == bool(guesses)
             expected = np.mean(guesses, axis=0) if guesses else np.zeros(DIMS[target])
             np.testing.assert_allclose(blocks[name][item].numpy(), expected, atol=1e-5)

@@ -33,12 +33,15 @@ def test_fit_is_one_of_the_ridges_on_the_chosen_rows(weighted: bool) -> None:
     rows = torch.arange(60) % 3 > 0
     weights = torch.arange(60.0) + 1 if weighted else torch.ones(60)
     base = target.roll(1, dims=1)
-    found = ridge.fit(inputs, target, rows, base=base, weights=weights if weighted else None)
+    fitted = ridge.fit(inputs, target, rows, base=base, weights=weights if weighted else None)
+    found = fitted.weights
     counts = weights[rows] / weights[rows].mean()
     ridges = [normal_equations(inputs[rows], (target - base)[rows], p, counts) for p in ridge.PENALTIES]
     assert sum(torch.allclose(found, one, atol=1e-5) for one in ridges) == 1
     spoilt = torch.where(rows[:, None], target, 1e6)
-    torch.testing.assert_close(ridge.fit(inputs, spoilt, rows, base=base, weights=weights if weighted else None), found)
+    again = ridge.fit(inputs, spoilt, rows, base=base, weights=weights if weighted else None)
+    torch.testing.assert_close(again.weights, found)
+    torch.testing.assert_close(again.estimate[~rows], (inputs @ found)[~rows])
 
 
 def test_noise_asks_for_a_larger_penalty() -> None:
@@ -48,12 +51,23 @@ def test_noise_asks_for_a_larger_penalty() -> None:
         inputs, target = drawn(40, noise)
         unit = functional.normalize(target, dim=1)
         free = normal_equations(inputs, unit, 0.0, torch.ones(40))
-        sizes.append(float(ridge.fit(inputs, unit, rows).norm() / free.norm()))
+        sizes.append(float(ridge.fit(inputs, unit, rows).weights.norm() / free.norm()))
     assert sizes[1] < 0.7 * sizes[0]
 
 
 def test_too_few_rows_tell_nothing() -> None:
     inputs, target = drawn(30, 0.1)
     rows = torch.arange(30) < ridge.FEWEST_ROWS - 1
-    assert not ridge.fit(inputs, target, rows).any()
-    assert not ridge.fit(inputs[:0], target[:0], rows[:0]).any()
+    assert not ridge.fit(inputs, target, rows).weights.any()
+    assert not ridge.fit(inputs[:0], target[:0], rows[:0]).weights.any()
+
+
+def test_the_estimate_of_a_row_does_not_know_its_target() -> None:
+    inputs, target = drawn(40, 1.0)
+    rows = torch.arange(40) != 3
+    before = ridge.fit(inputs, target, rows, penalties=(1.0,)).estimate
+    for row in (5, 17):
+        changed = target.index_fill(0, torch.tensor([row]), 50.0)
+        after = ridge.fit(inputs, changed, rows, penalties=(1.0,)).estimate
+        torch.testing.assert_close(after[row], before[row])
+        assert not torch.allclose(after, before)
