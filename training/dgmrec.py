@@ -308,6 +308,7 @@ class DGMRecTask:
         """
         if self.side is None or self.config.imputation != "generate":
             return {}
+        self.module.fit_base(self.side.evidence, self.cells)  # as in training, should this be called again
         self.refresh(weight=1.0)
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():

@@ -309,6 +309,17 @@ def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:
     assert learnt.finish() == report  # finishing again changes nothing
 
 
+def test_what_is_served_has_learned_from_every_observed_cell(learnt: DGMRecTask) -> None:
+    assert learnt.side is not None
+    assert learnt.held_cells.any()
+    served = {key: value.clone() for key, value in learnt.module.state_dict().items()}
+    learnt.module.fit_base(learnt.side.evidence, learnt.raw.observed)
+    assert all(torch.equal(value, served[key]) for key, value in learnt.module.state_dict().items())
+    learnt.module.fit_base(learnt.side.evidence, learnt.cells)
+    assert not all(torch.equal(value, served[key]) for key, value in learnt.module.state_dict().items())
+    learnt.module.load_state_dict(served)
+
+
 def test_validate_tells_the_cosines() -> None:
     metrics = task_of().validate()
     assert {"cosine[audio]", "cosine[scan]", "recall@20", "ndcg@50"} <= metrics.keys()
