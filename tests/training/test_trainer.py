@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import platform
+import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from training.trainer import (
     TrainerConfig,
     TrainingResult,
     UnknownMetricError,
+    keep_freed_memory,
     peak_memory_mb,
     task_weights,
     train,
@@ -257,3 +260,16 @@ def test_damaged_checkpoint_is_ignored(tmp_path: Path, caplog: pytest.LogCapture
 
 def test_peak_memory() -> None:
     assert 10 < peak_memory_mb() < 100_000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_not_given_back() -> None:
+    def page_faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(2**21)  # 8 MiB, 2,048 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_freed_memory()
+    page_faults()  # the first time they are taken
+    assert page_faults() < 2048
