@@ -24,8 +24,9 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   history yet.
 * Each modality's weight beside the collaborative part is learned from a small one on, so that content which tells
   nothing costs little.
-* The collaborative part of a never-seen item is predicted from its content; training drops the collaborative part of
-  random items so that the prediction learns to stand in.
+* The collaborative part of a never-touched item is predicted from its completed features, by a closed form over the
+  touched ones. (To drop it from random items in training, so that a prediction learns to stand in, cost the ranking of
+  all others more than it gave.) How popular such an item is supposed to be follows from whether it is new.
 * Nothing random happens outside training.
 """
 
@@ -120,7 +121,7 @@ class Embeddings:
     item_modal: Tensor  # [n, d]
     parts: Tensor  # [M, n, 2d], before propagation
     taste: Tensor  # [M, n, d]
-    cold: Tensor  # bool [n], items nobody has touched, or that stood in for such
+    cold: Tensor  # bool [n], items nobody has touched
     predicted_id: Tensor  # [c, d], the collaborative part of the cold items as content predicts it
     user_degree: Tensor  # [U], number of training interactions
 
