@@ -41,11 +41,15 @@ class ItemWrite:
     `create` refuses an existing id (`exists`). `upsert` creates or replaces; with `expected_version` it only writes
     over exactly that version (0: the id must be free) and answers `conflict` otherwise. The store sets nothing by
     itself: `item.version` is what the caller computed (expected_version + 1).
+
+    `follows` is the position of the change log up to which the writer knew the item's feedback and generated parts;
+    where there is more of either by now, the item awaits regeneration.
     """
 
     item: StoredItem
     mode: Mode
     expected_version: int | None = None
+    follows: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +69,12 @@ class GeneratedWrite:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The outcome of writing items: one result a row, and the rows in SQL of the items that were written, by id."""
+    """The outcome of writing items: one result a row, the rows in SQL of the items that were written, by id, and which
+    of them await regeneration because of `ItemWrite.follows`."""
 
     results: list[WriteResult]
     rows: Mapping[str, int]
+    outdated: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +162,8 @@ class Store(Protocol):
 
     async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace the generated features and derived state of items, in one transaction; False for an item that is
-        gone or has another version by now. An item whose mark is still the one that was followed awaits no more."""
+        gone, has another version by now, or awaits nothing any more where the write follows a mark. An item whose mark
+        is still the one that was followed awaits no more."""
 
     async def awaiting(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
         """Marks of the items whose generated parts have yet to follow their feedback, of all or of these. A mark grows

@@ -88,7 +88,8 @@ def write_items(
         results.append(result)
     if not accepted:
         return Committed(Stored(results, {}))
-    stored = Stored(results, _store(connection, accepted, rows, media))
+    numbered = _store(connection, accepted, rows, media)
+    stored = Stored(results, numbered, _mark_outdated(connection, writes, numbered))
     keep_answer(connection, keep, stored)
     return Committed(stored, log(connection, item=accepted))
 
@@ -96,7 +97,11 @@ def write_items(
 def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
     """Replace generated features and derived state of the items that still have the expected version."""
     rows, versions = _stored_versions(connection, {save.item_id for save in saves})
-    current = [save.item_id in rows and versions[save.item_id] == save.version for save in saves]
+    waiting = marks(connection, [save.item_id for save in saves], len(saves))
+    current = [
+        versions.get(save.item_id) == save.version and (save.follows is None or save.item_id in waiting)
+        for save in saves
+    ]
     kept = [save for save, valid in zip(saves, current, strict=True) if valid]
     if not kept:
         return Committed(current)
@@ -135,6 +140,20 @@ def mark(connection: Connection, rows: Iterable[int], position: int) -> None:
     for chunk in chunks(rows):
         connection.execute(delete(awaiting).where(awaiting.c.item_row.in_(chunk)))
         connection.execute(insert(awaiting), [{"item_row": row, "mark": position} for row in chunk])
+
+
+def _mark_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
+    """Let those of the written items await regeneration about which the log says more than their writer knew."""
+    follows = {write.item.id: write.follows for write in writes if write.follows is not None and write.item.id in rows}
+    outdated = []
+    for chunk in chunks(follows):
+        query = select(changes.c.key, func.max(changes.c.position)).group_by(changes.c.key)
+        told = changes.c.kind.in_(("item-feedback", "item-generated")) & changes.c.key.in_(chunk)
+        for item_id, position in connection.execute(query.where(told)):
+            if position > (follows[item_id] or 0):
+                mark(connection, [rows[item_id]], position)
+                outdated.append(item_id)
+    return outdated
 
 
 def marks(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:

@@ -164,6 +164,10 @@ class Engine:
                 await held.enter_async_context(_Lock(self._locks, name))
             yield
 
+    def is_locked(self, name: str) -> bool:
+        """Whether anybody holds a lock, or waits for it."""
+        return name in self._locks
+
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         """Let something happen after the answer; `settle` waits for it."""
         task = asyncio.get_running_loop().create_task(work)

@@ -42,6 +42,7 @@ async def follow(engine: Engine, interval_s: float, kept_s: float) -> None:
         await engine.bell.wait(interval_s)
         try:
             await catch_up(engine)
+            await_turn(engine, ())
             now = time.monotonic()
             if now - swept > SWEEP_S:
                 swept = now
@@ -199,7 +200,7 @@ def _adopt(engine: Engine, items: Collection[str]) -> None:
 def await_turn(engine: Engine, items: Iterable[str]) -> None:
     """Let generated parts of items follow their feedback in the background. An item that waits already waits once."""
     engine.stale |= dict.fromkeys(items)
-    if engine.stale:
+    if engine.stale and not engine.is_locked(PARTS):
         engine.background(_regenerate(engine))
 
 
@@ -209,7 +210,12 @@ async def _regenerate(engine: Engine) -> None:
             item = next(iter(engine.stale))
             del engine.stale[item]
             try:
-                await regenerate(engine, item)
+                mark = (await engine.store.awaiting([item])).get(item)
+                if mark is None:  # gone, or another worker was faster
+                    continue
+                if mark > engine.followed.position:
+                    await catch_up(engine)
+                await regenerate(engine, item, mark)
             except StoreUnavailableError as error:
                 engine.stale[item] = None
                 log.warning("items wait for their generated parts: %s", error)

@@ -55,6 +55,7 @@ class Plan:
     encoded: Encoded
     previous: StoredItem | None = None
     visitors: Sequence[Visitor] = ()
+    follows: int | None = None  # how far the change log was known before `previous` and `visitors` were read
 
 
 Kept = Keep[ItemView]  # of a created item
@@ -134,9 +135,10 @@ async def put_item(engine: Engine, draft: Draft) -> Written:
         raise got
     async with engine.lock(draft.id):
         for _ in range(ATTEMPTS):
+            follows = engine.followed.position
             previous = await engine.store.get_item(draft.id)
             visitors = await visitors_of(engine, draft.id) if previous else ()
-            plan = replace(_planned(draft, got), previous=previous, visitors=visitors)
+            plan = replace(_planned(draft, got), previous=previous, visitors=visitors, follows=follows)
             (item,) = await _write(engine, [plan], timings)
             if item is not None:
                 return Written(views.item(engine, item, timings), created=previous is None)
@@ -157,9 +159,10 @@ async def patch_item(engine: Engine, item_id: str, patch: Patch) -> ItemView:
     patch = replace(patch, modalities=given)  # fetched before the item is locked: a host may take its time
     async with engine.lock(item_id):
         for _ in range(ATTEMPTS):
+            follows = engine.followed.position
             previous = await stored(engine, item_id)
             plan, same = await _patched(engine, previous, patch, timings)
-            (item,) = await _write(engine, [plan], timings, unchanged=same)
+            (item,) = await _write(engine, [replace(plan, follows=follows)], timings, unchanged=same)
             if item is not None:
                 return views.item(engine, item, timings)
     raise ConflictError(f"The item {item_id!r} keeps being changed by somebody else.")
@@ -335,6 +338,7 @@ async def _write(
             item,
             "create" if mode_create else "upsert",
             None if mode_create else (plan.previous.version if plan.previous else 0),
+            plan.follows,
         )
         for plan, item in zip(plans, items, strict=True)
     ]
@@ -350,6 +354,7 @@ async def _write(
             engine.catalogue.put, [(entry_of(engine, item), made[row].derived) for row, item in done.items()]
         )
     engine.own(written.positions)
+    engine.stale |= dict.fromkeys(written.value.outdated)
     for row in done:
         await _compare_with_generated(engine, plans[row])
     return [done.get(row) for row in range(len(plans))]
@@ -455,12 +460,12 @@ def follows_feedback(engine: Engine, item_id: str) -> bool:
     return entry is None or bool(entry.confidence) or engine.model.trained_row(item_id) is None
 
 
-async def regenerate(engine: Engine, item_id: str) -> None:
-    """Make an item's generated parts, and a new item's collaborative part, anew from what its users tell."""
+async def regenerate(engine: Engine, item_id: str, mark: int) -> None:
+    """Make an item's generated parts, and a new item's collaborative part, anew from what its users tell. The change
+    log must have been followed to the item's mark, for it is users' histories in memory that tell it."""
     async with engine.lock(item_id):
-        mark = (await engine.store.awaiting([item_id])).get(item_id)
         item = await engine.store.get_item(item_id)
-        if item is None or mark is None:  # gone, or another worker was faster
+        if item is None:
             return
         if not item.generated and engine.model.trained_row(item_id) is not None:
             await engine.store.dismiss({item_id: mark})

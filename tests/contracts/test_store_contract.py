@@ -424,6 +424,35 @@ async def test_a_refused_save_leaves_its_mark(store: SqlStore) -> None:
     assert await store.awaiting() == {}
 
 
+async def test_of_two_that_regenerate_the_later_mark_stays(store: SqlStore) -> None:
+    await store.write_items(create(item("a")))
+    await store.add_feedback([event()], renew={"a"})
+    early = (await store.awaiting())["a"]
+    await store.add_feedback([event("u2")], renew={"a"})
+    late = (await store.awaiting())["a"]
+    saves = [GeneratedWrite("a", 1, {}, "v", name, follows=mark) for name, mark in ((b"new", late), (b"old", early))]
+    assert [(await store.save_generated([save])).value for save in saves] == [[True], [False]]
+    assert (await store.get_items(["a"]))["a"].derived == b"new"
+
+
+@pytest.mark.parametrize("kind", ["feedback", "generated", "nothing"])
+async def test_a_write_that_knew_too_little_awaits_regeneration(store: SqlStore, kind: str) -> None:
+    await store.write_items(create(item("a"), item("b")))
+    await store.add_feedback([event()], renew={"a"})
+    known, mark = await store.last_change(), (await store.awaiting())["a"]
+    if kind == "feedback":
+        await store.add_feedback([event("u2")])
+    if kind == "generated":
+        await store.save_generated([GeneratedWrite("a", 1, {}, "v", b"", follows=mark)])
+    else:
+        await store.dismiss({"a": mark})
+    writes = [ItemWrite(item(name, version=2), "upsert", 1, follows=known) for name in ("a", "b")]
+    written = await store.write_items(writes)
+    outdated = [] if kind == "nothing" else ["a"]
+    assert written.value.outdated == outdated
+    assert list(await store.awaiting()) == outdated
+
+
 async def test_deleted_feedback_asks_for_regeneration(store: SqlStore) -> None:
     await store.write_items(create(item("a"), item("b")))
     await store.add_feedback([event("u1", "a"), event("u2", "b")])

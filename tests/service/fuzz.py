@@ -138,7 +138,7 @@ def main() -> int:
     found, rounds = Found(), 0
     with tempfile.TemporaryDirectory() as folder, database(options.database, Path(folder)) as (url, _):
         settings = {"bundle": options.bundle, "data_dir": folder, "database_url": url}
-        with Program(Path(folder) / "log", **settings) as program:
+        with Program(Path(folder) / "log", fresh=True, **settings) as program:
             schema = schemathesis.openapi.from_dict(httpx.get(f"{program.url}/openapi.json").json())
             operations = [operation.ok() for operation in schema.get_all_operations()]
             modalities = httpx.get(f"{program.url}/models").json()["models"][0]["modalities"]

@@ -9,8 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from multiprocessing import forkserver
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -66,7 +65,7 @@ def _serve(environment: Mapping[str, str], log: Path) -> None:
     os.dup2(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), 2)
     os.environ.clear()
     os.environ.update(environment)
-    from service.__main__ import main  # imported already, where this runs
+    from service.__main__ import main  # imported already, in a fork
 
     sys.exit(main([]))
 
@@ -76,17 +75,19 @@ class Program:
 
     Args:
         log: where its standard error goes.
+        fresh: start with a new interpreter, which imports everything itself, instead of a fork.
         settings: by their names without the prefix.
     """
 
-    def __init__(self, log: Path, **settings: Any) -> None:
+    def __init__(self, log: Path, *, fresh: bool = False, **settings: Any) -> None:
         self.log = log
+        self._fresh = fresh
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.settings = {"port": self.port, "log_level": "warning", **settings}
         if "data_dir" in settings:
             keep_encoders(Path(settings["data_dir"]))
-        self.process: ForkServerProcess | None = None
+        self.process: ForkServerProcess | SpawnProcess | None = None
         self._clients: list[httpx.Client] = []
 
     def start(self) -> Self:
@@ -99,10 +100,10 @@ class Program:
         """Start and do not wait."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("LACUNA_")}
         environment |= {f"LACUNA_{name.upper()}": str(value) for name, value in self.settings.items()}
+        context = multiprocessing.get_context("spawn") if self._fresh else _FORKS
+        self.process = context.Process(target=_serve, args=(environment | _ENVIRONMENT, self.log), name="lacuna")
         with mock.patch.dict(os.environ, _ENVIRONMENT):
-            forkserver.ensure_running()
-        self.process = _FORKS.Process(target=_serve, args=(environment | _ENVIRONMENT, self.log), name="lacuna")
-        self.process.start()
+            self.process.start()
 
     def wait_ready(self) -> None:
         """Until it answers that it is ready."""

@@ -93,6 +93,9 @@ class Running:
     async def _settle(self) -> None:
         await self.engine.settle()
         await follow.catch_up(self.engine)
+        follow.await_turn(self.engine, ())
+        await self.engine.settle()
+        await follow.catch_up(self.engine)
 
     # --- requests ------------------------------------------------------------------------------------------------
 

@@ -206,7 +206,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, database(options.database, Path(folder)) as (url, _):
         settings = {"bundle": options.bundle, "data_dir": folder, "database_url": url, "workers": options.workers}
-        with Program(Path(folder) / "log", **settings) as program:
+        with Program(Path(folder) / "log", fresh=True, **settings) as program:
             modalities = httpx.get(f"{program.url}/models").json()["models"][0]["modalities"]
             vectors = {modality["name"]: modality["dim"] for modality in modalities}
             found = soak(program, vectors, options.minutes, options.window, options.seed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 
-from tests.service.running import Running, base64_of, fresh_id
+from tests.service.running import Running, base64_of, fresh_id, settings_for
 from training.demo import demo_item
 
 PRODUCT = demo_item(k=3)
@@ -153,3 +156,24 @@ def test_every_kind_of_interest_counts(anywhere: Running, kind: str) -> None:
     user = fresh_id("user")
     anywhere.view("demo-0004", user, kind=kind)
     assert anywhere.get(f"/recommend/{user}")["fallback"] is None
+
+
+@pytest.mark.parametrize("patch", [{"modalities": {"text": "A blue mug."}}, {"available": False}])
+def test_a_writer_that_has_not_heard_of_feedback_does_not_undo_it(
+    patch: dict[str, object], seeded_file: Path, demo_bundle: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """It computes without the item's new user, whom it takes for one who has seen nothing of it."""
+    file = Path(shutil.copy(seeded_file, tmp_path / "lacuna.db"))
+    rarely = settings_for(demo_bundle, demo_folder, file, follow_seconds=10)
+    with Running(rarely) as here, Running(rarely) as there:
+        item = there.create(id="told", modalities={"text": "A red mug."})["id"]
+        there.get("/recommend/shopper-001")  # its history is in memory from now on
+        here.view(item, "shopper-001")
+        assert "users" in here.get(f"/items/{item}")["modalities"]["image"]["basis"]
+        there.patch(item, patch)
+        there.settle()
+        assert "users" in there.get(f"/items/{item}")["modalities"]["image"]["basis"]
+        assert there.get("/stats")["awaiting_regeneration"] == 0
+        here.settle()
+        for service in (here, there):
+            service.check_index()
