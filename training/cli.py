@@ -28,6 +28,7 @@ from training.features import FeatureError
 from training.peers import PeerError
 from training.progress import Terminal
 from training.ratings import RatingDataError
+from training.report import ReportError, make_report
 from training.train import DataOptions, TrainingDataError, make_bundle
 from training.trainer import TrainerConfig, UnknownMetricError
 
@@ -224,6 +225,28 @@ def _write_result(result: dict[str, Any], json_file: Path | None) -> None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         json_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     _print_json({"mean": result["mean"], "std": result["std"]})
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Raw results: files, and folders with all that is below them.")],
+    html: Annotated[Path, typer.Option("--html", help="Where the page goes; replaced if it is there.")],
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Draw the parts of this bundle's items (t-SNE), too.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="What stands above the page.")] = "Lacuna: evaluation report",
+) -> None:
+    """Put raw results into one HTML page of tables and plots that needs no network.
+
+    A file that is no raw result is named and left out.
+    """
+    page, left_out = make_report(results, title=title, bundle=bundle)
+    html.parent.mkdir(parents=True, exist_ok=True)
+    html.write_text(page, "utf-8", errors="xmlcharrefreplace")
+    with Terminal() as terminal:
+        for sentence in left_out:
+            terminal.say(f"left out: {sentence}")
+        terminal.say(f"{html} is written")
 
 
 @app.command(
@@ -423,6 +446,7 @@ ERRORS = (
     FeatureError,
     PeerError,
     RatingDataError,
+    ReportError,
     TooFewPairsError,
     TrainingDataError,
     UnknownMetricError,

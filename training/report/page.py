@@ -1,0 +1,61 @@
+"""The page: what was read, put into the template."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from training.report import service
+from training.report.parts import parts_chapter
+from training.report.results import read_results
+from training.report.sections import chapters, overview
+
+
+class ReportError(ValueError):
+    """Nothing to report; the message is one sentence."""
+
+
+def make_report(paths: Iterable[Path], *, title: str, bundle: Path | None = None) -> tuple[str, Sequence[str]]:
+    """One self-contained HTML page of the raw results in files and below folders; the same results, the same bytes.
+
+    Args:
+        bundle: a bundle whose items' parts are drawn, too.
+
+    Returns:
+        The page, and a sentence for each file that was left out.
+
+    Raises:
+        ReportError: there is no raw result.
+        BundleError: the bundle cannot be used.
+        OSError: a path does not exist.
+    """
+    paths = list(paths)
+    found = read_results(paths)
+    about_service, unread = service.chapter(found.service)
+    left_out = [*found.left_out, *unread]
+    shown = chapters(found.evaluations)
+    if about_service:
+        shown.append(about_service)
+    if not shown:
+        where = ", ".join(map(str, paths))
+        reason = f": {left_out[0]}" if left_out else ""
+        raise ReportError(f"there is no raw result in {where}{reason}")
+    if bundle is not None:
+        shown.append(parts_chapter(bundle))
+    environment = Environment(
+        loader=PackageLoader("training.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html.jinja").render(
+        title=title,
+        overview=overview(found.evaluations),
+        chapters=shown,
+        count=len(found.evaluations) + len(found.service) - len(unread),
+        left_out=left_out,
+    )
+    return page, left_out

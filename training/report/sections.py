@@ -1,0 +1,502 @@
+"""What a report says of each dataset and protocol: tables and plots by what the raw results hold."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from training.report import plots
+from training.report.plots import Bar, Plot, Series
+from training.report.results import DATASETS, Config, Epoch, Result, Spread
+from training.report.tables import (
+    OURS,
+    Cell,
+    Column,
+    Row,
+    Table,
+    compare,
+    label,
+    lower_is_better,
+    metric_label,
+)
+
+T = TypeVar("T")
+
+HEADLINES = ("recall@20", "recall@20[missing=0%]", "rmse[+F]", "hr@10")
+RANKING = ("recall@20", "ndcg@20", "recall@50", "ndcg@50")
+IMPUTATION = ("cosine", "neighbourhood_hit@10", "self_hit@10", "self_mrr", "calibration_error")
+TITLES = {
+    "missing": "Top-N with missing modalities",
+    "new-items": "New items",
+    "ratio": "Top-N by share of missing cells",
+    "retrieval": "Imputation and cross-modal retrieval",
+    "rating": "Rating prediction",
+    "leave-one-out": "Leave-one-out",
+}
+ABOUT = {
+    "missing": "Every item that a user has not seen in training is ranked. The withheld cells reached no loss, graph, "
+    "statistic or encoder.",
+    "new-items": "The training interactions of the new items have joined the test part. All: every test interaction; "
+    "new alone: those with new items, which are still ranked among all items.",
+    "ratio": "The same ranking with ever more item-modality cells withheld, each share containing the smaller ones.",
+    "retrieval": "Features imputed for withheld cells, compared with the true ones. All similarities are centred "
+    "cosines.",
+    "rating": "Errors of predicted ratings from 1 to 5 on the same test rows for every model; smaller is better. "
+    "Always answering the most frequent rating has a low MAE, so it is never read alone.",
+}
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How the figures of one model were made."""
+
+    name: str
+    command: str
+    facts: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Something under a heading of its own; `folded` until it is asked for."""
+
+    title: str = ""
+    text: str = ""
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    provenance: Sequence[Provenance] = ()
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One protocol on one dataset under one condition."""
+
+    anchor: str
+    title: str
+    about: str
+    blocks: Sequence[Block]
+    synthetic: bool = False
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One dataset, or the service."""
+
+    anchor: str
+    title: str
+    sections: Sequence[Section]
+
+
+def chapters(results: Iterable[Result]) -> list[Chapter]:
+    """One chapter a dataset, one section a protocol and condition; what was measured differently is never compared."""
+    groups: dict[str, dict[tuple[str, str], list[Result]]] = defaultdict(lambda: defaultdict(list))
+    for result in results:
+        groups[result.dataset][result.protocol, result.condition].append(result)
+    found = []
+    for dataset in sorted(groups, key=_known(DATASETS)):
+        sections = [
+            _section(f"{_anchor(dataset)}-{number}", protocol, condition, members)
+            for number, ((protocol, condition), members) in enumerate(
+                sorted(groups[dataset].items(), key=lambda group: (_known(TITLES)(group[0][0]), group[0][1]))
+            )
+        ]
+        found.append(Chapter(_anchor(dataset), DATASETS.get(dataset, dataset), sections))
+    return found
+
+
+def overview(results: Iterable[Result]) -> Table | None:
+    """The best model and ours by the first figure of each protocol."""
+    groups: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
+    for result in results:
+        groups[result.dataset, result.protocol, result.condition].append(result)
+    rows = []
+    order = sorted(groups, key=lambda key: (_known(DATASETS)(key[0]), _known(TITLES)(key[1]), key[2]))
+    for dataset, protocol, condition in order:
+        members = groups[dataset, protocol, condition]
+        metric = _headline(members)
+        scored = [(spread, label(member)) for member in members if metric and (spread := member.spread(metric))]
+        if not metric or not scored:
+            continue
+        best, name = (min if lower_is_better(metric) else max)(scored, key=lambda pair: pair[0].mean)
+        ours = next((m.spread(metric) for m in members if m.model in OURS and not m.variant), None)
+        where = TITLES.get(protocol, protocol) + (f"; {condition}" if condition else "")
+        cells = [where, metric_label(metric), f"{name}: {best.text()}", ours.text() if ours else ""]
+        rows.append(Row(DATASETS.get(dataset, dataset), [Cell(cell) for cell in cells]))
+    header = ("Dataset", "Protocol", "Measure", "Best in this report", "Lacuna's own model")
+    return Table("At a glance", header, rows, words=True) if rows else None
+
+
+def _headline(members: Sequence[Result]) -> str | None:
+    names = {name for member in members for name in member.metrics}
+    cosines = sorted(name for name in names if name.startswith("cosine[") and "level" not in name)
+    if members[0].protocol == "retrieval":
+        return cosines[0] if cosines else None
+    usual = next((name for name in HEADLINES if name in names), None)
+    return usual or next((name for name in members[0].metrics if not name.startswith("valid ")), None)
+
+
+def _section(name: str, protocol: str, condition: str, members: Sequence[Result]) -> Section:
+    compared = _compared(members)
+    make: dict[str, Callable[[Sequence[Result]], list[Block]]] = {
+        "missing": _missing,
+        "new-items": _new_items,
+        "ratio": _ratio,
+        "retrieval": _retrieval,
+        "rating": _rating,
+    }
+    blocks = make.get(protocol, _other)(compared)
+    blocks += [block for block in (_ablation(group) for group in _variants(members)) if block]
+    blocks += [_curves(member) for member in members if _histories(member)]
+    blocks.append(_provenance(members))
+    title = TITLES.get(protocol, protocol)
+    about = " ".join(filter(None, [ABOUT.get(protocol, ""), f"Condition: {condition}." if condition else ""]))
+    return Section(name, title, about, blocks, any(member.synthetic for member in members))
+
+
+def _compared(members: Sequence[Result]) -> list[Result]:
+    """One result a model, or all variants of a model that has no plain one: the rest are ablations."""
+    plain = {member.model for member in members if not member.variant}
+    return [member for member in members if not member.variant or member.model not in plain]
+
+
+# --- protocols -------------------------------------------------------------------------------------------------------
+
+
+def _missing(members: Sequence[Result]) -> list[Block]:
+    columns = [*map(Column.of, RANKING), *_cost()]
+    blocks = _tables(compare(members, columns, "All items ranked"))
+    levels = _labels(members, r"recall@20\[(level=\d+)\]")
+    if levels:
+        by_level = [
+            compare(
+                members,
+                [Column.of(f"{metric}[{level}]", f"{_count(level)} lacking") for level in levels],
+                f"{metric_label(metric)} by how many modalities the item lacks",
+            )
+            for metric in ("recall@20", "ndcg@20")
+        ]
+        plot = _by_level(members, "recall@20", "", levels)
+        blocks.append(Block("By level of missingness", tables=_there(by_level), plots=_there([plot])))
+    return blocks
+
+
+def _new_items(members: Sequence[Result]) -> list[Block]:
+    metrics = [f"{metric}{group}" for group in ("", "[new]") for metric in RANKING]
+    titles = [f"{metric_label(m.removesuffix('[new]'))}, {'new alone' if '[new]' in m else 'all'}" for m in metrics]
+    columns = [Column.of(metric, title) for metric, title in zip(metrics, titles, strict=True)]
+    rows = [
+        Bar(label(member), spread.mean, spread.deviation, spread.text(), member.model in OURS)
+        for member in _ordered(members, "recall@20[new]")
+        if (spread := member.spread("recall@20[new]"))
+    ]
+    title = "Recall@20 on new items alone"
+    table = compare(members, [*columns, *_cost()], "Ranked among all items")
+    return _tables(table, plots=_bars(title, rows, "Recall@20"))
+
+
+def _ratio(members: Sequence[Result]) -> list[Block]:
+    shares = _labels(members, r"recall@20\[(missing=\d+%)\]")
+    if not shares:
+        return _other(members)
+    found, drops, series = [], [], []
+    for metric in ("recall@20", "ndcg@20"):
+        columns = [Column.of(f"{metric}[{share}]", f"{_count(share)} missing") for share in shares]
+        found.append(compare(members, columns, f"{metric_label(metric)} by share of missing cells"))
+    for member in _ordered(members, f"recall@20[{shares[0]}]"):
+        cells = [_drop(member, shares[0], share) for share in shares[1:]]
+        drops.append(Row(label(member), [Cell(cell) for cell in cells], member.model in OURS))
+        spreads = [(share, member.spread(f"recall@20[{share}]")) for share in shares]
+        known = [(float(_count(share).rstrip("%")), spread) for share, spread in spreads if spread]
+        series.append(Series(label(member), [(x, s.mean) for x, s in known], [spread.deviation for _, spread in known]))
+    found.append(
+        Table(
+            "Drop of Recall@20",
+            ["Model", *(f"{_count(share)} missing" for share in shares[1:])],
+            drops,
+            f"Against {_count(shares[0])} missing, in percent, seed by seed.",
+        )
+    )
+    plot = plots.lines("Recall@20 by share of missing cells", series, x="missing cells (%)", y="Recall@20")
+    return _tables(*found, plots=[plot])
+
+
+def _drop(member: Result, first: str, share: str) -> str:
+    whole, left = (member.values(f"recall@20[{name}]") for name in (first, share))
+    found = Spread.of(100 * (left[seed] / whole[seed] - 1) for seed in left if whole.get(seed))
+    return f"{found.text(1)} %" if found else ""
+
+
+def _retrieval(members: Sequence[Result]) -> list[Block]:
+    modalities = _labels(members, r"cosine\[([^\]]+)\]")
+    blocks = []
+    for modality in modalities:
+        own = f"[{modality}]"
+        columns = [Column.of(f"{metric}{own}", metric_label(metric)) for metric in IMPUTATION]
+        tables = [compare(members, columns, f"Withheld {modality} features")]
+        levels = _labels(members, rf"cosine\[{re.escape(modality)}\]\[(level=\d+)\]")
+        for metric in ("cosine", "neighbourhood_hit@10", "calibration_error"):
+            by_level = [Column.of(f"{metric}{own}[{level}]", f"{_count(level)} lacking") for level in levels]
+            title = f"{modality}: {metric_label(metric)} by how many modalities the item lacks"
+            tables.append(compare(members, by_level, title))
+        rows = [
+            Bar(label(member), spread.mean, spread.deviation, spread.text(), member.model in OURS)
+            for member in _ordered(members, f"cosine{own}")
+            if (spread := member.spread(f"cosine{own}"))
+        ]
+        drawn = _bars(f"{modality}: imputed against true features", rows, "centred cosine")
+        plot = _by_level(members, "cosine", own, levels) if len(levels) > 1 else None
+        blocks.append(Block(f"Modality {modality}", tables=_there(tables), plots=[*drawn, *_there([plot])]))
+    calibrated = compare(
+        members,
+        [Column.of("calibration_error", "calibration error")],
+        "Confidence against what it announces",
+        "Expected calibration error of the served confidence, over ten bins, all withheld cells together.",
+    )
+    return [*blocks, *_tables(calibrated)]
+
+
+def _rating(members: Sequence[Result]) -> list[Block]:
+    regimes = _labels(members, r"rmse\[(.+)\]")
+    columns = [Column.of(f"{metric}[{regime}]") for regime in regimes for metric in ("rmse", "mae")]
+    published = [
+        Column(metric_label(metric), partial(_published, metric=metric), lower=True)
+        for metric in (f"{name}[{regime}]" for regime in regimes for name in ("rmse", "mae"))
+    ]
+    note = "Mean and spread over random splits, which are harder or easier for all models alike: see the pairs below."
+    tables = [compare(members, columns, "Errors by regime", note), compare(members, published, "The published split")]
+    return _tables(*tables, *[pairs for regime in regimes[:1] if (pairs := _pairs(members, f"rmse[{regime}]"))])
+
+
+def _published(member: Result, *, metric: str) -> Spread | None:
+    metrics = member.published.metrics if member.published else {}
+    return Spread.of([metrics[metric]] if metric in metrics else [])
+
+
+def _pairs(members: Sequence[Result], metric: str) -> Table | None:
+    """Each model against the best, split by split."""
+    order = _ordered(members, metric)
+    if len(order) < 2:
+        return None
+    best, rows = order[0].values(metric), []
+    for member in order[1:]:
+        shared = {seed: value - best[seed] for seed, value in member.values(metric).items() if seed in best}
+        if not (found := Spread.of(shared.values())):
+            continue
+        error = found.deviation / found.count**0.5
+        worse = sum(difference > 0 for difference in shared.values())
+        cells = [f"{found.mean:+.4f} ± {error:.4f}" if found.count > 1 else f"{found.mean:+.4f}"]
+        rows.append(
+            Row(
+                label(member),
+                [Cell(cells[0]), Cell(f"{worse} of {found.count}")],
+                member.model in OURS,
+            )
+        )
+    return Table(
+        f"{metric_label(metric)} against {label(order[0])}, by pairs",
+        ["Model", "difference ± its standard error", "splits where it is worse"],
+        rows,
+        "On the same rows of the same splits.",
+    )
+
+
+def _other(members: Sequence[Result]) -> list[Block]:
+    metrics = dict.fromkeys(name for member in members for name in member.metrics if not name.startswith("valid "))
+    return _tables(compare(members, [*map(Column.of, metrics), *_cost()], "All figures"))
+
+
+# --- ablations, curves, provenance -----------------------------------------------------------------------------------
+
+
+def _variants(members: Sequence[Result]) -> list[list[Result]]:
+    """For each model with a plain result and variants of it: these, the plain one first."""
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for member in sorted(members, key=lambda member: member.variant or ""):
+        groups[member.model].append(member)
+    return [group for group in groups.values() if len(group) > 1 and not group[0].variant]
+
+
+def _ablation(group: Sequence[Result]) -> Block | None:
+    whole, *variants = group
+    metric = _headline([whole])
+    if metric is None:
+        return None
+    reference = whole.values(metric)
+    rows, drawn = [Row(label(whole), [Cell(_text(whole, metric)), Cell(""), Cell("")], ours=True)], []
+    for variant in variants:
+        shares = Spread.of(
+            100 * (value / reference[seed] - 1) for seed, value in variant.values(metric).items() if reference.get(seed)
+        )
+        difference = f"{shares.mean:+.1f} %" if shares else ""
+        rows.append(
+            Row(
+                variant.variant or "", [Cell(_text(variant, metric)), Cell(difference), Cell(_settings(whole, variant))]
+            )
+        )
+        if shares:
+            drawn.append(Bar(variant.variant or "", shares.mean, shares.deviation, difference))
+    name = metric_label(metric)
+    table = Table(
+        f"{label(whole)}: what each part is worth",
+        ["Variant", name, "difference", "settings that differ"],
+        rows,
+        "Difference to the full model in percent, seed by seed; whiskers are one standard deviation of it.",
+    )
+    return Block(
+        "Ablations", tables=[table], plots=_bars(f"Change of {name} by variant", drawn, f"change of {name} (%)")
+    )
+
+
+def _text(result: Result, metric: str) -> str:
+    spread = result.spread(metric)
+    return spread.text() if spread else ""
+
+
+def _settings(whole: Result, variant: Result) -> str:
+    """The settings of a variant that are not those of the full model."""
+    theirs, own = (_flat(member.config) for member in (whole, variant))
+    return ", ".join(f"{name}={value}" for name, value in own.items() if theirs.get(name) != value) or "none"
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    rest = {name: value for name, value in (config.model_extra or {}).items() if name not in ("grid", "chosen")}
+    return {**config.model, **config.trainer, **rest}
+
+
+def _histories(member: Result) -> list[tuple[str, list[Epoch], int | None]]:
+    """Name, epochs and best epoch of each training that a result tells of."""
+    found = []
+    for run in member.runs:
+        if isinstance(run.history, list):
+            best = run.best_epoch if isinstance(run.best_epoch, int) else None
+            found.append((f"seed {run.seed}", run.history, best))
+            continue
+        for name, history in run.history.items():
+            best = run.best_epoch.get(name) if isinstance(run.best_epoch, dict) else None
+            found.append((f"seed {run.seed}, {name.replace('=', ' ')}", history, best))
+    return [entry for entry in found if entry[1]]
+
+
+def _curves(member: Result) -> Block:
+    histories = _histories(member)
+    wanted = str(member.config.trainer.get("metric", "recall@20"))
+    series = [
+        Series(
+            name,
+            [(epoch.epoch, epoch.metrics[wanted]) for epoch in history if wanted in epoch.metrics],
+            best=[(e.epoch, e.metrics[wanted]) for e in history if e.epoch == best and wanted in e.metrics],
+        )
+        for name, history, best in histories
+    ]
+    shown = metric_label(wanted)
+    drawn = []
+    if any(one.points for one in series):
+        note = "Circles mark the best epoch, whose weights are kept."
+        drawn.append(
+            plots.lines(f"Validation {shown}", series, x="epoch", y=f"validation {shown}", whole=True, note=note)
+        )
+    parts = dict.fromkeys(part for _, history, _ in histories for epoch in history for part in epoch.losses)
+    for part in parts:
+        losses = [
+            Series(name, [(epoch.epoch, epoch.losses[part]) for epoch in history if part in epoch.losses])
+            for name, history, _ in histories
+        ]
+        if any(value for one in losses for _, value in one.points):
+            title = "Loss, all parts" if part == "loss" else f"Loss part: {part}"
+            drawn.append(plots.lines(title, losses, x="epoch", y="weighted loss", whole=True, small=True))
+    return Block(f"Training curves: {label(member)}", plots=drawn, folded=True)
+
+
+def _provenance(members: Sequence[Result]) -> Block:
+    found = []
+    for member in members:
+        machine = member.machine
+        versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
+        seconds, memory = (
+            [value for run in member.runs if (value := getattr(run, name)) is not None]
+            for name in ("seconds", "peak_rss_mb")
+        )
+        facts = [
+            f"seeds {', '.join(str(run.seed) for run in member.runs)}",
+            f"{machine.cpu}, {machine.cores or '?'} cores, {machine.threads or '?'} threads",
+            versions,
+            f"{sum(seconds):.0f} s in all" if seconds else "",
+            f"peak {max(memory):.0f} MB" if memory else "",
+            f"raw result {member.file}",
+        ]
+        found.append(Provenance(label(member), member.command, [fact for fact in facts if fact]))
+    return Block("How these figures were made", provenance=found, folded=True)
+
+
+# --- helpers ---------------------------------------------------------------------------------------------------------
+
+
+def _anchor(dataset: str) -> str:
+    """A name as the page's links can carry it."""
+    return "data-" + re.sub(r"[^a-z0-9]+", "-", dataset.lower())
+
+
+def _cost() -> list[Column]:
+    def per_epoch(member: Result) -> Spread | None:
+        found = [run.seconds_per_epoch for run in member.runs]
+        return Spread.of(value for value in found if isinstance(value, float))
+
+    return [Column("s/epoch", per_epoch, lower=True, digits=2, judged=False)]
+
+
+def _by_level(members: Sequence[Result], metric: str, own: str, levels: Sequence[str]) -> Plot | None:
+    series = []
+    for member in _ordered(members, f"{metric}{own}"):
+        spreads = [(float(_count(level)), member.spread(f"{metric}{own}[{level}]")) for level in levels]
+        known = [(x, spread) for x, spread in spreads if spread]
+        series.append(Series(label(member), [(x, s.mean) for x, s in known], [s.deviation for _, s in known]))
+    if not any(one.points for one in series):
+        return None
+    name = metric_label(metric)
+    title = f"{own.strip('[]')}: {name} by level" if own else f"{name} by level"
+    ticks = {float(_count(level)): _count(level) for level in levels}
+    return plots.lines(title, series, x="modalities that the item lacks", y=name, ticks=ticks, zero=True)
+
+
+def _bars(title: str, rows: Sequence[Bar], x: str) -> list[Plot]:
+    return [plots.bars(title, rows, x=x)] if rows else []
+
+
+def _ordered(members: Sequence[Result], metric: str) -> list[Result]:
+    """Those that have the metric, best first."""
+    scored = [(spread.mean, member) for member in members if (spread := member.spread(metric))]
+    sign = 1 if lower_is_better(metric) else -1
+    return [member for _, member in sorted(scored, key=lambda pair: sign * pair[0])]
+
+
+def _labels(members: Sequence[Result], pattern: str) -> list[str]:
+    """What the pattern's group finds among the metrics' names, in natural order."""
+    names = [name for member in members for name in member.metrics]
+    found = dict.fromkeys(match[1] for name in names if (match := re.fullmatch(pattern, name)))
+    if all(re.search(r"\d", name) for name in found):
+        return sorted(found, key=lambda name: int(re.findall(r"\d+", name)[0]))
+    return list(found)
+
+
+def _count(text: str) -> str:
+    """`level=1` is 1."""
+    return text.partition("=")[2]
+
+
+def _tables(*tables: Table | None, plots: Sequence[Plot] = ()) -> list[Block]:
+    found = _there(tables)
+    return [Block(tables=found, plots=plots)] if found else []
+
+
+def _there(values: Iterable[T | None]) -> list[T]:
+    return [value for value in values if value is not None]
+
+
+def _known(names: Iterable[str]) -> Callable[[str], tuple[int, str]]:
+    """Known names in their order, others after them by the alphabet."""
+    order = list(names)
+    return lambda name: (order.index(name) if name in order else len(order), name)
