@@ -8,10 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from scipy.stats import t as student
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -105,6 +108,49 @@ def calibration() -> str:
     return "\n".join(lines)
 
 
+RATED = (
+    "lrmm", "offset", "user-bias", "item-bias", "biases", "svd", "svdpp", "nmf", "tfidf-ridge", "biases-tfidf-ridge",
+)  # fmt: skip
+
+
+def rating() -> str:
+    """Rating errors on random splits and on the published one, and the paired difference to the biases."""
+    lines = [
+        "| RMSE / MAE | model | random splits | published split | RMSE against `biases`, same rows |",
+        "|---|---|---|---|---|",
+    ]
+    for dataset, label in {"musical-instruments": "Musical Instruments", "ml-100k": "ML-100K"}.items():
+        reference = _found(f"rating/{dataset}/biases.json")
+        for model in RATED:
+            found = _found(f"rating/{dataset}/{model}.json")
+            if found:
+                errors = _rating_errors(found["mean"])
+                published = _rating_errors(found["published"]["metrics"]) if found["published"] else ""
+                paired = paired_difference(found, reference) if reference and model != "biases" else ""
+                lines.append(f"| {label} | {model} | {errors} | {published} | {paired} |")
+    return "\n".join(lines)
+
+
+def _rating_errors(metrics: Any) -> str:
+    return f"{metrics['rmse[+F]']:.4f} / {metrics['mae[+F]']:.4f}"
+
+
+def paired_difference(found: Any, reference: Any) -> str:
+    """Mean difference of RMSE over the splits that both have, and its 95 % interval.
+
+    The training parts of random splits overlap, so the variance is corrected as Nadeau and Bengio (2003) do: by the ratio
+    of test to training rows on top of one over the number of splits.
+    """
+    ours, theirs = ({run["seed"]: run["metrics"]["rmse[+F]"] for run in one["runs"]} for one in (found, reference))
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
+    mean = statistics.fmean(differences)
+    if len(differences) < 2:
+        return f"{mean:+.4f}"
+    error = statistics.stdev(differences) * (1 / len(differences) + 1 / 8) ** 0.5
+    half = float(student.ppf(0.975, len(differences) - 1)) * error
+    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+
+
 def _found(path: str) -> Any:
     return _load(path) if (RESULTS / path).is_file() else None
 
@@ -132,9 +178,11 @@ def latency() -> str:
 def faults() -> str:
     """What was killed and what was found afterwards, by run of the crash harness."""
     lines = [
-        "| run | kills | acknowledged writes | unanswered ones, found out | answers compared | violations |",
-        "|---|---|---|---|---|---|",
+        "| run | kills | trouble besides | acknowledged writes | unanswered ones, found out | answers compared |"
+        " backups restored | violations |",
+        "|---|---|---|---|---|---|---|---|",
     ]
+    totals = [0] * 6
     for file in sorted((RESULTS / "faults").glob("*.json")):
         found = json.loads(file.read_text("utf-8"))
         if "kills" not in found:
@@ -142,8 +190,66 @@ def faults() -> str:
         kills, acknowledged, unanswered = (
             sum(found[name].values()) for name in ("kills", "acknowledged", "unanswered")
         )
-        cells = (kills, acknowledged, unanswered, found["answers_compared"], len(found["violations"]))
-        lines.append(f"| `{file.stem}` | {' | '.join(map(str, cells))} |")
+        answers, backups = found["answers_compared"], found["backups_restored"]
+        cells = [kills, acknowledged, unanswered, answers, backups, len(found["violations"])]
+        totals = [total + cell for total, cell in zip(totals, cells, strict=True)]
+        trouble = ", ".join(f"{count} x {name}" for name, count in found["trouble"].items() if "nothing" not in name)
+        lines.append(f"| `{file.stem}` | {cells[0]} | {trouble} | {' | '.join(map(str, cells[1:]))} |")
+    lines.append(f"| all | {totals[0]} | | {' | '.join(map(str, totals[1:]))} |")
+    return "\n".join(lines)
+
+
+def linear() -> str:
+    """Many clients on few items."""
+    lines = ["| run | requests | histories | not linear | 5xx |", "|---|---|---|---|---|"]
+    for file in sorted((RESULTS / "faults").glob("linear-*.json")):
+        found = json.loads(file.read_text("utf-8"))
+        cells = (found["requests"], found["histories"], len(found["not_linear"]), found["server_errors"])
+        lines.append(f"| {found['what']}, {found['seconds']:g} s | {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def replicas() -> str:
+    """The composition with two replicas, driven from outside."""
+    found = _load("service/compose.json")
+    lines = ["| 100 items created while | answers | acknowledged | of these lost |", "|---|---|---|---|"]
+    for name in ("undisturbed", "one replica killed", "redis killed"):
+        answers = ", ".join(f"{count} {status}" for status, count in found[name]["statuses"].items())
+        if "by_replica" in found[name]:
+            answers += f" ({' and '.join(f'{count:.0f}' for count in found[name]['by_replica'])} by replica)"
+        lines.append(f"| {name} | {answers} | {found[name]['acknowledged']} | {found[name]['lost']} |")
+    return "\n".join(lines)
+
+
+def soak() -> str:
+    """Whether memory or the cost of a request grow."""
+    found = _load("faults/soak.json")
+    minutes = found["samples"][-1]["minute"]
+    lines = [
+        f"| {found['requests']} requests, {found['requests_per_second']} a second, {minutes:.0f} minutes | median |"
+        " a minute (95 %) | over the whole time | grows |",
+        "|---|---|---|---|---|",
+    ]
+    units = {"resident_mib": "MiB resident", "cpu_ms_per_request": "ms of processor a request", "p50_ms": "ms p50",
+             "p99_ms": "ms p99"}  # fmt: skip
+    for name, unit in units.items():
+        trend = found["trends"][name]
+        low, high = trend["interval"]
+        slope = f"{trend['slope_per_minute']:+.4f} ({low:+.4f} .. {high:+.4f})"
+        grows = "yes" if trend["grows"] else "no"
+        lines.append(f"| {unit} | {trend['median']:.2f} | {slope} | {trend['growth_of_median']:+.2%} | {grows} |")
+    return "\n".join(lines)
+
+
+def fuzz() -> str:
+    """What made-up requests were answered."""
+    found = _load("faults/fuzz.json")
+    statuses = ", ".join(f"{count} {name}" for name, count in found["statuses"].items())
+    lines = ["| run | requests | answers | 5xx | other failures | tracebacks in the log |", "|---|---|---|---|---|---|"]
+    cells = (found["requests"], statuses, found["server_errors"], found["failures"], found["tracebacks_in_the_log"])
+    lines.append(
+        f"| {found['seconds'] / 60:.0f} minutes, {found['operations']} operations | {' | '.join(map(str, cells))} |"
+    )
     return "\n".join(lines)
 
 
@@ -166,8 +272,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking": ranking,
     "retrieval": retrieval,
     "calibration": calibration,
+    "rating": rating,
     "latency": latency,
     "faults": faults,
+    "linear": linear,
+    "replicas": replicas,
+    "soak": soak,
+    "fuzz": fuzz,
     "staleness": staleness,
 }
 
