@@ -138,8 +138,8 @@ def _rating_errors(metrics: Any) -> str:
 def paired_difference(found: Any, reference: Any) -> str:
     """Mean difference of RMSE over the splits that both have, and its 95 % interval.
 
-    The training parts of random splits overlap, so the variance is corrected as Nadeau and Bengio (2003) do: by the ratio
-    of test to training rows on top of one over the number of splits.
+    The training parts of random splits overlap, so the variance is corrected as Nadeau and Bengio (2003) do: by the
+    ratio of test to training rows on top of one over the number of splits.
     """
     ours, theirs = ({run["seed"]: run["metrics"]["rmse[+F]"] for run in one["runs"]} for one in (found, reference))
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]

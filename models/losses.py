@@ -79,3 +79,9 @@ def l2(*parameters: Tensor) -> Tensor:
     """Half the squared norm of batch embeddings, divided by the batch size, as in BPR's regulariser."""
     total = torch.stack([parameter.pow(2).sum() for parameter in parameters]).sum()
     return 0.5 * total / max(len(parameters[0]), 1)
+
+
+def sparsity(activation: Tensor, rho: float) -> Tensor:
+    """KL divergence of hidden units' mean activations over the batch `[..., b, h]` from `rho`, mean over the units."""
+    mean = activation.mean(dim=-2).clamp(1e-6, 1 - 1e-6)
+    return (rho * (rho / mean).log() + (1 - rho) * ((1 - rho) / (1 - mean)).log()).mean()

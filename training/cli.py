@@ -8,29 +8,34 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import orjson
 import torch
 import typer
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from models.bundle import BundleError, read_manifest
 from models.dgmrec import DGMRecConfig
 from models.encoders import EncoderUnavailableError
+from models.lrmm import LRMMConfig
 from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
 from training.datasets.base import DatasetError
 from training.demo import prepare_demo
-from training.evaluate import MODELS, RATERS, EvaluationError, Plan, Protocol, evaluate, evaluate_rating
+from training.evaluate import MODELS, RATERS, EvaluationError, Plan, Protocol, RatingPlan, evaluate, evaluate_rating
 from training.features import FeatureError
+from training.lrmm import TRAINER as RATING_TRAINER
 from training.peers import PeerError
 from training.progress import Terminal
+from training.rate import add_lrmm
 from training.ratings import RatingDataError
-from training.report import ReportError, make_report
+from training.report.page import ReportError, make_report
 from training.train import DataOptions, TrainingDataError, make_bundle
 from training.trainer import TrainerConfig, UnknownMetricError
+
+C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "epochs": 80, "patience": 10}  # a small catalogue, a short wait
@@ -54,6 +59,7 @@ class Model(StrEnum):
     """Models that can be trained."""
 
     DGMREC = "dgmrec"
+    LRMM = "lrmm"
 
 
 class Kind(StrEnum):
@@ -146,9 +152,14 @@ def train(
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
 ) -> None:
-    """Train a model and export a bundle. Interrupted, the same command goes on where it was."""
-    del model  # there is one
+    """Train a model and export a bundle; lrmm joins the bundle that is there, dgmrec replaces it.
+
+    Interrupted, the same command goes on where it was.
+    """
     options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads, seed)
+    if model is Model.LRMM:
+        _train_lrmm(data, out, options, {"seed": seed, **_parsed(settings)}, as_json=as_json)
+        return
     with Terminal() as terminal:
         _train(
             data,
@@ -199,7 +210,17 @@ def evaluate_command(
     """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
     torch.set_num_threads(threads)
     if protocol is Protocol.RATING:
-        _evaluate_rating(model, data, seeds, variant, json_file)
+        if model not in RATERS:
+            raise CommandError(f"the protocol rating has no model {model!r}; it has {', '.join(RATERS)}")
+        options = DataOptions(
+            image_encoder=image_encoder, image_weights=image_weights, cache=_cache(data), threads=threads
+        )
+        rating = RatingPlan(model, *_rating_configs(_parsed(settings)), options)
+        with Terminal() as terminal:
+            result = evaluate_rating(
+                load_dataset(data), rating, seeds=seeds, variant=variant, command=_command(), terminal=terminal
+            )
+        _write_result(result, json_file)
         return
     levels = missing is None and mask is None and protocol is not Protocol.RATIO
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads, levels=levels)
@@ -208,15 +229,6 @@ def evaluate_command(
     dataset = load_dataset(data)
     with Terminal() as terminal:
         result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
-    _write_result(result, json_file)
-
-
-def _evaluate_rating(model: str, data: Path, seeds: int, variant: str | None, json_file: Path | None) -> None:
-    if model not in RATERS:
-        raise CommandError(f"the protocol rating has no model {model!r}; it has {', '.join(RATERS)}")
-    dataset = load_dataset(data)
-    with Terminal() as terminal:
-        result = evaluate_rating(dataset, model, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
     _write_result(result, json_file)
 
 
@@ -370,18 +382,39 @@ def _train(
     terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
 
 
+def _train_lrmm(data: Path, out: Path, options: DataOptions, settings: dict[str, Any], *, as_json: bool) -> None:
+    torch.set_num_threads(options.threads)
+    config, trainer = _rating_configs(settings)
+    with Terminal() as terminal:
+        manifest = add_lrmm(load_dataset(data), out, config, trainer, options, terminal=terminal)
+        metrics = manifest.models[Model.LRMM].metrics
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("rmse[+F]", "mae[+F]"))
+        terminal.say(f"bundle {manifest.version} in {out}: test {shown}")
+    if as_json:
+        _print_json(json.loads(manifest.model_dump_json(include={"version", "data", "models"})))
+
+
+def _rating_configs(settings: dict[str, Any]) -> tuple[LRMMConfig, TrainerConfig]:
+    return _validated(settings, LRMMConfig, RATING_TRAINER.model_dump())
+
+
 def _configs(settings: dict[str, Any]) -> tuple[DGMRecConfig, TrainerConfig]:
-    """Settings by name for the model and the trainer; a name that both have (seed) goes to both."""
+    return _validated(settings, DGMRecConfig, {})
+
+
+def _validated(settings: dict[str, Any], kind: type[C], usual: dict[str, Any]) -> tuple[C, TrainerConfig]:
+    """Settings by name for the model and the trainer (over its usual ones here); a name that both have (seed) goes to
+    both."""
     model, trainer = (
-        {name: value for name, value in settings.items() if name in kind.model_fields}
-        for kind in (DGMRecConfig, TrainerConfig)
+        {name: value for name, value in settings.items() if name in fields}
+        for fields in (kind.model_fields, TrainerConfig.model_fields)
     )
     unknown = settings.keys() - model.keys() - trainer.keys()
     if unknown:
-        known = ", ".join(sorted({*DGMRecConfig.model_fields, *TrainerConfig.model_fields}))
+        known = ", ".join(sorted({*kind.model_fields, *TrainerConfig.model_fields}))
         raise CommandError(f"there is no setting {min(unknown)!r}; there are {known}")
     try:
-        return DGMRecConfig.model_validate(model), TrainerConfig.model_validate(trainer)
+        return kind.model_validate(model), TrainerConfig.model_validate(usual | trainer)
     except ValidationError as error:
         first = error.errors()[0]
         raise CommandError(f"the setting {first['loc'][0]!r}: {first['msg']}") from None

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from models.lrmm import LRMMConfig
 from training.datasets.base import Dataset
 from training.evaluate.machine import machine
+from training.lrmm import RatingSource, measured, train_lrmm
 from training.progress import Terminal
+from training.rate import encoded_ratings
 from training.rating_peers import RATING_PEERS, PeerRatings, tune_rating_peer
 from training.ratings import HIGHEST, LOWEST, RatingParts, Ratings, Values, published_parts, random_parts
-from training.trainer import peak_memory_mb
+from training.train import DataOptions
+from training.trainer import TrainerConfig, peak_memory_mb
 
 PUBLISHED = 0  # the seed under which the dataset's own split runs
 FULL = "+F"
-RATERS = tuple(RATING_PEERS)
+LRMM = "lrmm"
+RATERS = (LRMM, *RATING_PEERS)
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,18 @@ class RatingOutcome:
     account: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RatingPlan:
+    """What to measure: one of `RATERS`; for LRMM its settings and how content becomes features."""
+
+    model: str
+    config: LRMMConfig
+    trainer: TrainerConfig
+    options: DataOptions
+
+
 def evaluate_rating(
-    dataset: Dataset, model: str, *, seeds: int, variant: str | None, command: str, terminal: Terminal
+    dataset: Dataset, plan: RatingPlan, *, seeds: int, variant: str | None, command: str, terminal: Terminal
 ) -> dict[str, Any]:
     """Train and test on the random splits of seeds 1, 2, ..., and on the published split where there is one.
 
@@ -42,36 +57,54 @@ def evaluate_rating(
     ratings = Ratings.of(dataset)
     published = published_parts(dataset, ratings)
     splits = {seed: random_parts(len(ratings), seed) for seed in range(1, seeds + 1)}
-    runs = [_run(ratings, parts, model, seed, terminal) for seed, parts in splits.items()]
+    run = _runner(dataset, ratings, plan, terminal)
+    runs = [run(parts, seed) for seed, parts in splits.items()]
     names = runs[0]["metrics"]
     table = {name: np.array([run["metrics"][name] for run in runs]) for name in names}
     return {
         "protocol": "rating",
         "dataset": dataset.name,
         "synthetic": dataset.synthetic,
-        "model": model,
+        "model": plan.model,
         "variant": variant,
-        "config": {"grid": [dict(setting) for setting in RATING_PEERS[model].grid]},
+        "config": _settings(plan),
         "command": command,
         "machine": machine(),
-        "published": None if published is None else _run(ratings, published, model, PUBLISHED, terminal),
+        "published": None if published is None else run(published, PUBLISHED),
         "runs": runs,
         "mean": {name: float(values.mean()) for name, values in table.items()},
         "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
     }
 
 
-def _run(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal: Terminal) -> dict[str, Any]:
-    begin = time.perf_counter()
-    terminal.say("the published split" if seed == PUBLISHED else f"split {seed}")
-    outcome = _peer(ratings, parts, model, seed, terminal)
-    return {
-        "seed": seed,
-        "metrics": outcome.metrics,
-        **outcome.account,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "peak_rss_mb": round(peak_memory_mb()),
-    }
+def _settings(plan: RatingPlan) -> dict[str, Any]:
+    if plan.model != LRMM:
+        return {"grid": [dict(setting) for setting in RATING_PEERS[plan.model].grid]}
+    return {"model": plan.config.model_dump(), "trainer": plan.trainer.model_dump(exclude={"seed"})}
+
+
+def _runner(
+    dataset: Dataset, ratings: Ratings, plan: RatingPlan, terminal: Terminal
+) -> Callable[[RatingParts, int], dict[str, Any]]:
+    """What runs one split. Encoders that learn nothing from ratings run once for all splits."""
+    prepared = encoded_ratings(dataset, ratings, plan.config, plan.options, terminal) if plan.model == LRMM else None
+
+    def run(parts: RatingParts, seed: int) -> dict[str, Any]:
+        begin = time.perf_counter()
+        terminal.say("the published split" if seed == PUBLISHED else f"split {seed}")
+        if prepared is None:
+            outcome = _peer(ratings, parts, plan.model, seed, terminal)
+        else:
+            outcome = _lrmm(prepared(parts), plan, seed, terminal)
+        return {
+            "seed": seed,
+            "metrics": outcome.metrics,
+            **outcome.account,
+            "seconds": round(time.perf_counter() - begin, 1),
+            "peak_rss_mb": round(peak_memory_mb()),
+        }
+
+    return run
 
 
 def _peer(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal: Terminal) -> RatingOutcome:
@@ -81,6 +114,19 @@ def _peer(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal:
     )
     metrics = {"valid rmse": found.rmse, **errors(ratings.value[parts.test], found.predict(parts.test), FULL)}
     return RatingOutcome(metrics, {"setting": dict(found.setting)})
+
+
+def _lrmm(source: RatingSource, plan: RatingPlan, seed: int, terminal: Terminal) -> RatingOutcome:
+    trainer = plan.trainer.model_copy(update={"seed": seed})
+    trained = train_lrmm(source, plan.config, trainer, terminal=terminal)
+    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained)}
+    account = {
+        "epochs": trained.result.epochs,
+        "best_epoch": trained.result.best_epoch,
+        "seconds_per_epoch": round(trained.result.seconds_per_epoch, 3),
+        "history": trained.result.history,
+    }
+    return RatingOutcome(metrics, account)
 
 
 def errors(truth: Values, predicted: Values, regime: str) -> dict[str, float]:

@@ -1,0 +1,264 @@
+"""LRMM as it is served: reviews in, profiles in between, ratings with intervals out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from models.bundle import Bundle, BundleError, BundleWriter, EncoderRef, ModelEntry
+from models.lrmm import ITEM, LRMM, USER, LRMMConfig
+from models.profiles import Array, Double, Flags, Prior, Reviewed, Scale, profiles
+from models.reviews import Projection, ReviewEncoder, TextTower, Tone
+from models.vocabulary import Vocabulary
+
+NAME = "lrmm"
+METADATA = {"text": "metadata"}  # the data's name of a content modality -> the pair's
+FILE = "lrmm.safetensors"
+USERS, ITEMS, WORDS, GRAMS = "lrmm_users", "lrmm_items", "lrmm_words", "lrmm_grams"
+LOWEST, HIGHEST = 1.0, 5.0
+COVERAGE = 0.9
+BINS = 3
+
+
+def pair_name(modality: str) -> str:
+    """A content modality's name among those of a pair."""
+    return METADATA.get(modality, modality)
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """Half widths of 90 % intervals by what was observed (split conformal on held-out ratings).
+
+    Attributes:
+        edges: `[4, BINS - 1]`, by which sides are known (neither, user, item, both): bounds of the number of reviews.
+        width: `[4, BINS]`.
+    """
+
+    edges: Double
+    width: Double
+
+    @classmethod
+    def fit(cls, pattern: NDArray[np.int64], amount: Double, residual: Double) -> Intervals:
+        """From held-out predictions: which sides were known `[n]`, by how many reviews `[n]`, absolute errors `[n]`."""
+        edges, width = np.zeros((4, BINS - 1)), np.full((4, BINS), HIGHEST - LOWEST)
+        for one in range(4):
+            mine = pattern == one
+            if not mine.any():
+                continue
+            edges[one] = np.quantile(amount[mine], np.arange(1, BINS) / BINS)
+            bins = np.searchsorted(edges[one], amount[mine], side="right")
+            for place in range(BINS):
+                inside = residual[mine][bins == place]
+                if len(inside):
+                    width[one, place] = np.quantile(inside, _level(len(inside)), method="higher")
+        return cls(edges, width)
+
+    def __call__(self, pattern: NDArray[np.int64], amount: Double) -> Double:
+        """Half widths `[n]`."""
+        bins = (amount[:, None] >= self.edges[pattern]).sum(axis=1)
+        found: Double = self.width[pattern, bins]
+        return found
+
+
+def _level(n: int) -> float:
+    """The quantile of n calibration errors that covers the next one with probability COVERAGE."""
+    return min(math.ceil((n + 1) * COVERAGE) / n, 1.0)
+
+
+@dataclass(frozen=True)
+class Rated:
+    """Ratings and the ends of their 90 % intervals, each `[b]`, within 1..5."""
+
+    rating: Double
+    low: Double
+    high: Double
+
+
+class Rater:
+    """A trained LRMM with all that turns reviews into its inputs.
+
+    Args:
+        users, items: those whose reviews training has seen, with `user_bias` and `item_bias` `[n]`.
+        encoder: of reviews; None where training saw no texts.
+        sentence: which encoder makes the sentence embeddings.
+        scales: of the profiles, by modality.
+        contents: projections of the items' own features, by the dataset's name of the modality.
+    """
+
+    def __init__(
+        self,
+        model: LRMM,
+        *,
+        users: Vocabulary,
+        items: Vocabulary,
+        user_bias: Double,
+        item_bias: Double,
+        prior: Prior,
+        scales: Mapping[str, Scale],
+        encoder: ReviewEncoder | None,
+        sentence: EncoderRef | None,
+        contents: Mapping[str, Projection],
+        intervals: Intervals,
+    ) -> None:
+        self.model = model.eval()
+        self.users, self.items = users, items
+        self.user_bias, self.item_bias = user_bias, item_bias
+        self.prior, self.scales = prior, scales
+        self.encoder, self.sentence = encoder, sentence
+        self.contents = contents
+        self.intervals = intervals
+
+    @property
+    def config(self) -> LRMMConfig:
+        """The model's settings."""
+        return self.model.config
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Modalities of a pair, in the order of the masks' columns."""
+        return self.model.names
+
+    @property
+    def vector_dim(self) -> int:
+        """Length of a review's vector, the tone included."""
+        return 1 if self.encoder is None else self.encoder.dim
+
+    def bias_of_other(self, side: str, user: str, item: str) -> float:
+        """The bias of a review's other side, as training found it: the item's where `side` is USER; 0 for a new one."""
+        vocabulary, bias, key = (
+            (self.items, self.item_bias, item) if side == USER else (self.users, self.user_bias, user)
+        )
+        row = vocabulary.get(key)
+        return 0.0 if row is None else float(bias[row])
+
+    def profile(self, side: str, reviewed: Reviewed, n: int) -> tuple[Array, Flags]:
+        """Profiles `[n, d]` of users or items (`side` is USER or ITEM), and of whom anything is known."""
+        shrinkage = self.config.user_shrinkage if side == USER else self.config.item_shrinkage
+        raw, known = profiles(reviewed, n, self.prior, shrinkage)
+        return self.scales[side](raw), known
+
+    def content(self, modality: str, features: Array) -> Array:
+        """Embeddings `[n, d]` of the items' own raw features `[n, dim]` in a content modality of the data."""
+        return self.contents[modality](features) * np.float32(self.config.text_scale)
+
+    @torch.inference_mode()
+    def rate(self, embeddings: Mapping[str, Array], present: Flags, amount: Double) -> Rated:
+        """Rate pairs.
+
+        Args:
+            embeddings: by modality `[b, d_m]`; rows that are not present may hold anything finite.
+            present: `[b, M]`, columns as in `names`.
+            amount: number of reviews of the sides that are present `[b]`.
+        """
+        tensors = {name: torch.from_numpy(embeddings[name]) for name in self.names}
+        rating = self.model.predict(tensors, torch.from_numpy(present)).double().numpy()
+        pattern = self.pattern(present)
+        width = self.intervals(pattern, amount)
+        return Rated(rating, np.maximum(rating - width, LOWEST), np.minimum(rating + width, HIGHEST))
+
+    def pattern(self, present: Flags) -> NDArray[np.int64]:
+        """Which sides are known `[b]`: 0 neither, 1 the user, 2 the item, 3 both."""
+        user, item = (present[:, self.names.index(side)].astype(np.int64) for side in (USER, ITEM))
+        return user + 2 * item
+
+    def save(self, writer: BundleWriter, metrics: Mapping[str, float]) -> ModelEntry:
+        """Write weights, tables and vocabularies into a bundle."""
+        arrays: dict[str, NDArray[Any]] = {
+            f"model.{name}": tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()
+        }
+        arrays |= {
+            "users.bias": self.user_bias,
+            "items.bias": self.item_bias,
+            "prior.shares": self.prior.shares,
+            "prior.moments": np.array([self.prior.mean, self.prior.spread]),
+            "intervals.edges": self.intervals.edges,
+            "intervals.width": self.intervals.width,
+        }
+        for side, scale in self.scales.items():
+            arrays |= {f"scale.{side}.mean": scale.mean, f"scale.{side}.factor": scale.factor}
+        for name, projection in self.contents.items():
+            arrays |= _projection(f"content.{name}", projection)
+        writer.vocabulary(USERS, self.users)
+        writer.vocabulary(ITEMS, self.items)
+        if self.encoder is not None:
+            arrays |= {f"tower.{name}": tensor.numpy() for name, tensor in self.encoder.tower.state_dict().items()}
+            arrays |= _projection("states", self.encoder.states) | _projection("sentences", self.encoder.sentences)
+            tone = self.encoder.tone
+            arrays |= {"tone.weights": tone.weights, "tone.idf": tone.idf, "tone.bias": tone.bias}
+            writer.vocabulary(WORDS, self.encoder.vocabulary)
+            writer.vocabulary(GRAMS, tone.grams)
+        writer.tensors(FILE, arrays)
+        config = {
+            "model": self.config.model_dump(),
+            "sizes": dict(self.model.sizes),
+            "contents": list(self.contents),
+            "sentence": None if self.sentence is None else self.sentence.model_dump(),
+        }
+        return ModelEntry(config=config, metrics=dict(metrics), file=FILE)
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> Rater | None:
+        """Rebuild from a bundle; None where it holds no LRMM.
+
+        Raises:
+            BundleError: it holds one that this Lacuna cannot read.
+        """
+        entry = bundle.manifest.models.get(NAME)
+        if entry is None:
+            return None
+        arrays = bundle.tensors(entry.file)
+        try:
+            config = LRMMConfig.model_validate(entry.config["model"])
+            mean, spread = arrays["prior.moments"]
+            model = LRMM(config, entry.config["sizes"], 0.0)
+            model.load_state_dict(_part(arrays, "model."))
+            sentence = entry.config["sentence"]
+            return cls(
+                model,
+                users=bundle.vocabulary(USERS),
+                items=bundle.vocabulary(ITEMS),
+                user_bias=arrays["users.bias"],
+                item_bias=arrays["items.bias"],
+                prior=Prior(float(mean), arrays["prior.shares"], float(spread)),
+                scales={
+                    side: Scale(arrays[f"scale.{side}.mean"], arrays[f"scale.{side}.factor"]) for side in (USER, ITEM)
+                },
+                encoder=_encoder(bundle, config, arrays) if sentence else None,
+                sentence=EncoderRef.model_validate(sentence) if sentence else None,
+                contents={name: _projected(arrays, f"content.{name}") for name in entry.config["contents"]},
+                intervals=Intervals(arrays["intervals.edges"], arrays["intervals.width"]),
+            )
+        except (ValidationError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"the bundle {bundle.path} holds an lrmm model that this Lacuna cannot read: {error}"
+            ) from error
+
+
+def _encoder(bundle: Bundle, config: LRMMConfig, arrays: Mapping[str, NDArray[Any]]) -> ReviewEncoder:
+    words = bundle.vocabulary(WORDS)
+    tower = TextTower(len(words), config.word_size, config.text_hidden, config.text_dropout)
+    tower.load_state_dict(_part(arrays, "tower."))
+    tone = Tone(bundle.vocabulary(GRAMS), arrays["tone.weights"], arrays["tone.idf"], arrays["tone.bias"])
+    states, sentences = _projected(arrays, "states"), _projected(arrays, "sentences")
+    return ReviewEncoder(tower, states, words, tone, sentences, config.review_words)
+
+
+def _part(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, torch.Tensor]:
+    return {
+        name.removeprefix(prefix): torch.from_numpy(array) for name, array in arrays.items() if name.startswith(prefix)
+    }
+
+
+def _projection(name: str, projection: Projection) -> dict[str, NDArray[Any]]:
+    return {f"{name}.center": projection.mean, f"{name}.axes": projection.axes}
+
+
+def _projected(arrays: Mapping[str, NDArray[Any]], name: str) -> Projection:
+    return Projection(arrays[f"{name}.center"], arrays[f"{name}.axes"])

@@ -1,0 +1,214 @@
+"""Training of LRMM: what is predicted is never read, and what can be learned is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import Bundle, EncoderRef
+from models.lrmm import ITEM, USER, LRMMConfig
+from models.modality import ModalBatch
+from models.profiles import Prior
+from models.rater import Rater
+from models.vocabulary import Vocabulary
+from tests.training.test_rating_peers import ITEMS, USERS, ratings
+from training.datasets import load_dataset, write_dataset
+from training.evaluate import RatingPlan, evaluate_rating
+from training.lrmm import TRAINER, Evidence, RatingSource, fit_reviews, measured, train_lrmm
+from training.progress import Terminal
+from training.rate import add_lrmm
+from training.ratings import Ratings, random_parts
+from training.train import DataOptions
+
+CONFIG = LRMMConfig(
+    members=2,
+    hidden=16,
+    rating_hidden=8,
+    word_size=8,
+    text_hidden=8,
+    text_epochs=2,
+    sentence_size=4,
+    content_size=4,
+    least_count=5,
+    folds=4,
+    repeats=2,
+)
+QUICK = TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 64})
+
+
+def terminal() -> Terminal:
+    return Terminal(quiet=True)
+
+
+def source(world: Ratings, *, texts: bool = True) -> RatingSource:
+    """Sentence vectors that tell the shift of the review's item, and items' content that tells it too."""
+    rng = np.random.default_rng(1)
+    side = np.where(world.item % 2 == 0, 1.0, -1.0)
+    sentences = (side[:, None] + 0.3 * rng.normal(size=(len(world), 6))).astype(np.float32)
+    feature = np.where(np.arange(ITEMS) % 2 == 0, 1.0, -1.0)[:, None] + 0.1 * rng.normal(size=(ITEMS, 6))
+    observed = torch.from_numpy(rng.random((ITEMS, 1)) < 0.8)
+    return RatingSource(
+        ratings=world,
+        parts=random_parts(len(world), 0),
+        sentences=(sentences, EncoderRef(kind="text", id="test", dim=6, weights_sha256="0")) if texts else None,
+        content=ModalBatch({"text": torch.from_numpy(feature).float()}, observed),
+        users=Vocabulary(f"u{row}" for row in range(USERS)),
+        items=Vocabulary(f"i{row}" for row in range(ITEMS)),
+    )
+
+
+# --- what is predicted is not read -----------------------------------------------------------------------------------
+
+
+def test_the_predicted_review_may_be_anything() -> None:
+    """Neither the stars nor the words of a training review reach the profiles that it is predicted from."""
+    world = ratings()
+    train = np.arange(300)
+    vectors = np.random.default_rng(0).normal(size=(len(world), 5)).astype(np.float32)
+    prior = Prior.of(world.value[train])
+    value, other = world.value.copy(), vectors.copy()
+    victim = 17
+    value[victim], other[victim] = 1.0, 1e3
+    found = []
+    for one, read in ((world, vectors), (replace(world, value=value), other)):
+        evidence = Evidence(one, read, CONFIG, {})
+        rng = np.random.default_rng(0)
+        rows = np.concatenate(
+            [fold for _ in range(CONFIG.repeats) for fold in np.array_split(rng.permutation(train), CONFIG.folds)]
+        )
+        pairs, scales = evidence.held_out(train, prior, np.random.default_rng(0))
+        raw = {side: pairs.embeddings[side] / scales[side].factor + scales[side].mean for side in (USER, ITEM)}
+        found.append({side: raw[side][rows == victim] for side in (USER, ITEM)})
+    for side in (USER, ITEM):
+        assert len(found[0][side]) == CONFIG.repeats
+        np.testing.assert_allclose(found[0][side], found[1][side], atol=1e-4)
+
+
+def test_reviews_of_validation_and_test_reach_nothing() -> None:
+    world = ratings()
+    given = source(world)
+    held = np.concatenate([given.parts.valid, given.parts.test])
+    text = list(world.text)
+    for row in held:
+        text[row] = "other words"
+    value = world.value.copy()
+    value[given.parts.test] = 1.0
+    assert given.sentences is not None
+    noise = given.sentences[0].copy()
+    noise[held] = 99.0
+    changed = replace(
+        given, ratings=replace(world, value=value).with_texts(text), sentences=(noise, given.sentences[1])
+    )
+    outcomes = [train_lrmm(one, CONFIG, QUICK, terminal=terminal()) for one in (given, changed)]
+    for one, other in zip(*(outcome.test.embeddings.values() for outcome in outcomes), strict=True):
+        np.testing.assert_array_equal(one, other)
+    weights, others = (outcome.rater.model.state_dict() for outcome in outcomes)
+    for name in weights:
+        assert torch.equal(weights[name], others[name]), name
+
+
+def test_documents_hold_the_newest_reviews() -> None:
+    world = ratings()
+    config = CONFIG.model_copy(update={"document_words": 1})
+    vectors = np.random.default_rng(0).normal(size=(len(world), 5)).astype(np.float32)
+    evidence = Evidence(world, vectors, config, {})
+    every = np.arange(len(world))
+    reviewed = evidence.reviewed(USER, every, evidence.biases(every))
+    newest = {int(user): int(np.flatnonzero(world.user == user).max()) for user in range(USERS)}
+    for user in range(USERS):
+        told = reviewed.vector[(reviewed.group == user) & reviewed.told]
+        np.testing.assert_array_equal(told, vectors[[newest[user]]])
+
+
+# --- what is learned -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("texts", [True, False])
+def test_training_beats_the_mean_in_every_regime(texts: bool) -> None:
+    given = source(ratings(), texts=texts)
+    trained = train_lrmm(given, CONFIG, QUICK, terminal=terminal())
+    found = measured(trained)
+    value = given.ratings.value
+    alone = float(np.sqrt(np.mean((value[given.parts.test] - value[given.parts.train].mean()) ** 2)))
+    assert found["rmse[+F]"] < 0.75 * alone
+    assert found["rmse[+F]"] < min(found["rmse[-U]"], found["rmse[-O]"])
+    assert max(found["rmse[-U]"], found["rmse[-O]"]) < alone
+    assert "rmse[-M]" in found
+    assert "rmse[-V]" not in found  # there are no pictures
+    assert (trained.rater.encoder is not None) == texts
+    assert found["coverage[+F]"] > 0.8
+
+
+def test_the_same_seed_gives_the_same_model() -> None:
+    given = source(ratings())
+    first, second = (train_lrmm(given, CONFIG, QUICK, terminal=terminal()).rater for _ in range(2))
+    for name, weights in first.model.state_dict().items():
+        assert torch.equal(weights, second.model.state_dict()[name])
+
+
+def test_the_tone_of_a_review_is_told_by_the_others() -> None:
+    """Cross-fitted: a word that only one review has tells nothing of that review's own rating."""
+    world = ratings()
+    text = [f"{one} unique{row}" for row, one in enumerate(world.text)]
+    given = source(world.with_texts(text))
+    assert given.sentences is not None
+    config = CONFIG.model_copy(update={"least_reviews": 1, "text_epochs": 0})
+    encoder = fit_reviews(given.ratings, given.parts.train, given.sentences[0], config, 0, terminal())
+    tone = encoder.tone
+    for row in given.parts.train[:40]:
+        gram = tone.grams.get(f"unique{row}")
+        assert gram is not None
+        fold = [int(np.flatnonzero(tone.weights[:, gram] == 0)[0])] if (tone.weights[:, gram] == 0).any() else []
+        assert fold, "the fold of the review itself has learned its word"
+
+
+# --- the whole line --------------------------------------------------------------------------------------------------
+
+
+def dataset(folder: Path) -> Any:
+    world = ratings()
+    items = [{"id": f"i{row}", "title": None, "modalities": {}} for row in range(ITEMS)]
+    events = [
+        {"user": f"u{user}", "item": f"i{item}", "type": "review", "value": float(value), "text": text}
+        for user, item, value, text in zip(world.user, world.item, world.value, world.text, strict=True)
+    ][::4]  # sentences take time
+    write_dataset(folder, items, events, name="rated", source="test", synthetic=True)
+    return load_dataset(folder)
+
+
+def test_a_bundle_of_lrmm_alone_and_again(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    options = DataOptions(cache=tmp_path / "cache", threads=1)
+    out = tmp_path / "bundle"
+    for version in (1, 2):
+        with terminal() as told:
+            manifest = add_lrmm(data, out, CONFIG, QUICK, options, terminal=told)
+        assert manifest.version.endswith(f".{version}")
+        assert list(manifest.models) == ["lrmm"]
+        assert 0.5 < manifest.models["lrmm"].metrics["coverage[+F]"] <= 1
+    rater = Rater.load(Bundle.load(out))
+    assert rater is not None
+    assert rater.encoder is not None
+    assert rater.users.ids[0] == "u0"
+    assert rater.items.ids[0] == "i0"
+    assert not list(tmp_path.glob(".*checkpoint"))
+
+
+def test_the_protocol_runs_random_splits_and_says_how(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    plan = RatingPlan("lrmm", CONFIG, QUICK, DataOptions(cache=tmp_path / "cache", threads=1))
+    with terminal() as told:
+        result = evaluate_rating(data, plan, seeds=2, variant=None, command="test", terminal=told)
+        peer = evaluate_rating(
+            data, replace(plan, model="offset"), seeds=2, variant=None, command="test", terminal=told
+        )
+    assert [run["seed"] for run in result["runs"]] == [1, 2]
+    assert result["published"] is None
+    assert result["config"]["model"]["members"] == 2
+    assert result["mean"]["rmse[+F]"] < peer["mean"]["rmse[+F]"]
+    assert {"rmse[-U]", "mae[-O]", "coverage[-U-O]", "width[+F]"} <= set(result["mean"])

@@ -1,0 +1,488 @@
+"""Training of LRMM: texts first, then the model on profiles that leave out what they are to predict."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+from scipy import sparse
+from sklearn.linear_model import Ridge
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from models.bundle import EncoderRef
+from models.encoders import TextEncoder
+from models.lrmm import ITEM, LRMM, USER, LRMMConfig
+from models.modality import ModalBatch
+from models.profiles import Array, Biases, Double, Flags, Prior, Reviewed, Scale, fit_biases, profiles, within
+from models.rater import Intervals, Rater, pair_name
+from models.reviews import (
+    Projection,
+    ReviewEncoder,
+    TextTower,
+    Tone,
+    excerpt,
+    fold_of,
+    frequent,
+    grams,
+    inverse_frequency,
+    word_ids,
+    words,
+)
+from models.vocabulary import Vocabulary
+from training.progress import Terminal
+from training.ratings import RatingParts, Ratings, Rows
+from training.trainer import TrainerConfig, TrainingResult, train
+
+TEXT_BATCH, TEXT_RATE, TEXT_POOL = 64, 2e-3, 2048
+METRIC = "-rmse[+F]"
+TRAINER = TrainerConfig(epochs=8, batch_size=256, learning_rate=2e-4, patience=3, metric=METRIC)
+REGIMES: Mapping[str, tuple[str, ...]] = {
+    "+F": (),
+    "-U": (USER,),
+    "-O": (ITEM,),
+    "-M": ("metadata",),
+    "-V": ("image",),
+    "-U-O": (USER, ITEM),
+}
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
+
+def sentence_vectors(
+    texts: tuple[str, ...], limit: int, encoder: TextEncoder, terminal: Terminal, cache: Path | None
+) -> Array:
+    """Sentence embeddings `[n, d]` of the texts' first words, zeros for empty ones; kept in the folder `cache`."""
+    excerpts = [excerpt(text, limit) for text in texts]
+    key = hashlib.sha256("\0".join((encoder.id, encoder.weights_sha256, *excerpts)).encode("utf-8", "replace"))
+    file = None if cache is None else cache / f"reviews-{key.hexdigest()[:32]}.safetensors"
+    if file is not None and file.is_file():
+        try:
+            return load_file(file)["vectors"]
+        except (OSError, KeyError, SafetensorError):
+            terminal.say(f"{file} cannot be read and is made again")
+    vectors = np.zeros((len(texts), encoder.dim), np.float32)
+    told = [row for row, excerpt in enumerate(excerpts) if excerpt]
+    for start in range(0, len(told), 256):
+        rows = told[start : start + 256]
+        vectors[rows] = encoder.encode([excerpts[row] for row in rows])
+        terminal.stage("reviews, sentences", start + len(rows), len(told))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_file({"vectors": vectors}, file)
+    return vectors
+
+
+def fit_reviews(
+    ratings: Ratings, train: Rows, sentences: Array, config: LRMMConfig, seed: int, terminal: Terminal
+) -> ReviewEncoder:
+    """Words, tone, LSTM and projections, all from the training part."""
+    told = np.array([row for row in train if ratings.text[row].strip()], dtype=np.int64)
+    texts = [ratings.text[row] for row in told]
+    left = ratings.value[told] - ratings.value[train].mean()
+    terminal.stage("reviews, tone", 0, 1)
+    tone = fit_tone(texts, left, config)
+    terminal.stage("reviews, tone", 1, 1)
+    counted = Counter(word for text in texts for word in words(text, config.review_words))
+    vocabulary = frequent(counted, config.least_count)
+    ids = [word_ids(vocabulary, text, config.review_words) for text in texts]
+    tower = fit_tower(len(vocabulary), ids, left, config, seed, terminal)
+    states = Projection.fit(_states(tower, ids), config.text_hidden)
+    return ReviewEncoder(
+        tower, states, vocabulary, tone, Projection.fit(sentences[told], config.sentence_size), config.review_words
+    )
+
+
+def fit_tone(texts: list[str], left: Double, config: LRMMConfig) -> Tone:
+    """The cross-fitted regression of ratings (relative to their mean) on words and pairs of words."""
+    counted = [grams(text, config.review_words) for text in texts]
+    holding = Counter(gram for one in counted for gram in one)
+    vocabulary = frequent(holding, config.least_reviews)
+    idf = inverse_frequency(len(texts), np.array([holding[gram] for gram in vocabulary], dtype=np.int64))
+    matrix = _tfidf(counted, vocabulary, idf)
+    fold = np.array([fold_of(text, config.tone_folds) for text in texts])
+    weights, bias = np.zeros((config.tone_folds, len(vocabulary)), np.float32), np.zeros(config.tone_folds, np.float32)
+    for one in range(config.tone_folds):
+        others = np.flatnonzero(fold != one)
+        if len(others) and len(vocabulary):
+            model = Ridge(alpha=config.tone_penalty, solver="sparse_cg", tol=1e-3).fit(matrix[others], left[others])
+            weights[one], bias[one] = model.coef_, model.intercept_
+    return Tone(vocabulary, weights, idf, bias)
+
+
+def _tfidf(counted: list[Counter[str]], vocabulary: Vocabulary, idf: Array) -> sparse.csr_matrix:
+    rows, columns, values = [], [], []
+    for place, one in enumerate(counted):
+        found = [(column, count) for gram, count in one.items() if (column := vocabulary.get(gram)) is not None]
+        weighed = np.array([(1 + np.log(count)) * idf[column] for column, count in found])
+        values += list(weighed / max(float(np.linalg.norm(weighed)), 1e-12))
+        columns += [column for column, _ in found]
+        rows += [place] * len(found)
+    return sparse.csr_matrix((values, (rows, columns)), shape=(len(counted), len(vocabulary)))
+
+
+def fit_tower(
+    n_words: int, ids: list[Tensor], left: Double, config: LRMMConfig, seed: int, terminal: Terminal
+) -> TextTower:
+    """Teach the LSTM the ratings of the reviews that it reads. Texts of like length share a batch."""
+    rng = np.random.default_rng(seed)
+    target = torch.from_numpy(left).float()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tower = TextTower(n_words, config.word_size, config.text_hidden, config.text_dropout)
+        optimizer = torch.optim.Adam(tower.parameters(), TEXT_RATE)
+        for epoch in range(config.text_epochs):
+            for batch in _batches_of_like_length(ids, rng):
+                optimizer.zero_grad()
+                rated = tower.rate(pad_sequence([ids[row] for row in batch], batch_first=True))
+                F.mse_loss(rated, target[batch]).backward()  # type: ignore[no-untyped-call]
+                torch.nn.utils.clip_grad_norm_(tower.parameters(), 1.0)
+                optimizer.step()
+            terminal.stage("reviews, LSTM", epoch + 1, config.text_epochs)
+    return tower.eval()
+
+
+def _batches_of_like_length(ids: list[Tensor], rng: np.random.Generator) -> Iterator[Rows]:
+    order = rng.permutation(len(ids))
+    batches: list[Rows] = []
+    for start in range(0, len(order), TEXT_POOL):
+        pool = sorted(order[start : start + TEXT_POOL], key=lambda row: len(ids[row]))
+        batches += [np.array(pool[k : k + TEXT_BATCH]) for k in range(0, len(pool), TEXT_BATCH)]
+    for place in rng.permutation(len(batches)):
+        yield batches[place]
+
+
+@torch.inference_mode()
+def _states(tower: TextTower, ids: list[Tensor]) -> Array:
+    states = [tower(one[None])[0].numpy() for one in ids]
+    return np.array(states, np.float32).reshape(len(ids), tower.lstm.hidden_size)
+
+
+# --- pairs -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs to rate: embeddings by modality `[b, d_m]`, which are there `[b, M]`, true ratings `[b]`, and by how many
+    reviews each side is known `[b, 2]` (user, item)."""
+
+    embeddings: Mapping[str, Array]
+    present: Flags
+    value: Double
+    amount: Double
+
+    def without(self, withheld: tuple[str, ...], names: tuple[str, ...]) -> Pairs:
+        """The same with some modalities withheld."""
+        kept = np.array([name not in withheld for name in names])
+        return Pairs(self.embeddings, self.present & kept, self.value, self.amount)
+
+    def reviews(self, names: tuple[str, ...]) -> Double:
+        """Number of reviews by which the sides that are present are known `[b]`."""
+        sides = self.present[:, [names.index(USER), names.index(ITEM)]]
+        total: Double = (self.amount * sides).sum(axis=1)
+        return total
+
+
+class Evidence:
+    """Makes pairs' embeddings from any part of the reviews.
+
+    Args:
+        vectors: of all reviews `[n, d + 1]`; `length` their words.
+        contents: embeddings of the items' own content by the pair's name of the modality, and which are there.
+    """
+
+    def __init__(
+        self,
+        ratings: Ratings,
+        vectors: Array,
+        config: LRMMConfig,
+        contents: Mapping[str, tuple[Array, Flags]],
+    ) -> None:
+        self.ratings, self.vectors, self.config, self.contents = ratings, vectors, config, contents
+        self.length = np.array([min(len(text.split()), config.review_words) for text in ratings.text], dtype=np.int64)
+        newest = np.where(np.isnan(ratings.time), -np.inf, ratings.time)
+        self._newest_first = np.lexsort((-np.arange(len(ratings)), -newest))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Modalities of a pair."""
+        return (USER, ITEM, *self.contents)
+
+    def biases(self, source: Rows) -> Biases:
+        """Fitted to some reviews."""
+        ratings, shrinkage = self.ratings, (self.config.user_shrinkage, self.config.item_shrinkage)
+        columns = ratings.user[source], ratings.item[source], ratings.value[source]
+        return fit_biases(*columns, ratings.n_users, ratings.n_items, shrinkage)
+
+    def reviewed(self, side: str, source: Rows, biases: Biases) -> Reviewed:
+        """Some reviews by user or item, in the order of their documents."""
+        ratings = self.ratings
+        key, other = (
+            (ratings.user, biases.item[ratings.item]) if side == USER else (ratings.item, biases.user[ratings.user])
+        )
+        chosen = np.zeros(len(ratings), np.bool_)
+        chosen[source] = True
+        rows = self._newest_first[chosen[self._newest_first]]
+        rows = rows[np.argsort(key[rows], kind="stable")]
+        told = within(key[rows], self.length[rows], self.config.document_words) & (self.length[rows] > 0)
+        return Reviewed(key[rows], ratings.value[rows], other[rows], self.vectors[rows], told)
+
+    def raw(self, source: Rows, prior: Prior) -> dict[str, tuple[Double, Flags, Double]]:
+        """Raw profiles, who is known, and by how many reviews, of all users and items from some reviews."""
+        biases, ratings = self.biases(source), self.ratings
+        found = {}
+        for side, key, n, shrinkage in (
+            (USER, ratings.user, ratings.n_users, self.config.user_shrinkage),
+            (ITEM, ratings.item, ratings.n_items, self.config.item_shrinkage),
+        ):
+            raw, known = profiles(self.reviewed(side, source, biases), n, prior, shrinkage)
+            found[side] = (raw, known, np.bincount(key[source], minlength=n).astype(np.float64))
+        return found
+
+    def pairs(
+        self, rows: Rows, found: Mapping[str, tuple[Double, Flags, Double]], scales: Mapping[str, Scale]
+    ) -> Pairs:
+        """The pairs of some ratings under profiles that `raw` has made."""
+        ratings = self.ratings
+        embeddings, present, amount = {}, [], []
+        for side, key in ((USER, ratings.user[rows]), (ITEM, ratings.item[rows])):
+            raw, known, count = found[side]
+            embeddings[side] = scales[side](raw[key])
+            present.append(known[key])
+            amount.append(count[key])
+        for name, (vectors, there) in self.contents.items():
+            embeddings[name] = vectors[ratings.item[rows]]
+            present.append(there[ratings.item[rows]])
+        return Pairs(embeddings, np.stack(present, axis=1), ratings.value[rows], np.stack(amount, axis=1))
+
+    def held_out(self, train: Rows, prior: Prior, rng: np.random.Generator) -> tuple[Pairs, dict[str, Scale]]:
+        """The training part, each fold of it under the profiles of the others, several times over; and their scales."""
+        config = self.config
+        made = []
+        for _ in range(config.repeats):
+            for fold in np.array_split(rng.permutation(train), config.folds):
+                made.append((fold, self.raw(np.setdiff1d(train, fold), prior)))
+        key = {USER: self.ratings.user, ITEM: self.ratings.item}
+        scales = {
+            side: Scale.fit(
+                np.concatenate([found[side][0][key[side][fold]] for fold, found in made]),
+                config.text_scale,
+                use_biases=config.use_biases,
+            )
+            for side in (USER, ITEM)
+        }
+        return concatenated([self.pairs(fold, found, scales) for fold, found in made]), scales
+
+
+def concatenated(parts: list[Pairs]) -> Pairs:
+    """Several lots of pairs as one."""
+    embeddings = {name: np.concatenate([one.embeddings[name] for one in parts]) for name in parts[0].embeddings}
+    return Pairs(
+        embeddings,
+        np.concatenate([one.present for one in parts]),
+        np.concatenate([one.value for one in parts]),
+        np.concatenate([one.amount for one in parts]),
+    )
+
+
+# --- the model -------------------------------------------------------------------------------------------------------
+
+
+class LRMMTask:
+    """LRMM for the trainer."""
+
+    def __init__(self, config: LRMMConfig, trainer: TrainerConfig, pairs: Pairs, valid: Pairs, offset: float) -> None:
+        self._trainer, self._valid = trainer, valid
+        self._embeddings = {name: torch.from_numpy(one) for name, one in pairs.embeddings.items()}
+        self._present = torch.from_numpy(pairs.present)
+        self._value = torch.from_numpy(pairs.value).float()
+        self._generator = torch.Generator().manual_seed(trainer.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(trainer.seed)
+            sizes = {name: one.shape[1] for name, one in self._embeddings.items()}
+            self.module = LRMM(config, sizes, offset)
+        weights = [one for name, one in self.module.named_parameters() if name.endswith("weight")]
+        others = [one for name, one in self.module.named_parameters() if not name.endswith("weight")]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": weights, "weight_decay": config.decay}, {"params": others, "weight_decay": 0.0}],
+            trainer.learning_rate,
+        )
+
+    def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+        """One pass over the training pairs."""
+        self.module.train()
+        order = torch.randperm(len(self._value), generator=self._generator)
+        batches = torch.split(order, self._trainer.batch_size)
+        total = 0.0
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(hash((self._trainer.seed, epoch)) % 2**31)
+            for done, rows in enumerate(batches, start=1):
+                present = self._present[rows]
+                embeddings = {name: one[rows] for name, one in self._embeddings.items()}
+                loss = self.module.loss(
+                    embeddings, present, self._value[rows], self.module.drop(present, self._generator)
+                )
+                self._optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                self._optimizer.step()
+                total += float(loss.detach())
+                progress(done, len(batches))
+        self.module.eval()
+        return {"loss": total / len(batches)}
+
+    def validate(self) -> dict[str, float]:
+        """Errors on the validation part; `-rmse[+F]` is what decides."""
+        found = {}
+        for regime, withheld in REGIMES.items():
+            if regime == "+F" or set(withheld) <= set(self.module.names):
+                pairs = self._valid.without(withheld, self.module.names)
+                found[f"rmse[{regime}]"] = float(np.sqrt(np.mean((predicted(self.module, pairs) - pairs.value) ** 2)))
+        return {METRIC: -found["rmse[+F]"], **found}
+
+    def state(self) -> dict[str, Any]:
+        """Optimiser and random state."""
+        return {"optimizer": self._optimizer.state_dict(), "generator": self._generator.get_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._generator.set_state(state["generator"])
+
+
+@torch.inference_mode()
+def predicted(module: LRMM, pairs: Pairs) -> Double:
+    """Ratings `[b]` of pairs."""
+    embeddings = {name: torch.from_numpy(one) for name, one in pairs.embeddings.items()}
+    rated: Double = module.predict(embeddings, torch.from_numpy(pairs.present)).double().numpy()
+    return rated
+
+
+@dataclass(frozen=True)
+class RatingSource:
+    """What LRMM learns from.
+
+    Attributes:
+        sentences: embeddings `[n, d]` of the reviews' excerpts and who made them; None where there are no texts.
+        content: the items' own features with holes, by the data's names of the modalities.
+    """
+
+    ratings: Ratings
+    parts: RatingParts
+    sentences: tuple[Array, EncoderRef] | None
+    content: ModalBatch
+    users: Vocabulary
+    items: Vocabulary
+
+
+@dataclass(frozen=True)
+class TrainedRater:
+    """A finished training: what is served, how it went, and the test part under profiles of the training part."""
+
+    rater: Rater
+    result: TrainingResult
+    test: Pairs
+    valid: Pairs
+
+
+def train_lrmm(
+    source: RatingSource,
+    config: LRMMConfig,
+    trainer: TrainerConfig,
+    *,
+    terminal: Terminal,
+    fingerprint: str = "",
+    checkpoint: Path | None = None,
+) -> TrainedRater:
+    """Texts, profiles, model, intervals; validation decides when to stop and how wide intervals are."""
+    ratings, parts = source.ratings, source.parts
+    encoder, vectors = _encoded(source, config, trainer.seed, terminal)
+    projections = {
+        name: Projection.fit(feature[source.content.observed[:, column]].numpy(), config.content_size)
+        for column, (name, feature) in enumerate(source.content.features.items())
+    }
+    contents = {
+        pair_name(name): (
+            projections[name](feature.numpy()) * np.float32(config.text_scale),
+            source.content.observed[:, column].numpy(),
+        )
+        for column, (name, feature) in enumerate(source.content.features.items())
+    }
+    evidence = Evidence(ratings, vectors, config, contents)
+    prior = Prior.of(ratings.value[parts.train])
+    terminal.stage("profiles", 0, 1)
+    pairs, scales = evidence.held_out(parts.train, prior, np.random.default_rng(trainer.seed))
+    known = evidence.raw(parts.train, prior)
+    valid, test = (evidence.pairs(rows, known, scales) for rows in (parts.valid, parts.test))
+    terminal.stage("profiles", 1, 1)
+    task = LRMMTask(config, trainer, pairs, valid, prior.mean)
+    result = train(task, trainer, fingerprint=fingerprint, checkpoint_path=checkpoint, progress=terminal)
+    biases = evidence.biases(parts.train)
+    rater = Rater(
+        task.module,
+        users=source.users,
+        items=source.items,
+        user_bias=biases.user,
+        item_bias=biases.item,
+        prior=prior,
+        scales=scales,
+        encoder=encoder,
+        sentence=None if source.sentences is None else source.sentences[1],
+        contents=projections,
+        intervals=calibrated(task.module, valid),
+    )
+    return TrainedRater(rater, result, test, valid)
+
+
+def _encoded(
+    source: RatingSource, config: LRMMConfig, seed: int, terminal: Terminal
+) -> tuple[ReviewEncoder | None, Array]:
+    if source.sentences is None:
+        return None, np.zeros((len(source.ratings), 1), np.float32)
+    sentences, _ = source.sentences
+    encoder = fit_reviews(source.ratings, source.parts.train, sentences, config, seed, terminal)
+    terminal.stage("reviews, vectors", 0, 1)
+    vectors = encoder.encode(source.ratings.text, sentences)
+    terminal.stage("reviews, vectors", 1, 1)
+    return encoder, vectors
+
+
+def calibrated(module: LRMM, valid: Pairs) -> Intervals:
+    """Intervals from the validation part, with either side, both and none of them known."""
+    names = module.names
+    pattern, amount, residual = [], [], []
+    for withheld in ((), (USER,), (ITEM,), (USER, ITEM)):
+        pairs = valid.without(withheld, names)
+        sides = pairs.present[:, [names.index(USER), names.index(ITEM)]].astype(np.int64)
+        pattern.append(sides @ np.array([1, 2]))
+        amount.append(pairs.reviews(names))
+        residual.append(np.abs(predicted(module, pairs) - pairs.value))
+    return Intervals.fit(np.concatenate(pattern), np.concatenate(amount), np.concatenate(residual))
+
+
+def measured(trained: TrainedRater) -> dict[str, float]:
+    """RMSE, MAE, coverage and width of the intervals on the test part, by regime; once, when all is chosen."""
+    rater, found = trained.rater, dict[str, float]()
+    for regime, withheld in REGIMES.items():
+        if not set(withheld) <= set(rater.names):
+            continue
+        pairs = trained.test.without(withheld, rater.names)
+        rated = rater.rate(pairs.embeddings, pairs.present, pairs.reviews(rater.names))
+        difference = rated.rating - pairs.value
+        covered = (rated.low <= pairs.value) & (pairs.value <= rated.high)
+        found |= {
+            f"rmse[{regime}]": float(np.sqrt(np.mean(difference**2))),
+            f"mae[{regime}]": float(np.mean(np.abs(difference))),
+            f"coverage[{regime}]": float(covered.mean()),
+            f"width[{regime}]": float((rated.high - rated.low).mean()),
+        }
+    return found
