@@ -309,6 +309,23 @@ def test_evaluate_what_makes_no_sense(lacuna: Run, data: Path) -> None:
     assert "the protocol retrieval has no model 'ease'" in refused(answer)
 
 
+def test_evaluate_ratings_that_are_not_there(lacuna: Run, data: Path) -> None:
+    arguments = ("--data", data, "--protocol", "rating")
+    assert "has no ratings to learn from" in refused(lacuna("evaluate", "offset", *arguments))
+    assert "the protocol rating has no model 'ease'; it has lrmm, offset" in refused(
+        lacuna("evaluate", "ease", *arguments)
+    )
+    sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "memberz=2"))
+    assert "there is no setting 'memberz'" in sentence
+    assert "document_words" in sentence
+
+
+def test_train_lrmm_without_ratings(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    sentence = refused(lacuna("train", "lrmm", "--data", data, "--out", tmp_path / "bundle"))
+    assert "has no ratings to learn from" in sentence
+    assert not (tmp_path / "bundle").exists()
+
+
 def test_evaluate_with_an_unknown_setting(lacuna: Run, data: Path) -> None:
     assert "no setting 'layer'" in refused(lacuna("evaluate", "dgmrec", "--data", data, "--set", "layer=2"))
 
