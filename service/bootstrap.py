@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 
 from models.bundle import Bundle
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.online import OnlineDGMRec
+from models.rater import NAME as LRMM
+from models.rater import Rater
 from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
@@ -20,6 +23,7 @@ from service.adapters.redis_cache import RedisCache
 from service.adapters.sql import SqlStore
 from service.pipeline import follow, snapshot
 from service.pipeline.catalogue import Catalogue, Shape
+from service.pipeline.documents import Documents
 from service.pipeline.engine import Engine, Limits, NoBell
 from service.pipeline.rebuild import is_prepared, load_catalogue
 from service.pipeline.seed import seed
@@ -40,6 +44,7 @@ async def bootstrap(settings: Settings) -> Engine:
         SettingsError, BundleError, EncoderUnavailableError, StoreUnavailableError: each with one sentence.
     """
     bundle, model, encoders = await asyncio.to_thread(load, settings)
+    documents = await asyncio.to_thread(load_documents, settings, bundle, encoders)
     store = await SqlStore.open(settings.database_url)
     shape = Shape(model.ranks, model.size, model.layers)
     catalogue = Catalogue(shape, FaissIndex, model.combine)
@@ -54,6 +59,7 @@ async def bootstrap(settings: Settings) -> Engine:
         bell=_bell(settings),
         fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",
+        documents=documents,
     )
     engine.closers += [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
     try:
@@ -103,6 +109,28 @@ def load(settings: Settings) -> Loaded:
         if modality.encoder is not None
     }
     return bundle, model, encoders
+
+
+def load_documents(
+    settings: Settings, bundle: Bundle, encoders: Mapping[str, TextEncoder | ImageEncoder]
+) -> Documents | None:
+    """What predicts ratings, where the bundle holds it; its sentence encoder is shared with the one of the items.
+
+    Raises:
+        BundleError, EncoderUnavailableError: each with one sentence.
+    """
+    rater = Rater.load(bundle)
+    if rater is None:
+        return None
+    identity = bundle.manifest.files[bundle.manifest.models[LRMM].file]
+    if rater.sentence is None:
+        return Documents(rater, None, identity)
+    wanted = (rater.sentence.id, rater.sentence.weights_sha256)
+    shared = (one for one in encoders.values() if (one.id, one.weights_sha256) == wanted)
+    sentence = next(shared, None) or load_encoder(
+        rater.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
+    )
+    return Documents(rater, cast(TextEncoder, sentence), identity)
 
 
 def limiter_of(settings: Settings) -> Limiter | None:

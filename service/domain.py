@@ -160,6 +160,23 @@ class Event:
     recommendation_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Review:
+    """A rating or review as documents need it: its row in SQL, whose, of what, stars, and what it says.
+
+    `text` is only given where `vector` is not yet made (by the encoder that was asked for); `words` counts what of the
+    text is read.
+    """
+
+    row: int
+    user: str
+    item: str
+    value: float | None
+    text: str | None
+    words: int = 0
+    vector: Vector | None = None
+
+
 EVENT_TYPES = ("view", "click", "cart", "purchase", "rating", "review")
 
 
@@ -293,6 +310,21 @@ class FeedbackOutcome:
 
     accepted: int
     rejected: tuple[tuple[int, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedRating:
+    """What a user would rate an item: within 1..5, with a 90 % interval, and what it rests on.
+
+    `unknown` names the sides of which there are no reviews.
+    """
+
+    user: str
+    item: str
+    rating: float
+    interval: tuple[float, float]
+    modalities: Mapping[str, State]
+    unknown: tuple[str, ...]
 
 
 # --- errors ------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from service.api import admin, errors, feedback, items, openapi, recommend, retrieve
+from service.api import admin, errors, feedback, items, openapi, predict, recommend, retrieve
 from service.api.deps import Keyring
 from service.api.idempotency import Idempotency
 from service.api.limits import Limits
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Routes are tried in this order, so the ones asked most come first.
-_ROUTERS = (recommend.router, retrieve.router, items.router, feedback.router, admin.router)
+_ROUTERS = (recommend.router, retrieve.router, predict.router, items.router, feedback.router, admin.router)
 _TITLE = "Lacuna"
 LEASE_S = 10.0  # beyond the time that a request may take
 _DESCRIPTION = "Recommendations for catalogues whose items come with holes in them."

@@ -11,13 +11,14 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from service.domain import Event, Generated, Page, StoredItem, User
+from service.domain import Event, Generated, Page, Review, StoredItem, User, Vector
 
 Mode = Literal["create", "upsert"]
 WriteResult = Literal["created", "replaced", "exists", "conflict"]
 EventResult = Literal[
     "new", "known", "orphan"
 ]  # known: the same event is stored already; orphan: there is no such item
+Side = Literal["user", "item"]
 T = TypeVar("T")
 
 SERVED = "bundle"  # the setting of the store that tells which bundle it is served with
@@ -208,6 +209,16 @@ class Store(Protocol):
 
     async def item_counts(self, items: Collection[str] | None = None) -> dict[str, int]:
         """Number of distinct users by item, of all items or of these; items without any left out."""
+
+    async def documents(
+        self, side: Side, keys: Collection[str], *, encoder: str, limit: int
+    ) -> dict[str, list[Review]]:
+        """The newest ratings and reviews by user or by item, newest first, with the vectors that `encoder` has made.
+
+        Those without any are left out."""
+
+    async def save_review_vectors(self, encoder: str, vectors: Sequence[tuple[int, int, Vector]]) -> None:
+        """Keep what an encoder made of reviews: (row, words read, vector). Reviews that are gone are passed over."""
 
     async def get_user(self, user: str) -> User | None:
         """What is stored of a user."""

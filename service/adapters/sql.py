@@ -13,11 +13,23 @@ from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, delete, func, insert, select
 
-from service.adapters import sql_feedback, sql_idempotency, sql_items
+from service.adapters import sql_feedback, sql_idempotency, sql_items, sql_reviews
 from service.adapters.sql_engine import Database, open_database, upsert
 from service.adapters.tables import changes, imputation_errors, meta
-from service.domain import ChangesLostError, Event, Page, StoredItem, StoreUnavailableError, User
-from service.ports import Answer, Change, Claim, Committed, EventResult, GeneratedWrite, ItemWrite, Keep, Media, Stored
+from service.domain import ChangesLostError, Event, Page, Review, StoredItem, StoreUnavailableError, User, Vector
+from service.ports import (
+    Answer,
+    Change,
+    Claim,
+    Committed,
+    EventResult,
+    GeneratedWrite,
+    ItemWrite,
+    Keep,
+    Media,
+    Side,
+    Stored,
+)
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -136,6 +148,14 @@ class SqlStore:
 
     async def item_counts(self, items: Collection[str] | None = None) -> dict[str, int]:
         return await self._read(sql_feedback.item_counts, items)
+
+    async def documents(
+        self, side: Side, keys: Collection[str], *, encoder: str, limit: int
+    ) -> dict[str, list[Review]]:
+        return await self._read(sql_reviews.documents, side, keys, encoder, limit)
+
+    async def save_review_vectors(self, encoder: str, vectors: Sequence[tuple[int, int, Vector]]) -> None:
+        await self._write(sql_reviews.save_vectors, encoder, vectors)
 
     async def get_user(self, user: str) -> User | None:
         return await self._read(sql_feedback.get_user, user)

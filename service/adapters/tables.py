@@ -141,6 +141,16 @@ feedback = Table(
     sqlite_autoincrement=True,
 )
 
+# What the active bundle's encoder made of the texts of reviews, as they are needed.
+review_vectors = Table(
+    "review_vectors",
+    metadata,
+    Column("feedback_id", Serial, ForeignKey("feedback.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("encoder", Text, nullable=False),
+    Column("words", Integer, nullable=False),
+    Column("vector", LargeBinary, nullable=False),  # float32, little-endian
+)
+
 changes = Table(
     "changes",
     metadata,

@@ -17,6 +17,7 @@ from service.domain import (
     ItemView,
     ModalityDetail,
     ModalityReport,
+    PredictedRating,
     Reason,
     Recommendations,
     State,
@@ -159,6 +160,18 @@ def feedback(outcome: FeedbackOutcome) -> dict[str, Any]:
     return {
         "accepted": outcome.accepted,
         "rejected": [{"index": index, "detail": detail} for index, detail in sorted(outcome.rejected)],
+    }
+
+
+def prediction(found: PredictedRating) -> dict[str, Any]:
+    """What a user would rate an item."""
+    return {
+        "user": found.user,
+        "item": found.item,
+        "rating": found.rating,
+        "interval": found.interval,
+        "modalities": found.modalities,
+        "unknown": found.unknown,
     }
 
 

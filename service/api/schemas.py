@@ -199,7 +199,7 @@ class EventBody(Strict):
     user: UserId
     item: ItemId
     type: Literal["view", "click", "cart", "purchase", "rating", "review"]
-    value: FiniteFloat | None = Field(None, description="Required for a rating, and then 1..5")
+    value: FiniteFloat | None = Field(None, description="1..5 for a review, and for a rating, which needs it")
     text: Text | None = None
     timestamp: Timestamp | None = Field(None, description="RFC 3339 with an offset; now where left out")
     recommendation_id: RecommendationId | None = None
@@ -208,6 +208,8 @@ class EventBody(Strict):
     def _rating_in_range(self) -> EventBody:
         if self.type == "rating" and (self.value is None or not 1 <= self.value <= 5):
             raise ValueError("a rating needs a value between 1 and 5")
+        if self.type == "review" and self.value is not None and not 1 <= self.value <= 5:
+            raise ValueError("a review's value lies between 1 and 5")
         return self
 
 
@@ -226,6 +228,19 @@ class WeightedItem(Strict):
 
     id: ItemId
     weight: float = Field(1.0, gt=0, le=1e6, allow_inf_nan=False)
+
+
+class PairBody(Strict):
+    """A user and an item."""
+
+    user: UserId
+    item: ItemId
+
+
+class PairsBody(Strict):
+    """Pairs to be rated."""
+
+    pairs: list[PairBody] = Field(min_length=1, max_length=1_000)
 
 
 class SessionBody(Strict):
@@ -633,6 +648,30 @@ class UserAnswer(BaseModel):
     items: int
     first_event: datetime
     last_event: datetime
+
+
+class PairAnswer(BaseModel):
+    """What a user would rate an item: within 1..5, with a 90 % interval, and what it rests on."""
+
+    user: str
+    item: str
+    rating: float
+    interval: list[float] = Field(min_length=2, max_length=2, description="lower and upper end, 90 %")
+    modalities: dict[str, State] = Field(description="user_reviews, item_reviews, and the item's own content")
+    unknown: list[Literal["user", "item"]] = Field(description="sides of which there are no ratings and no reviews")
+
+
+class PredictionAnswer(PairAnswer):
+    """One predicted rating."""
+
+    model_version: str
+
+
+class PredictionsAnswer(BaseModel):
+    """Predicted ratings, in the order of the pairs."""
+
+    items: list[PairAnswer]
+    model_version: str
 
 
 class ModelsAnswer(BaseModel):

@@ -25,6 +25,7 @@ from service.ports import Bell, Cache, Fetcher, StepTimer, Store
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from service.pipeline.documents import Documents
     from service.pipeline.history import History
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Engine:
     clock: Callable[[], float] = time.time
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
+    documents: Documents | None = None  # where the bundle predicts ratings
     loading: dict[str, asyncio.Task[History]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     stale: dict[str, None] = field(default_factory=dict)

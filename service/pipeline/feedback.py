@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from service.domain import Event, FeedbackOutcome, InvalidInputError, Page, User, UserNotFoundError
-from service.pipeline import follow, history
+from service.pipeline import documents, follow, history
 from service.pipeline.engine import Engine
 from service.pipeline.ingest import EVERYTHING, follows_feedback
 from service.ports import EventResult, Keep
@@ -34,7 +34,10 @@ async def add_feedback(
         row, detail = outcome.rejected[0]
         raise InvalidInputError(detail, f"/feedback/{row}/item")
     fresh = [event for event, result in results if result == "new"]
-    _follow(engine, {event.user for event in fresh}, [event.item for event in fresh if event.item in renew])
+    users, items = {event.user for event in fresh}, {event.item for event in fresh}
+    documents.forget(engine, items)
+    _follow(engine, users, [event.item for event in fresh if event.item in renew])
+    documents.follow(engine, users, items)
     engine.own(done.positions)
     return outcome
 
@@ -75,6 +78,7 @@ async def delete_feedback(engine: Engine, *, user: str | None, item: str | None)
     with engine.step("commit"):
         done = await engine.store.delete_feedback(user=user, item=item)
     if done.value:
+        documents.forget(engine, touched)
         _follow(engine, users, touched)
     engine.own(done.positions)
     return done.value
@@ -101,6 +105,7 @@ async def delete_user(engine: Engine, user: str) -> None:
     touched = await _items_of(engine, user)
     with engine.step("commit"):
         done = await engine.store.delete_user(user)
+    documents.forget(engine, touched)
     _follow(engine, [user], touched)
     engine.own(done.positions)
     if not done.value:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from service.domain import ChangesLostError, LacunaError, StoreUnavailableError
-from service.pipeline import history
+from service.pipeline import documents, history
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
 from service.pipeline.ingest import entry_of, regenerate
@@ -109,6 +109,7 @@ async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
     if gone:
         await _forget_items(engine, gone)
     history.forget(engine, {entry.key for entry in foreign if entry.kind in _USER})
+    documents.forget(engine, {entry.key for entry in foreign if entry.kind == "item-feedback"})
     await _count(engine, {entry.key for entry in entries if entry.kind == "item-feedback"})
     engine.timer.observe_lag([time.time() - entry.at.timestamp() for entry in foreign])
 
@@ -141,7 +142,8 @@ async def refresh(engine: Engine, item_ids: Sequence[str], changed: Mapping[str,
 
 
 async def _forget_items(engine: Engine, gone: Collection[str]) -> None:
-    """Drop the histories that hold items which are no more."""
+    """Drop the histories, and all documents, that may hold items which are no more."""
+    documents.forget_all(engine)
     known = list(engine.histories.items())
     users = await engine.compute(lambda: [user for user, one in known if not set(gone).isdisjoint(one.seen)])
     history.forget(engine, users)
@@ -168,6 +170,7 @@ async def reload(engine: Engine) -> None:
     for some in _portions(left):
         await refresh(engine, some)
     history.forget(engine, list(engine.histories))
+    documents.forget_all(engine)
     engine.loading.clear()
     engine.followed.position, engine.followed.stamp = position, ""
     engine.followed.applied.clear()

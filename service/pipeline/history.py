@@ -62,7 +62,10 @@ async def _load(engine: Engine, user: str) -> History:
 
 
 def forget(engine: Engine, users: Iterable[str]) -> None:
-    """Drop cached histories, after a write that changes them."""
+    """Drop cached histories, and what they say of ratings, after a write that changes them."""
+    users = list(users)
+    if engine.documents is not None:
+        engine.documents.forget("user", users)
     for user in users:
         engine.histories.pop(user, None)
         engine.loading.pop(user, None)

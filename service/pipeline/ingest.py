@@ -28,7 +28,7 @@ from service.domain import (
     UnknownModalityError,
     Written,
 )
-from service.pipeline import history, views
+from service.pipeline import documents, history, views
 from service.pipeline.catalogue import Array, Derived, Entry
 from service.pipeline.embed import embed
 from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, fetched, with_title
@@ -183,6 +183,7 @@ async def delete_item(engine: Engine, item_id: str) -> None:
         with engine.step("index"):
             await engine.compute(engine.catalogue.remove, item_id)
         history.forget(engine, touched)
+        documents.forget(engine, [item_id])
         engine.own(done.positions)
 
 

@@ -1,0 +1,41 @@
+"""Predicted ratings."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path
+from starlette.responses import Response
+
+from service.api import answers, schemas
+from service.api.answers import Json
+from service.api.deps import READ, EngineDep, json_body
+from service.api.openapi import json_request, problems
+from service.pipeline import predict
+
+router = APIRouter(tags=["predict"])
+
+
+@router.get(
+    "/predict/{user}/{item}", dependencies=[READ], responses={200: {"model": schemas.PredictionAnswer}, **problems()}
+)
+async def predict_pair(
+    engine: EngineDep, user: Annotated[schemas.UserId, Path()], item: Annotated[schemas.ItemId, Path()]
+) -> Response:
+    """How a user would rate an item. Where one of them or both are unknown, the answer rests on what is known."""
+    (found,) = await predict.predict(engine, [(user, item)])
+    return Json(answers.prediction(found) | {"model_version": engine.model_version})
+
+
+@router.post(
+    "/predict",
+    dependencies=[READ],
+    responses={200: {"model": schemas.PredictionsAnswer}, **problems(body=True)},
+    openapi_extra=json_request(schemas.PairsBody),
+)
+async def predict_pairs(
+    engine: EngineDep, body: Annotated[schemas.PairsBody, json_body(schemas.PairsBody)]
+) -> Response:
+    """The same for up to 1,000 pairs, answered in their order."""
+    found = await predict.predict(engine, [(pair.user, pair.item) for pair in body.pairs])
+    return Json({"items": [answers.prediction(one) for one in found], "model_version": engine.model_version})

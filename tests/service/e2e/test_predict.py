@@ -1,0 +1,174 @@
+"""Predicted ratings over HTTP, on a bundle with LRMM beside DGMRec."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.lrmm import LRMMConfig
+from tests.service.e2e.test_erasure import traces
+from tests.service.running import Running, fresh_id, settings_for
+from training.datasets import load_dataset, write_dataset
+from training.lrmm import TRAINER
+from training.progress import Terminal
+from training.rate import add_lrmm
+from training.train import DataOptions
+
+CONFIG = LRMMConfig(
+    members=2, hidden=16, rating_hidden=8, text_hidden=8, word_size=8, text_epochs=1, sentence_size=8, content_size=8,
+    least_count=2, folds=3, repeats=1, document_words=60,
+)  # fmt: skip
+WORDS = {1: "awful broke returned it", 3: "it is fine nothing more", 5: "great love it perfect"}
+
+
+@pytest.fixture(scope="session")
+def rating_bundle(demo_bundle: Path, demo_folder: Path) -> Path:
+    """The demo bundle, and in it an LRMM that was trained on some reviews of its items."""
+    path = demo_folder / "rating"
+    if path.is_dir():
+        return path
+    data = load_dataset(demo_folder / "data")
+    rng = np.random.default_rng(0)
+    events = []
+    for number in range(240):
+        user, row = number % 30, int(rng.integers(len(data.items)))
+        value = int(rng.choice([1, 3, 5], p=[0.8, 0.15, 0.05] if row % 3 == 0 else [0.05, 0.15, 0.8]))
+        event = {"user": f"u{user}", "item": data.items.id(row), "type": "review", "value": value}
+        events.append({**event, "text": f"{WORDS[value]} number {number}"})
+    write_dataset(demo_folder / "rated", data.records, events, name="rated (synthetic)", source="test", synthetic=True)
+    temporary = demo_folder / "rating-in-the-making"
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(demo_bundle, temporary)
+    with Terminal(quiet=True) as terminal:
+        add_lrmm(
+            load_dataset(demo_folder / "rated"),
+            temporary,
+            CONFIG,
+            TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 32}),
+            DataOptions(cache=demo_folder / "encoders", threads=1),
+            terminal=terminal,
+        )
+    temporary.rename(path)
+    return path
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def rating(
+    request: pytest.FixtureRequest, rating_bundle: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
+    """The service over that bundle, on each database."""
+    file: Path | str = tmp_path_factory.mktemp("rating") / "lacuna.db"
+    if request.param == "postgresql":
+        file = request.getfixturevalue("postgres_url")
+    with Running(settings_for(rating_bundle, demo_folder, file)) as service:
+        yield service
+
+
+def review(service: Running, user: str, item: str, value: int, **more: Any) -> None:
+    body = {"user": user, "item": item, "type": "review", "value": value, "text": WORDS[value], **more}
+    assert service.post("/feedback", {"feedback": [body]})["accepted"] == 1
+
+
+def test_who_has_just_been_reviewed_is_predicted_with_it(rating: Running) -> None:
+    item, user = rating.create(title="a strap")["id"], fresh_id()
+    before = rating.get(f"/predict/{user}/{item}")
+    assert before["unknown"] == ["user", "item"]
+    assert before["modalities"]["user_reviews"] == "generated"  # from the item's own text
+    assert before["modalities"]["metadata"] == "observed"
+    for number in range(3):
+        review(rating, f"critic-{number}", item, 1)
+    review(rating, user, "demo-0001", 1)
+    after = rating.get(f"/predict/{user}/{item}")
+    assert after["unknown"] == []
+    assert after["modalities"]["user_reviews"] == after["modalities"]["item_reviews"] == "observed"
+    assert after["rating"] < before["rating"]
+    assert after["interval"][0] <= after["rating"] <= after["interval"][1]
+    assert rating.get(f"/predict/{fresh_id()}/{item}")["unknown"] == ["user"]
+    assert rating.get(f"/predict/{user}/{fresh_id()}")["unknown"] == ["item"]
+
+
+def test_nobody_and_nothing(rating: Running) -> None:
+    found = rating.get(f"/predict/{fresh_id()}/{fresh_id()}")
+    assert found["unknown"] == ["user", "item"]
+    assert set(found["modalities"].values()) == {"absent"}
+    assert 1 <= found["interval"][0] <= found["rating"] <= found["interval"][1] <= 5
+
+
+def test_many_pairs_answer_as_each_alone(rating: Running) -> None:
+    review(rating, "many", "demo-0002", 5)
+    pairs = [{"user": user, "item": f"demo-{row:04}"} for row in range(1, 40) for user in ("many", "u1", "nobody")]
+    found = rating.post("/predict", {"pairs": pairs})
+    assert [(one["user"], one["item"]) for one in found["items"]] == [(one["user"], one["item"]) for one in pairs]
+    for one in found["items"][::10]:
+        alone = rating.get(f"/predict/{one['user']}/{one['item']}")
+        assert alone.pop("model_version") == found["model_version"]
+        assert alone["rating"] == pytest.approx(one["rating"], abs=2e-4)
+        assert alone["modalities"] == one["modalities"]
+
+
+def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> None:
+    user, item = fresh_id(), rating.create(title="a pick")["id"]
+    unknown = rating.get(f"/predict/nobody/{item}")
+    review(rating, user, item, 1)
+    rating.settle()
+    encoded = rating.engine.writer
+    calls: list[object] = []
+    submit = encoded.submit
+    encoded.submit = lambda *work: calls.append(work) or submit(*work)  # type: ignore[method-assign, func-returns-value]
+    try:
+        known = rating.get(f"/predict/nobody/{item}")
+    finally:
+        del encoded.submit
+    assert calls == []  # it was encoded when it came in
+    assert known["rating"] != unknown["rating"]
+    rows = len(traces(rating, rating.engine.documents.identity)["review_vectors"])  # type: ignore[union-attr]
+    rating.ask("DELETE", f"/users/{user}", status=204)
+    rating.settle()
+    left = traces(rating, rating.engine.documents.identity)["review_vectors"]  # type: ignore[union-attr]
+    assert len(left) == rows - 1
+    assert rating.get(f"/predict/nobody/{item}")["rating"] == unknown["rating"]
+
+
+def test_another_worker_predicts_with_what_came_in_here(rating_bundle: Path, demo_folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(rating_bundle, demo_folder, tmp_path / "lacuna.db")
+    with Running(settings) as one, Running(settings) as other:
+        item = one.create(title="a capo")["id"]
+        before = other.get(f"/predict/late/{item}")
+        review(one, "late", "demo-0003", 1)
+        review(one, "early", item, 1)
+        other.settle()
+        after = other.get(f"/predict/late/{item}")
+        assert before["unknown"] == ["user", "item"]
+        assert after["unknown"] == []
+        assert after["rating"] == one.get(f"/predict/late/{item}")["rating"]
+        one.ask("DELETE", "/items/demo-0003", status=204)
+        other.settle()
+        assert other.get(f"/predict/late/{item}")["unknown"] == ["user"]
+        assert one.get(f"/predict/late/{item}")["unknown"] == ["user"]
+
+
+@pytest.mark.parametrize("value", [0, 5.5, -1])
+def test_a_review_outside_the_scale_is_refused(rating: Running, value: float) -> None:
+    body = {"user": "odd", "item": "demo-0001", "type": "review", "value": value, "text": "words"}
+    answer = rating.post("/feedback", {"feedback": [body]})
+    assert answer["accepted"] == 0
+    assert "between 1 and 5" in answer["rejected"][0]["detail"]
+
+
+def test_what_is_no_pair(rating: Running) -> None:
+    rating.post("/predict", {"pairs": []}, status=422)
+    rating.post("/predict", {"pairs": [{"user": "a", "item": "b"}] * 1001}, status=422)
+    rating.post("/predict", {"pairs": [{"user": "a", "item": "not an id"}]}, status=422)
+    rating.get("/predict/a/not an id", status=422)
+
+
+def test_a_bundle_without_it_says_so(running: Running) -> None:
+    problem = running.get("/predict/ann/demo-0001", status=503)
+    assert problem["type"] == "/problems/not-served"
+    assert "predicts ratings" in problem["detail"]
+    running.post("/predict", {"pairs": [{"user": "a", "item": "demo-0001"}]}, status=503)
