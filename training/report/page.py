@@ -8,7 +8,6 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from training.report import service
-from training.report.parts import parts_chapter
 from training.report.results import read_results
 from training.report.sections import chapters, overview
 
@@ -43,6 +42,8 @@ def make_report(paths: Iterable[Path], *, title: str, bundle: Path | None = None
         reason = f": {left_out[0]}" if left_out else ""
         raise ReportError(f"there is no raw result in {where}{reason}")
     if bundle is not None:
+        from training.report.parts import parts_chapter  # only this needs torch and scikit-learn, slow to load
+
         shown.append(parts_chapter(bundle))
     environment = Environment(
         loader=PackageLoader("training.report", "."),

@@ -73,8 +73,8 @@ class Table:
     def markdown(self) -> str:
         """As the docs hold it, without caption and note."""
         lines = [f"| {' | '.join(self.header)} |", "|---" * len(self.header) + "|"]
-        lines += ["| " + " | ".join([row.name, *(cell.text for cell in row.cells)]) + " |" for row in self.rows]
-        return "\n".join(lines)
+        lines += [f"| {' | '.join([row.name, *(cell.text for cell in row.cells)])} |" for row in self.rows]
+        return "\n".join(lines).replace("|  |", "| |")
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,16 @@ def compare(results: Sequence[Result], columns: Sequence[Column], caption: str, 
     best = [_best(column, spreads) for column, spreads in found]
     rows = []
     for row in order:
-        cells = [
-            Cell(spreads[row].text(column.digits), _shown(spreads[row], column) == top) if spreads[row] else Cell("")
-            for (column, spreads), top in zip(found, best, strict=True)
-        ]
+        cells = [_cell(spreads[row], column, top) for (column, spreads), top in zip(found, best, strict=True)]
         seeds = Cell(str(len(results[row].runs)))
         rows.append(Row(label(results[row]), [*cells, seeds], results[row].model in OURS))
     return Table(caption, ["Model", *(column.title for column, _ in found), "seeds"], rows, note)
+
+
+def _cell(spread: Spread | None, column: Column, top: str | None) -> Cell:
+    if spread is None:
+        return Cell("")
+    return Cell(spread.text(column.digits), _shown(spread, column) == top)
 
 
 def _place(spread: Spread | None, lower: bool) -> tuple[bool, float]:
