@@ -8,13 +8,13 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import t as student
+from training.report import service
+from training.report.results import DATASETS, ServiceResult, paired_difference
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
@@ -24,7 +24,6 @@ VARIANTS = {
     "dgmrec-nn": "the same model, NN imputation",
     "dgmrec-no-modality": "without any modality (LightGCN)",
 }
-DATASETS = {"tiktok": "TikTok", "ml-100k": "ML-100K", "ml-1m": "ML-1M"}
 RANKED = ("dgmrec", "lightgcn", "ease", "item-knn", "popularity", "content")
 IMPUTED = ("dgmrec", "ridge", "heat", "pers-pagerank", "multi-hop", "neigh-mean", "nn", "mean")
 
@@ -126,7 +125,7 @@ def rating() -> str:
             if found:
                 errors = _rating_errors(found["mean"])
                 published = _rating_errors(found["published"]["metrics"]) if found["published"] else ""
-                paired = paired_difference(found, reference) if reference and model != "biases" else ""
+                paired = paired_difference(_rmse(found), _rmse(reference)) if reference and model != "biases" else ""
                 lines.append(f"| {label} | {model} | {errors} | {published} | {paired} |")
     return "\n".join(lines)
 
@@ -135,20 +134,8 @@ def _rating_errors(metrics: Any) -> str:
     return f"{metrics['rmse[+F]']:.4f} / {metrics['mae[+F]']:.4f}"
 
 
-def paired_difference(found: Any, reference: Any) -> str:
-    """Mean difference of RMSE over the splits that both have, and its 95 % interval.
-
-    The training parts of random splits overlap, so the variance is corrected as Nadeau and Bengio (2003) do: by the
-    ratio of test to training rows on top of one over the number of splits.
-    """
-    ours, theirs = ({run["seed"]: run["metrics"]["rmse[+F]"] for run in one["runs"]} for one in (found, reference))
-    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
-    mean = statistics.fmean(differences)
-    if len(differences) < 2:
-        return f"{mean:+.4f}"
-    error = statistics.stdev(differences) * (1 / len(differences) + 1 / 8) ** 0.5
-    half = float(student.ppf(0.975, len(differences) - 1)) * error
-    return f"{mean:+.4f} [{mean - half:+.4f}, {mean + half:+.4f}]"
+def _rmse(found: Any) -> dict[int, float]:
+    return {run["seed"]: run["metrics"]["rmse[+F]"] for run in found["runs"]}
 
 
 def _found(path: str) -> Any:
@@ -163,50 +150,17 @@ def _pair(found: Any, suffix: str) -> str:
 
 
 def latency() -> str:
-    """Latency of each kind of request."""
-    found = _load("service/latency.json")
-    lines = ["| request | p50 | p99 | p50 over a bare FastAPI route |", "|---|---|---|---|"]
-    for kind, row in found["metrics"].items():
-        ratio = f"{row['p50 over bare']:.1f}"
-        lines.append(f"| {kind} | {row['p50_ms']:.2f} ms | {row['p99_ms']:.2f} ms | {ratio} |")
-    memory = "; ".join(f"{name}: {value} MB" for name, value in found["memory_mb"].items())
+    """Latency of each kind of request, and how long the first minute takes."""
+    table = service.latency(_service("service/latency.json"))
     demo = _load("service/demo.json")
     started = f"`make demo` in a fresh clone, install included: {demo['seconds']:.0f} s to a serving port"
-    return "\n".join([*lines, "", f"Resident memory, {memory}. {started} (`benchmarks/fresh_clone.sh`)."])
+    return f"{table.markdown()}\n\n{table.note} {started} (`benchmarks/fresh_clone.sh`)."
 
 
-def faults() -> str:
-    """What was killed and what was found afterwards, by run of the crash harness."""
-    lines = [
-        "| run | kills | trouble besides | acknowledged writes | unanswered ones, found out | answers compared |"
-        " backups restored | violations |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    totals = [0] * 6
-    for file in sorted((RESULTS / "faults").glob("*.json")):
-        found = json.loads(file.read_text("utf-8"))
-        if "kills" not in found:
-            continue
-        kills, acknowledged, unanswered = (
-            sum(found[name].values()) for name in ("kills", "acknowledged", "unanswered")
-        )
-        answers, backups = found["answers_compared"], found["backups_restored"]
-        cells = [kills, acknowledged, unanswered, answers, backups, len(found["violations"])]
-        totals = [total + cell for total, cell in zip(totals, cells, strict=True)]
-        trouble = ", ".join(f"{count} x {name}" for name, count in found["trouble"].items() if "nothing" not in name)
-        lines.append(f"| `{file.stem}` | {cells[0]} | {trouble} | {' | '.join(map(str, cells[1:]))} |")
-    lines.append(f"| all | {totals[0]} | | {' | '.join(map(str, totals[1:]))} |")
-    return "\n".join(lines)
-
-
-def linear() -> str:
-    """Many clients on few items."""
-    lines = ["| run | requests | histories | not linear | 5xx |", "|---|---|---|---|---|"]
-    for file in sorted((RESULTS / "faults").glob("linear-*.json")):
-        found = json.loads(file.read_text("utf-8"))
-        cells = (found["requests"], found["histories"], len(found["not_linear"]), found["server_errors"])
-        lines.append(f"| {found['what']}, {found['seconds']:g} s | {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)
+def _service(pattern: str, key: str = "what") -> list[ServiceResult]:
+    """Results of the service that have the key."""
+    found = [(file, json.loads(file.read_text("utf-8"))) for file in sorted(RESULTS.glob(pattern))]
+    return [ServiceResult(file.name, file.stem, content) for file, content in found if key in content]
 
 
 def replicas() -> str:
@@ -218,47 +172,6 @@ def replicas() -> str:
         if "by_replica" in found[name]:
             answers += f" ({' and '.join(f'{count:.0f}' for count in found[name]['by_replica'])} by replica)"
         lines.append(f"| {name} | {answers} | {found[name]['acknowledged']} | {found[name]['lost']} |")
-    return "\n".join(lines)
-
-
-def soak() -> str:
-    """Whether memory or the cost of a request grow."""
-    found = _load("faults/soak.json")
-    minutes = found["samples"][-1]["minute"]
-    lines = [
-        f"| {found['requests']} requests, {found['requests_per_second']} a second, {minutes:.0f} minutes | median |"
-        " a minute (95 %) | over the whole time | grows |",
-        "|---|---|---|---|---|",
-    ]
-    units = {"resident_mib": "MiB resident", "cpu_ms_per_request": "ms of processor a request", "p50_ms": "ms p50",
-             "p99_ms": "ms p99"}  # fmt: skip
-    for name, unit in units.items():
-        trend = found["trends"][name]
-        low, high = trend["interval"]
-        slope = f"{trend['slope_per_minute']:+.4f} ({low:+.4f} .. {high:+.4f})"
-        grows = "yes" if trend["grows"] else "no"
-        lines.append(f"| {unit} | {trend['median']:.2f} | {slope} | {trend['growth_of_median']:+.2%} | {grows} |")
-    return "\n".join(lines)
-
-
-def fuzz() -> str:
-    """What made-up requests were answered."""
-    found = _load("faults/fuzz.json")
-    statuses = ", ".join(f"{count} {name}" for name, count in found["statuses"].items())
-    lines = ["| run | requests | answers | 5xx | other failures | tracebacks in the log |", "|---|---|---|---|---|---|"]
-    cells = (found["requests"], statuses, found["server_errors"], found["failures"], found["tracebacks_in_the_log"])
-    lines.append(
-        f"| {found['seconds'] / 60:.0f} minutes, {found['operations']} operations | {' | '.join(map(str, cells))} |"
-    )
-    return "\n".join(lines)
-
-
-def staleness() -> str:
-    """How long another worker needs."""
-    lines = ["| run | p50 | p99 | longest of 200 |", "|---|---|---|---|"]
-    for file in sorted((RESULTS / "faults").glob("staleness-*.json")):
-        found = json.loads(file.read_text("utf-8"))
-        lines.append(f"| {found['what']} | {found['p50_ms']} ms | {found['p99_ms']} ms | {found['max_ms']} ms |")
     return "\n".join(lines)
 
 
@@ -274,12 +187,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
     "rating": rating,
     "latency": latency,
-    "faults": faults,
-    "linear": linear,
+    "faults": lambda: service.faults(_service("faults/*.json", "kills")).markdown(),
+    "linear": lambda: service.linear(_service("faults/linear-*.json")).markdown(),
     "replicas": replicas,
-    "soak": soak,
-    "fuzz": fuzz,
-    "staleness": staleness,
+    "soak": lambda: service.soak(_service("faults/soak.json")).markdown(),
+    "fuzz": lambda: service.fuzz(_service("faults/fuzz.json")).markdown(),
+    "staleness": lambda: service.staleness(_service("faults/staleness-*.json")).markdown(),
 }
 
 

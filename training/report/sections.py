@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from training.report import plots
 from training.report.plots import Bar, Plot, Series
-from training.report.results import DATASETS, Config, Epoch, Result, Spread
+from training.report.results import DATASETS, Config, Epoch, Result, Spread, paired_difference
 from training.report.tables import (
     OURS,
     Cell,
@@ -283,24 +283,16 @@ def _pairs(members: Sequence[Result], metric: str) -> Table | None:
         return None
     best, rows = order[0].values(metric), []
     for member in order[1:]:
-        shared = {seed: value - best[seed] for seed, value in member.values(metric).items() if seed in best}
-        if not (found := Spread.of(shared.values())):
-            continue
-        error = found.deviation / found.count**0.5
-        worse = sum(difference > 0 for difference in shared.values())
-        cells = [f"{found.mean:+.4f} ± {error:.4f}" if found.count > 1 else f"{found.mean:+.4f}"]
-        rows.append(
-            Row(
-                label(member),
-                [Cell(cells[0]), Cell(f"{worse} of {found.count}")],
-                member.model in OURS,
-            )
-        )
+        own = member.values(metric)
+        shared = own.keys() & best.keys()
+        worse = sum(own[seed] > best[seed] for seed in shared)
+        cells = [Cell(paired_difference(own, best)), Cell(f"{worse} of {len(shared)}")]
+        rows.append(Row(label(member), cells, member.model in OURS))
     return Table(
         f"{metric_label(metric)} against {label(order[0])}, by pairs",
-        ["Model", "difference ± its standard error", "splits where it is worse"],
+        ["Model", "difference [95 % interval]", "splits where it is worse"],
         rows,
-        "On the same rows of the same splits.",
+        "On the same rows of the same splits; the interval allows for training parts that overlap.",
     )
 
 
