@@ -31,6 +31,7 @@ MODELS = {
     "svdpp": "SVD++",
     "nmf": "NMF",
     "tfidf-ridge": "TF-IDF ridge",
+    "biases-tfidf-ridge": "Biases and TF-IDF ridge",
 }
 OURS = ("dgmrec", "lrmm", "iris")
 _ERRORS = ("rmse", "mae", "calibration_error")
