@@ -31,6 +31,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     schemas.FeedbackBody,
     schemas.ImputeBody,
     schemas.ItemBody,
+    schemas.PairsBody,
     schemas.PatchBody,
     schemas.PutBody,
     schemas.RetrieveBody,
