@@ -7,7 +7,8 @@ Decisions that the paper leaves open:
 * Every review is encoded by itself and a document is the mean of its reviews, newest first within L words. A new review
   is one more vector, and taking one review out leaves the others as they are.
 * The LSTM learns from the rating of the very review that it reads; a document's rating would be too weak a teacher for
-  so few reviews. What it learned never meets the review that is being predicted.
+  so few reviews. What it learned never meets the review that is being predicted. Since it knows the stars of those that
+  it was taught by, its part of the vector is scaled down (`state_scale`).
 * The tone is cross-fitted: a hash of the text decides which fold a review belongs to, and its tone comes from the
   regression on the other folds. So a review of the training part gets the tone of one that was never seen, also when it
   is encoded again.

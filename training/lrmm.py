@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,9 @@ from training.ratings import RatingParts, Ratings, Rows
 from training.trainer import TrainerConfig, TrainingResult, train
 
 TEXT_BATCH, TEXT_RATE, TEXT_POOL = 64, 2e-3, 2048
+STATES = 2000  # texts that are enough to find the axes of the LSTM's states
 METRIC = "-rmse[+F]"
-TRAINER = TrainerConfig(epochs=8, batch_size=256, learning_rate=2e-4, patience=3, metric=METRIC)
+TRAINER = TrainerConfig(epochs=8, batch_size=256, learning_rate=1e-4, patience=3, metric=METRIC)
 REGIMES: Mapping[str, tuple[str, ...]] = {
     "+F": (),
     "-U": (USER,),
@@ -97,7 +98,8 @@ def fit_reviews(
     vocabulary = frequent(counted, config.least_count)
     ids = [word_ids(vocabulary, text, config.review_words) for text in texts]
     tower = fit_tower(len(vocabulary), ids, left, config, seed, terminal)
-    states = Projection.fit(_states(tower, ids), config.text_hidden)
+    states = Projection.fit(_states(tower, ids[:STATES]), config.text_hidden)
+    states = replace(states, axes=states.axes * np.float32(config.state_scale))
     return ReviewEncoder(
         tower, states, vocabulary, tone, Projection.fit(sentences[told], config.sentence_size), config.review_words
     )
