@@ -112,13 +112,16 @@ RATED = (
 )  # fmt: skip
 
 
+RATED_DATA = {"musical-instruments": "Musical Instruments", "ml-100k": "ML-100K"}
+
+
 def rating() -> str:
     """Rating errors on random splits and on the published one, and the paired difference to the biases."""
     lines = [
         "| RMSE / MAE | model | random splits | published split | RMSE against `biases`, same rows |",
         "|---|---|---|---|---|",
     ]
-    for dataset, label in {"musical-instruments": "Musical Instruments", "ml-100k": "ML-100K"}.items():
+    for dataset, label in RATED_DATA.items():
         reference = _found(f"rating/{dataset}/biases.json")
         for model in RATED:
             found = _found(f"rating/{dataset}/{model}.json")
@@ -127,6 +130,25 @@ def rating() -> str:
                 published = _rating_errors(found["published"]["metrics"]) if found["published"] else ""
                 paired = paired_difference(_rmse(found), _rmse(reference)) if reference and model != "biases" else ""
                 lines.append(f"| {label} | {model} | {errors} | {published} | {paired} |")
+    return "\n".join(lines)
+
+
+def rating_regimes() -> str:
+    """LRMM with modalities withheld: errors, coverage and width of the 90 % intervals, mean over the random splits."""
+    lines = ["| LRMM | regime | RMSE | MAE | coverage | width |", "|---|---|---|---|---|---|"]
+    for dataset, label in RATED_DATA.items():
+        mean = (_found(f"rating/{dataset}/lrmm.json") or {"mean": {}})["mean"]
+        for regime in (name[5:-1] for name in mean if name.startswith("rmse[")):
+            cells = [f"{mean[f'{figure}[{regime}]']:.4f}" for figure in ("rmse", "mae", "coverage", "width")]
+            lines.append(f"| {label} | {regime} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def predict() -> str:
+    """Latency of predicted ratings."""
+    lines = ["| request | p50 | p99 |", "|---|---|---|"]
+    for kind, row in _load("service/predict.json")["metrics"].items():
+        lines.append(f"| {kind} | {row['p50_ms']:.2f} ms | {row['p99_ms']:.2f} ms |")
     return "\n".join(lines)
 
 
@@ -186,6 +208,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "retrieval": retrieval,
     "calibration": calibration,
     "rating": rating,
+    "rating-regimes": rating_regimes,
+    "predict": predict,
     "latency": latency,
     "faults": lambda: service.faults(_service("faults/*.json", "kills")).markdown(),
     "linear": lambda: service.linear(_service("faults/linear-*.json")).markdown(),
