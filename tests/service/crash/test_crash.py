@@ -21,4 +21,4 @@ def test_nothing_acknowledged_is_lost_when_the_service_is_killed(
     assert report.violations == []
     assert report.kills["service"] == rounds + 1
     assert sum(report.acknowledged.values()) > 5
-    assert report.answers_compared > 100
+    assert report.answers_compared > 30
