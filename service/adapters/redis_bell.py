@@ -48,9 +48,11 @@ class RedisBell:
         self._heard.clear()
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        pending = set(self._tasks)
+        while pending:  # the client's own timeouts may turn a cancellation into an error, after which a task goes on
+            for task in pending:
+                task.cancel()
+            _, pending = await asyncio.wait(pending, timeout=TIMEOUT_S)
         await self._redis.aclose()
 
     async def _forever(self, work: Any) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import asyncpg
+import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
@@ -72,6 +73,8 @@ EVERY_METHOD: dict[str, Call] = {
     "user_history": lambda store: store.user_history("u", limit=1),
     "item_users": lambda store: store.item_users("a", limit=1),
     "item_counts": lambda store: store.item_counts(),
+    "documents": lambda store: store.documents("user", ["u"], encoder="e", limit=1),
+    "save_review_vectors": lambda store: store.save_review_vectors("e", [(1, 1, np.zeros(2, np.float32))]),
     "get_user": lambda store: store.get_user("u"),
     "delete_user": lambda store: store.delete_user("u"),
     "changes": lambda store: store.changes(0),
