@@ -38,7 +38,8 @@ app = FastAPI()
 @app.get("/")
 async def bare():
     return Response(orjson.dumps(body), media_type="application/json")
-uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="error")
+uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", access_log=False, log_level="error",
+    timeout_keep_alive=3600)
 """
 WORDS = ("red", "blue", "striped", "linen", "leather", "running", "winter", "kitchen", "soft", "light", "shoe", "lamp")
 
