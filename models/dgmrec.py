@@ -224,15 +224,21 @@ class Tower(nn.Module):
 
 
 @dataclass(frozen=True)
-class Generation:
-    """The generator's output for one modality, for all rows asked."""
-
-    FACTS = 8
+class Learned:
+    """What the learned generator alone makes of one modality, for all rows asked."""
 
     general: Tensor  # [n, d]
     specific: Tensor  # [n, d]
-    learned: Tensor  # [n, r_m], the signal that the learned generator alone would make
-    features: Tensor  # [n, r_m], the signal that is generated
+    signal: Tensor  # [n, r_m]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What is generated of one modality, for all rows asked."""
+
+    FACTS = 8
+
+    features: Tensor  # [n, r_m], signals
     facts: Tensor  # [n, FACTS], what the confidence is read from
 
 
@@ -326,21 +332,24 @@ class DGMRec(nn.Module):
     def encode(self, features: Mapping[str, Tensor], taste: Tensor) -> Tensor:
         """General and specific parts, denoised by taste `[M, n, d]` (eq. 1, 3): `[M, n, 2d]`."""
         raw = torch.stack([self._raw_parts(name, features[name]) for name in self.names])  # [M, n, 2d]
-        return raw * self._gate(taste)
+        gate = self._gate(taste)
+        return raw * torch.cat([gate, gate], dim=-1)
 
     def _raw_parts(self, name: str, features: Tensor) -> Tensor:
-        tower = self.tower(name)
-        general = self.general(torch.tanh(tower.encode(features)))
-        return self._activate(torch.cat([general, tower.specific(features)], dim=1))
+        parts = torch.cat([self._general(name, features), self.tower(name).specific(features)], dim=1)
+        return self._activate(parts)
+
+    def _general(self, name: str, features: Tensor) -> Tensor:
+        general: Tensor = self.general(torch.tanh(self.tower(name).encode(features)))
+        return general
 
     def _activate(self, parts: Tensor) -> Tensor:
         return torch.tanh(parts) if self.config.activation == "tanh" else torch.sigmoid(parts)
 
-    def _gate(self, taste: Tensor) -> Tensor | float:
+    def _gate(self, taste: Tensor) -> Tensor:
         if self.config.gate == "none":
-            return 1.0
-        gate = torch.sigmoid(taste) if self.config.gate == "sigmoid" else taste
-        return torch.cat([gate, gate], dim=-1)
+            return torch.ones_like(taste)
+        return torch.sigmoid(taste) if self.config.gate == "sigmoid" else taste
 
     def fuse(self, parts: Tensor) -> Tensor:
         """mean(mean_m g^m, s^1, ..., s^M) (eq. 17), each modality by its learned weight: `[M, n, 2d]` -> `[n, d]`."""
@@ -452,55 +461,62 @@ class DGMRec(nn.Module):
 
     # --- generation (eq. 12-15) --------------------------------------------------------------------------------
 
-    def generals(self, evidence: Evidence, taste: Tensor) -> Tensor:
-        """g of the observed modalities, the modality's mean g elsewhere: `[M, n, d]`."""
-        parts = self.encode(evidence.own, taste)
-        means = torch.stack([self.tower(name).mean_general for name in self.names])[:, None]
-        return torch.where(evidence.observed.T[..., None], parts[..., : self.config.embedding_size], means)
+    def known_general(self, name: str, evidence: Evidence, taste: Tensor) -> Tensor:
+        """g of a modality where it is observed, the modality's mean g elsewhere: `[n, d]` under its taste `[n, d]`."""
+        general = self._activate(self._general(name, evidence.own[name])) * self._gate(taste)
+        observed = evidence.observed[:, [self.names.index(name)]]
+        return torch.where(observed, general, self.tower(name).mean_general)
 
-    def generate(
+    def learned(
         self, name: str, evidence: Evidence, taste: Tensor, *, generator: torch.Generator | None = None
-    ) -> Generation:
-        """Generate one modality for every row of the evidence, whether it is observed or not.
+    ) -> Learned:
+        """What the learned generator makes of one modality (eq. 12-13), as `generate` without its base.
+
+        Args:
+            generator: training only; source of the dropout noise.
+        """
+        column, tower = self.names.index(name), self.tower(name)
+        generals = [self.known_general(other, evidence, taste[c]) for c, other in enumerate(self.names) if c != column]
+        # Blocks of unit length have small entries; brought to the size of the parts beside them.
+        inputs = torch.cat([evidence.from_interactions(), evidence.from_content(name)], dim=1) * EVIDENCE_SCALE
+        general = self._activate(self._noisy(tower.general_generator, torch.cat([*generals, inputs], dim=1), generator))
+        specific = self._activate(
+            self._noisy(tower.specific_generator, torch.cat([taste[column], inputs], dim=1), generator)
+        )
+        return Learned(general, specific, tower.decode(torch.cat([general, specific], dim=1)))
+
+    def generate(self, name: str, evidence: Evidence, taste: Tensor) -> Generation:
+        """Generate one modality for every row of the evidence, whether it is observed or not: the base, and from it the
+        share of the learned generator's step that held-out cells bear out.
 
         Args:
             name: the modality to generate; its own observed feature is not looked at.
             evidence: of `n` rows. taste: `[M, n, d]`.
-            generator: training only; source of the dropout noise.
         """
-        column = self.names.index(name)
         tower = self.tower(name)
-        told, shown = evidence.from_interactions(), evidence.from_content(name)
-        generals = self.generals(evidence, taste)
-        others = [generals[c] for c in range(len(self.names)) if c != column]
-        # Blocks of unit length have small entries; brought to the size of the parts beside them.
-        inputs = torch.cat([told, shown], dim=1) * EVIDENCE_SCALE
-        general = self._activate(self._noisy(tower.general_generator, torch.cat([*others, inputs], dim=1), generator))
-        specific = self._activate(
-            self._noisy(tower.specific_generator, torch.cat([taste[column], inputs], dim=1), generator)
-        )
-        learned = tower.decode(torch.cat([general, specific], dim=1))  # [n, r]
-        direction = self._base(name, evidence, told, shown)
-        step = F.normalize(tower.projection.direction(learned.detach()), dim=1) - F.normalize(direction, dim=1)
-        length = direction.norm(dim=1, keepdim=True).clamp_max(1)
-        towards = F.normalize(F.normalize(direction, dim=1) + tower.trust * step, dim=1)
-        features = tower.projection.signal(towards * length)
-        other_columns = [c for c in range(len(self.names)) if c != column]
-        own = evidence.observed[:, other_columns].to(length.dtype).mean(dim=1, keepdim=True) if others else length * 0
+        base = self.base(name, evidence)
+        length = base.norm(dim=1, keepdim=True).clamp_max(1)
+        direction = F.normalize(base, dim=1)
+        if tower.trust > 0:
+            learned = tower.projection.direction(self.learned(name, evidence, taste).signal)
+            step = F.normalize(learned, dim=1) - direction
+            direction = F.normalize(direction + tower.trust * step, dim=1)
+        return Generation(tower.projection.signal(direction * length), self._facts(name, evidence, length))
+
+    def _facts(self, name: str, evidence: Evidence, length: Tensor) -> Tensor:
+        column = self.names.index(name)
+        others = [c for c in range(len(self.names)) if c != column]
+        own = evidence.observed[:, others].to(length.dtype).mean(dim=1, keepdim=True) if others else length * 0
         near = evidence.near_valid[:, [column]].to(length.dtype)
         shared = evidence.shared_valid[:, [column]].to(length.dtype)
         ones = torch.ones_like(length)
-        facts = torch.cat([ones, length, own, near, shared, length * own, length * near, length * shared], dim=1)
-        return Generation(general, specific, learned, features, facts)
+        return torch.cat([ones, length, own, near, shared, length * own, length * near, length * shared], dim=1)
 
     def base(self, name: str, evidence: Evidence) -> Tensor:
         """The closed form that generation starts from: directions `[n, r_m]` as long as the cosine that they expect."""
-        return self._base(name, evidence, evidence.from_interactions(), evidence.from_content(name))
-
-    def _base(self, name: str, evidence: Evidence, told: Tensor, shown: Tensor) -> Tensor:
-        tower = self.tower(name)
+        tower, shown = self.tower(name), evidence.from_content(name)
         touched, described = evidence.touched()[:, None], evidence.described(name)[:, None]
-        direction = told @ tower.from_interactions + described * (shown @ tower.from_content)
+        direction = evidence.from_interactions() @ tower.from_interactions + described * (shown @ tower.from_content)
         return torch.where(touched, direction, described * (shown @ tower.from_content_alone))
 
     def _noisy(self, mlp: nn.Module, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -651,15 +667,15 @@ class DGMRec(nn.Module):
         others, interactions = chance < self.config.hide_rate
         taste = self.hidden_taste(out, side, name, rows, others=others, interactions=interactions)
         hidden = side.evidence.select(rows).without(name, others=others, interactions=interactions)
-        made = self.generate(name, hidden, taste, generator=generator)
+        made = self.learned(name, hidden, taste, generator=generator)
         general, specific = truth.detach().chunk(2, dim=1)
         target = side.evidence.own[name][rows]
         direction = self.tower(name).projection.direction
         return (
             losses.masked_mse(made.general, general, cells)
             + losses.masked_mse(made.specific, specific, cells)
-            + losses.masked_mse(made.learned, target, cells)
-            + losses.cosine_gap(direction(made.learned), direction(target), cells)
+            + losses.masked_mse(made.signal, target, cells)
+            + losses.cosine_gap(direction(made.signal), direction(target), cells)
         )
 
     def q(self, name: str, general: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:

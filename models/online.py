@@ -145,8 +145,9 @@ class OnlineDGMRec:
     # --- generation and embedding ------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def generate(self, known: Known) -> tuple[dict[str, Array], Array]:
-        """All modalities of `b` items as DGMRec generates them: projected `[b, r_m]`, and confidences `[b, M]`."""
+    def generate(self, known: Known) -> dict[str, tuple[Array, Array]]:
+        """The modalities that any of `b` items lacks, as DGMRec generates them for all: projected `[b, r_m]`, and the
+        confidence `[b]`."""
         evidence = Evidence(
             _tensors(known.features),
             _tensors(known.near),
@@ -157,9 +158,12 @@ class OnlineDGMRec:
             _tensor(known.shared_valid),
         )
         taste = _leading(known.taste)
-        made = {name: self.model.generate(name, evidence, taste) for name in self.names}
-        confidence = torch.stack([self.model.confidence(name, made[name]) for name in self.names], dim=1)
-        return {name: _numpy(generation.features) for name, generation in made.items()}, _numpy(confidence)
+        lacking = [name for column, name in enumerate(self.names) if not known.observed[:, column].all()]
+        made = {name: self.model.generate(name, evidence, taste) for name in lacking}
+        return {
+            name: (_numpy(generation.features), _numpy(self.model.confidence(name, generation)))
+            for name, generation in made.items()
+        }
 
     @torch.inference_mode()
     def encode(self, features: Mapping[str, Array], taste: Array) -> Array:
@@ -175,9 +179,13 @@ class OnlineDGMRec:
     def predict_id(self, features: Mapping[str, Array], ids: Sequence[str]) -> Array:
         """The collaborative part `[b, d]` that completed features `[b, r_m]` let expect of untouched items, which are
         new if training did not have them in its catalogue."""
-        predicted = self.model.predict_id(_tensors(features), new=False)
-        new = torch.tensor([item not in self.items for item in ids])[:, None]
-        return _numpy(torch.where(new, self.model.predict_id(_tensors(features), new=True), predicted))
+        new = np.array([item not in self.items for item in ids])
+        predicted = np.empty((len(ids), self.size), dtype=np.float32)
+        for which in np.unique(new):
+            rows = new == which
+            some = {name: block[rows] for name, block in features.items()}
+            predicted[rows] = _numpy(self.model.predict_id(_tensors(some), new=bool(which)))
+        return predicted
 
     @torch.inference_mode()
     def preference(self, user_id: Array) -> Array:

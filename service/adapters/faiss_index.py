@@ -177,11 +177,11 @@ class FaissIndex:
             raise ValueError(f"k must be positive, got {k}")
         state = self._state
         found = self._search_base(state.base, queries, k, allowed)
-        if state.delta.count:
-            delta = state.delta
-            here = _scan(delta.rows[: delta.count], delta.keys[: delta.count], delta.alive, queries, k, allowed)
-            found = np.concatenate([found[0], here[0]], axis=1), np.concatenate([found[1], here[1]], axis=1)
-        return _best(*found, k)
+        delta = state.delta
+        if not delta.count:
+            return found
+        here = _scan(delta.rows[: delta.count], delta.keys[: delta.count], delta.alive, queries, k, allowed)
+        return _best(np.concatenate([found[0], here[0]], axis=1), np.concatenate([found[1], here[1]], axis=1), k)
 
     def __len__(self) -> int:
         return len(self._state)
@@ -285,7 +285,7 @@ def _eligible(keys: Keys, alive: Mask, allowed: Mask | None) -> Mask:
 
 
 def _scan(rows: Rows, keys: Keys, alive: Mask, queries: Rows, k: int, allowed: Mask | None) -> tuple[Keys, Rows]:
-    """The exact answer over some rows: keys and scores `[q, up to k]`."""
+    """The exact answer over some rows: keys and scores `[q, k]`, as `search` has them."""
     eligible = _eligible(keys, alive, allowed)
     count = int(eligible.sum())
     selector = None if count == len(rows) else _selector(eligible)
@@ -310,7 +310,7 @@ def _decide_ties(rows: Rows, keys: Keys, query: Rows, k: int, count: int, select
 
 
 def _walk(base: _Base, eligible: Mask, queries: Rows, k: int) -> tuple[Keys, Rows]:
-    """The answer of the graph: keys and scores `[q, up to k]`; a query for which it found too few is scanned."""
+    """The answer of the graph: keys and scores `[q, k]`; a query for which it found too few is scanned."""
     selector = None if eligible.all() else _selector(eligible)
     options = FAISS.SearchParametersHNSW(sel=selector, efSearch=max(HNSW_EF_SEARCH, 2 * k))
     _, places = base.graph.search(queries, k, params=options)
@@ -324,7 +324,7 @@ def _walk(base: _Base, eligible: Mask, queries: Rows, k: int) -> tuple[Keys, Row
         else:
             order, exact = _kernel(base.rows[found], queries[row : row + 1], k, None)
             keys[row], scores[row] = base.keys[found[order[0]]], exact[0]
-    return keys, scores
+    return _best(keys, scores, k)
 
 
 def _kernel(rows: Rows, queries: Rows, k: int, selector: Any) -> tuple[Keys, Rows]:

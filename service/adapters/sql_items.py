@@ -185,12 +185,16 @@ def _unmark(connection: Connection, followed: Mapping[int, int]) -> None:
         connection.execute(delete(awaiting).where(done), values)
 
 
+_STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
+    items.c.id.in_(bindparam("ids", expanding=True))
+)
+
+
 def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
     rows: dict[str, int] = {}
     versions: dict[str, int] = {}
     for chunk in chunks(item_ids):
-        query = select(items.c.id, items.c.row_id, items.c.version).where(items.c.id.in_(chunk))
-        for item_id, row, version in connection.execute(query):
+        for item_id, row, version in connection.execute(_STORED_VERSIONS, {"ids": chunk}):
             rows[item_id], versions[item_id] = row, version
     return rows, versions
 
@@ -320,8 +324,8 @@ def _media_of(connection: Connection, rows: Collection[int]) -> set[str]:
 
 
 def _drop_unreferenced(connection: Connection, sha256s: Collection[str]) -> None:
-    referenced = exists().where(features.c.media == media_table.c.sha256)
     for chunk in chunks(sha256s):
+        referenced = exists().where(features.c.media == media_table.c.sha256)
         connection.execute(delete(media_table).where(media_table.c.sha256.in_(chunk), ~referenced))
 
 

@@ -44,11 +44,14 @@ def _propagate(
     catalogue, model = engine.catalogue, engine.model
     layers = [parts, *(parts.copy() for _ in range(model.layers))]
     for column, name in enumerate(model.names):
-        rows = [row for row, one in enumerate(completed) if one.states[name] is not State.ABSENT]
+        rows = [
+            row for row, one in enumerate(completed) if one.states[name] is not State.ABSENT and name not in one.kin
+        ]
         mask = catalogue.having(name)
-        if not rows or not mask.any():
-            continue
         keys, _ = neighbour_keys(engine, subjects, name, features[name], rows, model.neighbours, mask)
+        for row, one in enumerate(completed):
+            if name in one.kin:
+                keys[row] = one.kin[name]
         for layer in range(model.layers):
             mean, some = mean_of(catalogue.arrays["parts"][:, layer, column], keys)
             layers[layer + 1][some, column] = mean[some]

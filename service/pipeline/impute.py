@@ -8,7 +8,7 @@ is known; absent where nothing can be said at all, because nobody has the modali
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from models.online import Known
 from service.domain import Generated, State
 from service.pipeline.catalogue import Array, Keys, Mask
 from service.pipeline.engine import Engine
+
+Made = tuple[Array, Array]  # of one modality: what DGMRec generates for each item [b, r_m], and its confidence [b]
 
 DGMREC, GRAPH, MEAN = "dgmrec", "graph", "mean"
 
@@ -50,13 +52,14 @@ class Completed:
     """What imputation found out about one item.
 
     `features` by modality `[r_m]`, projected; `generated` for those that were not observed (absent ones left out);
-    `states` by modality; `taste` `[M, d]`.
+    `states` by modality; `taste` `[M, d]`; `kin` the nearest items by modality, as far as they were looked up.
     """
 
     features: dict[str, Array]
     generated: dict[str, Generated]
     states: dict[str, State]
     taste: Array
+    kin: Mapping[str, Keys] = field(default_factory=dict)
 
 
 def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
@@ -66,16 +69,16 @@ def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
     names = engine.model.names
     observed = np.array([[name in subject.features for name in names] for subject in subjects], dtype=np.bool_)
     features = _stacked(engine, subjects)
-    kin = _kin(engine, subjects, features, observed)
-    near, near_valid = _near(engine, subjects, features, observed)
+    around = _around(engine, subjects, features, observed)
+    near, near_valid = _near(engine, subjects, features, observed, around)
+    kin = {name: keys[:, : engine.model.neighbours] for name, (keys, _) in around.items()}
     shared, shared_valid = _shared(engine, subjects)
     taste = _taste(engine, subjects, kin)
     factors = np.stack([_factors(engine, subject) for subject in subjects])
     known = Known(features, observed, near, near_valid, shared, shared_valid, factors, taste)
-    made, confidence = engine.model.generate(known)
+    made = engine.model.generate(known)
     return [
-        _complete(engine, known, made, confidence, row, touched=bool(subject.visitors))
-        for row, subject in enumerate(subjects)
+        _complete(engine, known, kin, made, row, touched=bool(subject.visitors)) for row, subject in enumerate(subjects)
     ]
 
 
@@ -89,16 +92,18 @@ def _stacked(engine: Engine, subjects: Sequence[Subject]) -> dict[str, Array]:
 
 
 def _complete(
-    engine: Engine, known: Known, made: Mapping[str, Array], confidence: Array, row: int, *, touched: bool
+    engine: Engine, known: Known, kin: Mapping[str, Keys], made: Mapping[str, Made], row: int, *, touched: bool
 ) -> Completed:
     features: dict[str, Array] = {}
     generated: dict[str, Generated] = {}
     states: dict[str, State] = {}
+    nearest_by: dict[str, Keys] = {}
     for column, name in enumerate(engine.model.names):
         if known.observed[row, column]:
             features[name], states[name] = known.features[name][row], State.OBSERVED
+            nearest_by[name] = kin[name][row]
             continue
-        feature, generator, sure = _climb_down(engine, known, made, confidence, row, column, touched=touched)
+        feature, generator, sure = _climb_down(engine, known, made[name], row, column, touched=touched)
         features[name] = feature
         if generator is None:
             states[name] = State.ABSENT
@@ -107,18 +112,18 @@ def _complete(
         basis = _basis(engine, known, row, column, touched=touched) if generator != MEAN else ()
         raw = engine.model.unproject(name, feature[None])[0]
         generated[name] = Generated(raw, generator, round(sure, 4), basis)
-    return Completed(features, generated, states, known.taste[row])
+    return Completed(features, generated, states, known.taste[row], nearest_by)
 
 
 def _climb_down(
-    engine: Engine, known: Known, made: Mapping[str, Array], confidence: Array, row: int, column: int, *, touched: bool
+    engine: Engine, known: Known, made: Made, row: int, column: int, *, touched: bool
 ) -> tuple[Array, str | None, float]:
     """The highest rung of the ladder that holds for this cell: projected feature, generator's name, confidence."""
     name = engine.model.names[column]
     learned = engine.model.model.config.imputation == "generate"
-    feature = made[name][row]
+    feature, confidence = made[0][row], made[1][row]
     if learned and (known.observed[row].any() or touched) and np.isfinite(feature).all():
-        return feature, DGMREC, float(confidence[row, column])
+        return feature, DGMREC, float(confidence)
     guesses = [
         block[name][row]
         for block, valid in ((known.near, known.near_valid), (known.shared, known.shared_valid))
@@ -167,6 +172,8 @@ def neighbour_keys(
     """As `nearest` for some rows, no item its own neighbour; rows not asked for are -1 and -inf."""
     found = np.full((len(subjects), k), -1, dtype=np.int64)
     cosines = np.full((len(subjects), k), -np.inf, dtype=np.float32)
+    if not mask.any():
+        return found, cosines
     fresh = [row for row in rows if subjects[row].key is None or not mask[subjects[row].key or 0]]
     if fresh:
         found[fresh], cosines[fresh] = nearest(engine, name, features[fresh], k, mask)
@@ -187,22 +194,29 @@ def mean_of(values: Array, keys: Keys, weights: Array | None = None) -> tuple[Ar
     return np.einsum("bk,bk...->b...", shares, gathered).astype(np.float32), some
 
 
-def _kin(engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask) -> list[Keys]:
-    """Per observed modality the neighbours `[b, k]` by it, as training's kin graph has them."""
-    found = []
+def _around(
+    engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask
+) -> dict[str, tuple[Keys, Array]]:
+    """By modality the neighbours, keys and cosines `[b, k]`, of the items that have it among all that do.
+
+    The first are those of training's kin graph; there are so many that, as a rule, enough of them have another modality
+    as well (see `_near`).
+    """
+    depth = max(engine.model.neighbours, 2 * EVIDENCE_NEIGHBOURS)
+    found = {}
     for column, name in enumerate(engine.model.names):
         rows = np.flatnonzero(observed[:, column]).tolist()
         mask = engine.catalogue.having(name)
-        found.append(
-            neighbour_keys(engine, subjects, name, features[name], rows, engine.model.neighbours, mask)[0]
-            if rows and mask.any()
-            else np.full((len(subjects), engine.model.neighbours), -1, dtype=np.int64)
-        )
+        found[name] = neighbour_keys(engine, subjects, name, features[name], rows, depth, mask)
     return found
 
 
 def _near(
-    engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask
+    engine: Engine,
+    subjects: Sequence[Subject],
+    features: Mapping[str, Array],
+    observed: Mask,
+    around: Mapping[str, tuple[Keys, Array]],
 ) -> tuple[dict[str, Array], Mask]:
     """Neighbours' means, as `models.imputers.gather_evidence` has them, over the indexes."""
     names = engine.model.names
@@ -212,12 +226,10 @@ def _near(
         total = np.zeros((len(subjects), engine.model.ranks[name]), dtype=np.float32)
         count = np.zeros(len(subjects), dtype=np.float32)
         for source, other in enumerate(names):
-            wanted = observed[:, source] & ~observed[:, target]
-            mask = engine.catalogue.having(other, name)
-            if source == target or not wanted.any() or not mask.any():
+            rows = np.flatnonzero(observed[:, source] & ~observed[:, target])
+            if source == target or not (around[other][0][rows] >= 0).any():
                 continue
-            rows = np.flatnonzero(wanted).tolist()
-            keys, cosines = neighbour_keys(engine, subjects, other, features[other], rows, EVIDENCE_NEIGHBOURS, mask)
+            keys, cosines = _having_both(engine, subjects, (other, name), features[other], rows, around[other])
             weights = np.square(np.maximum(cosines, 0))  # models.imputers.similarity_weights
             mean, some = mean_of(engine.catalogue.arrays[f"feature.{name}"], keys, weights)
             total += mean
@@ -225,6 +237,30 @@ def _near(
         blocks[name] = np.asarray(total / np.maximum(count, 1)[:, None], dtype=np.float32)
         valid[:, target] = count > 0
     return blocks, valid
+
+
+def _having_both(
+    engine: Engine,
+    subjects: Sequence[Subject],
+    names: tuple[str, str],
+    features: Array,
+    rows: Keys,
+    around: tuple[Keys, Array],
+) -> tuple[Keys, Array]:
+    """Keys and cosines `[b, k]` of the nearest items by the first modality that have the second as well, for some rows,
+    -1 and -inf elsewhere: out of those around, and by another search where these are too few."""
+    keys, cosines = np.full_like(around[0], -1), np.full_like(around[1], -np.inf)
+    keys[rows], cosines[rows] = around[0][rows], around[1][rows]
+    both = (keys >= 0) & engine.catalogue.observed[keys, engine.model.names.index(names[1])]
+    first = np.argsort(~both, axis=1, kind="stable")[:, :EVIDENCE_NEIGHBOURS]
+    found = np.take_along_axis(np.where(both, keys, -1), first, axis=1)
+    near = np.take_along_axis(np.where(both, cosines, -np.inf), first, axis=1)
+    short = np.flatnonzero((keys[:, -1] >= 0) & (found[:, -1] < 0))
+    if len(short):
+        mask = engine.catalogue.having(*names)
+        deeper = neighbour_keys(engine, subjects, names[0], features, short.tolist(), EVIDENCE_NEIGHBOURS, mask)
+        found[short], near[short] = deeper[0][short], deeper[1][short]
+    return found, near
 
 
 # --- users -----------------------------------------------------------------------------------------------------------
@@ -256,12 +292,12 @@ def _factors(engine: Engine, subject: Subject) -> Array:
     return engine.model.item_factor([visitor.factor for visitor in subject.visitors if visitor.factor is not None])
 
 
-def _taste(engine: Engine, subjects: Sequence[Subject], kin: Sequence[Keys]) -> Array:
+def _taste(engine: Engine, subjects: Sequence[Subject], kin: Mapping[str, Keys]) -> Array:
     """p_i `[b, M, d]`: the mean preference of the item's users; the neighbours' taste where nobody has touched it yet;
     everyone's where it has no neighbours either."""
     tastes = engine.catalogue.arrays["taste"]
     # As in training's kin graph, each modality's neighbours weigh the same.
-    means = [mean_of(tastes, keys) for keys in kin] if len(tastes) else []
+    means = [mean_of(tastes, keys) for keys in kin.values()] if len(tastes) else []
     total = sum((mean * some[:, None, None] for mean, some in means), np.zeros((), dtype=np.float32))
     count = sum((some.astype(np.float32) for _, some in means), np.zeros(len(subjects), dtype=np.float32))
     everyone = engine.model.tables["mean_taste"]

@@ -65,7 +65,7 @@ Kept = Keep[ItemView]  # of a created item
 class Made:
     """What the model made of a plan."""
 
-    completed: Completed
+    generated: Mapping[str, Generated]
     derived: Derived
 
 
@@ -373,7 +373,7 @@ def make(engine: Engine, plans: Sequence[Plan]) -> list[Made]:
     subjects = [subject_of(engine, plan.id, projected(engine, plan.encoded.observed), plan.visitors) for plan in plans]
     completed = complete(engine, subjects)
     derived = embed(engine, [plan.id for plan in plans], subjects, completed)
-    return [Made(one, state) for one, state in zip(completed, derived, strict=True)]
+    return [Made(one.generated, state) for one, state in zip(completed, derived, strict=True)]
 
 
 def subject_of(
@@ -396,8 +396,7 @@ def _kept(engine: Engine, plan: Plan) -> Made:
     derived = None if previous is None else Derived.unpack(previous.derived, engine.catalogue.shape)
     if previous is None or derived is None or previous.model_version != engine.model_version:
         return make(engine, [plan])[0]
-    states = {name: views.state_of(previous, name) for name in engine.model.names}
-    return Made(Completed(dict(derived.features), dict(previous.generated), states, derived.taste), derived)
+    return Made(previous.generated, derived)
 
 
 def _stored_item(engine: Engine, plan: Plan, made: Made, now: datetime) -> StoredItem:
@@ -412,7 +411,7 @@ def _stored_item(engine: Engine, plan: Plan, made: Made, now: datetime) -> Store
         created_at=previous.created_at if previous else now,
         updated_at=now,
         observed=plan.encoded.observed,
-        generated=made.completed.generated,
+        generated=made.generated,
         model_version=engine.model_version,
         derived=made.derived.pack(),
     )
@@ -476,11 +475,10 @@ async def regenerate(engine: Engine, item_id: str, mark: int) -> None:
             await visitors_of(engine, item_id),
         )  # fmt: skip
         (made,) = await engine.compute(make, engine, [plan])
-        generated: Mapping[str, Generated] = made.completed.generated
         packed = made.derived.pack()
-        save = GeneratedWrite(item_id, item.version, generated, engine.model_version, packed, follows=mark)
+        save = GeneratedWrite(item_id, item.version, made.generated, engine.model_version, packed, follows=mark)
         saved = await engine.store.save_generated([save])
         if saved.value[0]:
-            fresh = replace(item, generated=generated, derived=packed, model_version=engine.model_version)
+            fresh = replace(item, generated=made.generated, derived=packed, model_version=engine.model_version)
             await engine.compute(engine.catalogue.put, [(entry_of(engine, fresh), made.derived)])
         engine.own(saved.positions)

@@ -198,9 +198,10 @@ def test_forward_shapes(count: int) -> None:
     assert all(term.isfinite() for term in terms.values())
     assert (terms["nce"] == 0) == (count == 1)
     for name in w.batch.names:
+        learned = w.model.learned(name, w.evidence, out.taste)
+        assert learned.general.shape == learned.specific.shape == (ITEMS, D)
         made = w.model.generate(name, w.evidence, out.taste)
-        assert made.general.shape == made.specific.shape == (ITEMS, D)
-        assert made.features.shape == w.evidence.own[name].shape
+        assert made.features.shape == learned.signal.shape == w.evidence.own[name].shape
 
 
 @pytest.mark.parametrize("ranking", ["softmax", "bpr"])
@@ -499,9 +500,11 @@ def test_nothing_is_random_outside_training() -> None:
     w.model.tower("m1").trust.fill_(0.5)
     plain = w.model.generate("m1", w.evidence, taste).features
     assert torch.equal(plain, w.model.generate("m1", w.evidence, taste).features)
-    noisy = w.model.generate("m1", w.evidence, taste, generator=generator()).features
-    assert not torch.equal(plain, noisy)
-    assert torch.equal(noisy, w.model.generate("m1", w.evidence, taste, generator=generator()).features)
+    certain = w.model.learned("m1", w.evidence, taste).signal
+    assert torch.equal(certain, w.model.learned("m1", w.evidence, taste).signal)
+    noisy = w.model.learned("m1", w.evidence, taste, generator=generator()).signal
+    assert not torch.equal(certain, noisy)
+    assert torch.equal(noisy, w.model.learned("m1", w.evidence, taste, generator=generator()).signal)
 
 
 # --- fold-in -------------------------------------------------------------------------------------------------------
@@ -732,12 +735,12 @@ def test_generals_stand_in_with_the_mean() -> None:
     w = world()
     out = w.forward()
     w.model.update_mean_generals(out, w.batch.observed)
-    generals = w.model.generals(w.evidence, out.taste)
-    for column in range(2):
+    for column, name in enumerate(w.batch.names):
+        general = w.model.known_general(name, w.evidence, out.taste[column])
         have = w.batch.observed[:, column]
-        torch.testing.assert_close(generals[column, have], out.parts[column, have, :D])
+        torch.testing.assert_close(general[have], out.parts[column, have, :D])
         mean = out.parts[column, have, :D].mean(dim=0)
-        torch.testing.assert_close(generals[column, ~have], mean.expand(int((~have).sum()), -1))
+        torch.testing.assert_close(general[~have], mean.expand(int((~have).sum()), -1))
 
 
 @torch.no_grad()
@@ -756,7 +759,7 @@ def test_trust_leads_from_the_base_to_what_was_learned() -> None:
         made[trust] = tower.projection.direction(generation.features)
         torch.testing.assert_close(made[trust].norm(dim=1), lengths)  # as sure as the base, whatever the step
         torch.testing.assert_close(generation.facts[:, 1], lengths)
-    learned = tower.projection.direction(generation.learned)
+    learned = tower.projection.direction(w.model.learned("m1", w.evidence, taste).signal)
     ends = [functional.normalize(rows, dim=1) for rows in (base, learned)]
     for trust, expected in ((0.0, ends[0]), (0.5, (ends[0] + ends[1]) / 2), (1.0, ends[1])):
         cosines = functional.cosine_similarity(made[trust], expected, dim=1)[some]

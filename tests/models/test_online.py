@@ -84,10 +84,11 @@ def test_round_trip(w: World, online: OnlineDGMRec, tmp_path: Path) -> None:
     assert [again.specs[name].dim for name in again.names] == [6, 5]
     with torch.no_grad():
         known = known_of(w, np.arange(ITEMS), w.forward().taste)
-    made, confidence = online.generate(known)
-    made_again, confidence_again = again.generate(known)
-    assert np.array_equal(confidence, confidence_again)
-    assert all(np.array_equal(made[name], made_again[name]) for name in made)
+    made, made_again = online.generate(known), again.generate(known)
+    assert made.keys() == made_again.keys() == set(again.names)
+    for name, (features, confidence) in made.items():
+        assert np.array_equal(features, made_again[name][0])
+        assert np.array_equal(confidence, made_again[name][1])
 
 
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Bundle:
@@ -143,11 +144,15 @@ def test_nothing_trains_any_more(online: OnlineDGMRec) -> None:
 def test_generate(w: World, online: OnlineDGMRec, rows: list[int]) -> None:
     w.model.tower("m0").calibration.fill_(0.1)
     taste = w.forward().taste
-    made, confidence = online.generate(known_of(w, np.array(rows), taste))
+    made = online.generate(known_of(w, np.array(rows), taste))
     for column, name in enumerate(w.batch.names):
+        assert (name in made) == (not w.batch.observed[rows, column].all())
+        if name not in made:
+            continue
+        features, confidence = made[name]
         expected = w.model.generate(name, w.evidence, taste)
-        np.testing.assert_allclose(made[name], expected.features[rows], atol=1e-5)
-        np.testing.assert_allclose(confidence[:, column], w.model.confidence(name, expected)[rows], atol=1e-6)
+        np.testing.assert_allclose(features, expected.features[rows], atol=1e-5)
+        np.testing.assert_allclose(confidence, w.model.confidence(name, expected)[rows], atol=1e-6)
 
 
 def test_encode_and_fuse(w: World, online: OnlineDGMRec) -> None:
@@ -200,8 +205,9 @@ def test_what_comes_from_a_database_is_read_only(w: World, online: OnlineDGMRec)
         known.taste,
     ):
         array.setflags(write=False)
-    made, _ = online.generate(known)
-    assert made["m0"].shape == (4, 4)
+    for name, (features, confidence) in online.generate(known).items():
+        assert features.shape == (4, 4), name
+        assert confidence.shape == (4,)
     raw = np.zeros((1, 6), np.float32)
     raw.setflags(write=False)
     assert online.project("m0", raw).shape == (1, 4)
