@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
 import sys
+import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -23,6 +25,8 @@ from models.lrmm import LRMMConfig
 from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
 from training.datasets.base import DatasetError
+from training.datasets.native import prepare_files
+from training.datasets.prepared import FEEDBACK, ITEMS
 from training.demo import prepare_demo
 from training.evaluate import MODELS, RATERS, EvaluationError, Plan, Protocol, RatingPlan, evaluate, evaluate_rating
 from training.features import FeatureError
@@ -136,8 +140,19 @@ def prepare(
 @app.command()
 def train(
     model: Annotated[Model, typer.Argument(help="Which model.")],
-    data: Data,
     out: Out,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="A prepared dataset (`lacuna prepare` makes one).")
+    ] = None,
+    from_db: Annotated[
+        str | None,
+        typer.Option(
+            "--from-db",
+            metavar="URL",
+            help="Instead of --data: a service's database, as LACUNA_DATABASE_URL names it. What the service stored "
+            "last week is what is trained on tonight; what was erased there is gone.",
+        ),
+    ] = None,
     missing: Missing = 0.0,
     mask: Mask = None,
     image_encoder: ImageEncoderName = "auto",
@@ -156,6 +171,9 @@ def train(
 
     Interrupted, the same command goes on where it was.
     """
+    if (data is None) == (from_db is None):
+        raise CommandError("training needs its data: either --data DIR or --from-db URL")
+    data = data or _from_database(from_db or "", out)
     options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads, seed)
     if model is Model.LRMM:
         _train_lrmm(data, out, options, {"seed": seed, **_parsed(settings)}, as_json=as_json)
@@ -286,6 +304,17 @@ def restore(
     _exec_service(["restore", str(file)], module="service.backup")
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Where the two files go; replaced if they are there.")],
+) -> None:
+    """Write the items and feedback of the database that LACUNA_DATABASE_URL names as items.jsonl and feedback.jsonl.
+
+    `lacuna prepare lacuna` and `lacuna import` read them. The service may run meanwhile.
+    """
+    _exec_service([str(folder)], module="service.export")
+
+
 @app.command(name="import")
 def import_command(
     kind: Annotated[Kind, typer.Argument(help="What the file holds.")],
@@ -380,6 +409,28 @@ def _train(
     shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("recall@20", "ndcg@20"))
     synthetic = " (synthetic data)" if dataset.synthetic else ""
     terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
+
+
+def _from_database(url: str, out: Path) -> Path:
+    """Prepare what a service's database holds, beside the bundle; what counts as interest stays as the bundle that is
+    there has it."""
+    prepared = out.with_name(f"{out.name}-data")
+    known = read_manifest(out).data if _is_bundle(out) else None
+    with tempfile.TemporaryDirectory(prefix="lacuna-export-") as folder:
+        command = [sys.executable, "-m", "service.export", folder]
+        environment = {**os.environ, "LACUNA_DATABASE_URL": url}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise CommandError(done.stderr.strip())
+        prepare_files(
+            Path(folder) / ITEMS,
+            Path(folder) / FEEDBACK,
+            prepared,
+            name=known.name if known else prepared.name,
+            synthetic=known.synthetic if known else False,
+            min_rating=known.min_rating if known else None,
+        )
+    return prepared
 
 
 def _train_lrmm(data: Path, out: Path, options: DataOptions, settings: dict[str, Any], *, as_json: bool) -> None:

@@ -72,6 +72,13 @@ def list_feedback(
     return Page([_to_event(row) for row in rows[:limit]], None if last is None else _cursor(last))
 
 
+def events_after(connection: Connection, number: int, limit: int) -> tuple[list[Event], int]:
+    """The next events in the order in which they were stored, and the number to go on from."""
+    query = select(*EVENT_COLUMNS).join(items, items.c.row_id == feedback.c.item_row)
+    rows = connection.execute(query.where(feedback.c.id > number).order_by(feedback.c.id).limit(limit)).all()
+    return [_to_event(row) for row in rows], rows[-1].id if rows else number
+
+
 def delete_feedback(connection: Connection, user: str | None, item: str | None) -> Committed[int]:
     """Remove the events of a user, of an item, or of the pair."""
     if user is None and item is None:

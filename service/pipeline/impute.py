@@ -187,10 +187,12 @@ def mean_of(values: Array, keys: Keys, weights: Array | None = None) -> tuple[Ar
     """Mean of `values[keys]` `[b, ...]` over keys `[b, k]` with -1 for none, weighted by `[b, k]`, and where there was
     any `[b]`."""
     there = keys >= 0
+    some = np.asarray(there.any(axis=1))
+    if not some.any():  # and perhaps no value at all
+        return np.zeros((len(keys), *values.shape[1:]), dtype=np.float32), some
     counts = there.astype(np.float32) if weights is None else np.where(there, weights, np.float32(0))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), np.float32(1e-12))
     gathered = values[np.maximum(keys, 0)]
-    some = np.asarray(there.any(axis=1))
     return np.einsum("bk,bk...->b...", shares, gathered).astype(np.float32), some
 
 
@@ -297,7 +299,7 @@ def _taste(engine: Engine, subjects: Sequence[Subject], kin: Mapping[str, Keys])
     everyone's where it has no neighbours either."""
     tastes = engine.catalogue.arrays["taste"]
     # As in training's kin graph, each modality's neighbours weigh the same.
-    means = [mean_of(tastes, keys) for keys in kin.values()] if len(tastes) else []
+    means = [mean_of(tastes, keys) for keys in kin.values()]
     total = sum((mean * some[:, None, None] for mean, some in means), np.zeros((), dtype=np.float32))
     count = sum((some.astype(np.float32) for _, some in means), np.zeros(len(subjects), dtype=np.float32))
     everyone = engine.model.tables["mean_taste"]
