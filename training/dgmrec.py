@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -235,11 +236,34 @@ class DGMRecTask:
             self.q_optimiser.step()
 
     def validate(self) -> dict[str, float]:
-        """Ranking metrics on the validation part, and the generator's centred cosine on held-out cells."""
+        """Ranking metrics on the validation part, the generator's centred cosine on held-out cells, and how similar the
+        parts are."""
         self._fit_prediction()
         out = self.embed()
         metrics = self._ranking(out, self.data.parts.valid, self.data.parts.train, among=self.touched)
-        return metrics | {f"cosine[{name}]": cosines.mean().item() for name, cosines in self._held_cosines(out).items()}
+        metrics |= {f"cosine[{name}]": cosines.mean().item() for name, cosines in self._held_cosines(out).items()}
+        return metrics | self._similarities(out)
+
+    def _similarities(self, out: Embeddings) -> dict[str, float]:
+        """Mean cosines between two parts of the same item, over the items that have what they are made of: general
+        parts, which training draws together (eq. 8), and a modality's own two, which it draws apart (eq. 7)."""
+        if self.side is None:
+            return {}
+        names, observed = self.module.names, self.side.evidence.observed
+        general, specific = out.parts.chunk(2, dim=2)  # [M, n, d]
+        pairs = {
+            f"similarity[general {names[a]}, general {names[b]}]": (general[a], general[b], observed[:, [a, b]])
+            for a, b in itertools.combinations(range(len(names)), 2)
+        }
+        pairs |= {
+            f"similarity[general {name}, specific {name}]": (general[a], specific[a], observed[:, [a]])
+            for a, name in enumerate(names)
+        }
+        return {
+            name: F.cosine_similarity(left[rows], right[rows], dim=1).mean().item()
+            for name, (left, right, have) in pairs.items()
+            if (rows := have.all(dim=1)).any()
+        }
 
     def _fit_prediction(self) -> None:
         if self.side is not None:

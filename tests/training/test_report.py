@@ -204,11 +204,16 @@ def test_training_curves_mark_the_best_epoch(report: Callable[..., Page]) -> Non
     result["runs"][0] |= {
         "best_epoch": 2,
         "history": [
-            {"epoch": e, "losses": {"loss": 3.0 / e, "club": -0.1, "l2": 0.0}, "metrics": {"recall@20": 0.1 * (e % 3)}}
+            {
+                "epoch": e,
+                "losses": {"loss": 3.0 / e, "club": -0.1, "l2": 0.0},
+                "metrics": {"recall@20": 0.1 * (e % 3), "similarity[general text, general image]": 0.3 * e},
+            }
             for e in (1, 2, 3)
         ],
     }
     page = report(result)
+    assert "Similarity of the parts, seed 1" in page.headings
     assert {"Validation Recall@20", "Loss, all parts", "Loss part: club"} <= set(page.headings)
     assert "Loss part: l2" not in page.headings  # zero throughout
     assert sum("best" in (attributes.get("class") or "").split() for _, attributes in page.tags) == 1

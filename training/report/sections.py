@@ -28,6 +28,7 @@ T = TypeVar("T")
 
 HEADLINES = ("recall@20", "recall@20[missing=0%]", "rmse[+F]", "hr@10")
 RANKING = ("recall@20", "ndcg@20", "recall@50", "ndcg@50")
+SIMILARITY = "similarity["
 IMPUTATION = ("cosine", "neighbourhood_hit@10", "self_hit@10", "self_mrr", "calibration_error")
 TITLES = {
     "missing": "Top-N with missing modalities",
@@ -391,6 +392,7 @@ def _curves(member: Result) -> Block:
         drawn.append(
             plots.lines(f"Validation {shown}", series, x="epoch", y=f"validation {shown}", whole=True, note=note)
         )
+    drawn += _similarities(histories)
     parts = dict.fromkeys(part for _, history, _ in histories for epoch in history for part in epoch.losses)
     for part in parts:
         losses = [
@@ -401,6 +403,25 @@ def _curves(member: Result) -> Block:
             title = "Loss, all parts" if part == "loss" else f"Loss part: {part}"
             drawn.append(plots.lines(title, losses, x="epoch", y="weighted loss", whole=True, small=True))
     return Block(f"Training curves: {label(member)}", plots=drawn, folded=True)
+
+
+def _similarities(histories: Sequence[tuple[str, list[Epoch], int | None]]) -> list[Plot]:
+    """One plot a training: how the parts of an item come together and part."""
+    drawn = []
+    for name, history, _ in histories:
+        names = dict.fromkeys(key for epoch in history for key in epoch.metrics if key.startswith(SIMILARITY))
+        series = [
+            Series(
+                key.removeprefix(SIMILARITY).removesuffix("]"),
+                [(epoch.epoch, epoch.metrics[key]) for epoch in history if key in epoch.metrics],
+            )
+            for key in names
+        ]
+        if series:
+            note = "Mean cosine between two parts of the same item, over the items that have what they are made of."
+            title = f"Similarity of the parts, {name}"
+            drawn.append(plots.lines(title, series, x="epoch", y="mean cosine", whole=True, note=note))
+    return drawn
 
 
 def _provenance(members: Sequence[Result]) -> Block:
