@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -10,9 +11,13 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from models.dgmrec import DGMRecConfig
 from service.main import create_app
 from service.settings import Settings, describe_settings
-from training.cli import app
+from training.cli import _parsed, app
+from training.evaluate import Plan, Protocol
+from training.train import DataOptions
+from training.trainer import TrainerConfig
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -59,3 +64,21 @@ def test_tables_are_those_of_the_raw_results() -> None:
         [sys.executable, str(ROOT / "benchmarks" / "tables.py"), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_the_papers_tables_are_made_of_runs_that_exist() -> None:
+    spec = importlib.util.spec_from_file_location("paper", ROOT / "benchmarks" / "paper.py")
+    assert spec is not None
+    assert spec.loader is not None
+    paper = importlib.util.module_from_spec(spec)
+    sys.modules["paper"] = paper  # where dataclasses look their module up
+    spec.loader.exec_module(paper)
+    documented = set(re.findall(r"benchmarks/paper.py (\w+)", (ROOT / "docs" / "evaluation.md").read_text("utf-8")))
+    assert documented == {"table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "figure6"}
+    for what in documented:
+        runs = list(paper.runs(what))
+        assert len({(run.protocol, run.name) for run in runs}) == len(runs) > 0
+        for run in runs:
+            config = DGMRecConfig.model_validate(_parsed([f"{name}={value}" for name, value in run.settings.items()]))
+            assert run.variant is None or config != DGMRecConfig(), run
+            Plan(run.model, Protocol(run.protocol), DataOptions(), (config, TrainerConfig()))
