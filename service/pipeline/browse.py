@@ -56,7 +56,8 @@ async def get_modality(
     known = observed or generated
     near: tuple[Hit, ...] = ()
     if known is not None and key is not None:
-        near = views.neighbours(engine, modality, engine.catalogue.arrays[f"feature.{modality}"][key], neighbours, key)
+        feature = engine.catalogue.rows.get(f"feature.{modality}", key)
+        near = views.neighbours(engine, modality, feature, neighbours, key)
     return ModalityDetail(
         item=item_id,
         modality=modality,

@@ -3,7 +3,8 @@
 SQL is the truth; this is derived from it. An item's key is its row in SQL: never used twice, and the same in every
 worker and after every restart, so that ties are decided everywhere alike. Only one thread writes.
 Arrays are replaced whole when they grow, and a row is complete before an id or an index leads to it, so that readers
-need no lock.
+need no lock. Model state is kept in packed rows, so that memory follows the living items; of an item that is gone, the
+masks keep some 20 bytes.
 """
 
 from __future__ import annotations
@@ -15,14 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import State
+from service.pipeline.rows import Array, Keys, Rows
 from service.ports import VectorIndex
 
-Array = NDArray[np.float32]
-Keys = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 FINAL = "items"
-RECLAIM = 1024  # rows of removed items take memory until they are more than this, and than the living ones
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 
 
@@ -69,10 +68,14 @@ class Derived:
     message: Array
     modal: Array
 
+    def fields(self) -> dict[str, Array]:
+        """Each part of it (see Shape.fields)."""
+        named = {name: getattr(self, name) for name in ("parts", "taste", "id", "message", "modal")}
+        return {f"feature.{name}": feature for name, feature in self.features.items()} | named
+
     def pack(self) -> bytes:
         """As little-endian float32, for the store."""
-        pieces = [*self.features.values(), self.parts, self.taste, self.id, self.message, self.modal]
-        return np.concatenate([piece.ravel() for piece in pieces]).astype("<f4").tobytes()
+        return np.concatenate([piece.ravel() for piece in self.fields().values()]).astype("<f4").tobytes()
 
     @classmethod
     def unpack(cls, data: bytes, shape: Shape) -> Derived | None:
@@ -120,15 +123,12 @@ class Catalogue:
         self._keys: dict[str, int] = {}
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
-        self.arrays: dict[str, Array] = {
-            name: np.zeros((0, *dims), dtype=np.float32) for name, dims in shape.fields().items()
-        }
+        self.rows = Rows(shape.fields())
         self.available: Mask = np.zeros(0, dtype=np.bool_)
         self.observed: Mask = np.zeros((0, len(self.names)), dtype=np.bool_)
         self.popularity: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
         self.created: NDArray[np.float64] = np.zeros(0, dtype=np.float64)
         self._categories: dict[str, set[int]] = {}
-        self._removed = 0  # since the arrays were last made
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -138,7 +138,7 @@ class Catalogue:
 
     @property
     def capacity(self) -> int:
-        """Length of the masks and arrays; every key is below it."""
+        """Length of the masks; every key is below it."""
         return len(self.available)
 
     def key(self, item_id: str) -> int | None:
@@ -184,9 +184,7 @@ class Catalogue:
             index.remove(gone)
         self._forget_categories(key)
         self.entries.pop(key, None)
-        self._removed += 1
-        if self._removed > max(RECLAIM, len(self.entries)):
-            self._move(self.capacity)
+        self.rows.remove(key)
 
     def set_popularity(self, users: Mapping[str, int]) -> None:
         """Note the number of users of these items; those that are gone are left out."""
@@ -199,24 +197,16 @@ class Catalogue:
         have = self.capacity
         if size <= have:
             return
-        self._move(max(size, 2 * have, 1024))
-
-    def _move(self, size: int) -> None:
-        """Into arrays of this length, where rows of removed items take no memory."""
-        self._removed = 0
-        living = np.array(list(self.entries), dtype=np.int64)
-        self.arrays = {name: _moved(array, size, living) for name, array in self.arrays.items()}
-        self.observed, self.popularity = _moved(self.observed, size, living), _moved(self.popularity, size, living)
-        self.created = _moved(self.created, size, living)
+        size = max(size, 2 * have, 1024)
+        self.rows.reserve(size)
+        self.observed, self.popularity = _grown(self.observed, size), _grown(self.popularity, size)
+        self.created = _grown(self.created, size)
         # Last: it is the length that readers go by.
-        self.available = _moved(self.available, size, living)
+        self.available = _grown(self.available, size)
 
     def _store(self, entry: Entry, derived: Derived) -> None:
         key = entry.key
-        for name, feature in derived.features.items():
-            self.arrays[f"feature.{name}"][key] = feature
-        for name in ("parts", "taste", "id", "message", "modal"):
-            self.arrays[name][key] = getattr(derived, name)
+        self.rows.put(key, derived.fields())
         self.observed[key] = [entry.states[name] is State.OBSERVED for name in self.names]
         self.available[key] = entry.available
         self.created[key] = entry.created
@@ -249,7 +239,7 @@ class Catalogue:
 
     def final(self, keys: Keys) -> Array:
         """Final vectors `[k, d]`."""
-        return self._combine(self.arrays["id"][keys], self.arrays["modal"][keys])
+        return self._combine(self.rows.get("id", keys), self.rows.get("modal", keys))
 
     def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
         """Which keys may be shown: available ones, of the category, without the excluded."""
@@ -285,8 +275,7 @@ class Catalogue:
         return dict(sorted(counts, key=lambda row: -row[1]))
 
 
-def _moved(array: NDArray[np.generic], size: int, living: Keys) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
-    # Rows of deleted items are left behind: pages that nobody writes to take no memory.
+def _grown(array: NDArray, size: int) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
     bigger = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
-    bigger[living] = array[living]
+    bigger[: len(array)] = array
     return bigger

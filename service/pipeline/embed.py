@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from service.domain import State
-from service.pipeline.catalogue import Array, Derived
+from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, mean_of, neighbour_keys
+from service.pipeline.rows import Array
 
 
 def embed(
@@ -53,7 +54,7 @@ def _propagate(
             if name in one.kin:
                 keys[row] = one.kin[name]
         for layer in range(model.layers):
-            mean, some = mean_of(catalogue.arrays["parts"][:, layer, column], keys)
+            mean, some = mean_of(catalogue.rows.get("parts", keys, layer, column), keys)
             layers[layer + 1][some, column] = mean[some]
     return layers
 

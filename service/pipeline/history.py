@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.domain import Event
-from service.pipeline.catalogue import Array, Keys
 from service.pipeline.engine import HISTORIES, Engine
+from service.pipeline.rows import Array, Keys
 
 EVENTS = 2000  # the newest events of a user that count
 _RATED = ("rating", "review")
@@ -88,7 +88,7 @@ def profile(engine: Engine, user: str | None, keys: Keys, weights: NDArray[np.fl
     """A user's vector from the items `[k]` of the history: folded-in collaborative part + mean of the modal parts."""
     catalogue = engine.catalogue
     share = np.ones(len(keys), dtype=np.float32) if weights is None else weights
-    user_id = engine.model.user_id(user, catalogue.arrays["message"][keys], share)
-    modal = share @ catalogue.arrays["modal"][keys] / max(float(share.sum()), 1e-6)
+    user_id = engine.model.user_id(user, catalogue.rows.get("message", keys), share)
+    modal = share @ catalogue.rows.get("modal", keys) / max(float(share.sum()), 1e-6)
     modal = np.asarray(modal, dtype=np.float32)
     return Profile(engine.model.combine(user_id, modal), user_id, len(keys))

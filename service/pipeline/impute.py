@@ -15,8 +15,9 @@ import numpy as np
 from models.imputers import EVIDENCE_NEIGHBOURS
 from models.online import Known
 from service.domain import Generated, State
-from service.pipeline.catalogue import Array, Keys, Mask
+from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
+from service.pipeline.rows import Array, Keys
 
 Made = tuple[Array, Array]  # of one modality: what DGMRec generates for each item [b, r_m], and its confidence [b]
 
@@ -183,17 +184,14 @@ def neighbour_keys(
     return found, cosines
 
 
-def mean_of(values: Array, keys: Keys, weights: Array | None = None) -> tuple[Array, Mask]:
-    """Mean of `values[keys]` `[b, ...]` over keys `[b, k]` with -1 for none, weighted by `[b, k]`, and where there was
+def mean_of(rows: Array, keys: Keys, weights: Array | None = None) -> tuple[Array, Mask]:
+    """Mean `[b, ...]` of the rows `[b, k, ...]` of keys `[b, k]`, -1 for none, weighted by `[b, k]`; where there was
     any `[b]`."""
     there = keys >= 0
-    some = np.asarray(there.any(axis=1))
-    if not some.any():  # and perhaps no value at all
-        return np.zeros((len(keys), *values.shape[1:]), dtype=np.float32), some
     counts = there.astype(np.float32) if weights is None else np.where(there, weights, np.float32(0))
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), np.float32(1e-12))
-    gathered = values[np.maximum(keys, 0)]
-    return np.einsum("bk,bk...->b...", shares, gathered).astype(np.float32), some
+    some = np.asarray(there.any(axis=1))
+    return np.einsum("bk,bk...->b...", shares, rows).astype(np.float32), some
 
 
 def _around(
@@ -233,7 +231,7 @@ def _near(
                 continue
             keys, cosines = _having_both(engine, subjects, (other, name), features[other], rows, around[other])
             weights = np.square(np.maximum(cosines, 0))  # models.imputers.similarity_weights
-            mean, some = mean_of(engine.catalogue.arrays[f"feature.{name}"], keys, weights)
+            mean, some = mean_of(engine.catalogue.rows.get(f"feature.{name}", keys), keys, weights)
             total += mean
             count += some
         blocks[name] = np.asarray(total / np.maximum(count, 1)[:, None], dtype=np.float32)
@@ -275,9 +273,8 @@ def _shared(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Arra
     valid = np.zeros((len(subjects), len(names)), dtype=np.bool_)
     for row, subject in enumerate(subjects):
         for column, name in enumerate(names):
-            features = catalogue.arrays[f"feature.{name}"]
             means = [
-                features[having].mean(axis=0)
+                catalogue.rows.get(f"feature.{name}", having).mean(axis=0)
                 for visitor in subject.visitors
                 if len(having := visitor.others[catalogue.observed[visitor.others, column]])
             ]
@@ -297,9 +294,8 @@ def _factors(engine: Engine, subject: Subject) -> Array:
 def _taste(engine: Engine, subjects: Sequence[Subject], kin: Mapping[str, Keys]) -> Array:
     """p_i `[b, M, d]`: the mean preference of the item's users; the neighbours' taste where nobody has touched it yet;
     everyone's where it has no neighbours either."""
-    tastes = engine.catalogue.arrays["taste"]
     # As in training's kin graph, each modality's neighbours weigh the same.
-    means = [mean_of(tastes, keys) for keys in kin.values()]
+    means = [mean_of(engine.catalogue.rows.get("taste", keys), keys) for keys in kin.values()]
     total = sum((mean * some[:, None, None] for mean, some in means), np.zeros((), dtype=np.float32))
     count = sum((some.astype(np.float32) for _, some in means), np.zeros(len(subjects), dtype=np.float32))
     everyone = engine.model.tables["mean_taste"]

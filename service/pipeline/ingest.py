@@ -29,12 +29,13 @@ from service.domain import (
     Written,
 )
 from service.pipeline import documents, history, views
-from service.pipeline.catalogue import Array, Derived, Entry
+from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.embed import embed
 from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, fetched, with_title
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
+from service.pipeline.rows import Array
 from service.ports import GeneratedWrite, ItemWrite, Keep, Media, Stored
 
 VISITORS = 200  # the newest users of an item that its generated parts are made from

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from service.pipeline.catalogue import FINAL, Array, Keys, Mask
+from service.pipeline.catalogue import FINAL, Mask
 from service.pipeline.engine import Engine
+from service.pipeline.rows import Array, Keys
 
 Numbers = NDArray[np.float64]
 Scores = Array | Numbers
@@ -29,7 +30,7 @@ def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: fl
     scaled to 0..1, likeness the highest cosine of modal parts to an item already chosen. Scores stay what they were."""
     if len(keys) == 0:
         return keys, scores
-    modal = engine.catalogue.arrays["modal"][keys]
+    modal = engine.catalogue.rows.get("modal", keys)
     modal = modal - modal.mean(axis=0)
     modal /= np.maximum(np.linalg.norm(modal, axis=1, keepdims=True), 1e-6)
     spread = float(scores.max() - scores.min())

@@ -11,8 +11,9 @@ import orjson
 
 from service.domain import InvalidInputError, NotServedError, Recommendations, UserNotFoundError
 from service.pipeline import follow, history, rank, views
-from service.pipeline.catalogue import Array, Keys, Mask
+from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
+from service.pipeline.rows import Array, Keys
 
 KEPT_S = 60.0  # longest time that a list stays in the cache
 DGMREC, POPULAR, LATEST = "dgmrec", "popular", "latest"

@@ -9,11 +9,12 @@ import numpy as np
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import require_modality
-from service.pipeline.catalogue import FINAL, Array, Mask
+from service.pipeline.catalogue import FINAL, Mask
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Subject, impute
 from service.pipeline.ingest import not_found
+from service.pipeline.rows import Array
 
 ANY = "any"
 
@@ -44,7 +45,7 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
             cosines = vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-6)
             order = np.argsort(-cosines, kind="stable")[:n]
             return views.hits(engine, keys[order], cosines[order].astype(np.float32))
-        return _by_modality(engine, by, catalogue.arrays[f"feature.{by}"][key], n, allowed)
+        return _by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
 
 
 async def retrieve(

@@ -27,8 +27,9 @@ from safetensors.numpy import load, save
 
 from service.domain import ChangesLostError, ConflictError, LacunaError, NotReadyError, State
 from service.pipeline import follow
-from service.pipeline.catalogue import Array, Catalogue, Derived, Entry, Shape
+from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
 from service.pipeline.engine import Engine
+from service.pipeline.rows import Array
 from service.ports import Change
 
 log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _copy(engine: Engine, entry: Change) -> Snapshot:
         entry.position,
         entry.at,
         [catalogue.entries[key] for key in keys.tolist()],
-        {name: array[keys] for name, array in catalogue.arrays.items()},
+        {name: catalogue.rows.get(name, keys) for name in catalogue.shape.fields()},
         catalogue.popularity[keys],
     )
 

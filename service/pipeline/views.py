@@ -20,9 +20,9 @@ from service.domain import (
     StoredItem,
     Vector,
 )
-from service.pipeline.catalogue import Array, Keys
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, nearest
+from service.pipeline.rows import Array, Keys
 
 
 def state_of(item: StoredItem, modality: str) -> State:
@@ -79,7 +79,7 @@ def neighbours(engine: Engine, modality: str, feature: Array, k: int, key: int |
     found = nearest(engine, modality, feature[None], k, mask)[0][0]
     found = found[found >= 0]
     unit = feature / max(float(np.linalg.norm(feature)), 1e-6)
-    others = engine.catalogue.arrays[f"feature.{modality}"][found]
+    others = engine.catalogue.rows.get(f"feature.{modality}", found)
     cosines = others @ unit / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
     return tuple(hits(engine, found, cosines.astype(np.float32), modality))
 

@@ -174,7 +174,7 @@ async def check_index(engine: Engine) -> None:
             state = State.OBSERVED if name in item.observed else State.GENERATED if known else State.ABSENT
             assert entry.states[name] is state
             assert catalogue.observed[key, column] == (name in item.observed)
-            assert np.array_equal(catalogue.arrays[f"feature.{name}"][key], derived.features[name])
+            assert np.array_equal(catalogue.rows.get(f"feature.{name}", key), derived.features[name])
             says_something = known is not None and np.linalg.norm(derived.features[name]) > 1e-6
             assert (key in catalogue.indexes[name]) == says_something
             places[name] += says_something

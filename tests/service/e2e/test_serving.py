@@ -48,7 +48,7 @@ def test_lists_are_what_training_ranks(alone: Running) -> None:
     messages = engine.model.tables["item_message"][[engine.model.items.row(item) for item in liked]]
     user_id = engine.model.tables["user_residual"][row] + messages.sum(axis=0) / np.sqrt(len(liked))
     keys = engine.catalogue.keys(liked)
-    vector = engine.model.combine(user_id, engine.catalogue.arrays["modal"][keys].mean(axis=0))
+    vector = engine.model.combine(user_id, engine.catalogue.rows.get("modal", keys).mean(axis=0))
     for hit in alone.get(f"/recommend/{USER}", n=5)["items"]:
         item = engine.catalogue.final(engine.catalogue.keys([hit["id"]]))[0]
         assert hit["score"] == pytest.approx(float(vector @ item), abs=1e-4)
@@ -119,7 +119,8 @@ def test_diversity_trades_score_for_difference(anywhere: Running) -> None:
         return hits
 
     def modal(hits: list[dict[str, Any]]) -> NDArray[np.float32]:
-        return anywhere.engine.catalogue.arrays["modal"][anywhere.engine.catalogue.keys(hit["id"] for hit in hits)]
+        catalogue = anywhere.engine.catalogue
+        return catalogue.rows.get("modal", catalogue.keys(hit["id"] for hit in hits))
 
     def of_user(user: str, diversity: float) -> tuple[float, float]:
         """How like each item is to the likest before it, and how well it scores, on average."""

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from service.domain import Event, State
-from service.pipeline import catalogue as catalogues
-from service.pipeline import history, rank
+from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.engine import Engine, _Lock
@@ -112,7 +111,7 @@ def test_rows_survive_the_growth_of_the_arrays() -> None:
     assert key == 0
     assert made.popularity[key] == 3
     assert made.observed[key].tolist() == [True, False]
-    np.testing.assert_array_equal(made.arrays["taste"][key], derived(1).taste)
+    np.testing.assert_array_equal(made.rows.get("taste", key), derived(1).taste)
     np.testing.assert_array_equal(made.final(made.keys(["n2400"]))[0], derived(2400).id)
     assert made.count_categories() == {"many": 2500, "kept": 1}
 
@@ -147,16 +146,27 @@ def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
 
 
 def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalogues, "RECLAIM", 2)
+    monkeypatch.setattr(rows, "SPARE", 2)
     made = catalogue(*((entry(name, "x"), derived(row, modal=(row, 1))) for row, name in enumerate("abcdef")))
-    capacity, before = made.capacity, made.final(np.array([5]))
+    before = made.final(np.array([5]))
     for gone, name in enumerate("abcd", 1):
         made.remove(name)
-        left = np.flatnonzero(made.arrays["modal"].any(axis=1)).tolist()
-        assert len(left) == (6 if gone < 4 else 2)
-    assert made.capacity == capacity
+        left = np.flatnonzero(made.rows.get("modal", np.arange(6)).any(axis=1)).tolist()
+        assert left == (list(range(6)) if gone < 4 else [4, 5])
     assert np.flatnonzero(made.eligible("x")).tolist() == [4, 5]
     assert np.array_equal(made.final(np.array([5])), before)
+
+
+def test_memory_follows_the_items_that_are_there_not_those_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "SPARE", 8)
+    made = catalogue((entry("kept", key=1), derived(1)))
+    for key in range(2, 500):
+        made.put([(entry("again", key=key), derived(key))])
+        assert np.array_equal(made.rows.get("taste", key), derived(key).taste)
+        made.remove("again")
+    assert made.rows.nbytes <= 16 * SHAPE.length * 4
+    assert np.array_equal(made.rows.get("taste", 1), derived(1).taste)
+    assert not made.rows.get("taste", np.array([-1, 0, 2, 490])).any()
 
 
 def test_what_is_eligible_and_observed() -> None:
