@@ -18,6 +18,7 @@ from multiprocessing.context import ForkProcess
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.bootstrap import bootstrap
 from service.logging import REFUSED, complain, configure_for
@@ -36,13 +37,25 @@ SHUTDOWN_S = 10
 _FORKS = multiprocessing.get_context("fork")
 
 
+class _Patient(HttpToolsProtocol):
+    """Looks twice before it ends a silent connection.
+
+    The loop runs timers before it reads what has arrived. After a process was held up for longer than a connection may
+    be silent, requests that came meanwhile would be reset, not answered.
+    """
+
+    def timeout_keep_alive_handler(self) -> None:
+        """End the connection if nothing has come by the next look either."""
+        self.timeout_keep_alive_task = self.loop.call_later(LOOK_S, super().timeout_keep_alive_handler)
+
+
 def server_of(app: ASGIApp) -> uvicorn.Server:
     """A server over the app, as every process of the service runs it."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http="httptools",
+            http=_Patient,
             ws="none",
             access_log=False,
             log_config=None,
