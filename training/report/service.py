@@ -11,6 +11,7 @@ from training.report.tables import Table
 
 ABOUT = "These machines are noisy: a ratio within one run says more than a time."
 _TRENDS = {
+    "held_mib": "MiB held",
     "resident_mib": "MiB resident",
     "cpu_ms_per_request": "ms of processor a request",
     "p50_ms": "ms p50",
@@ -109,12 +110,11 @@ def soak(results: Sequence[ServiceResult]) -> Table:
     minutes = found["samples"][-1]["minute"]
     run = f"{found['requests']} requests, {found['requests_per_second']} a second, {minutes:.0f} minutes"
     rows = []
-    for name, unit in _TRENDS.items():
-        trend = found["trends"][name]
+    for name, trend in found["trends"].items():
         low, high = trend["interval"]
         slope = f"{trend['slope_per_minute']:+.4f} ({low:+.4f} .. {high:+.4f})"
         grows = "yes" if trend["grows"] else "no"
-        rows.append((unit, f"{trend['median']:.2f}", slope, f"{trend['growth_of_median']:+.2%}", grows))
+        rows.append((_TRENDS[name], f"{trend['median']:.2f}", slope, f"{trend['growth_of_median']:+.2%}", grows))
     header = (run, "median", "a minute (95 %)", "over the whole time", "grows")
     return Table.plain("Long load", header, rows)
 
