@@ -42,14 +42,14 @@ class Documents:
     """The model that reads documents, and the profiles it has made.
 
     `identity` tells the encoder of reviews from every other; `changes` counts what was dropped, so that what was read
-    before a change is not kept after it.
+    before a change is not kept after it. `contents` has for an item what its row in SQL and its version were.
     """
 
     rater: Rater
     sentence: TextEncoder | None
     identity: str
     profiles: OrderedDict[tuple[Side, str], Profile] = field(default_factory=OrderedDict)
-    contents: OrderedDict[str, tuple[int, Mapping[str, Array]]] = field(default_factory=OrderedDict)
+    contents: OrderedDict[str, tuple[tuple[int, int], Mapping[str, Array]]] = field(default_factory=OrderedDict)
     changes: int = 0
 
     def forget(self, side: Side, keys: Iterable[str]) -> None:
@@ -65,11 +65,19 @@ def forget(engine: Engine, items: Iterable[str]) -> None:
         engine.documents.forget("item", items)
 
 
+def erase(engine: Engine, item: str) -> None:
+    """Drop what is known of an item that is gone, and of its content."""
+    forget(engine, [item])
+    if engine.documents is not None:
+        engine.documents.contents.pop(item, None)
+
+
 def forget_all(engine: Engine) -> None:
     """Drop all that is known of anybody."""
     if engine.documents is not None:
         engine.documents.changes += 1
         engine.documents.profiles.clear()
+        engine.documents.contents.clear()
 
 
 def follow(engine: Engine, users: Collection[str], items: Collection[str]) -> None:
@@ -181,7 +189,7 @@ async def contents(engine: Engine, documents: Documents, items: Collection[str])
     absent: list[str] = []
     for item in dict.fromkeys(items):
         entry, kept = engine.catalogue.entry(item), documents.contents.get(item)
-        if entry is not None and kept is not None and kept[0] == entry.version:
+        if entry is not None and kept is not None and kept[0] == (entry.key, entry.version):
             found[item] = kept[1]
         else:
             absent.append(item)
@@ -192,7 +200,7 @@ async def contents(engine: Engine, documents: Documents, items: Collection[str])
                 for name in documents.rater.contents
                 if name in stored.observed
             }
-            documents.contents[item] = (stored.version, found[item])
+            documents.contents[item] = (stored.row, stored.version), found[item]
         while len(documents.contents) > PROFILES:
             documents.contents.popitem(last=False)
     return found

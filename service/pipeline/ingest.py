@@ -184,7 +184,7 @@ async def delete_item(engine: Engine, item_id: str) -> None:
         with engine.step("index"):
             await engine.compute(engine.catalogue.remove, item_id)
         history.forget(engine, touched)
-        documents.forget(engine, [item_id])
+        documents.erase(engine, item_id)
         engine.own(done.positions)
 
 

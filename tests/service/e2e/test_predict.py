@@ -92,6 +92,16 @@ def test_who_has_just_been_reviewed_is_predicted_with_it(rating: Running) -> Non
     assert rating.get(f"/predict/{user}/{fresh_id()}")["unknown"] == ["item"]
 
 
+def test_an_item_that_is_created_again_is_rated_by_what_it_is_now(rating: Running) -> None:
+    """Its version starts anew, and its content is another one."""
+    strap, lamp = rating.create(title="a strap")["id"], rating.create(title="a lamp of brass for winter evenings")["id"]
+    of_strap, of_lamp = (rating.get(f"/predict/nobody/{item}")["rating"] for item in (strap, lamp))
+    assert of_strap != of_lamp
+    rating.ask("DELETE", f"/items/{strap}", status=204)
+    rating.create(id=strap, title="a lamp of brass for winter evenings")
+    assert rating.get(f"/predict/nobody/{strap}")["rating"] == of_lamp
+
+
 def test_nobody_and_nothing(rating: Running) -> None:
     found = rating.get(f"/predict/{fresh_id()}/{fresh_id()}")
     assert found["unknown"] == ["user", "item"]
