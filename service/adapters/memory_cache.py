@@ -15,7 +15,8 @@ class _Entry:
 
 
 class MemoryCache:
-    """`service.ports.Cache` in memory: the least recently used entries leave once `max_bytes` is reached.
+    """`service.ports.Cache` in memory: the least recently used entries leave once they have expired, or `max_bytes` is
+    reached.
 
     Args:
         max_bytes: cap on the keys and values held.
@@ -44,8 +45,7 @@ class MemoryCache:
             return
         self._entries[key] = _Entry(value, self._clock() + ttl_s)
         self._bytes += _size(key, value)
-        while self._bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+        self._make_room()
 
     async def delete(self, *keys: str) -> None:
         for key in keys:
@@ -57,6 +57,16 @@ class MemoryCache:
     async def close(self) -> None:
         self._entries.clear()
         self._bytes = 0
+
+    def _make_room(self) -> None:
+        # Names of lists change with every write, so most are never asked for again: without this, all memory that the
+        # cache may have would be full of them.
+        now = self._clock()
+        while self._entries:
+            key, oldest = next(iter(self._entries.items()))
+            if oldest.expires > now and self._bytes <= self._max_bytes:
+                return
+            self._drop(key)
 
     def _drop(self, key: str) -> None:
         entry = self._entries.pop(key, None)

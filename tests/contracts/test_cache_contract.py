@@ -107,3 +107,13 @@ async def test_redis_is_used_again_once_it_is_back(redis_url: str, caplog: pytes
     assert "again" in caplog.text
     await cache.close()
     await back.close()
+
+
+async def test_expired_entries_take_no_memory_though_nobody_asks_for_them() -> None:
+    now = 0.0
+    cache = MemoryCache(clock=lambda: now)
+    for number in range(1000):
+        now = float(number)
+        await cache.set(f"list:{number}", b"x", ttl_s=60)
+    assert len(cache._entries) == 60
+    assert await cache.get("list:999") == b"x"
