@@ -81,7 +81,7 @@ class DGMRecConfig(BaseModel):
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
-    cold_popularity: float = Field(0.6, ge=0, le=1, description="how popular a new item is supposed to be")
+    cold_popularity: float = Field(0.7, ge=0, le=1, description="how popular a new item is supposed to be")
     cold_penalty: float = Field(50.0, ge=0, description="of the ridge that predicts a new item's collaborative part")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
