@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from multiprocessing.context import ForkServerProcess, SpawnProcess
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +22,7 @@ import psutil
 
 REPOSITORY = Path(__file__).parents[2]
 START_S = 120.0
+PORTS = range(20_000, 32_000)
 T = TypeVar("T")
 
 # Programs are forked from a process that has imported the service and started nothing, which saves each start the 4 s
@@ -30,10 +33,12 @@ _ENVIRONMENT = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "ORT_DISA
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-    return port
+    """A port that nobody listens on just now, nor will by chance: connections going out are given higher ones, which a
+    service that is started again would find taken."""
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError("there is no free port")
 
 
 def within(seconds: float, probe: Callable[[], T | None]) -> T:
