@@ -1,0 +1,242 @@
+"""Multimodal IRIS: item similarity that says which items of a history speak for a target, and how strongly.
+
+After "Multimodal Interest-Related Item Similarity model"; equation numbers are the paper's. History items i, targets j;
+p_i, q_j latent factors; z_i^m what the tower of modality m makes of an item; a_ij the interest of i for j. Where the
+paper leaves a gap, or measuring spoke for another choice:
+
+* Any number of modalities: what the others share with one is the mean over them, which for two is eq. 7-8.
+* The target is never part of its own history, in training and in testing.
+* Beside the similarities stands a target's lean b_j, its popularity, as in NAIS and FISM (eq. 1).
+* The interest of i for j depends on no user. So all users share one matrix of interests, and the sums over their
+  histories are a product with it: no pair is computed twice (`Similarities`).
+* A missing modality enters as the feature that a generator made; as zero, its mean, in the ablation.
+* An item that training never met has p, q and b as its content lets expect them, by a closed form over the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from models import ridge
+from models.dgmrec import Projection
+from models.modality import ModalitySpec
+
+LARGEST = 20.0  # of f_ij: its exponential stays far from overflow
+NOTHING = 1e-12
+
+
+class IRISConfig(BaseModel):
+    """Settings of the model; a misspelt name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    embedding_size: int = Field(64, ge=1, description="d, length of p_i and q_j")
+    tower_hidden: int = Field(128, ge=1, description="units of a tower's hidden layer")
+    tower_size: int = Field(32, ge=1, description="length of a tower's output")
+    interest_size: int = Field(16, ge=1, description="hidden units of the interest-related network")
+    rank: int = Field(128, ge=1, description="principal components kept of each modality's raw features")
+    whitening: float = Field(0.5, ge=0, le=1, description="how far components come to one variance: 0 not, 1 all")
+    reads: tuple[str, ...] | None = Field(None, description="the modalities that interest is read from; None: all")
+    sharing: bool = Field(True, description="knowledge sharing between towers; False: Image-add-Text")
+    alpha: float = Field(0.0, ge=0, le=1, description="exponent of the history's length (eq. 5)")
+    beta: float = Field(0.8, ge=0, le=1, description="exponent of the interests' sum (eq. 4)")
+
+
+@dataclass(frozen=True)
+class ItemSides:
+    """All that the model needs of `n` items, computed once.
+
+    Attributes:
+        p, q: `[n, d]`, latent factors as a history item and as a target.
+        lean: `[n]`, b_j.
+        history, target: `[n, k]`, what the item brings into the interest-related network in either role.
+        without: `[n, M, k]`, `history` had the item not the modality.
+    """
+
+    p: Tensor
+    q: Tensor
+    lean: Tensor
+    history: Tensor
+    target: Tensor
+    without: Tensor
+
+
+class Towers(nn.Module):
+    """Signals of raw features -> what the interest-related network reads, knowledge shared between them. (eq. 7-8)"""
+
+    def __init__(self, config: IRISConfig, ranks: Mapping[str, int]) -> None:
+        super().__init__()
+        hidden, size = config.tower_hidden, config.tower_size
+        self.names = tuple(ranks)
+        self.first = nn.ModuleDict({name: nn.Linear(rank, hidden) for name, rank in ranks.items()})
+        self.own = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name in ranks})  # W_m2m
+        self.share = nn.Linear(hidden, size, bias=False) if config.sharing and len(ranks) > 1 else None  # W_share
+
+    def forward(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Signals `[n, r_m]` and which of them are there, bool `[n, M]` -> `[M, n, s]`."""
+        hidden = torch.stack([F.relu(self.first[name](signals[name])) for name in self.names])  # [M, n, h]
+        hidden = torch.where(present.T[..., None], hidden, 0.0)
+        own = torch.stack([self.own[name](one) for name, one in zip(self.names, hidden, strict=True)])  # [M, n, s]
+        if self.share is None:
+            return own
+        shared = self.share(hidden)  # [M, n, s]
+        return own + (shared.sum(dim=0) - shared) / (len(self.names) - 1)  # type: ignore[no-any-return]
+
+
+class IRIS(nn.Module):
+    """Items' latent factors and content -> scores of targets for histories.
+
+    Args:
+        specs: the modalities of the data; `config.reads` may choose among them.
+        n_items: number of items with latent factors of their own.
+    """
+
+    typical: Tensor
+    from_content: Tensor
+    met: Tensor
+
+    def __init__(self, config: IRISConfig, specs: Sequence[ModalitySpec], n_items: int) -> None:
+        super().__init__()
+        read = {spec.name: spec for spec in specs if config.reads is None or spec.name in config.reads}
+        ranks = {name: min(config.rank, spec.dim) for name, spec in read.items()}
+        d, k, s = config.embedding_size, config.interest_size, config.tower_size
+        self.config, self.names, self.specs = config, tuple(read), tuple(read.values())
+        self.p = nn.Parameter(torch.randn(n_items, d) * 0.03)
+        self.q = nn.Parameter(torch.randn(n_items, d) * 0.03)
+        self.lean = nn.Parameter(torch.zeros(n_items))
+        self.projections = nn.ModuleDict(
+            {name: Projection(spec.dim, ranks[name], config.whitening) for name, spec in read.items()}
+        )
+        self.towers = Towers(config, ranks)
+        self.as_history = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_1, W_3
+        self.as_target = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_2, W_4
+        self.bias = nn.Parameter(torch.zeros(k))
+        self.h = nn.Parameter(torch.zeros(k))  # at first every item of a history is of the same interest
+        # What content lets expect of the factors of an item that nobody has met: [p; q; b] = typical + content @ W.
+        self.register_buffer("typical", torch.zeros(2 * d + 1))
+        self.register_buffer("from_content", torch.zeros(sum(ranks.values()) + len(ranks), 2 * d + 1))
+        self.register_buffer("met", torch.zeros(n_items, dtype=torch.bool))
+
+    # --- content -----------------------------------------------------------------------------------------------------
+
+    def fit_projections(self, features: Mapping[str, Tensor], observed: Tensor) -> None:
+        """Fit each modality's projection on its observed rows; raw `[n, dim_m]`, bool `[n, M]`, columns as `names`."""
+        for column, name in enumerate(self.names):
+            self._projection(name).fit(features[name][observed[:, column]])
+
+    def signals(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Signals `[n, r_m]` of raw features `[n, dim_m]`."""
+        return {name: self.projections[name](features[name]) for name in self.names}
+
+    def roles(self, signals: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """What items bring into the interest-related network as history and as target, `[n, k]` each. (eq. 6)
+
+        Args:
+            signals: by modality `[n, r_m]`; rows that are not present hold anything finite.
+            present: bool `[n, M]`, columns as in `names`.
+        """
+        if not self.names:
+            return (self.bias.expand(len(present), -1), torch.zeros_like(self.bias).expand(len(present), -1))
+        z = dict(zip(self.names, self.towers(signals, present), strict=True))  # M times [n, s]
+        history = torch.stack([self.as_history[name](z[name]) for name in self.names]).sum(dim=0)  # [n, k]
+        target = torch.stack([self.as_target[name](z[name]) for name in self.names]).sum(dim=0)  # [n, k]
+        return history + self.bias, target
+
+    # --- scores ------------------------------------------------------------------------------------------------------
+
+    def interest(self, history: Tensor, target: Tensor) -> Tensor:
+        """exp(f_ij), the interest before it is weighed against the rest of a history. (eq. 4, 6)
+
+        Args:
+            history, target: `[..., k]` of roles, broadcast against each other.
+        """
+        return (F.relu(history + target) @ self.h).clamp(-LARGEST, LARGEST).exp()
+
+    def similarities(self, history: Tensor, target: Tensor, columns: Tensor) -> Similarities:
+        """Interests and similarities of all items for the targets in `columns` `[b]`, from the roles `[n, k]`."""
+        interest = self.interest(history[:, None], target[columns])  # [n, b]
+        return Similarities(interest, self.p @ self.q[columns].T, columns)
+
+    def score(self, histories: Tensor, found: Similarities) -> Tensor:
+        """r_uj + b_j `[u, b]` of the targets for histories `[u, n]` (0 or 1; a weight where items count unequally).
+
+        A target's own entry in a history counts as zero. (eq. 5)
+        """
+        own = histories[:, found.columns]  # [u, b]
+        total, weighed = found.over(histories, own)
+        length = (histories.sum(dim=1, keepdim=True) - own).clamp_min(1) ** self.config.alpha  # [u, b]
+        return weighed / (total.clamp_min(NOTHING) ** self.config.beta * length) + self.lean[found.columns]
+
+    # --- items, old and new ------------------------------------------------------------------------------------------
+
+    def fit_prediction(self, signals: Mapping[str, Tensor], present: Tensor, met: Tensor) -> None:
+        """Learn what content tells of the factors, from the items that training `met` (bool `[n]`)."""
+        self.met.copy_(met)
+        factors = torch.cat([self.p, self.q, self.lean[:, None]], dim=1).detach()
+        if met.any():
+            self.typical.copy_(factors[met].mean(dim=0))
+        inputs = self._content(signals, present)
+        found = ridge.fit(inputs, factors, met, base=self.typical.expand_as(factors))
+        self.from_content.copy_(found.weights)
+
+    def factors(self, signals: Mapping[str, Tensor], present: Tensor, rows: Tensor) -> Tensor:
+        """[p; q; b] `[n, 2d + 1]` of items by their rows among the trained ones `[n]`; predicted where training did not
+        meet them or the row is -1."""
+        expected = self.typical + self._content(signals, present) @ self.from_content
+        known = self.met[rows] & (rows >= 0)
+        trained = torch.cat([self.p[rows], self.q[rows], self.lean[rows, None]], dim=1)
+        return torch.where(known[:, None], trained, expected)
+
+    def sides(self, signals: Mapping[str, Tensor], present: Tensor, rows: Tensor) -> ItemSides:
+        """All that is needed of items; arguments as for `factors`."""
+        d = self.config.embedding_size
+        factors = self.factors(signals, present, rows)
+        p, q, lean = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
+        history, target = self.roles(signals, present)
+        without = [
+            self.roles(signals, present & (torch.arange(len(self.names)) != column))[0]
+            for column in range(len(self.names))
+        ]
+        kept = torch.stack(without, dim=1) if without else history[:, None][:, :0]  # [n, M, k]
+        return ItemSides(p, q, lean, history, target, kept)
+
+    def _content(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
+        """Signals of unit length where they are there, and flags: `[n, sum r_m + M]`."""
+        there = present.to(self.p.dtype)
+        told = [F.normalize(signals[name], dim=1) * there[:, [column]] for column, name in enumerate(self.names)]
+        return torch.cat([*told, there], dim=1)
+
+    def _projection(self, name: str) -> Projection:
+        projection = self.projections[name]
+        assert isinstance(projection, Projection)
+        return projection
+
+
+@dataclass(frozen=True)
+class Similarities:
+    """How all items speak for some targets, whoever's history they stand in.
+
+    Attributes:
+        interest: `[n, b]`, exp(f_ij).
+        similarity: `[n, b]`, p_i . q_j.
+        columns: `[b]`, the targets' rows among the items.
+    """
+
+    interest: Tensor
+    similarity: Tensor
+    columns: Tensor
+
+    def over(self, histories: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over histories `[u, n]`, without the targets' own entries `[u, b]`, of the interests and of the
+        interests times similarities, `[u, b]` each."""
+        weighed = self.interest * self.similarity
+        both = histories @ torch.cat([self.interest, weighed], dim=1)  # [u, 2b]
+        total, speaking = both[:, : len(self.columns)], both[:, len(self.columns) :]
+        place = torch.arange(len(self.columns))
+        return total - own * self.interest[self.columns, place], speaking - own * weighed[self.columns, place]
