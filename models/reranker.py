@@ -23,6 +23,7 @@ Flags = NDArray[np.bool_]
 NAME = "iris"
 FILE = "iris.safetensors"
 ITEMS = "iris_items"
+AT_ONCE = 16_384  # pairs of target and history item scored at once, so that what comes between stays in the caches
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,13 @@ class Reranker:
         """The modalities that are read, in the order of the columns of `present` and `shares`."""
         return self.model.names
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of one item's row in each field of `Sides`."""
+        d, k = self.model.p.shape[1], self.model.config.interest_size
+        sizes = {"p": (d,), "q": (d,), "lean": (), "history": (k,), "target": (k,), "without": (len(self.names), k)}
+        return {one.name: sizes[one.name] for one in fields(Sides)}
+
     @torch.inference_mode()
     def sides(self, features: Mapping[str, Array], present: Flags, ids: Sequence[str]) -> Sides:
         """What scoring needs of items, known or new.
@@ -101,9 +109,25 @@ class Reranker:
         self, history: Sides, targets: Sides, *, weights: Array | None = None, same: Flags | None = None
     ) -> Array:
         """Scores `[T]`; arguments as for `explain`."""
-        relevance = self._relevance(_opened(history), _opened(targets), *_counted(history, targets, weights, same))
-        scores: Array = (relevance.sum(dim=1) + _tensor(targets.lean)).numpy()
-        return scores
+        past, wanted = _opened(history), _opened(targets)
+        counts, length = _counted(history, targets, weights, same)
+        scores = wanted.lean.clone()
+        step = max(AT_ONCE // max(len(history), 1), 1)
+        for start in range(0, len(targets), step):
+            some = slice(start, start + step)
+            relevance = self._relevance(past, _rows(wanted, some), counts[some], length[some])
+            scores[some] += relevance.sum(dim=1)
+        found: Array = scores.numpy()
+        return found
+
+    def alike(self, history: Sides, *, weights: Array | None = None) -> Array:
+        """The query `[d + 1]` whose inner product with a target's `[q; lean]` is the target's score were all interests
+        1: what an index can be searched by for targets worth scoring."""
+        share = np.ones(len(history), np.float32) if weights is None else weights
+        length = max(float(share.sum()), 1.0)
+        config = self.model.config
+        query: Array = np.append(share @ history.p / length ** (config.alpha + config.beta), 1).astype(np.float32)
+        return query
 
     def explain(
         self, history: Sides, targets: Sides, *, weights: Array | None = None, same: Flags | None = None
@@ -187,6 +211,10 @@ class Reranker:
 
 def _opened(sides: Sides) -> ItemSides:
     return ItemSides(*(_tensor(getattr(sides, one.name)) for one in fields(Sides)))
+
+
+def _rows(sides: ItemSides, rows: slice) -> ItemSides:
+    return ItemSides(*(getattr(sides, one.name)[rows] for one in fields(sides)))
 
 
 def _counted(history: Sides, targets: Sides, weights: Array | None, same: Flags | None) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from models import reranker as serving
 from models.bundle import Bundle, BundleError, BundleWriter, DataEntry
 from models.iris import IRIS, IRISConfig
 from models.modality import ModalitySpec
@@ -141,6 +142,35 @@ def test_weights_count_like_repetition() -> None:
     twice = one.score(every.select([1, 4, 4]), every.select([20]))
     weighed = one.score(every.select([1, 4]), every.select([20]), weights=np.array([1.0, 2.0], np.float32))
     np.testing.assert_allclose(twice, weighed, rtol=1e-5)
+
+
+def test_a_score_does_not_depend_on_what_is_scored_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = reranker()
+    every = sides(one)
+    history, targets = every.select([1, 4, 5, 9, 11]), every.select(range(ITEMS))
+    same = np.arange(ITEMS)[:, None] == np.array([1, 4, 5, 9, 11])
+    together = one.score(history, targets, same=same)
+    for at_once in (1, 12, 40):
+        monkeypatch.setattr(serving, "AT_ONCE", at_once)
+        np.testing.assert_allclose(one.score(history, targets, same=same), together, rtol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [None, np.array([1, 0.25, 0.5], np.float32)])
+def test_a_query_finds_what_scores_best_were_all_interests_one(weights: Array | None) -> None:
+    one = reranker(alpha=0.3)
+    with torch.no_grad():
+        one.model.h.zero_()  # exp(0)
+    every = sides(one)
+    history = every.select([1, 4, 5])
+    query = one.alike(history, weights=weights)
+    found = np.concatenate([every.q, every.lean[:, None]], axis=1) @ query
+    np.testing.assert_allclose(found, one.score(history, every, weights=weights), atol=1e-5)
+
+
+def test_rows_have_the_shapes_that_are_told() -> None:
+    for one in (reranker(), reranker(reads=("text",)), reranker(reads=())):
+        every = sides(one)
+        assert one.shapes == {name: getattr(every, name).shape[1:] for name in one.shapes}
 
 
 # --- edges -----------------------------------------------------------------------------------------------------------
