@@ -9,6 +9,7 @@ paper leaves a gap, or measuring spoke for another choice:
 * Beside the similarities stands a target's lean b_j, its popularity, as in NAIS and FISM (eq. 1).
 * The interest of i for j depends on no user. So all users share one matrix of interests, and the sums over their
   histories are a product with it: no pair is computed twice (`Similarities`).
+* p and q are those of several `members` side by side, which were trained apart from different starts.
 * A missing modality enters as the feature that a generator made; as zero, its mean, in the ablation.
 * An item that training never met has p, q and b as its content lets expect them, by a closed form over the others.
 """
@@ -18,6 +19,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,6 +28,7 @@ from torch import Tensor, nn
 
 from models import ridge
 from models.dgmrec import Projection
+from models.graph import Graph, Matrix
 from models.modality import ModalitySpec
 
 LARGEST = 20.0  # of f_ij: its exponential stays far from overflow
@@ -36,7 +40,8 @@ class IRISConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    embedding_size: int = Field(64, ge=1, description="d, length of p_i and q_j")
+    embedding_size: int = Field(128, ge=1, description="d, length of a member's p_i and q_j")
+    members: int = Field(2, ge=1, description="sets of latent factors whose mean similarity counts")
     tower_hidden: int = Field(128, ge=1, description="units of a tower's hidden layer")
     tower_size: int = Field(32, ge=1, description="length of a tower's output")
     interest_size: int = Field(16, ge=1, description="hidden units of the interest-related network")
@@ -105,7 +110,7 @@ class IRIS(nn.Module):
         super().__init__()
         read = {spec.name: spec for spec in specs if config.reads is None or spec.name in config.reads}
         ranks = {name: min(config.rank, spec.dim) for name, spec in read.items()}
-        d, k, s = config.embedding_size, config.interest_size, config.tower_size
+        d, k, s = config.members * config.embedding_size, config.interest_size, config.tower_size
         self.config, self.names, self.specs = config, tuple(read), tuple(read.values())
         self.p = nn.Parameter(torch.randn(n_items, d) * 0.03)
         self.q = nn.Parameter(torch.randn(n_items, d) * 0.03)
@@ -151,27 +156,35 @@ class IRIS(nn.Module):
     # --- scores ------------------------------------------------------------------------------------------------------
 
     def interest(self, history: Tensor, target: Tensor) -> Tensor:
-        """exp(f_ij), the interest before it is weighed against the rest of a history. (eq. 4, 6)
+        """exp(f_ij) `[n, b]`, the interests before they are weighed against the rest of a history. (eq. 4, 6)
 
         Args:
-            history, target: `[..., k]` of roles, broadcast against each other.
+            history, target: the roles of the history items `[n, k]` and of the targets `[b, k]`.
         """
-        return (F.relu(history + target) @ self.h).clamp(-LARGEST, LARGEST).exp()
+        f = history.new_zeros(len(history), len(target))  # [n, b]
+        for unit, weight in enumerate(self.h):  # one `[n, b, k]` would not fit a processor's cache
+            f = f + F.relu(history[:, unit, None] + target[:, unit]) * weight
+        return f.clamp(-LARGEST, LARGEST).exp()
 
     def similarities(self, history: Tensor, target: Tensor, columns: Tensor) -> Similarities:
         """Interests and similarities of all items for the targets in `columns` `[b]`, from the roles `[n, k]`."""
-        interest = self.interest(history[:, None], target[columns])  # [n, b]
-        return Similarities(interest, self.p @ self.q[columns].T, columns)
+        return Similarities(self.interest(history, target[columns]), self.p @ self.q[columns].T, columns)
 
-    def score(self, histories: Tensor, found: Similarities) -> Tensor:
-        """r_uj + b_j `[u, b]` of the targets for histories `[u, n]` (0 or 1; a weight where items count unequally).
-
-        A target's own entry in a history counts as zero. (eq. 5)
-        """
-        own = histories[:, found.columns]  # [u, b]
+    def score(self, histories: Histories, found: Similarities) -> Tensor:
+        """r_uj + b_j `[u, b]` of some targets, which are left out of the histories. (eq. 5)"""
+        own = histories.own(found.columns)  # [u, b]
         total, weighed = found.over(histories, own)
-        length = (histories.sum(dim=1, keepdim=True) - own).clamp_min(1) ** self.config.alpha  # [u, b]
-        return weighed / (total.clamp_min(NOTHING) ** self.config.beta * length) + self.lean[found.columns]
+        return self._smoothed(weighed, total, histories.length - own) + self.lean[found.columns]
+
+    def equal_score(self, histories: Histories, columns: Tensor) -> Tensor:
+        """The same for equal interests: FISM. The factors are multiplied one after the other."""
+        own, q = histories.own(columns), self.q[columns]
+        weighed = (histories.rows @ self.p) @ q.T - own * (self.p[columns] * q).sum(dim=1)  # [u, b]
+        return self._smoothed(weighed, histories.length - own, histories.length - own) + self.lean[columns]
+
+    def _smoothed(self, weighed: Tensor, total: Tensor, length: Tensor) -> Tensor:
+        scale = total.clamp_min(NOTHING) ** self.config.beta
+        return weighed / (scale * length.clamp_min(1) ** self.config.alpha if self.config.alpha else scale)
 
     # --- items, old and new ------------------------------------------------------------------------------------------
 
@@ -195,7 +208,7 @@ class IRIS(nn.Module):
 
     def sides(self, signals: Mapping[str, Tensor], present: Tensor, rows: Tensor) -> ItemSides:
         """All that is needed of items; arguments as for `factors`."""
-        d = self.config.embedding_size
+        d = self.p.shape[1]
         factors = self.factors(signals, present, rows)
         p, q, lean = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
         history, target = self.roles(signals, present)
@@ -218,6 +231,32 @@ class IRIS(nn.Module):
         return projection
 
 
+class Histories:
+    """Which items `u` users have met: a sparse matrix `[u, n]` of ones, or of what each counts."""
+
+    def __init__(self, matrix: Matrix) -> None:
+        self.rows = Graph(matrix)
+        self.length = torch.from_numpy(np.asarray(self.rows.matrix.sum(axis=1), np.float32))[:, None]  # [u, 1]
+        self._by_item = sp.csc_array(self.rows.matrix)
+
+    def own(self, columns: Tensor) -> Tensor:
+        """The entries of some items, `[u, b]`."""
+        return torch.from_numpy(np.ascontiguousarray(self._by_item[:, columns.numpy()].toarray()))
+
+    def select(self, users: Tensor) -> Histories:
+        """The histories of these users alone."""
+        return Histories(sp.csr_array(self.rows.matrix[users.numpy()]))
+
+    def dropped(self, rate: float, rng: np.random.Generator) -> Histories:
+        """The histories without a random share of their entries; the others count so much more."""
+        if not rate:
+            return self
+        matrix = self.rows.matrix.copy()
+        matrix.data *= (rng.random(matrix.nnz, dtype=np.float32) >= rate) / np.float32(1 - rate)
+        matrix.eliminate_zeros()
+        return Histories(matrix)
+
+
 @dataclass(frozen=True)
 class Similarities:
     """How all items speak for some targets, whoever's history they stand in.
@@ -232,11 +271,11 @@ class Similarities:
     similarity: Tensor
     columns: Tensor
 
-    def over(self, histories: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over histories `[u, n]`, without the targets' own entries `[u, b]`, of the interests and of the
-        interests times similarities, `[u, b]` each."""
-        weighed = self.interest * self.similarity
-        both = histories @ torch.cat([self.interest, weighed], dim=1)  # [u, 2b]
-        total, speaking = both[:, : len(self.columns)], both[:, len(self.columns) :]
+    def over(self, histories: Histories, own: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over the histories, without the targets' own entries `[u, b]`, of the interests and of the interests
+        times similarities, `[u, b]` each."""
         place = torch.arange(len(self.columns))
+        weighed = self.interest * self.similarity
+        both = histories.rows @ torch.cat([self.interest, weighed], dim=1)  # [u, 2b]
+        total, speaking = both[:, : len(place)], both[:, len(place) :]
         return total - own * self.interest[self.columns, place], speaking - own * weighed[self.columns, place]

@@ -149,8 +149,11 @@ class Reranker:
 
     @torch.inference_mode()
     def _relevance(self, history: ItemSides, targets: ItemSides, counts: Tensor, length: Tensor) -> Tensor:
-        interest = self.model.interest(targets.target[:, None], history.history) * counts  # [T, H]
+        interest = self._interest(history.history, targets) * counts  # [T, H]
         return self._weighed(interest, interest.sum(dim=1, keepdim=True), history, targets, length)
+
+    def _interest(self, history: Tensor, targets: ItemSides) -> Tensor:
+        return self.model.interest(history, targets.target).T  # [T, H]
 
     def _weighed(
         self, interest: Tensor, total: Tensor, history: ItemSides, targets: ItemSides, length: Tensor
@@ -165,11 +168,11 @@ class Reranker:
         self, history: ItemSides, targets: ItemSides, relevance: Tensor, counts: Tensor, length: Tensor
     ) -> Tensor:
         """By how much each relevance changes were one of the history item's modalities not there, `[T, H, M]`."""
-        interest = self.model.interest(targets.target[:, None], history.history) * counts
+        interest = self._interest(history.history, targets) * counts
         total = interest.sum(dim=1, keepdim=True)
         changed = []
         for column in range(len(self.names)):
-            other = self.model.interest(targets.target[:, None], history.without[:, column]) * counts
+            other = self._interest(history.without[:, column], targets) * counts
             # Each history item loses it by itself: the others' interests stay in the sum.
             changed.append((relevance - self._weighed(other, total - interest + other, history, targets, length)).abs())
         return torch.stack(changed, dim=2) if changed else relevance[..., None][..., :0]

@@ -6,18 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from models import reranker as serving
 from models.bundle import Bundle, BundleError, BundleWriter, DataEntry
-from models.iris import IRIS, IRISConfig
+from models.iris import IRIS, Histories, IRISConfig
 from models.modality import ModalitySpec
 from models.reranker import Array, Flags, Reranker, Sides
 from models.vocabulary import Vocabulary
 
 SPECS = [ModalitySpec("text", 7), ModalitySpec("image", 5), ModalitySpec("audio", 3)]
 ITEMS = 40
-CONFIG = IRISConfig(embedding_size=6, tower_hidden=8, tower_size=5, interest_size=4, rank=4)
+CONFIG = IRISConfig(embedding_size=3, members=2, tower_hidden=8, tower_size=5, interest_size=4, rank=4)
 IDS = [f"i{row}" for row in range(ITEMS)]
 
 
@@ -122,18 +123,44 @@ def test_the_fused_form_scores_alike() -> None:
     features, present = contents()
     known = {name: torch.from_numpy(array) for name, array in features.items()}
     roles = one.model.roles(one.model.signals(known), torch.from_numpy(present))
-    histories = torch.zeros(3, ITEMS)
+    histories = np.zeros((3, ITEMS), np.float32)
     met: list[list[int]] = [[2, 5, 7, 30], [8], []]
     for user, items in enumerate(met):
         histories[user, items] = 1
     columns = torch.tensor([5, 8, 39])
     with torch.no_grad():
-        fused = one.model.score(histories, one.model.similarities(*roles, columns))
+        fused = one.model.score(Histories(sp.csr_array(histories)), one.model.similarities(*roles, columns))
     for user, items in enumerate(met):
         same = np.array([[i == j for i in items] for j in columns.tolist()], dtype=bool)
         same = same.reshape(3, len(items))
         served = one.score(every.select(items), every.select(columns.tolist()), same=same)
         np.testing.assert_allclose(fused[user].numpy(), served, atol=1e-4)
+
+
+@pytest.mark.parametrize("reads", [(), None])
+def test_equal_interests_are_those_of_an_untaught_network(reads: tuple[str, ...] | None) -> None:
+    one = model(reads=reads, alpha=0.2)
+    with torch.no_grad():
+        one.h.zero_()
+    present = torch.ones(ITEMS, len(one.names), dtype=torch.bool)
+    signals = one.signals({name: torch.from_numpy(feature) for name, feature in contents()[0].items()})
+    rng = np.random.default_rng(0)
+    histories = Histories(sp.csr_array((rng.random((9, ITEMS)) < 0.3).astype(np.float32)))
+    columns = torch.tensor([5, 8, 39])
+    with torch.no_grad():
+        slow = one.score(histories, one.similarities(*one.roles(signals, present), columns))
+        torch.testing.assert_close(one.equal_score(histories, columns), slow, rtol=1e-4, atol=1e-5)
+
+
+def test_dropped_entries_keep_the_mean() -> None:
+    histories = Histories(sp.csr_array(np.ones((50, 200), np.float32)))
+    found = histories.dropped(0.4, np.random.default_rng(0))
+    entries = found.own(torch.arange(200))
+    assert set(entries.unique().tolist()) == {0.0, np.float32(1 / 0.6)}
+    assert entries.mean() == pytest.approx(1, abs=0.03)
+    torch.testing.assert_close(found.length, entries.sum(dim=1, keepdim=True))
+    assert histories.dropped(0, np.random.default_rng(0)) is histories
+    torch.testing.assert_close(found.select(torch.tensor([3, 1])).length, found.length[[3, 1]])
 
 
 def test_weights_count_like_repetition() -> None:
