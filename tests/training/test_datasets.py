@@ -398,8 +398,23 @@ def test_movielens_1m_has_no_ratings(films: Path, tmp_path: Path) -> None:
     (films / "split_80_10_10.csv.gz").unlink()
     packed(films / "interactions.csv.gz", "user,item\n7,3\n8,1\n")
     packed(films / "movies.csv.gz", "item,title,year,genres,plot\n1,One (1951),1951,Drama,A plot.\n3,Two,,War,\n")
+    np.savez(
+        films / "leave_one_out.npz",
+        users=np.array([8, 7]),
+        test_item=np.array([1, 3]),
+        valid_item=np.array([1, 3]),
+        test_neg=np.array([[3], [1]]),
+        valid_neg=np.array([[3], [1]]),
+    )
+    packed(films / "ncf_test.csv.gz", "user,item\n7,3\n")
+    np.savez(films / "ncf_negatives.npz", items=np.array([[3, 1, 3]]))
     READERS["ml-1m"].prepare(films, tmp_path / "out")
     dataset = load_dataset(tmp_path / "out")
+    assert set(dataset.leave_one_out) == {"random", "last"}
+    fixed, last = dataset.leave_one_out["random"], dataset.leave_one_out["last"]
+    assert (fixed.users.tolist(), fixed.test.tolist()) == ([1, 0], [[0, 1], [1, 0]])
+    assert fixed.valid is not None
+    assert (last.users.tolist(), last.test.tolist(), last.valid) == ([0], [[1, 0, 1]], None)
     assert {EVENT_TYPES[kind] for kind in dataset.interactions.type} == {"view"}
     assert np.isnan(dataset.interactions.timestamp).all()
     assert dataset.content("text") == ["A plot.", "Two"]

@@ -47,6 +47,29 @@ class PublishedMask:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaveOneOut:
+    """A published leave-one-out split: of each user one item is held out, to be ranked among given other ones.
+
+    Attributes:
+        users: rows or ids `[u]`.
+        test: rows or ids of items `[u, 1 + c]`; column 0 is held out, the others are its negatives.
+        valid: likewise, of another item of the same users, where the split publishes one.
+    """
+
+    users: NDArray[Any]
+    test: NDArray[Any]
+    valid: NDArray[Any] | None = None
+
+    def __post_init__(self) -> None:
+        for trials in (self.test, self.valid):
+            if trials is not None and (trials.ndim != 2 or trials.shape[0] != len(self.users) or trials.shape[1] < 2):
+                raise DatasetError(
+                    f"a leave-one-out split of {len(self.users)} users cannot have candidates of shape "
+                    f"{list(trials.shape)}"
+                )
+
+
+@dataclass(frozen=True, slots=True)
 class Interactions:
     """All feedback events, in file order, as parallel arrays `[n]`.
 
@@ -70,7 +93,8 @@ class Dataset:
     """A prepared dataset in memory.
 
     `records` are the item bodies in row order; ready vectors in them are float32 arrays, not lists (`item_line` writes
-    either). `split` is aligned with `pairs()`, `rating_split` with the events. `min_rating`: see DatasetInfo.
+    either). `split` is aligned with `pairs()`, `rating_split` with the events; `leave_one_out` holds rows.
+    `min_rating`: see DatasetInfo.
     """
 
     name: str
@@ -85,6 +109,7 @@ class Dataset:
     masks: Mapping[str, PublishedMask] = field(default_factory=dict)
     new_items: NDArray[np.int64] | None = None
     rating_split: NDArray[np.uint8] | None = None
+    leave_one_out: Mapping[str, LeaveOneOut] = field(default_factory=dict)
 
     def pairs(self) -> NDArray[np.int64]:
         """Distinct (user row, item row) pairs that show interest, `[n, 2]`, in the order of their first occurrence."""

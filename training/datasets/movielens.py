@@ -2,7 +2,8 @@
 
 A source folder holds the ratings (`ratings.csv.gz` for 100K, `interactions.csv.gz` for 1M), `movies.csv.gz`,
 `posters/<item>.jpg`, and optionally a fixed split (`split_*.csv.gz`), masks (`missing_*.npz`), `new_items.npy` and a
-split of the ratings (`rating_split_*.npz`).
+split of the ratings (`rating_split_*.npz`). That of 1M may hold two leave-one-out splits: one random interaction each
+(`leave_one_out.npz`), and the published one of the last interactions (`ncf_test.csv.gz` with `ncf_negatives.npz`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from training.datasets.base import Progress, PublishedMask, Record
+import numpy as np
+
+from training.datasets.base import LeaveOneOut, Progress, PublishedMask, Record
 from training.datasets.prepared import DatasetInfo, mask_name, read_mask, write_dataset
 from training.datasets.tables import load_arrays, read_rating_split, read_table
 
@@ -51,6 +54,7 @@ def _prepare(source: Path, out: Path, name: str, ratings: Path, *, text: str, pr
         masks={mask_name(file): _mask(file, rated) for file in sorted(source.glob("missing_*.npz"))},
         new_items=_new_items(source / "new_items.npy", rated),
         rating_split=read_rating_split(source),
+        leave_one_out=_left_out(source),
         progress=progress,
     )
 
@@ -105,3 +109,18 @@ def _new_items(file: Path, rated: set[str]) -> list[str] | None:
     if not file.is_file():
         return None
     return [str(item) for item in load_arrays(file)["array"] if str(item) in rated]
+
+
+def _left_out(source: Path) -> dict[str, LeaveOneOut]:
+    found = {}
+    if (file := source / "leave_one_out.npz").is_file():
+        arrays = {name: ids.astype(str) for name, ids in load_arrays(file).items()}
+        test, valid = (
+            np.concatenate([arrays[f"{part}_item"][:, None], arrays[f"{part}_neg"]], axis=1)
+            for part in ("test", "valid")
+        )
+        found["random"] = LeaveOneOut(arrays["users"], test, valid)
+    if (file := source / "ncf_negatives.npz").is_file():
+        owners = np.array([row["user"] for _, row in read_table(source / "ncf_test.csv.gz", ("user", "item"))])
+        found["last"] = LeaveOneOut(owners, load_arrays(file)["items"].astype(str))
+    return found

@@ -9,6 +9,8 @@ A prepared dataset is a folder:
 - `split.csv` (optional): `user,item,split` for every distinct pair, `split` being train, valid or test;
 - `missing_<name>.npz` (optional): published masks: `items`, `columns`, `missing` (bool `[n, M]`), no pickle;
 - `rating_split.npz` (optional): row numbers of `feedback.jsonl` by part (`train`, `valid`, `test`), to rate by;
+- `leave_one_out_<name>.npz` (optional): published leave-one-out splits: `users` `[u]`, `test` `[u, 1 + c]` (ids of
+  items, the one held out first, then its negatives), optionally `valid` likewise;
 - `new_items.json` (optional): ids of the items that a published protocol shows in the test part only.
 """
 
@@ -36,6 +38,7 @@ from training.datasets.base import (
     Dataset,
     DatasetError,
     Interactions,
+    LeaveOneOut,
     Progress,
     PublishedMask,
     Record,
@@ -47,6 +50,7 @@ from training.datasets.tables import load_arrays, read_jsonl, read_rating_split,
 FORMAT = 1
 INFO, ITEMS, FEEDBACK, SPLIT, NEW_ITEMS = "dataset.json", "items.jsonl", "feedback.jsonl", "split.csv", "new_items.json"
 RATING_SPLIT = "rating_split.npz"
+LEFT_OUT = "leave_one_out_"
 _UNSPLIT = 255
 _PROGRESS_EVERY = 50
 
@@ -101,6 +105,10 @@ def load_dataset(folder: str | Path) -> Dataset:
         masks={mask_name(file): _known_mask(file, check.ids) for file in sorted(path.glob("missing*.npz"))},
         new_items=_read_new_items(path / NEW_ITEMS, check.ids),
         rating_split=_fitting(read_rating_split(path), len(interactions)),
+        leave_one_out={
+            file.stem.removeprefix(LEFT_OUT): _known_left_out(file, users, check.ids, pairs)
+            for file in sorted(path.glob(f"{LEFT_OUT}*.npz"))
+        },
     )
     if fingerprint(path) != info.fingerprint:
         raise DatasetError(f"the dataset {path} was changed after it was prepared; prepare it again")
@@ -251,6 +259,34 @@ def _known_mask(file: Path, items: Vocabulary) -> PublishedMask:
     return mask
 
 
+def _known_left_out(file: Path, users: Vocabulary, items: Vocabulary, pairs: NDArray[np.int64]) -> LeaveOneOut:
+    arrays = load_arrays(file)
+    if not {"users", "test"} <= arrays.keys():
+        raise DatasetError(f"{file.name} must hold the arrays users and test")
+    named = LeaveOneOut(arrays["users"], arrays["test"], arrays.get("valid"))
+    owners = _rows(named.users, users, f"{file.name} names the user")
+    trials = [
+        None if part is None else _rows(part, items, f"{file.name} names the item")
+        for part in (named.test, named.valid)
+    ]
+    known = pairs[:, 0] * len(items) + pairs[:, 1]
+    for part in trials:
+        if part is not None and not np.isin(owners * len(items) + part[:, 0], known).all():
+            raise DatasetError(f"{file.name} holds out a pair that is not in {FEEDBACK}")
+    assert trials[0] is not None
+    return LeaveOneOut(owners, trials[0], trials[1])
+
+
+def _rows(ids: NDArray[np.str_], vocabulary: Vocabulary, whose: str) -> NDArray[np.int64]:
+    """The rows of ids, in their shape."""
+    distinct, place = np.unique(ids, return_inverse=True)
+    unknown = next((one for one in map(str, distinct) if one not in vocabulary), None)
+    if unknown is not None:
+        raise DatasetError(f"{whose} {unknown!r}, which is not in the data")
+    rows = np.array([vocabulary.row(one) for one in map(str, distinct)], dtype=np.int64)
+    return rows[place].reshape(ids.shape)
+
+
 def _read_new_items(file: Path, items: Vocabulary) -> NDArray[np.int64] | None:
     if not file.is_file():
         return None
@@ -288,13 +324,14 @@ def write_dataset(
     masks: Mapping[str, PublishedMask] | None = None,
     new_items: Sequence[str] | None = None,
     rating_split: NDArray[np.uint8] | None = None,
+    leave_one_out: Mapping[str, LeaveOneOut] | None = None,
     progress: Progress | None = None,
 ) -> DatasetInfo:
     """Write a prepared dataset; it appears at `folder` whole or not at all, replacing an older one.
 
     Items are read to their end before the first feedback event is asked for; neither is held in memory. `split` has
-    (user, item, split name) for every distinct pair; `rating_split` the part of every event `[n]`. `progress` is called
-    with what is being written ("items", "feedback") and the number of rows so far.
+    (user, item, split name) for every distinct pair; `rating_split` the part of every event `[n]`; `leave_one_out`
+    holds ids. `progress` is called with what is being written ("items", "feedback") and the number of rows so far.
 
     Raises:
         DatasetError: a row is bad (its number among the rows is the line), or `folder` holds something else.
@@ -314,6 +351,8 @@ def write_dataset(
         if _fitting(rating_split, n_events) is not None:
             parts = {part: np.flatnonzero(rating_split == number) for number, part in enumerate(SPLITS)}
             np.savez_compressed(temporary / RATING_SPLIT, allow_pickle=False, **parts)
+        for split_name, left_out in (leave_one_out or {}).items():
+            _write_left_out(temporary / f"{LEFT_OUT}{split_name}.npz", left_out)
         info = DatasetInfo(
             format=FORMAT,
             name=name,
@@ -361,6 +400,11 @@ def _write_split(file: Path, rows: Iterable[tuple[str, str, str]]) -> None:
 
 def _write_mask(file: Path, mask: PublishedMask) -> None:
     np.savez_compressed(file, items=np.array(mask.items), columns=np.array(mask.columns), missing=mask.missing)
+
+
+def _write_left_out(file: Path, split: LeaveOneOut) -> None:
+    parts = {"users": split.users, "test": split.test, "valid": split.valid}
+    np.savez_compressed(file, allow_pickle=False, **{name: ids for name, ids in parts.items() if ids is not None})
 
 
 @contextmanager
