@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from implicit.als import AlternatingLeastSquares
+from implicit.bpr import BayesianPersonalizedRanking
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dpotrf, dpotri
+from threadpoolctl import threadpool_limits
 
 from models.graph import Matrix
 from models.imputers import impute, observed_means
@@ -23,6 +26,7 @@ from training.splits import Parts
 
 EASE_ITEMS = 10_000
 SIMILAR_BLOCK = 512
+SEED = 0
 Setting = Mapping[str, Any]
 Progress = Callable[[int, int], None]
 
@@ -96,13 +100,20 @@ def _most_similar(train: Matrix, k: int, shrinkage: float) -> Matrix:
     return found
 
 
-def ease(data: PeerData, *, l2: float) -> ScoreFunction:
+def ease(data: PeerData, *, l2: float, scaling: float = 0.0) -> ScoreFunction:
     """EASE (Steck, WWW 2019): B = I - P / diag(P) with P = (R^T R + l2 I)^-1; scores R B.
+
+    Args:
+        scaling: exponent of the items' counts by which the columns of R are divided before the fit, and the scores
+            multiplied again.
 
     Raises:
         PeerError: more than `EASE_ITEMS` items; P is dense.
     """
-    train, weights = data.train, _ease_weights(data.train, l2)
+    count = np.maximum(np.asarray(data.train.sum(axis=0)).ravel(), 1.0)
+    scale = (count**scaling).astype(np.float32)
+    train = sp.csr_array(data.train @ sp.diags_array(1 / scale))
+    weights = _ease_weights(train, l2) * scale
 
     def scores(rows: Rows) -> Scores:
         table: Scores = train[rows] @ weights
@@ -125,6 +136,39 @@ def _ease_weights(train: Matrix, l2: float) -> NDArray[np.float32]:
     weights: NDArray[np.float32] = lower + lower.T
     weights /= -np.diagonal(inverse).astype(np.float32)
     return weights
+
+
+def als(data: PeerData, *, factors: int, regularization: float, alpha: float) -> ScoreFunction:
+    """Implicit ALS (Hu et al., ICDM 2008) of the package implicit."""
+    users, items = fitted_als(data.train, factors=factors, regularization=regularization, alpha=alpha, seed=SEED)
+    return lambda rows: users[rows] @ items.T
+
+
+def bpr(data: PeerData, *, factors: int, learning_rate: float, regularization: float, epochs: int) -> ScoreFunction:
+    """BPR (Rendle et al., UAI 2009) of the package implicit."""
+    model = BayesianPersonalizedRanking(
+        factors=factors,
+        learning_rate=learning_rate,
+        regularization=regularization,
+        iterations=epochs,
+        random_state=SEED,
+        num_threads=1,
+    )
+    model.fit(sp.csr_matrix(data.train), show_progress=False)
+    users, items = model.user_factors, model.item_factors
+    return lambda rows: users[rows] @ items.T
+
+
+def fitted_als(
+    train: Matrix, *, factors: int, regularization: float, alpha: float, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Factors of users `[u, d]` and items `[n, d]` by the ALS of the package implicit."""
+    with threadpool_limits(1, "blas"):  # its own threads and those of BLAS would get in each other's way
+        model = AlternatingLeastSquares(
+            factors=factors, regularization=regularization, alpha=alpha, random_state=seed, num_threads=1
+        )
+        model.fit(sp.csr_matrix(train), show_progress=False)
+    return model.user_factors, model.item_factors
 
 
 def content_profile(data: PeerData, *, centred: bool) -> ScoreFunction:
@@ -172,12 +216,44 @@ PEERS: Mapping[str, Peer] = {
         ),
     ),
     "ease": Peer(ease, tuple({"l2": l2} for l2 in (3.0, 10.0, 30.0, 100.0, 300.0, 500.0, 1000.0, 3000.0))),
+    "ease-scaled": Peer(
+        ease,
+        tuple(
+            {"l2": l2, "scaling": scaling}
+            for scaling, found in ((0.2, (30.0, 100.0, 300.0)), (0.5, (1.0, 3.0, 10.0)), (0.8, (0.03, 0.1, 0.3)))
+            for l2 in found
+        ),
+    ),
+    "als": Peer(
+        als,
+        tuple(
+            {"factors": factors, "regularization": regularization, "alpha": alpha}
+            for factors, regularization, alpha in product((64, 128, 256), (20.0, 50.0, 100.0), (5.0,))
+        ),
+    ),
+    "bpr": Peer(
+        bpr,
+        tuple(
+            {"factors": factors, "learning_rate": rate, "regularization": 0.01, "epochs": 50}
+            for factors, rate in product((32, 128), (0.01, 0.05))
+        ),
+    ),
     "content": Peer(content_profile, ({"centred": True}, {"centred": False}), content=True),
 }
 
 
-def tune(peer: Peer, data: PeerData, *, metric: str = "recall@20", progress: Progress | None = None) -> Tuned:
+def tune(
+    peer: Peer,
+    data: PeerData,
+    *,
+    metric: str = "recall@20",
+    progress: Progress | None = None,
+    measure: Callable[[ScoreFunction], dict[str, float]] | None = None,
+) -> Tuned:
     """Fit the peer with each of its settings and keep the one with the best validation metric, the first among equals.
+
+    Args:
+        measure: gives the validation metrics; by default of the full ranking.
 
     Raises:
         PeerError: the peer cannot run on this data.
@@ -185,7 +261,7 @@ def tune(peer: Peer, data: PeerData, *, metric: str = "recall@20", progress: Pro
     best: Tuned | None = None
     for done, setting in enumerate(peer.grid, start=1):
         scores = peer.fit(data, **setting)
-        valid = evaluate_ranking(scores, data.parts.valid, data.parts.train)
+        valid = measure(scores) if measure else evaluate_ranking(scores, data.parts.valid, data.parts.train)
         if best is None or valid[metric] > best.valid[metric]:
             best = Tuned(scores, setting, valid)
         if progress:
