@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from models.bundle import BundleError, read_manifest
 from models.dgmrec import DGMRecConfig
 from models.encoders import EncoderUnavailableError
+from models.iris import IRISConfig
 from models.lrmm import LRMMConfig
 from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
@@ -28,14 +29,30 @@ from training.datasets.base import DatasetError
 from training.datasets.native import prepare_files
 from training.datasets.prepared import FEEDBACK, ITEMS
 from training.demo import prepare_demo
-from training.evaluate import MODELS, RATERS, EvaluationError, Plan, Protocol, RatingPlan, evaluate, evaluate_rating
+from training.evaluate import (
+    LEFT_OUT,
+    MODELS,
+    RATERS,
+    EvaluationError,
+    LeaveOneOutPlan,
+    Plan,
+    Protocol,
+    RatingPlan,
+    evaluate,
+    evaluate_left_out,
+    evaluate_rating,
+)
 from training.features import FeatureError
+from training.held_out import LeaveOneOutError
+from training.iris import TRAINER as IRIS_TRAINER
+from training.iris import IRISTraining
 from training.lrmm import TRAINER as RATING_TRAINER
 from training.peers import PeerError
 from training.progress import Terminal
 from training.rate import add_lrmm
 from training.ratings import RatingDataError
 from training.report.page import ReportError, make_report
+from training.similarity import add_iris
 from training.train import DataOptions, TrainingDataError, make_bundle
 from training.trainer import TrainerConfig, UnknownMetricError
 
@@ -64,6 +81,7 @@ class Model(StrEnum):
 
     DGMREC = "dgmrec"
     LRMM = "lrmm"
+    IRIS = "iris"
 
 
 class Kind(StrEnum):
@@ -167,7 +185,7 @@ def train(
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
 ) -> None:
-    """Train a model and export a bundle; lrmm joins the bundle that is there, dgmrec replaces it.
+    """Train a model and export a bundle; lrmm and iris join the bundle that is there, dgmrec replaces it.
 
     Interrupted, the same command goes on where it was.
     """
@@ -177,6 +195,10 @@ def train(
     options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads, seed)
     if model is Model.LRMM:
         _train_lrmm(data, out, options, {"seed": seed, **_parsed(settings)}, as_json=as_json)
+        return
+    if model is Model.IRIS:
+        source = data if catalogue else None
+        _train_iris(data, out, options, {"seed": seed, **_parsed(settings)}, source, fresh=fresh, as_json=as_json)
         return
     with Terminal() as terminal:
         _train(
@@ -198,7 +220,8 @@ def evaluate_command(
     model: Annotated[
         str,
         typer.Argument(
-            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. Under rating: {', '.join(RATERS)}."
+            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. Under rating: {', '.join(RATERS)}. "
+            f"Under leave-one-out: {', '.join(LEFT_OUT)}."
         ),
     ],
     data: Data,
@@ -217,6 +240,9 @@ def evaluate_command(
         str | None, typer.Option(help="Fill missing cells by this imputer before dgmrec or content sees them.")
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Number of runs, with seeds 1, 2, ...")] = 3,
+    split: Annotated[
+        str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
+    ] = None,
     variant: Annotated[str | None, typer.Option(help="Name of these settings in the result.")] = None,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
@@ -237,6 +263,17 @@ def evaluate_command(
         with Terminal() as terminal:
             result = evaluate_rating(
                 load_dataset(data), rating, seeds=seeds, variant=variant, command=_command(), terminal=terminal
+            )
+        _write_result(result, json_file)
+        return
+    if protocol is Protocol.LEAVE_ONE_OUT:
+        if model not in LEFT_OUT:
+            raise CommandError(f"the protocol leave-one-out has no model {model!r}; it has {', '.join(LEFT_OUT)}")
+        options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads)
+        left_out = LeaveOneOutPlan(model, *_iris_configs(_parsed(settings)), options, split)
+        with Terminal() as terminal:
+            result = evaluate_left_out(
+                load_dataset(data), left_out, seeds=seeds, variant=variant, command=_command(), terminal=terminal
             )
         _write_result(result, json_file)
         return
@@ -264,13 +301,19 @@ def report(
     bundle: Annotated[
         Path | None, typer.Option("--bundle", help="Draw the parts of this bundle's items (t-SNE), too.")
     ] = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(help="Show what the bundle's IRIS recommends to this user of its catalogue, and why; repeatable."),
+    ] = None,
     title: Annotated[str, typer.Option(help="What stands above the page.")] = "Lacuna: evaluation report",
 ) -> None:
     """Put raw results into one HTML page of tables and plots that needs no network.
 
     A file that is no raw result is named and left out.
     """
-    page, left_out = make_report(results, title=title, bundle=bundle)
+    if user and bundle is None:
+        raise CommandError("--user needs --bundle, whose catalogue the user is of")
+    page, left_out = make_report(results, title=title, bundle=bundle, users=user or ())
     html.parent.mkdir(parents=True, exist_ok=True)
     html.write_text(page, "utf-8", errors="xmlcharrefreplace")
     with Terminal() as terminal:
@@ -445,8 +488,40 @@ def _train_lrmm(data: Path, out: Path, options: DataOptions, settings: dict[str,
         _print_json(json.loads(manifest.model_dump_json(include={"version", "data", "models"})))
 
 
+def _train_iris(
+    data: Path,
+    out: Path,
+    options: DataOptions,
+    settings: dict[str, Any],
+    source: Path | None,
+    *,
+    fresh: bool,
+    as_json: bool,
+) -> None:
+    torch.set_num_threads(options.threads)
+    configs = _iris_configs(settings)
+    with Terminal() as terminal:
+        try:
+            dataset = load_dataset(data)
+            manifest = add_iris(dataset, out, *configs, options, terminal=terminal, source=source, fresh=fresh)
+        except KeyboardInterrupt:
+            terminal.say("interrupted; the same command goes on where it was")
+            raise
+        metrics = manifest.models[Model.IRIS].metrics
+        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10"))
+        terminal.say(f"bundle {manifest.version} in {out}: test {shown}")
+    if as_json:
+        _print_json(json.loads(manifest.model_dump_json(include={"version", "data", "models"})))
+
+
 def _rating_configs(settings: dict[str, Any]) -> tuple[LRMMConfig, TrainerConfig]:
     return _validated(settings, LRMMConfig, RATING_TRAINER.model_dump())
+
+
+def _iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, TrainerConfig]:
+    model, training, trainer = _divided(settings, IRISConfig, IRISTraining, TrainerConfig)
+    usual = IRIS_TRAINER.model_dump()
+    return _checked(IRISConfig, model), _checked(IRISTraining, training), _checked(TrainerConfig, usual | trainer)
 
 
 def _configs(settings: dict[str, Any]) -> tuple[DGMRecConfig, TrainerConfig]:
@@ -454,18 +529,24 @@ def _configs(settings: dict[str, Any]) -> tuple[DGMRecConfig, TrainerConfig]:
 
 
 def _validated(settings: dict[str, Any], kind: type[C], usual: dict[str, Any]) -> tuple[C, TrainerConfig]:
-    """Settings by name for the model and the trainer (over its usual ones here); a name that both have (seed) goes to
-    both."""
-    model, trainer = (
-        {name: value for name, value in settings.items() if name in fields}
-        for fields in (kind.model_fields, TrainerConfig.model_fields)
-    )
-    unknown = settings.keys() - model.keys() - trainer.keys()
+    """Settings by name for the model and the trainer (over its usual ones here)."""
+    model, trainer = _divided(settings, kind, TrainerConfig)
+    return _checked(kind, model), _checked(TrainerConfig, usual | trainer)
+
+
+def _divided(settings: dict[str, Any], *kinds: type[BaseModel]) -> list[dict[str, Any]]:
+    """The settings of each kind; a name that several have (seed) goes to all of them."""
+    divided = [{name: value for name, value in settings.items() if name in kind.model_fields} for kind in kinds]
+    unknown = settings.keys() - {name for some in divided for name in some}
     if unknown:
-        known = ", ".join(sorted({*kind.model_fields, *TrainerConfig.model_fields}))
+        known = ", ".join(sorted({name for kind in kinds for name in kind.model_fields}))
         raise CommandError(f"there is no setting {min(unknown)!r}; there are {known}")
+    return divided
+
+
+def _checked(kind: type[C], settings: dict[str, Any]) -> C:
     try:
-        return kind.model_validate(model), TrainerConfig.model_validate(usual | trainer)
+        return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
         raise CommandError(f"the setting {first['loc'][0]!r}: {first['msg']}") from None
@@ -528,6 +609,7 @@ ERRORS = (
     EncoderUnavailableError,
     EvaluationError,
     FeatureError,
+    LeaveOneOutError,
     PeerError,
     RatingDataError,
     ReportError,

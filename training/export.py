@@ -80,7 +80,7 @@ def export_bundle(
         for name, write in (files or {}).items():
             writer.add(name, write)
         if source is not None:
-            _add_catalogue(writer, dataset, batch, source)
+            add_catalogue(writer, dataset, batch, source)
         observed = batch.observed.numpy()
         return writer.finish(
             version=next_version(path, datetime.now(UTC).date().isoformat()),
@@ -102,7 +102,8 @@ def export_bundle(
         )
 
 
-def _add_catalogue(writer: BundleWriter, dataset: Dataset, batch: ModalBatch, source: Path) -> None:
+def add_catalogue(writer: BundleWriter, dataset: Dataset, batch: ModalBatch, source: Path) -> None:
+    """Write the catalogue into a bundle: items, the raw features that training saw, and the prepared feedback."""
     observed = batch.observed.numpy()
     columns = {name: observed[:, column] for column, name in enumerate(batch.names)}
     writer.add(CATALOGUE_ITEMS, lambda file: _write_items(file, dataset, columns))

@@ -67,8 +67,20 @@ def open_bundle(dataset: Dataset, out: Path, options: DataOptions, terminal: Ter
     return Opened(None, prepared.batch, modalities, prepared.files)
 
 
-def join(out: Path, opened: Opened, name: str, data: DataEntry, save: Callable[[BundleWriter], ModelEntry]) -> Manifest:
-    """Write the model `name` into the bundle beside what it holds, in place of an older one of that name."""
+def join(
+    out: Path,
+    opened: Opened,
+    name: str,
+    data: DataEntry,
+    save: Callable[[BundleWriter], ModelEntry],
+    *,
+    catalogue: Callable[[BundleWriter], None] | None = None,
+) -> Manifest:
+    """Write the model `name` into the bundle beside what it holds, in place of an older one of that name.
+
+    Args:
+        catalogue: writes the catalogue into a new bundle; one that is there keeps its own.
+    """
     old = opened.bundle.manifest if opened.bundle is not None else None
     with BundleWriter(out) as writer:
         for file in old.files if old is not None else ():
@@ -76,6 +88,8 @@ def join(out: Path, opened: Opened, name: str, data: DataEntry, save: Callable[[
                 _copy(writer, out, file)
         for file, write in opened.files.items():
             writer.add(file, write)
+        if old is None and catalogue is not None:
+            catalogue(writer)
         entry = save(writer)
         return writer.finish(
             version=next_version(out, datetime.now(UTC).date().isoformat()),

@@ -19,7 +19,7 @@ import torch
 import training.cli as cli
 from models.bundle import Bundle
 from tests.training.tiny import ITEMS, events, lines, vector_records, write_vectors
-from training.datasets import load_dataset
+from training.datasets import load_dataset, write_dataset
 
 TINY = ["--threads", "1"]
 for setting in ("epochs=2", "batch_size=64", "embedding_size=8", "rank=4", "neighbours=4", "layers=2"):
@@ -324,6 +324,56 @@ def test_train_lrmm_without_ratings(lacuna: Run, data: Path, tmp_path: Path) -> 
     sentence = refused(lacuna("train", "lrmm", "--data", data, "--out", tmp_path / "bundle"))
     assert "has no ratings to learn from" in sentence
     assert not (tmp_path / "bundle").exists()
+
+
+IRIS = (
+    "--threads",
+    "1",
+    "--set",
+    "epochs=1",
+    "--set",
+    "members=1",
+    "--set",
+    "als_epochs=1",
+    "--set",
+    "interest_size=2",
+)
+
+
+def test_train_iris_beside_dgmrec(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert lacuna("train", "dgmrec", "--data", data, "--out", out, *TINY)[0] == 0
+    code, printed, err = lacuna("train", "iris", "--data", data, "--out", out, *IRIS, "--json")
+    assert code == 0
+    assert set(json.loads(printed)["models"]) == {"dgmrec", "iris"} == set(Bundle.load(out).manifest.models)
+    assert "test hr@10" in err
+    sentence = refused(lacuna("train", "iris", "--data", data, "--out", out, "--set", "memberz=2"))
+    assert "there is no setting 'memberz'" in sentence
+    assert all(name in sentence for name in ("members", "als_epochs", "patience"))
+
+
+def test_evaluate_leave_one_out(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    arguments = ("--data", data, "--protocol", "leave-one-out")
+    assert "the protocol leave-one-out has no model 'dgmrec'; it has iris, popularity" in refused(
+        lacuna("evaluate", "dgmrec", *arguments)
+    )
+    assert "has no leave-one-out split 'last' (it has: none)" in refused(
+        lacuna("evaluate", "iris", *arguments, "--split", "last")
+    )
+    assert "leave-one-out needs 99 negatives a user" in refused(lacuna("evaluate", "popularity", *arguments))
+    folder = tmp_path / "larger"
+    extra = [{"id": f"extra-{row}", "title": f"Number {row}"} for row in range(60)]
+    write_dataset(folder, [*vector_records(), *extra], events(), name="larger", source="test")
+    file = tmp_path / "result.json"
+    arguments = ("--data", folder, "--protocol", "leave-one-out", "--seeds", "1", "--json", file)
+    assert lacuna("evaluate", "iris", *arguments, *IRIS, "--set", 'reads=["audio"]', "--variant", "audio")[0] == 0
+    result = json.loads(file.read_text())
+    assert (result["protocol"], result["variant"], result["config"]["model"]["reads"]) == (
+        "leave-one-out",
+        "audio",
+        ["audio"],
+    )
+    assert {"hr@10", "ndcg@10", "faithful"} <= set(result["mean"])
 
 
 def test_evaluate_with_an_unknown_setting(lacuna: Run, data: Path) -> None:

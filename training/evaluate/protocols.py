@@ -37,6 +37,7 @@ class Protocol(StrEnum):
     RATIO = "ratio"
     RETRIEVAL = "retrieval"
     RATING = "rating"
+    LEAVE_ONE_OUT = "leave-one-out"
 
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
@@ -73,6 +74,8 @@ class Plan:
     def __post_init__(self) -> None:
         if self.protocol is Protocol.RATING:
             raise EvaluationError("ratings are measured by evaluate_rating")
+        if self.protocol is Protocol.LEAVE_ONE_OUT:
+            raise EvaluationError("leave-one-out is measured by evaluate_left_out")
         fitting = GENERATORS if self.protocol is Protocol.RETRIEVAL else RANKERS
         if self.model not in fitting:
             raise EvaluationError(

@@ -60,6 +60,7 @@ class Config(BaseModel):
     missing: float | list[float] | None = None
     mask: str | None = None
     levels: bool = False
+    split: str | None = None
     model: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
 
@@ -95,7 +96,9 @@ class Result(BaseModel):
 
     @property
     def condition(self) -> str:
-        """Which cells were withheld: what results must have in common to stand in one table."""
+        """Which split it was and which cells were withheld: what results must have in common to stand in one table."""
+        if self.config.split:
+            return f"published split {self.config.split}"
         if self.config.mask:
             return f"published mask {self.config.mask}"
         if self.config.levels:

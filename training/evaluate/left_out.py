@@ -1,0 +1,220 @@
+"""The protocol `leave-one-out`: one item of each user ranked among negatives, the same trials for every model."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from models.iris import IRISConfig
+from models.modality import ModalBatch
+from models.reranker import Reranker
+from training.datasets.base import Dataset
+from training.evaluate.machine import machine
+from training.held_out import HeldOut, PairScores, Trials, measured, published_held_out, random_held_out
+from training.iris import IRISTraining, TopNSource, completed, member_settings, train_iris
+from training.metrics import Rows, ScoreFunction, Scores
+from training.peers import PEERS, PeerData, tune
+from training.progress import Terminal
+from training.splits import Parts
+from training.train import DataOptions, prepare_features
+from training.trainer import TrainerConfig, peak_memory_mb
+
+IRIS = "iris"
+LEFT_OUT = (IRIS, *PEERS)
+METRIC = "ndcg@10"
+FIXED = "random"  # the published split that stands for the first of the random ones
+EXPLAINED_USERS = 500  # of whom the explanations are checked
+
+
+@dataclass(frozen=True)
+class LeaveOneOutPlan:
+    """What to measure: one of `LEFT_OUT`; for IRIS its settings and how content becomes features.
+
+    Attributes:
+        split: a published split that every run uses; None: random ones, the first of them the dataset's own where it
+            publishes one.
+    """
+
+    model: str
+    config: IRISConfig
+    training: IRISTraining
+    trainer: TrainerConfig
+    options: DataOptions
+    split: str | None = None
+
+
+def evaluate_left_out(
+    dataset: Dataset, plan: LeaveOneOutPlan, *, seeds: int, variant: str | None, command: str, terminal: Terminal
+) -> dict[str, Any]:
+    """Train and test for seeds 1, 2, ...
+
+    Raises:
+        LeaveOneOutError: the dataset cannot be split so. PeerError, and what `prepare_features` raises.
+    """
+    run = _runner(dataset, plan, terminal)
+    runs = [run(seed) for seed in range(1, seeds + 1)]
+    names = runs[0]["metrics"]
+    table = {name: np.array([run["metrics"][name] for run in runs]) for name in names}
+    return {
+        "protocol": "leave-one-out",
+        "dataset": dataset.name,
+        "synthetic": dataset.synthetic,
+        "model": plan.model,
+        "variant": variant,
+        "config": _settings(plan),
+        "command": command,
+        "machine": machine(),
+        "runs": runs,
+        "mean": {name: float(values.mean()) for name, values in table.items()},
+        "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
+    }
+
+
+def split_of(dataset: Dataset, seed: int, split: str | None) -> tuple[str, HeldOut]:
+    """The split of a seed, and what it is called."""
+    if split is not None:
+        return split, published_held_out(dataset, split, seed)
+    if seed == 1 and FIXED in dataset.leave_one_out:
+        return FIXED, published_held_out(dataset, FIXED, seed)
+    return "drawn", random_held_out(dataset, seed)
+
+
+def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
+    split = {"split": plan.split}
+    if plan.model != IRIS:
+        return split | {"grid": [dict(setting) for setting in PEERS[plan.model].grid]}
+    return split | {
+        "model": plan.config.model_dump(mode="json") | plan.training.model_dump(),
+        "trainer": plan.trainer.model_dump(exclude={"seed"}),
+        "missing": plan.options.missing,
+        "mask": plan.options.mask,
+        "image_encoder": plan.options.image_encoder,
+    }
+
+
+def _runner(dataset: Dataset, plan: LeaveOneOutPlan, terminal: Terminal) -> Callable[[int], dict[str, Any]]:
+    """What runs one seed. Encoders learn nothing from interactions and run once for all."""
+    reads = PEERS[plan.model].content if plan.model != IRIS else plan.config.reads != ()
+    nothing = ModalBatch({}, torch.zeros(len(dataset.items), 0, dtype=torch.bool))
+    content = prepare_features(dataset, plan.options, terminal).batch if reads and dataset.modalities else nothing
+
+    def run(seed: int) -> dict[str, Any]:
+        begin = time.perf_counter()
+        name, held_out = split_of(dataset, seed, plan.split)
+        terminal.say(f"seed {seed}, split {name}")
+        outcome = (_iris if plan.model == IRIS else _peer)(dataset, plan, held_out, content, seed, terminal)
+        return {
+            "seed": seed,
+            "split": name,
+            **outcome,
+            "seconds": round(time.perf_counter() - begin, 1),
+            "peak_rss_mb": round(peak_memory_mb()),
+        }
+
+    return run
+
+
+def _valid(found: Mapping[str, float]) -> dict[str, float]:
+    return {f"valid {name}": value for name, value in found.items()}
+
+
+# --- peers -----------------------------------------------------------------------------------------------------------
+
+
+def _peer(
+    dataset: Dataset, plan: LeaveOneOutPlan, held_out: HeldOut, content: ModalBatch, seed: int, terminal: Terminal
+) -> dict[str, Any]:
+    del seed  # peers start from a seed of their own
+    parts = Parts(held_out.train, held_out.valid.pairs, held_out.test.pairs)
+    found = tune(
+        PEERS[plan.model],
+        PeerData(parts, len(dataset.users), len(dataset.items), content),
+        metric=METRIC,
+        progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),
+        measure=lambda scores: measured(_of_pairs(scores), held_out.valid),
+    )
+    metrics = measured(_of_pairs(found.scores), held_out.test)
+    return {"metrics": metrics | _valid(found.valid), "setting": dict(found.setting)}
+
+
+def _of_pairs(scores: ScoreFunction) -> PairScores:
+    def chosen(users: Rows, items: NDArray[np.int64]) -> Scores:
+        table: Scores = np.take_along_axis(scores(users), items, axis=1)
+        return table
+
+    return chosen
+
+
+# --- IRIS ------------------------------------------------------------------------------------------------------------
+
+
+def _iris(
+    dataset: Dataset, plan: LeaveOneOutPlan, held_out: HeldOut, content: ModalBatch, seed: int, terminal: Terminal
+) -> dict[str, Any]:
+    filled = completed(content, held_out.train, len(dataset.users), plan.training, seed)
+    source = TopNSource(held_out, filled, dataset.users, dataset.items)
+    trainer = plan.trainer.model_copy(update={"seed": seed})
+    settings = plan.config, plan.training, trainer
+    trained = train_iris(
+        source, *settings, terminal=terminal, members_at=_members_at(plan, member_settings(source, *settings))
+    )
+    metrics = measured(trained.scores, held_out.test) | _valid(trained.result.best)
+    return {
+        "metrics": metrics | faithfulness(trained.reranker, source, held_out.test, seed),
+        "epochs": trained.result.epochs,
+        "best_epoch": trained.result.best_epoch,
+        "seconds_per_epoch": round(trained.result.seconds_per_epoch, 3),
+        "training_seconds": round(trained.seconds, 1),
+        "history": trained.result.history,
+    }
+
+
+def _members_at(plan: LeaveOneOutPlan, settings: str) -> Callable[[int], Path] | None:
+    """Members read no content: they are kept beside the dataset, and shared by what differs in its interests alone."""
+    cache = plan.options.cache
+    if cache is None:
+        return None
+    name = hashlib.sha256(settings.encode()).hexdigest()[:16]
+    return lambda member: cache / f"iris-{name}-{member}.safetensors"
+
+
+def faithfulness(reranker: Reranker, source: TopNSource, trials: Trials, seed: int) -> dict[str, float]:
+    """Whether what an explanation names first matters most: the score of the item held out is computed once more
+    without the history item of the largest relevance, and without a random one of the others.
+
+    - `faithful`: share of the users whose score falls by more without the former;
+    - `fall ratio`: the mean fall without the former by the mean fall without the latter, its size alone.
+
+    Users with one item have nothing to compare with and are left out.
+    """
+    rng = np.random.default_rng(seed)
+    histories = source.histories.rows.matrix
+    long = np.flatnonzero(np.diff(histories.indptr)[trials.users] > 1)
+    chosen = rng.permutation(long)[:EXPLAINED_USERS]
+    content = source.content
+    features = {name: content.features[name].numpy() for name in reranker.names}
+    present = content.observed[:, [content.names.index(name) for name in reranker.names]].numpy()
+    sides = reranker.sides(features, present, source.items.ids)
+    first, other = np.empty(len(chosen)), np.empty(len(chosen))
+    for place, (user, target) in enumerate(zip(trials.users[chosen], trials.items[chosen, 0], strict=True)):
+        history = histories.indices[histories.indptr[user] : histories.indptr[user + 1]].astype(np.int64)
+        wanted = sides.select([target])
+        explained = reranker.explain(sides.select(history), wanted)
+        best = int(explained.relevance[0].argmax())
+        drawn = int(rng.choice(np.delete(np.arange(len(history)), best)))
+        for falls, left_out in ((first, best), (other, drawn)):
+            falls[place] = explained.score[0] - reranker.score(sides.select(np.delete(history, left_out)), wanted)[0]
+    if not len(chosen):
+        return {}
+    return {
+        "faithful": float((first > other).mean()),
+        "fall ratio": float(first.mean() / max(np.abs(other).mean(), 1e-12)),
+    }
