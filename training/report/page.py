@@ -7,6 +7,7 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from models.bundle import read_manifest
 from training.report import service
 from training.report.results import read_results
 from training.report.sections import chapters, overview
@@ -16,17 +17,20 @@ class ReportError(ValueError):
     """Nothing to report; the message is one sentence."""
 
 
-def make_report(paths: Iterable[Path], *, title: str, bundle: Path | None = None) -> tuple[str, Sequence[str]]:
+def make_report(
+    paths: Iterable[Path], *, title: str, bundle: Path | None = None, users: Sequence[str] = ()
+) -> tuple[str, Sequence[str]]:
     """One self-contained HTML page of the raw results in files and below folders; the same results, the same bytes.
 
     Args:
         bundle: a bundle whose items' parts are drawn, too.
+        users: of the bundle's catalogue, whose recommendations are shown with their reasons.
 
     Returns:
         The page, and a sentence for each file that was left out.
 
     Raises:
-        ReportError: there is no raw result.
+        ReportError: there is no raw result, or the bundle cannot recommend to one of the users.
         BundleError: the bundle cannot be used.
         OSError: a path does not exist.
     """
@@ -41,10 +45,14 @@ def make_report(paths: Iterable[Path], *, title: str, bundle: Path | None = None
         where = ", ".join(map(str, paths))
         reason = f": {left_out[0]}" if left_out else ""
         raise ReportError(f"there is no raw result in {where}{reason}")
-    if bundle is not None:
+    if bundle is not None and not (users and "dgmrec" not in read_manifest(bundle).models):
         from training.report.parts import parts_chapter  # only this needs torch and scikit-learn, slow to load
 
         shown.append(parts_chapter(bundle))
+    if bundle is not None and users:
+        from training.report.users import users_chapter  # as above
+
+        shown.append(users_chapter(bundle, users))
     environment = Environment(
         loader=PackageLoader("training.report", "."),
         autoescape=True,

@@ -1,0 +1,128 @@
+"""What a bundle's IRIS recommends to some users, and the items of their histories that speak for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import torch
+from numpy.typing import NDArray
+
+from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from models.modality import ModalBatch
+from models.reranker import Explained, Reranker
+from training.report.page import ReportError
+from training.report.sections import Advice, Block, Chapter, Section, Shown
+from training.similarity import generated_by
+
+RECOMMENDED, REASONS = 3, 3
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """What a bundle knows of items and users: bodies, features `[n, dim_m]`, which are real `[n, M]`, rows by user."""
+
+    bodies: Sequence[Mapping[str, Any]]
+    content: ModalBatch  # generated cells count as present
+    observed: NDArray[np.bool_]
+    histories: Mapping[str, list[int]]
+
+
+def users_chapter(path: Path, users: Sequence[str]) -> Chapter:
+    """The first recommendations of some users, each with the history items of the largest relevance, by pictures.
+
+    Raises:
+        BundleError: the bundle is damaged.
+        ReportError: it holds no IRIS or no catalogue, or does not know a user.
+    """
+    bundle = Bundle.load(path)
+    reranker = Reranker.load(bundle)
+    if reranker is None or CATALOGUE_FEEDBACK not in bundle.manifest.files:
+        raise ReportError(f"the bundle {path} holds no iris with its catalogue, so that nothing is known of users")
+    catalogue = _read(bundle)
+    unknown = next((user for user in users if user not in catalogue.histories), None)
+    if unknown is not None:
+        raise ReportError(f"the catalogue of the bundle {path} holds no feedback of the user {unknown!r}")
+    blocks = [Block(f"User {user}", advice=list(_advised(reranker, catalogue, user))) for user in users]
+    about = (
+        f"Bundle {bundle.version}, trained on {bundle.manifest.data.name}. On the left what is recommended, with the "
+        "probability that the model gives it among its sampled negatives; on the right the items of the user's own "
+        "history with the largest relevance, which is what each adds to the log-odds, and the modality that most of "
+        "it falls to. A modality in brackets was generated."
+    )
+    section = Section("users-0", "Recommendations and their reasons", about, blocks, bundle.manifest.data.synthetic)
+    return Chapter("users", "What speaks for a recommendation", [section])
+
+
+def _read(bundle: Bundle) -> Catalogue:
+    lines = (bundle.path / CATALOGUE_ITEMS).read_bytes().splitlines()
+    bodies = [orjson.loads(line) for line in lines]
+    ids = [body["id"] for body in bodies]
+    arrays = bundle.tensors(CATALOGUE_FEATURES)
+    names = [name for name in arrays if f"{name}.observed" in arrays]
+    observed = np.stack([arrays[f"{name}.observed"].astype(np.bool_) for name in names], axis=1)
+    content = ModalBatch({name: torch.from_numpy(arrays[name]) for name in names}, torch.from_numpy(observed))
+    return Catalogue(bodies, generated_by(bundle, content, ids), observed, _histories(bundle, ids))
+
+
+def _histories(bundle: Bundle, ids: Sequence[str]) -> dict[str, list[int]]:
+    """Rows of the items that each user has shown interest in, in the order of the events."""
+    rows, least = {item: row for row, item in enumerate(ids)}, bundle.manifest.data.min_rating
+    found: dict[str, dict[int, None]] = {}
+    with (bundle.path / CATALOGUE_FEEDBACK).open("rb") as stream:
+        for event in map(json.loads, stream):
+            disliked = least is not None and event["type"] in ("rating", "review") and event.get("value", least) < least
+            if not disliked and event["item"] in rows:
+                found.setdefault(event["user"], {})[rows[event["item"]]] = None
+    return {user: list(items) for user, items in found.items()}
+
+
+def _advised(reranker: Reranker, catalogue: Catalogue, user: str) -> Iterator[Advice]:
+    content, history = catalogue.content, np.array(catalogue.histories[user], dtype=np.int64)
+    columns = [content.names.index(name) for name in reranker.names]
+    sides = reranker.sides(
+        {name: content.features[name].numpy() for name in reranker.names},
+        content.observed[:, columns].numpy(),
+        [body["id"] for body in catalogue.bodies],
+    )
+    past, others = sides.select(history), np.setdiff1d(np.arange(len(sides)), history)
+    best = others[np.argsort(-reranker.score(past, sides.select(others)), kind="stable")[:RECOMMENDED]]
+    found = reranker.explain(past, sides.select(best))
+    for place, row in enumerate(best):
+        probability = 1 / (1 + np.exp(-float(found.score[place])))
+        reasons = np.argsort(-found.relevance[place], kind="stable")[:REASONS]
+        yield Advice(
+            shown(catalogue, int(row), f"{probability:.3f}"),
+            [
+                shown(catalogue, int(history[one]), _why(reranker, catalogue, found, place, int(one), history))
+                for one in reasons
+            ],
+        )
+
+
+def _why(
+    reranker: Reranker, catalogue: Catalogue, found: Explained, place: int, one: int, history: NDArray[np.int64]
+) -> str:
+    """The relevance, and the modality that most of it falls to."""
+    relevance, shares = f"{found.relevance[place, one]:.3f}", found.shares[place, one]
+    if not shares.any():
+        return relevance
+    name = reranker.names[int(shares.argmax())]
+    there = catalogue.observed[history[one], catalogue.content.names.index(name)]
+    return f"{relevance}, {shares.max():.0%} {name if there else f'[{name}]'}"
+
+
+def shown(catalogue: Catalogue, row: int, note: str) -> Shown:
+    """An item by its title, or else its id, and its picture."""
+    body = catalogue.bodies[row]
+    pictures = [
+        content["base64"]
+        for content in (body.get("modalities") or {}).values()
+        if isinstance(content, dict) and "base64" in content
+    ]
+    return Shown(body.get("title") or body["id"], note, pictures[0] if pictures else None)
