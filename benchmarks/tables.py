@@ -144,6 +144,84 @@ def rating_regimes() -> str:
     return "\n".join(lines)
 
 
+LEFT_OUT = {
+    "popularity": "popularity",
+    "bpr": "BPR",
+    "item-knn": "item-kNN",
+    "ease": "EASE",
+    "ease-scaled": "EASE, columns scaled",
+    "als": "ALS",
+    "iris-no-content": "IRIS without content",
+    "iris-image": "Image IRIS",
+    "iris-text": "Text IRIS",
+    "iris-image-add-text": "Image-add-Text IRIS",
+    "iris": "**Multimodal IRIS**",
+}
+LEFT_OUT_VARIANTS = {
+    "iris-shuffled": "the content of other items",
+    "iris-zero": "missing content left out",
+    "iris-d64": "d 64, one member from random factors",
+}
+
+
+def left_out() -> str:
+    """Leave-one-out by model: three random splits and the published one of the last interactions."""
+    lines = ["| ML-1M, HR@10 / NDCG@10 | random splits | the fixed one | last interactions |", "|---|---|---|---|"]
+    for name, label in LEFT_OUT.items():
+        random, last = _found(f"leave-one-out/ml-1m/{name}.json"), _found(f"leave-one-out/ml-1m/{name}-last.json")
+        if random:
+            cells = [_left_out_spread(random), _hits(random["runs"][0]["metrics"]), _hits(last["mean"]) if last else ""]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def left_out_variants() -> str:
+    """What each setting of IRIS changes, on the same splits."""
+    reference = _found("leave-one-out/ml-1m/iris.json")
+    lines = ["| IRIS | HR@10 / NDCG@10 | NDCG@10 against the plain one, same splits |", "|---|---|---|"]
+    for name, label in (LEFT_OUT | LEFT_OUT_VARIANTS).items():
+        found = _found(f"leave-one-out/ml-1m/{name}.json") if name.startswith("iris") else None
+        if found and reference:
+            own, other = (_by_seed(one, "ndcg@10") for one in (found, reference))
+            steps = [own[seed] - other[seed] for seed in own if seed in other]
+            cell = f"{sum(steps) / len(steps):+.4f} ({', '.join(f'{step:+.4f}' for step in steps)})"
+            lines.append(f"| {label} | {_left_out_spread(found)} | {'' if name == 'iris' else cell} |")
+    return "\n".join(lines)
+
+
+def explanations() -> str:
+    """What an explanation is worth: a score without its first item, and without a random one; and what it costs."""
+    found = _found("leave-one-out/ml-1m/iris.json")
+    lines = ["| | measured |", "|---|---|"]
+    if found:
+        lines += [
+            "| the score falls by more without the item named first than without a random one |"
+            f" {found['mean']['faithful']:.1%} of the users |",
+            f"| the mean fall, the former by the latter | {found['mean']['fall ratio']:.1f} |",
+            f"| training, all stages | {max(run['training_seconds'] for run in found['runs']):.0f} s at most |",
+        ]
+    if timing := _found("service/explain.json"):
+        lines.append(
+            f"| explaining {timing['targets']} items against a history of {timing['history']} |"
+            f" {timing['metrics']['p50_ms']:.2f} ms (p99 {timing['metrics']['p99_ms']:.2f} ms) |"
+        )
+    return "\n".join(lines)
+
+
+def _hits(metrics: Any) -> str:
+    return f"{metrics['hr@10']:.4f} / {metrics['ndcg@10']:.4f}"
+
+
+def _left_out_spread(found: Any) -> str:
+    if len(found["runs"]) == 1:
+        return f"{_hits(found['mean'])} (one split)"
+    return f"{_spread(found, 'hr@10')} / {_spread(found, 'ndcg@10')}"
+
+
+def _by_seed(found: Any, metric: str) -> dict[int, float]:
+    return {run["seed"]: run["metrics"][metric] for run in found["runs"]}
+
+
 def predict() -> str:
     """Latency of predicted ratings."""
     lines = ["| request | p50 | p99 |", "|---|---|---|"]
@@ -209,6 +287,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration": calibration,
     "rating": rating,
     "rating-regimes": rating_regimes,
+    "leave-one-out": left_out,
+    "leave-one-out-variants": left_out_variants,
+    "explanations": explanations,
     "predict": predict,
     "latency": latency,
     "faults": lambda: service.faults(_service("faults/*.json", "kills")).markdown(),
