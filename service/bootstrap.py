@@ -9,11 +9,12 @@ from typing import cast
 
 import torch
 
-from models.bundle import Bundle
+from models.bundle import Bundle, BundleError
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.online import OnlineDGMRec
 from models.rater import NAME as LRMM
 from models.rater import Rater
+from models.reranker import Reranker
 from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 LISTS_BYTES = 8 << 20  # of cached lists, without Redis
 
-Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder]]
+Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder], Reranker | None]
 
 
 async def bootstrap(settings: Settings) -> Engine:
@@ -43,11 +44,10 @@ async def bootstrap(settings: Settings) -> Engine:
     Raises:
         SettingsError, BundleError, EncoderUnavailableError, StoreUnavailableError: each with one sentence.
     """
-    bundle, model, encoders = await asyncio.to_thread(load, settings)
+    bundle, model, encoders, reranker = await asyncio.to_thread(load, settings)
     documents = await asyncio.to_thread(load_documents, settings, bundle, encoders)
     store = await SqlStore.open(settings.database_url)
-    shape = Shape(model.ranks, model.size, model.layers)
-    catalogue = Catalogue(shape, FaissIndex, model.combine)
+    catalogue = empty_catalogue(model, reranker)
     engine = Engine(
         store=store,
         cache=_cache(settings),
@@ -60,6 +60,7 @@ async def bootstrap(settings: Settings) -> Engine:
         fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",
         documents=documents,
+        reranker=reranker,
     )
     engine.closers += [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
     try:
@@ -83,7 +84,7 @@ async def bootstrap(settings: Settings) -> Engine:
 
 
 def load(settings: Settings) -> Loaded:
-    """The bundle that the settings name: its manifest, model and encoders.
+    """The bundle that the settings name: its manifest, model and encoders, and what explains, if it holds that.
 
     Raises:
         SettingsError, BundleError, EncoderUnavailableError: each with one sentence.
@@ -108,7 +109,30 @@ def load(settings: Settings) -> Loaded:
         for modality in bundle.manifest.modalities
         if modality.encoder is not None
     }
-    return bundle, model, encoders
+    return bundle, model, encoders, load_reranker(bundle)
+
+
+def load_reranker(bundle: Bundle) -> Reranker | None:
+    """What re-ranks and explains, where the bundle holds it.
+
+    Raises:
+        BundleError: it cannot be read, or reads modalities that are not the bundle's.
+    """
+    reranker = Reranker.load(bundle)
+    known = {(modality.name, modality.dim) for modality in bundle.manifest.modalities}
+    for spec in () if reranker is None else reranker.model.specs:
+        if (spec.name, spec.dim) not in known:
+            raise BundleError(
+                f"the iris model of the bundle {bundle.path} reads {spec.name!r} as {spec.dim} numbers, "
+                "which the bundle has not"
+            )
+    return reranker
+
+
+def empty_catalogue(model: OnlineDGMRec, reranker: Reranker | None) -> Catalogue:
+    """A catalogue that holds what the models need of items."""
+    shape = Shape(model.ranks, model.size, model.layers, {} if reranker is None else reranker.shapes)
+    return Catalogue(shape, FaissIndex, model.combine)
 
 
 def load_documents(

@@ -249,12 +249,17 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """An item of the history that speaks for a recommended one."""
+    """An item of a history, and how it speaks for another one.
+
+    `relevance` is what it adds to the score, below 0 where it speaks against; `modalities` how that falls to its
+    modalities, whose `states` tell what it rests on.
+    """
 
     item: str
     title: str | None
     relevance: float
     modalities: Mapping[str, float]
+    states: Mapping[str, State]
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +284,24 @@ class Recommendations:
     model_version: str
     fallback: str | None
     items: tuple[Hit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a user's history says of an item: `score` is `lean`, which the item has for everybody, and all relevances.
+
+    `fallback` names what the score rests on where no history speaks, or is None.
+    """
+
+    user: str
+    item: str
+    title: str | None
+    score: float
+    lean: float
+    modalities: Mapping[str, State]
+    reasons: tuple[Reason, ...]
+    model_version: str
+    fallback: str | None
 
 
 @dataclass(frozen=True, slots=True)

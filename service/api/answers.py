@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from service.domain import (
     Event,
+    Explanation,
     FeedbackOutcome,
     Hit,
     Imputation,
@@ -95,12 +96,28 @@ def hits(found: list[Hit]) -> dict[str, Any]:
 
 
 def reason(given: Reason) -> dict[str, Any]:
-    """One item of the history that speaks for a recommended one."""
+    """One item of the history, and how it speaks for another one."""
     return {
         "item": given.item,
         "title": given.title,
         "relevance": given.relevance,
         "modalities": given.modalities,
+        "states": given.states,
+    }
+
+
+def explanation(found: Explanation) -> dict[str, Any]:
+    """What a user's history says of an item."""
+    return {
+        "user": found.user,
+        "item": found.item,
+        "title": found.title,
+        "score": found.score,
+        "lean": found.lean,
+        "modalities": found.modalities,
+        "reasons": [reason(given) for given in found.reasons],
+        "model_version": found.model_version,
+        "fallback": found.fallback,
     }
 
 

@@ -1,4 +1,4 @@
-"""Recommendations for a user, and for a session without one."""
+"""Recommendations for a user, and for a session without one, and what explains them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from service.api import answers, schemas
 from service.api.answers import Json
 from service.api.deps import READ, EngineDep, MetricsDep, json_body
 from service.api.openapi import json_request, problems
-from service.pipeline import recommend
+from service.pipeline import explain, recommend
 
 router = APIRouter(tags=["recommend"])
 
@@ -67,3 +67,15 @@ async def recommend_session(
     )
     metrics.count_fallback(ranked.fallback)
     return Json(answers.recommendations(ranked, explain=body.explain))
+
+
+@router.get(
+    "/explain/{user}/{item}",
+    dependencies=[READ],
+    responses={200: {"model": schemas.ExplanationAnswer}, **problems(404)},
+)
+async def explain_pair(
+    engine: EngineDep, user: Annotated[schemas.UserId, Path()], item: Annotated[schemas.ItemId, Path()]
+) -> Response:
+    """What each item of a user's history says of an item, the most relevant first."""
+    return Json(answers.explanation(await explain.explain_pair(engine, user, item)))

@@ -549,16 +549,34 @@ class HitsAnswer(BaseModel):
 
 
 class ReasonAnswer(BaseModel):
-    """An item of the history that speaks for a recommended one."""
+    """An item of the history, and how it speaks for another one."""
 
     item: str
     title: str | None
-    relevance: float
-    modalities: dict[str, float]
+    relevance: float = Field(description="what it adds to the other's score by IRIS; below 0 it speaks against")
+    modalities: dict[str, float] = Field(
+        description="how the relevance falls to the item's modalities: what it "
+        "changes by were the modality not there, as shares of 1"
+    )
+    states: dict[str, State] = Field(description="of the same modalities")
+
+
+class ExplanationAnswer(BaseModel):
+    """What a user's history says of an item: the score by IRIS is `lean` and all relevances together."""
+
+    user: str
+    item: str
+    title: str | None
+    score: float
+    lean: float = Field(description="the part of the score that the item has for everybody")
+    modalities: dict[str, State]
+    reasons: list[ReasonAnswer]
+    model_version: str
+    fallback: str | None = Field(description="`popular` where no item of the history speaks")
 
 
 class RankedAnswer(HitAnswer):
-    """A recommended item; reasons with `explain=true`."""
+    """A recommended item; with `explain=true` up to three items of the history that speak for it."""
 
     reasons: list[ReasonAnswer] | None = None
 

@@ -10,11 +10,12 @@ masks keep some 20 bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.reranker import Sides
 from service.domain import State
 from service.pipeline.rows import Array, Keys, Rows
 from service.ports import VectorIndex
@@ -22,16 +23,21 @@ from service.ports import VectorIndex
 Mask = NDArray[np.bool_]
 
 FINAL = "items"
+TARGETS = "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
+_FEATURE, _SIDE = "feature.", "side."
+_PARTS = ("parts", "taste", "id", "message", "modal")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of an item's model state: `ranks` r_m by modality, `size` d, `layers` L of the item graph."""
+    """Sizes of an item's model state: `ranks` r_m by modality, `size` d, `layers` L of the item graph, and, where the
+    bundle holds an IRIS, the shapes of what that needs of it (`Reranker.shapes`)."""
 
     ranks: Mapping[str, int]
     size: int
     layers: int = 1
+    sides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -41,14 +47,15 @@ class Shape:
     def fields(self) -> dict[str, tuple[int, ...]]:
         """Shape of each part of the derived state, in the order in which they are packed."""
         count = len(self.ranks)
-        features = {f"feature.{name}": (rank,) for name, rank in self.ranks.items()}
-        return features | {
+        features = {f"{_FEATURE}{name}": (rank,) for name, rank in self.ranks.items()}
+        parts = {
             "parts": (self.layers, count, 2 * self.size),
             "taste": (count, self.size),
             "id": (self.size,),
             "message": (self.size,),
             "modal": (self.size,),
         }
+        return {**features, **parts, **{f"{_SIDE}{name}": shape for name, shape in self.sides.items()}}
 
     @property
     def length(self) -> int:
@@ -59,7 +66,8 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Derived:
     """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
-    propagation, taste, collaborative part, what it passes on to its users, and the modal part."""
+    propagation, taste, collaborative part, what it passes on to its users, the modal part, and its row of each field of
+    IRIS' `Sides`."""
 
     features: Mapping[str, Array]
     parts: Array
@@ -67,11 +75,20 @@ class Derived:
     id: Array
     message: Array
     modal: Array
+    sides: Mapping[str, Array] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Array]:
         """Each part of it (see Shape.fields)."""
-        named = {name: getattr(self, name) for name in ("parts", "taste", "id", "message", "modal")}
-        return {f"feature.{name}": feature for name, feature in self.features.items()} | named
+        features = {f"{_FEATURE}{name}": feature for name, feature in self.features.items()}
+        parts = {name: getattr(self, name) for name in _PARTS}
+        return {**features, **parts, **{f"{_SIDE}{name}": side for name, side in self.sides.items()}}
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Array]) -> Derived:
+        """The reverse of `fields`."""
+        features, sides = _below(_FEATURE, fields), _below(_SIDE, fields)
+        parts, taste, own, message, modal = (fields[name] for name in _PARTS)
+        return cls(features, parts, taste, own, message, modal, sides)
 
     def pack(self) -> bytes:
         """As little-endian float32, for the store."""
@@ -89,8 +106,11 @@ class Derived:
             size = int(np.prod(dims))
             pieces[name] = flat[start : start + size].reshape(dims)
             start += size
-        features = {name: pieces[f"feature.{name}"] for name in shape.names}
-        return cls(features, pieces["parts"], pieces["taste"], pieces["id"], pieces["message"], pieces["modal"])
+        return cls.of(pieces)
+
+
+def _below(prefix: str, fields: Mapping[str, Array]) -> dict[str, Array]:
+    return {name.removeprefix(prefix): one for name, one in fields.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +143,8 @@ class Catalogue:
         self._keys: dict[str, int] = {}
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
+        if shape.sides:
+            self.indexes[TARGETS] = make_index(shape.sides["q"][0] + 1)
         self.rows = Rows(shape.fields())
         self.available: Mask = np.zeros(0, dtype=np.bool_)
         self.observed: Mask = np.zeros((0, len(self.names)), dtype=np.bool_)
@@ -226,6 +248,9 @@ class Catalogue:
                 self.indexes[name].remove(keys[~there])
         parts = (np.stack([derived.id for _, derived in rows]), np.stack([derived.modal for _, derived in rows]))
         self.indexes[FINAL].upsert(keys, self._combine(*parts))
+        if TARGETS in self.indexes:
+            rows_of = [np.append(derived.sides["q"], derived.sides["lean"]) for _, derived in rows]
+            self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
 
     def _forget_categories(self, key: int) -> None:
         entry = self.entries.get(key)
@@ -240,6 +265,10 @@ class Catalogue:
     def final(self, keys: Keys) -> Array:
         """Final vectors `[k, d]`."""
         return self._combine(self.rows.get("id", keys), self.rows.get("modal", keys))
+
+    def sides(self, keys: Keys) -> Sides:
+        """What IRIS needs of items `[k]`."""
+        return Sides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
 
     def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
         """Which keys may be shown: available ones, of the category, without the excluded."""

@@ -1,12 +1,14 @@
 """From completed features to an item's vectors (step 5 of the design): parts, propagation over the item graph's
-directed edges, the modal part, and the collaborative part, learned, folded in, or predicted from content."""
+directed edges, the modal part, the collaborative part, learned, folded in, or predicted from content, and what IRIS
+needs of the item."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from models.reranker import Reranker
 from service.domain import State
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
@@ -26,8 +28,16 @@ def embed(
     layers = _propagate(engine, subjects, completed, features, model.encode(features, taste))
     modal, predicted = model.fuse(layers[-1]), model.predict_id(features, ids)
     parts = np.stack(layers[:-1], axis=1)  # [b, L, M, 2d]
+    sides = _sides(engine, engine.reranker, ids, subjects, completed) if engine.reranker else {}
     return [
-        _derived(engine, ids[row], subject, completed[row], parts[row], modal[row], predicted[row])
+        Derived(
+            completed[row].features,
+            parts[row],
+            completed[row].taste,
+            *_collaborative(engine, ids[row], subject, predicted[row]),
+            modal[row],
+            {name: side[row] for name, side in sides.items()},
+        )
         for row, subject in enumerate(subjects)
     ]
 
@@ -59,15 +69,33 @@ def _propagate(
     return layers
 
 
-def _derived(
-    engine: Engine, item_id: str, subject: Subject, one: Completed, parts: Array, modal: Array, predicted: Array
-) -> Derived:
+def _collaborative(engine: Engine, item_id: str, subject: Subject, predicted: Array) -> tuple[Array, Array]:
+    """An item's collaborative part, and what it passes on to its users."""
     model = engine.model
     row = model.trained_row(item_id)
     if row is not None:
-        own, message = model.tables["item_id"][row], model.tables["item_message"][row]
-    else:
-        messages = np.array([visitor.message for visitor in subject.visitors], dtype=np.float32)
-        own = model.item_id(predicted, messages)
-        message = model.item_message(own, len(subject.visitors))
-    return Derived(one.features, parts, one.taste, own, message, modal)
+        return model.tables["item_id"][row], model.tables["item_message"][row]
+    messages = np.array([visitor.message for visitor in subject.visitors], dtype=np.float32)
+    own = model.item_id(predicted, messages)
+    return own, model.item_message(own, len(subject.visitors))
+
+
+def _sides(
+    engine: Engine, reranker: Reranker, ids: Sequence[str], subjects: Sequence[Subject], completed: Sequence[Completed]
+) -> Mapping[str, Array]:
+    """What IRIS needs of the items, by field `[b, ...]`, from raw features: the observed ones, else the generated."""
+    features = {
+        name: np.stack([_raw(engine, name, *pair) for pair in zip(subjects, completed, strict=True)])
+        for name in reranker.names
+    }
+    present = [[one.states[name] is not State.ABSENT for name in reranker.names] for one in completed]
+    sides = reranker.sides(features, np.array(present, dtype=np.bool_), ids)
+    return {name: getattr(sides, name) for name in reranker.shapes}
+
+
+def _raw(engine: Engine, name: str, subject: Subject, one: Completed) -> Array:
+    if name in subject.raw:
+        return subject.raw[name]
+    if name in one.generated:
+        return one.generated[name].vector
+    return np.zeros(engine.model.specs[name].dim, dtype=np.float32)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from models.bundle import Manifest
 from models.encoders import ImageEncoder, TextEncoder
 from models.online import OnlineDGMRec
+from models.reranker import Reranker
 from service.pipeline.catalogue import Catalogue
 from service.ports import Bell, Cache, Fetcher, StepTimer, Store
 
@@ -113,6 +114,7 @@ class Engine:
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
     documents: Documents | None = None  # where the bundle predicts ratings
+    reranker: Reranker | None = None  # where the bundle explains
     loading: dict[str, asyncio.Task[History]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     stale: dict[str, None] = field(default_factory=dict)

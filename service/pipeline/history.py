@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.reranker import Sides
 from service.domain import Event
+from service.pipeline.catalogue import Mask
 from service.pipeline.engine import HISTORIES, Engine
 from service.pipeline.rows import Array, Keys
 
 EVENTS = 2000  # the newest events of a user that count
+SPEAKING = 500  # the newest items of a user that IRIS reads
 _RATED = ("rating", "review")
 
 
@@ -32,6 +35,20 @@ class Profile:
     vector: Array
     id: Array
     degree: int
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """Items of a history as IRIS reads them: their keys `[h]`, each once, their sides, and how much each counts `[h]`
+    (None: all alike)."""
+
+    keys: Keys
+    sides: Sides
+    weights: Array | None = None
+
+    def same(self, targets: Keys) -> Mask:
+        """Where an item of the history is the target itself, `[t, h]`."""
+        return np.asarray(targets[:, None] == self.keys)
 
 
 async def history(engine: Engine, user: str) -> History:
@@ -92,3 +109,13 @@ def profile(engine: Engine, user: str | None, keys: Keys, weights: NDArray[np.fl
     modal = share @ catalogue.rows.get("modal", keys) / max(float(share.sum()), 1e-6)
     modal = np.asarray(modal, dtype=np.float32)
     return Profile(engine.model.combine(user_id, modal), user_id, len(keys))
+
+
+def past(engine: Engine, keys: Keys, weights: Array | None = None) -> Past:
+    """The items `[k]` of a history, newest first, as IRIS reads them; one that is given twice counts twice."""
+    if weights is None:
+        keys = keys[:SPEAKING]
+        return Past(keys, engine.catalogue.sides(keys))
+    once, place = np.unique(keys, return_inverse=True)
+    counts = np.bincount(place, weights).astype(np.float32)
+    return Past(once, engine.catalogue.sides(once), counts)

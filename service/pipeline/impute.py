@@ -38,14 +38,15 @@ class Visitor:
 @dataclass(frozen=True, slots=True)
 class Subject:
     """An item to be completed: projected observed features by modality, its users, its own key, if it has one (it is
-    no neighbour of itself), and the taste `[M, d]` and collaborative factors `[q]` that training found, for as long as
-    no users are given."""
+    no neighbour of itself), the taste `[M, d]` and collaborative factors `[q]` that training found, for as long as no
+    users are given, and the observed features as they were before the projection, `[dim_m]`."""
 
     features: Mapping[str, Array]
     visitors: Sequence[Visitor] = ()
     key: int | None = None
     taste: Array | None = None
     factors: Array | None = None
+    raw: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -371,19 +371,21 @@ def _keep(engine: Engine, item: StoredItem, timings: Mapping[str, float], kept: 
 
 def make(engine: Engine, plans: Sequence[Plan]) -> list[Made]:
     """Impute and embed."""
-    subjects = [subject_of(engine, plan.id, projected(engine, plan.encoded.observed), plan.visitors) for plan in plans]
+    subjects = [subject_of(engine, plan.id, plan.encoded.observed, plan.visitors) for plan in plans]
     completed = complete(engine, subjects)
     derived = embed(engine, [plan.id for plan in plans], subjects, completed)
     return [Made(one.generated, state) for one, state in zip(completed, derived, strict=True)]
 
 
 def subject_of(
-    engine: Engine, item_id: str, features: Mapping[str, Array], visitors: Sequence[Visitor] = ()
+    engine: Engine, item_id: str, observed: Mapping[str, Observed], visitors: Sequence[Visitor] = ()
 ) -> Subject:
     """An item as imputation wants it."""
     row = engine.model.trained_row(item_id)
-    trained = () if row is None else (engine.model.tables["item_taste"][row], engine.model.tables["item_factor"][row])
-    return Subject(features, visitors, engine.catalogue.key(item_id), *trained)
+    tables = engine.model.tables
+    taste, factor = (None, None) if row is None else (tables["item_taste"][row], tables["item_factor"][row])
+    raw = {name: one.vector for name, one in observed.items()}
+    return Subject(projected(engine, observed), visitors, engine.catalogue.key(item_id), taste, factor, raw)
 
 
 def projected(engine: Engine, observed: Mapping[str, Observed]) -> dict[str, Array]:

@@ -1,18 +1,21 @@
-"""Ranking: candidates by inner product, diversity, and the named fallbacks."""
+"""Ranking: candidates by inner product, IRIS over them, diversity, and the named fallbacks."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.pipeline.catalogue import FINAL, Mask
+from models.reranker import Reranker
+from service.pipeline.catalogue import FINAL, TARGETS, Mask
 from service.pipeline.engine import Engine
+from service.pipeline.history import Past
 from service.pipeline.rows import Array, Keys
 
 Numbers = NDArray[np.float64]
 Scores = Array | Numbers
 
 POOL = 5  # candidates looked at for each item asked, when diversity re-orders them
+CANDIDATES = 200  # of each kind, that IRIS chooses from
 
 
 def best(engine: Engine, vector: Array, n: int, allowed: Mask, diversity: float = 0.0) -> tuple[Keys, Array]:
@@ -23,6 +26,28 @@ def best(engine: Engine, vector: Array, n: int, allowed: Mask, diversity: float 
     if diversity == 0:
         return keys[0][found], scores[0][found]
     return diversified(engine, keys[0][found], scores[0][found], n, diversity)
+
+
+def reranked(
+    engine: Engine, reranker: Reranker, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
+) -> tuple[Keys, Array]:
+    """The `n` best by IRIS for a history, of the best by DGMRec for the user vector `[d]` and of the best by IRIS' own
+    item similarities, were every interest alike: keys and scores, best first."""
+    keys = _candidates(engine, vector, reranker.alike(past.sides, weights=past.weights), max(n, CANDIDATES), allowed)
+    targets = engine.catalogue.sides(keys)
+    scores = reranker.score(past.sides, targets, weights=past.weights, same=past.same(keys))
+    order = np.lexsort((keys, -scores))
+    if diversity == 0:
+        return keys[order[:n]], scores[order[:n]]
+    return diversified(engine, keys[order], scores[order], n, diversity)
+
+
+def _candidates(engine: Engine, vector: Array, query: Array, depth: int, allowed: Mask) -> Keys:
+    """The union of what two indexes answer, in ascending order."""
+    final, _ = engine.catalogue.indexes[FINAL].search(vector[None], depth, allowed)
+    targets, _ = engine.catalogue.indexes[TARGETS].search(query[None], depth, allowed)
+    keys = np.union1d(final, targets)
+    return keys[keys >= 0]
 
 
 def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: float) -> tuple[Keys, Array]:

@@ -13,7 +13,7 @@ from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.embed import embed
 from service.pipeline.engine import Engine
 from service.pipeline.impute import DGMREC, Completed, Subject, Visitor, impute
-from service.pipeline.ingest import entry_of, projected, subject_of, visitors_of
+from service.pipeline.ingest import entry_of, subject_of, visitors_of
 from service.pipeline.renew import encode_anew, require_usable
 from service.ports import SERVED, GeneratedWrite
 
@@ -115,7 +115,8 @@ def _observed_only(engine: Engine, items: Sequence[StoredItem]) -> list[tuple[St
         taste = model.tables["mean_taste"] if subject.taste is None else subject.taste
         own = model.encode({name: feature[None] for name, feature in features.items()}, taste[None])[0]
         parts = np.repeat(own[None], shape.layers, axis=0)
-        derived = Derived(features, parts, taste, zero, zero, zero)
+        sides = {name: np.zeros(dims, dtype=np.float32) for name, dims in shape.sides.items()}
+        derived = Derived(features, parts, taste, zero, zero, zero, sides)
         made.append((item, Completed(features, {}, states, taste), derived))
     return made
 
@@ -155,7 +156,7 @@ def _seen_in_training(engine: Engine, item: StoredItem) -> bool:
 
 
 def _subject(engine: Engine, item: StoredItem, visitors: Sequence[Visitor] = ()) -> Subject:
-    return subject_of(engine, item.id, projected(engine, item.observed), visitors)
+    return subject_of(engine, item.id, item.observed, visitors)
 
 
 def _embedded(

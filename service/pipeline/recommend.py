@@ -5,19 +5,39 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import orjson
 
 from service.domain import InvalidInputError, NotServedError, Recommendations, UserNotFoundError
+from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
 from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
 from service.pipeline.rows import Array, Keys
 
 KEPT_S = 60.0  # longest time that a list stays in the cache
-DGMREC, POPULAR, LATEST = "dgmrec", "popular", "latest"
-UNTRAINED = ("iris",)  # models of the contract that a bundle may hold one day
+DGMREC, IRIS, POPULAR, LATEST = "dgmrec", "iris", "popular", "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Whom a list is for: the items `[k]` of the history, newest first, and how much each counts (None: all alike)."""
+
+    user: str | None
+    keys: Keys
+    weights: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The model that was used, what it stood in for another as, and keys and scores, best first."""
+
+    model: str
+    fallback: str | None
+    keys: Keys
+    scores: rank.Scores
 
 
 async def recommend_user(
@@ -40,26 +60,26 @@ async def recommend_user(
         UserNotFoundError: `strict`, and nothing is known of the user. NotServedError: the bundle lacks the model, or
             one that explains.
     """
-    _require_explainer(engine, explain)
+    _require(engine, model, explain=explain)
     known = await history.history(engine, user)
     if strict and not known.seen:
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
+    wanted = model or DGMREC
     place = None
-    if model in (None, DGMREC) and known.liked:
-        place = _place(engine, user, n, category, exclude_seen, diversity)
+    if wanted in (DGMREC, IRIS) and known.liked:
+        place = _place(engine, user, wanted, n, category, exclude_seen, diversity)
     kept = await engine.cache.get(place) if place else None
+    catalogue = engine.catalogue
     with engine.step("rank"):
+        asker = Asker(user, catalogue.keys(known.liked))
         if kept is not None:
-            return _answer(engine, user, DGMREC, None, *_unpacked(kept))
-        catalogue = engine.catalogue
-        seen = catalogue.keys(known.seen) if exclude_seen else None
-        allowed = catalogue.eligible(category, seen)
-        liked = catalogue.keys(known.liked)
-        vector = history.profile(engine, user, liked).vector if len(liked) else None
-        used, fallback, keys, scores = _ranked(engine, vector, allowed, n=n, model=model, diversity=diversity)
-    if place and fallback is None:
-        engine.background(engine.cache.set(place, _packed(keys, scores), ttl_s=KEPT_S))
-    return _answer(engine, user, used, fallback, keys, scores)
+            listed = Listed(wanted, None, *_unpacked(kept))
+        else:
+            seen = catalogue.keys(known.seen) if exclude_seen else None
+            listed = _ranked(engine, asker, catalogue.eligible(category, seen), wanted, n, diversity)
+    if place and kept is None and listed.fallback is None:
+        engine.background(engine.cache.set(place, _packed(listed), ttl_s=KEPT_S))
+    return _answer(engine, asker, listed, explain=explain)
 
 
 async def recommend_session(
@@ -78,7 +98,7 @@ async def recommend_session(
     Raises:
         InvalidInputError: an item does not exist. NotServedError: the bundle lacks the model, or one that explains.
     """
-    _require_explainer(engine, explain)
+    _require(engine, model, explain=explain)
     catalogue = engine.catalogue
     unheard = [item for item, _ in items if item not in catalogue]
     if unheard:
@@ -90,34 +110,49 @@ async def recommend_session(
         keys = catalogue.keys(item for item, _ in items)
         weights = np.array([weight for _, weight in items], dtype=np.float32)
         allowed = catalogue.eligible(category, keys if exclude_seen else None)
-        vector = history.profile(engine, None, keys, weights / max(float(weights.max()), 1e-6)).vector
-        return _answer(engine, None, *_ranked(engine, vector, allowed, n=n, model=model, diversity=diversity))
+        asker = Asker(None, keys, weights / max(float(weights.max()), 1e-6))
+        listed = _ranked(engine, asker, allowed, model or DGMREC, n, diversity)
+    return _answer(engine, asker, listed, explain=explain)
 
 
-def _require_explainer(engine: Engine, wanted: bool) -> None:
-    if wanted:
-        raise NotServedError(f"The active bundle {engine.model_version} holds no model that explains its lists.")
+def _require(engine: Engine, model: str | None, *, explain: bool) -> None:
+    if model == IRIS and engine.reranker is None:
+        raise NotServedError(f"The active bundle {engine.model_version} holds no model {IRIS!r}.")
+    if explain:
+        explaining.explainer(engine)
 
 
-def _ranked(
-    engine: Engine, vector: Array | None, allowed: Mask, *, n: int, model: str | None, diversity: float
-) -> tuple[str, str | None, Keys, rank.Scores]:
-    """The model that was used, what it stood in for another as, and keys and scores, best first."""
-    wanted = model or DGMREC
-    if wanted in UNTRAINED:
-        raise NotServedError(f"The active bundle {engine.model_version} holds no model {wanted!r}.")
-    used = POPULAR if wanted == DGMREC and vector is None else wanted
+def _ranked(engine: Engine, asker: Asker, allowed: Mask, wanted: str, n: int, diversity: float) -> Listed:
+    used = POPULAR if wanted in (DGMREC, IRIS) and not len(asker.keys) else wanted
     fallback = used if used != wanted else None
     if fallback:
         engine.fallbacks[fallback] += 1
-    return used, fallback, *_candidates(engine, used, vector, n, allowed, diversity)
+    return Listed(used, fallback, *_candidates(engine, asker, allowed, used, n, diversity))
 
 
-def _answer(
-    engine: Engine, user: str | None, used: str, fallback: str | None, keys: Keys, scores: rank.Scores
-) -> Recommendations:
-    hits = views.hits(engine, keys, scores)
-    return Recommendations(user, uuid.uuid4().hex, used, engine.model_version, fallback, tuple(hits))
+def _candidates(
+    engine: Engine, asker: Asker, allowed: Mask, used: str, n: int, diversity: float
+) -> tuple[Keys, rank.Scores]:
+    if used == LATEST:
+        return rank.latest(engine, n, allowed)
+    if used == POPULAR:
+        return rank.popular(engine, n, allowed)
+    vector = history.profile(engine, asker.user, asker.keys, asker.weights).vector
+    if used == IRIS and engine.reranker is not None:
+        past = history.past(engine, asker.keys, asker.weights)
+        return rank.reranked(engine, engine.reranker, vector, past, n, allowed, diversity)
+    return rank.best(engine, vector, n, allowed, diversity)
+
+
+def _answer(engine: Engine, asker: Asker, listed: Listed, *, explain: bool) -> Recommendations:
+    reasons = {}
+    if explain:
+        past = history.past(engine, asker.keys, asker.weights)
+        reasons = explaining.reasons(engine, past, listed.keys)
+    hits = views.hits(engine, listed.keys, listed.scores, reasons=reasons)
+    return Recommendations(
+        asker.user, uuid.uuid4().hex, listed.model, engine.model_version, listed.fallback, tuple(hits)
+    )
 
 
 # --- the cache of lists ----------------------------------------------------------------------------------------------
@@ -132,20 +167,10 @@ def _place(engine: Engine, user: str, *choice: object) -> str | None:
     return f"list:{hashlib.sha256(named).hexdigest()}"
 
 
-def _packed(keys: Keys, scores: rank.Scores) -> bytes:
-    return orjson.dumps([keys.tolist(), scores.tolist()])
+def _packed(listed: Listed) -> bytes:
+    return orjson.dumps([listed.keys.tolist(), listed.scores.tolist()])
 
 
 def _unpacked(kept: bytes) -> tuple[Keys, rank.Scores]:
     keys, scores = orjson.loads(kept)
     return np.array(keys, dtype=np.int64), np.array(scores, dtype=np.float32)
-
-
-def _candidates(
-    engine: Engine, used: str, vector: Array | None, n: int, allowed: Mask, diversity: float
-) -> tuple[Keys, rank.Scores]:
-    if used == LATEST:
-        return rank.latest(engine, n, allowed)
-    if used == POPULAR or vector is None:
-        return rank.popular(engine, n, allowed)
-    return rank.best(engine, vector, n, allowed, diversity)

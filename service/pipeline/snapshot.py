@@ -240,12 +240,10 @@ def fill(catalogue: Catalogue, snapshot: Snapshot) -> None:
     """Put a snapshot's items into a catalogue."""
     for start in range(0, len(snapshot.entries), BATCH):
         rows = range(start, min(start + BATCH, len(snapshot.entries)))
-        catalogue.put([(snapshot.entries[row], _derived(snapshot.arrays, row, catalogue.names)) for row in rows])
+        catalogue.put([(snapshot.entries[row], _derived(snapshot.arrays, row)) for row in rows])
     users = dict(zip((entry.id for entry in snapshot.entries), snapshot.popularity.tolist(), strict=True))
     catalogue.set_popularity(users)
 
 
-def _derived(arrays: Mapping[str, Array], row: int, names: Sequence[str]) -> Derived:
-    features = {name: arrays[f"feature.{name}"][row] for name in names}
-    parts = (arrays[name][row] for name in ("parts", "taste", "id", "message", "modal"))
-    return Derived(features, *parts)
+def _derived(arrays: Mapping[str, Array], row: int) -> Derived:
+    return Derived.of({name: array[row] for name, array in arrays.items()})

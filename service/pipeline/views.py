@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from service.domain import (
     ModalityDetail,
     ModalityReport,
     Observed,
+    Reason,
     State,
     StoredItem,
     Vector,
@@ -59,15 +61,22 @@ def item(engine: Engine, stored: StoredItem, timings: Mapping[str, float] | None
     )
 
 
-def hits(engine: Engine, keys: Keys, scores: NDArray[np.floating[Any]], modality: str | None = None) -> list[Hit]:
-    """Search results `[k]` as answers, best first; items that vanished meanwhile and padding are left out."""
+def hits(
+    engine: Engine,
+    keys: Keys,
+    scores: NDArray[np.floating[Any]],
+    modality: str | None = None,
+    reasons: Mapping[int, tuple[Reason, ...]] = MappingProxyType({}),
+) -> list[Hit]:
+    """Search results `[k]` as answers, best first; items that vanished meanwhile and padding are left out. `reasons` by
+    key."""
     found = []
     for key, score in zip(keys.tolist(), scores.tolist(), strict=True):
         entry = engine.catalogue.entries.get(key)
         if key < 0 or entry is None:
             continue
         matched = Match(modality, entry.states[modality]) if modality is not None else None
-        found.append(Hit(entry.id, entry.title, score, entry.states, matched))
+        found.append(Hit(entry.id, entry.title, score, entry.states, matched, reasons.get(key, ())))
     return found
 
 

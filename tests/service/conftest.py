@@ -18,6 +18,7 @@ from models.bundle import EncoderRef
 from models.dgmrec import DGMRecConfig
 from models.encoders import Encoder, load_encoder
 from service import bootstrap
+from tests.service import irises
 from tests.service.running import Running, settings_for
 from training.datasets import load_dataset
 from training.datasets.prepared import write_dataset
@@ -35,7 +36,11 @@ def demo_folder(pytestconfig: pytest.Config) -> Path:
     """Where bundles and exported encoders are kept, from one test session to the next while nothing they are made
     from changes."""
     total = hashlib.sha256()
-    sources = [*(REPOSITORY / "models").rglob("*.py"), *(REPOSITORY / "training").rglob("*.py"), Path(__file__)]
+    sources = [
+        *(REPOSITORY / "models").rglob("*.py"),
+        *(REPOSITORY / "training").rglob("*.py"),
+        *(Path(__file__), Path(irises.__file__)),
+    ]
     for file in sorted(sources):
         total.update(file.read_bytes())
     assert pytestconfig.cache is not None
@@ -72,15 +77,21 @@ def data_dir(demo_folder: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(demo_folder: Path) -> Path:
-    """A small bundle of the demo catalogue: text, image, and `audio` as ready vectors."""
-    return _bundle(demo_folder, "bundle")
+def plain_bundle(demo_folder: Path) -> Path:
+    """A small bundle of the demo catalogue: text, image, and `audio` as ready vectors; DGMRec alone."""
+    return _bundle(demo_folder, "plain")
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(demo_folder: Path, plain_bundle: Path) -> Path:
+    """The same with an IRIS."""
+    return _with_iris(plain_bundle, demo_folder / "bundle")
 
 
 @pytest.fixture(scope="session")
 def other_bundle(demo_folder: Path) -> Path:
     """The same catalogue trained again: another image encoder, other weights, and the same version string."""
-    return _bundle(demo_folder, "other", seed=SEED + 1)
+    return _with_iris(_bundle(demo_folder, "other-plain", seed=SEED + 1), demo_folder / "other")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -105,6 +116,12 @@ def _bundle(folder: Path, name: str, *, seed: int = SEED) -> Path:
                 DataOptions(seed=seed, threads=1, cache=folder / "encoders"),
                 terminal=terminal,
             )
+    return path
+
+
+def _with_iris(source: Path, path: Path) -> Path:
+    if not path.is_dir():
+        irises.with_iris(source, path)
     return path
 
 

@@ -41,7 +41,7 @@ from tests.service.processes import Program
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 NOT_SERVED = "/problems/not-served"  # the one 5xx that a request can ask for: a model that the bundle lacks
 # Names that lead somewhere, which made-up ones hardly ever do.
-KNOWN = {"item_id": "demo-0001", "user": "shopper-001", "modality": "image"}
+KNOWN = {"item_id": "demo-0001", "item": "demo-0002", "user": "shopper-001", "modality": "image"}
 ACTS = 40  # of a shop between two rounds
 KEPT = 20  # failures told in full
 

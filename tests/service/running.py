@@ -182,7 +182,10 @@ async def check_index(engine: Engine) -> None:
         final = engine.model.combine(derived.id, derived.modal)
         assert np.array_equal(catalogue.final(np.array([key]))[0], final)
         assert np.linalg.norm(final) > 0
-    places["items"] = len(items)
+        for name, side in derived.sides.items():
+            assert np.array_equal(catalogue.rows.get(f"side.{name}", key), side)
+        assert engine.reranker is None or key in catalogue.indexes["iris:targets"]
+    places |= {name: len(items) for name in ("items", "iris:targets") if name in catalogue.indexes}
     assert {name: len(index) for name, index in catalogue.indexes.items()} == places
 
 

@@ -23,13 +23,11 @@ import httpx
 
 from models.bundle import Bundle
 from service import backup
-from service.adapters.faiss_index import FaissIndex
 from service.adapters.memory_cache import MemoryCache
 from service.adapters.sql import SqlStore
-from service.bootstrap import Loaded, load
+from service.bootstrap import Loaded, empty_catalogue, load
 from service.domain import StoreUnavailableError
 from service.main import create_app
-from service.pipeline.catalogue import Catalogue, Shape
 from service.pipeline.engine import Engine
 from service.pipeline.rebuild import load_catalogue
 from service.pipeline.snapshot import NAME, fill, read
@@ -345,6 +343,8 @@ class Harness:
             "/recommend/nobody?n=500",
             "/recommend/nobody?n=500&model=latest",
             "/recommend/shopper-001?n=100&category=mugs&diversity=0.5",
+            *(f"/recommend/{user}?n=500&model=iris&explain=true" for user in (*users[:4], "shopper-001")),
+            *(f"/explain/shopper-001/{item}" for item in some),
             *(f"/items/{item}/similar?n=500&by={space}" for item in some for space in spaces),
             *(f"/items/{item}" for item in some),
             "/items?limit=500",
@@ -379,14 +379,15 @@ async def reference_engine(loaded: Loaded, database: str) -> Engine:
 
 def bare_engine(loaded: Loaded, store: SqlStore) -> Engine:
     """An engine whose catalogue is empty."""
-    bundle, model, encoders = loaded
+    bundle, model, encoders, reranker = loaded
     return Engine(
         store=store,
         cache=MemoryCache(),
         manifest=bundle.manifest,
         model=model,
         encoders=encoders,
-        catalogue=Catalogue(Shape(model.ranks, model.size, model.layers), FaissIndex, model.combine),
+        catalogue=empty_catalogue(model, reranker),
+        reranker=reranker,
     )
 
 

@@ -25,6 +25,11 @@ QUESTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/recommend/shopper-003", {"n": 500, "model": "popular", "exclude_seen": False}),
     ("/recommend/newcomer", {"n": 500}),
     ("/recommend/nobody", {"n": 500, "model": "latest"}),
+    ("/recommend/shopper-001", {"n": 500, "model": "iris"}),
+    ("/recommend/newcomer", {"n": 500, "model": "iris", "diversity": 0.5}),
+    ("/recommend/shopper-002", {"explain": True}),
+    ("/explain/newcomer/shown", {}),
+    ("/explain/shopper-002/empty", {}),
     ("/retrieve", {"text": LANGUAGE, "n": 500}),
     ("/retrieve", {"text": LANGUAGE, "n": 500, "target": "image"}),
     ("/items/shown/similar", {"n": 500}),
@@ -269,11 +274,11 @@ def test_of_a_modality_that_nobody_has_nothing_is_said(demo_bundle: Path, demo_f
 
 
 def test_a_bundle_that_lacks_a_stored_modality_is_refused(
-    demo_bundle: Path, demo_folder: Path, seeded_file: Path, tmp_path: Path
+    demo_bundle: Path, plain_bundle: Path, demo_folder: Path, seeded_file: Path, tmp_path: Path
 ) -> None:
     """It would have to forget what people gave."""
     file = Path(shutil.copy(seeded_file, tmp_path / "lacuna.db"))
-    other = shutil.copytree(demo_bundle, tmp_path / "bundle")
+    other = shutil.copytree(plain_bundle, tmp_path / "bundle")
     manifest = json.loads((other / "manifest.json").read_text())
     for entry in manifest["modalities"]:
         entry["name"] = {"audio": "sound"}.get(entry["name"], entry["name"])

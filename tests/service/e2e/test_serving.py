@@ -82,15 +82,6 @@ def test_an_unknown_user_gets_a_named_fallback(alone: Running) -> None:
     assert 'lacuna_fallbacks_total{fallback="popular"} 1.0' in alone.client.get("/metrics").text
 
 
-def test_an_untrained_model_is_not_served(anywhere: Running) -> None:
-    for user in (USER, "nobody"):
-        assert anywhere.get(f"/recommend/{user}", model="iris", status=503)["type"] == "/problems/not-served"
-
-
-def test_reasons_are_refused_without_a_model_that_gives_them(anywhere: Running) -> None:
-    assert anywhere.get(f"/recommend/{USER}", explain="true", status=503)["type"] == "/problems/not-served"
-
-
 def test_popular_and_latest(alone: Running) -> None:
     first = alone.create(title="first", categories=["brand-new"])["id"]
     second = alone.create(title="second", categories=["brand-new"])["id"]

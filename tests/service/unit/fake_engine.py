@@ -22,6 +22,7 @@ from service.domain import (
     Content,
     Draft,
     Event,
+    Explanation,
     FeedbackOutcome,
     Hit,
     Imputation,
@@ -293,9 +294,18 @@ async def recommend_session(engine: FakeEngine, items: Sequence[tuple[str, float
 
 
 def _ranked(engine: FakeEngine, user: str | None, fallback: str | None, n: int) -> Recommendations:
-    reasons = (Reason("a", "A", 0.8, {"text": 0.6, "image": 0.4}),)
+    states = {"text": State.OBSERVED, "image": State.GENERATED}
+    reasons = (Reason("a", "A", 0.8, {"text": 0.6, "image": 0.4}, states),)
     hits = tuple(replace(_hit(view), reasons=reasons) for view in list(engine.items.values())[:n])
     return Recommendations(user, "r-1", "dgmrec", "2026-01-02.1", fallback, hits)
+
+
+async def explain_pair(engine: FakeEngine, user: str, item_id: str) -> Explanation:
+    engine.note(user=user, item_id=item_id)
+    view = _existing(engine, item_id)
+    (hit,) = (hit for hit in _ranked(engine, user, None, len(engine.items)).items if hit.id == item_id)
+    states = hit.modalities
+    return Explanation(user, item_id, view.title, 1.3, 0.5, states, hit.reasons, engine.model_version, None)
 
 
 async def similar(engine: FakeEngine, item_id: str, *, n: int, by: str) -> list[Hit]:
@@ -335,6 +345,7 @@ FACADE: dict[str, tuple[Any, ...]] = {
     "browse": (get_item, list_items, get_modality, get_media),
     "feedback": (add_feedback, list_feedback, delete_feedback, get_user, delete_user),
     "recommend": (recommend_user, recommend_session),
+    "explain": (explain_pair,),
     "retrieve": (similar, retrieve),
     "operate": (check_ready, models, stats),
 }

@@ -14,6 +14,14 @@ from service.main import create_app
 from tests.service.unit import fake_engine
 from tests.service.unit.fake_engine import FakeEngine, pointers, settings_of
 
+REASON = {
+    "item": "a",
+    "title": "A",
+    "relevance": 0.8,
+    "modalities": {"text": 0.6, "image": 0.4},
+    "states": {"text": "observed", "image": "generated"},
+}
+
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
@@ -45,9 +53,28 @@ async def test_recommend_answers_as_the_contract_shows(api: httpx.AsyncClient) -
 
 async def test_recommend_explains_where_asked(api: httpx.AsyncClient) -> None:
     answer = (await api.get("/recommend/u1?explain=true")).json()
-    assert answer["items"][0]["reasons"] == [
-        {"item": "a", "title": "A", "relevance": 0.8, "modalities": {"text": 0.6, "image": 0.4}}
-    ]
+    assert answer["items"][0]["reasons"] == [REASON]
+
+
+async def test_a_pair_is_explained(api: httpx.AsyncClient, engine: FakeEngine) -> None:
+    answer = (await api.get("/explain/u1/a")).json()
+    assert engine.calls[-1] == {"user": "u1", "item_id": "a"}
+    assert answer == {
+        "user": "u1",
+        "item": "a",
+        "title": "A",
+        "score": 1.3,
+        "lean": 0.5,
+        "modalities": {"text": "observed", "image": "generated", "audio": "generated"},
+        "reasons": [REASON],
+        "model_version": "2026-01-02.1",
+        "fallback": None,
+    }
+
+
+async def test_a_pair_that_cannot_be_explained(api: httpx.AsyncClient) -> None:
+    assert (await api.get("/explain/u1/b")).status_code == 404
+    assert (await api.get("/explain/u1/a%20b")).status_code == 422
 
 
 async def test_recommend_hands_its_options_on(api: httpx.AsyncClient, engine: FakeEngine) -> None:
