@@ -3,7 +3,9 @@
 Fills a fresh database to `--items` items (beyond the bundle's own ones they are synthetic: ready vectors drawn around
 the bundle's), gives 2,000 users 30 events each on the bundle's own items and waits until what they regenerate is done.
 Then it measures each kind of request beside a bare FastAPI route that returns a recommendation's body, in turns, in the
-same run. The server is pinned to one core, the client to another.
+same run. The server is pinned to one core, the client to another. Where the bundle holds an IRIS, 200 more users have
+histories of 200 items, and lists by it and reasons are measured on these; `explain_ms` is the service's own mean time
+for the reasons of one list of 20.
 
     python benchmarks/service.py --bundle build/demo-bundle --json docs/results/service/latency.json
 """
@@ -15,6 +17,7 @@ import http.client
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,8 +31,10 @@ import numpy as np
 import psutil
 
 from models.bundle import CATALOGUE_FEATURES, Bundle
+from models.reranker import NAME as IRIS
 
 USERS, EVENTS = 2000, 30
+LONG_USERS, LONG_EVENTS = 200, 200
 BARE = """
 import orjson, sys, uvicorn
 from fastapi import FastAPI, Response
@@ -100,11 +105,15 @@ def fill(client: Client, bundle: Bundle, target: int, rng: np.random.Generator) 
         status, answer = client.ask("POST", "/items/batch", {"items": rows})
         assert status == 200, answer
         assert all(row["status"] == 201 for row in answer["items"]), answer["items"][0]
-    for user in range(0, USERS, 200):
+    own = len(bundle.vocabulary("items"))
+    told = [(f"bench-{user}", EVENTS) for user in range(USERS)]
+    if IRIS in bundle.manifest.models:
+        told += [(f"long-{user}", min(LONG_EVENTS, own)) for user in range(LONG_USERS)]
+    for start in range(0, len(told), 40):
         events = [
-            {"user": f"bench-{one}", "item": ids[item], "type": "view", "timestamp": "2026-01-01T00:00:00Z"}
-            for one in range(user, user + 200)
-            for item in rng.choice(len(bundle.vocabulary("items")), EVENTS, replace=False).tolist()
+            {"user": user, "item": ids[item], "type": "view", "timestamp": "2026-01-01T00:00:00Z"}
+            for user, count in told[start : start + 40]
+            for item in rng.choice(own, count, replace=False).tolist()
         ]
         status, answer = client.ask("POST", "/feedback", {"feedback": events})
         assert status == 200, answer
@@ -163,6 +172,7 @@ def main() -> None:
             bare = start([sys.executable, "-c", BARE, "8792"], cores[0], body)
             wait(8792, "/")
             rows = run(client, Client(8792), bundle, ids, options.requests, rng)
+            explaining = explain_ms(client, options.requests) if IRIS in bundle.manifest.models else None
             memory = psutil.Process(server.pid).memory_info().rss / 2**20
         finally:
             for process in (server, bare):
@@ -181,6 +191,7 @@ def main() -> None:
         },
         "memory_mb": {"with the bundle's own catalogue": round(alone), f"with {options.items} items": round(memory)},
         "fill_seconds": round(filled, 1),
+        **({} if explaining is None else {"explain_ms": explaining}),
         "metrics": rows,
     }
     print(json.dumps(result, indent=1))
@@ -232,6 +243,19 @@ def run(
             ).encode()
         ),
     }
+    if IRIS in bundle.manifest.models:
+
+        def long(query: str) -> Callable[[], Callable[[], int]]:
+            return lambda: get(f"/recommend/long-{rng.integers(LONG_USERS)}?n=20{query}")
+
+        kinds |= {
+            f"GET /recommend/{{user}}, history of {LONG_EVENTS}": long(""),
+            f"GET /recommend/{{user}}, history of {LONG_EVENTS}, by IRIS": long("&model=iris"),
+            f"GET /recommend/{{user}}, history of {LONG_EVENTS}, with reasons": long("&explain=true"),
+            f"GET /explain/{{user}}/{{item}}, history of {LONG_EVENTS}": lambda: get(
+                f"/explain/long-{rng.integers(LONG_USERS)}/{ids[int(rng.integers(len(ids)))]}"
+            ),
+        }
     times: dict[str, list[float]] = {kind: [] for kind in kinds}
     rounds = 10
     for _ in range(rounds):
@@ -242,6 +266,26 @@ def run(
         kind: quantiles(taken) | {"p50 over bare": round(float(np.percentile(taken, 50)) / base, 2)}
         for kind, taken in times.items()
     }
+
+
+def explain_ms(client: Client, requests: int) -> float:
+    """The service's own mean time for the reasons of one list of 20 items, from its metrics."""
+    seconds, count = _explained(client)
+    for row in range(requests):
+        status, _ = client.send("GET", f"/recommend/long-{row % LONG_USERS}?n=20&explain=true")
+        assert status == 200, status
+    seconds_then, count_then = _explained(client)
+    return round((seconds_then - seconds) / (count_then - count) * 1000, 3)
+
+
+def _explained(client: Client) -> tuple[float, float]:
+    """Seconds that explaining has taken so far, and how often it was done."""
+    text = client.send("GET", "/metrics")[1].decode()
+    (seconds,), (count,) = (
+        re.findall(rf'^lacuna_step_seconds_{name}{{step="explain"}} (\S+)$', text, re.MULTILINE)
+        for name in ("sum", "count")
+    )
+    return float(seconds), float(count)
 
 
 if __name__ == "__main__":
