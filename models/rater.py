@@ -25,6 +25,7 @@ USERS, ITEMS, WORDS, GRAMS = "lrmm_users", "lrmm_items", "lrmm_words", "lrmm_gra
 LOWEST, HIGHEST = 1.0, 5.0
 COVERAGE = 0.9
 BINS = 3
+TIE = 1e-6  # errors no further apart are equal
 
 
 def pair_name(modality: str) -> str:
@@ -34,7 +35,7 @@ def pair_name(modality: str) -> str:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Half widths of 90 % intervals by what was observed (split conformal on held-out ratings).
+    """Half widths of 90 % intervals by what was observed (split conformal on held-out ratings, each regime by itself).
 
     Attributes:
         edges: `[4, BINS - 1]`, by which sides are known (neither, user, item, both): bounds of the number of reviews.
@@ -57,7 +58,7 @@ class Intervals:
             for place in range(BINS):
                 inside = residual[mine][bins == place]
                 if len(inside):
-                    width[one, place] = np.quantile(inside, _level(len(inside)), method="higher")
+                    width[one, place] = _width(inside)
         return cls(edges, width)
 
     def __call__(self, pattern: NDArray[np.int64], amount: Double) -> Double:
@@ -67,9 +68,18 @@ class Intervals:
         return found
 
 
-def _level(n: int) -> float:
-    """The quantile of n calibration errors that covers the next one with probability COVERAGE."""
-    return min(math.ceil((n + 1) * COVERAGE) / n, 1.0)
+def _width(errors: Double) -> float:
+    """The half width that covers nearest to COVERAGE of absolute errors `[n]`.
+
+    That is the quantile that covers the next one with at least this probability, or else the largest error below it.
+    They cover much the same unless many errors are equal, as where nothing is known and everybody is told the mean.
+    """
+    ordered = np.sort(errors)
+    enough = ordered[min(math.ceil((len(errors) + 1) * COVERAGE), len(errors)) - 1]
+    below = ordered[ordered < enough - TIE]
+    less, more = len(below) / len(errors), np.count_nonzero(ordered <= enough + TIE) / len(errors)
+    nearest = below[-1] if len(below) and COVERAGE - less < more - COVERAGE else enough
+    return float(nearest) + TIE  # the error at the edge stays inside, however it is rounded
 
 
 @dataclass(frozen=True)

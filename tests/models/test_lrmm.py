@@ -199,3 +199,15 @@ def test_intervals_cover_what_they_promise() -> None:
     for one in range(4):
         assert 0.87 <= covered[pattern[half:] == one].mean() <= 0.93
     assert (Intervals.fit(pattern[:0], amount[:0], residual[:0]).width == 4.0).all()  # nothing is promised
+
+
+def test_equal_errors_are_covered_as_near_to_the_promise_as_can_be() -> None:
+    """Of a pair of which nothing is known only the mean is told, whose errors take as many values as ratings do."""
+    ratings = np.repeat([5.0, 4.0, 3.0, 2.0, 1.0], [676, 203, 75, 24, 22])
+    errors = np.abs(ratings - ratings.mean())
+    pattern, amount = np.zeros(len(errors), np.int64), np.zeros(len(errors))
+    half = Intervals.fit(pattern, amount, errors)(pattern, amount)
+    assert (errors <= half).mean() == pytest.approx(0.879)  # the next that could be covered is 0.954
+    few = errors[400:]  # here 0.798 or 0.923
+    half = Intervals.fit(pattern[400:], amount[400:], few)(pattern[400:], amount[400:])
+    assert (few <= half).mean() == pytest.approx(0.923, abs=1e-3)
