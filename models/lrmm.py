@@ -12,6 +12,8 @@ text as metadata, its picture, or whatever else it has). Any subset may be absen
 * alpha and beta are homoscedastic uncertainty weights, since plain learnable factors shrink to zero. (eq. 22)
 * The rating is a linear and a nonlinear function of the same modalities, and the mean of several `members` that differ
   in their initial weights and drops, all computed at once.
+* What both sides together say beyond their biases, the product of their tastes (`models.tastes`), is added to the
+  rating of a pair whose sides are both known; a factor that starts at one learns how far to trust it.
 * Texts count less than stars to begin with (`text_scale`), which is what weight decay makes a prior of.
 """
 
@@ -52,6 +54,8 @@ class LRMMConfig(BaseModel):
     use_biases: bool = Field(True, description="whether stars are read, or texts alone")
     user_shrinkage: float = Field(5.0, ge=0, description="ratings that a user's bias is shrunk by")
     item_shrinkage: float = Field(10.0, ge=0)
+    taste_size: int = Field(20, ge=0, description="length of the tastes of users and items")
+    taste_penalty: float = Field(15.0, gt=0, description="directions of taste that are weaker vanish")
     members: int = Field(4, ge=1, description="models whose mean is served")
     hidden: int = Field(128, ge=1, description="units of each autoencoder")
     rating_hidden: int = Field(64, ge=1, description="units of the rating's nonlinear part")
@@ -111,15 +115,17 @@ class LRMM(nn.Module):
         self.linear = Members(k, inputs, 1, zero=True)
         self.inner = Members(k, inputs, config.rating_hidden)
         self.outer = Members(k, config.rating_hidden, 1, zero=True)
+        self.trust = nn.Parameter(torch.ones(k, 1))  # in the tastes
         self.uncertainty = nn.Parameter(torch.zeros(2))  # log variances of rating and reconstruction
         self.register_buffer("offset", torch.tensor(float(offset)))
 
-    def forward(self, embeddings: Mapping[str, Tensor], present: Tensor) -> Prediction:
+    def forward(self, embeddings: Mapping[str, Tensor], present: Tensor, affinity: Tensor) -> Prediction:
         """Rate pairs.
 
         Args:
             embeddings: by modality `[b, d_m]`; rows that are not present hold placeholders.
             present: bool `[b, M]`, or `[K, b, M]` where members see different ones; columns as in `names`.
+            affinity: products of the sides' tastes `[b]`; counts where both are present.
         """
         k = self.config.members
         seen = present.expand(k, -1, -1) if present.dim() == 2 else present
@@ -136,21 +142,24 @@ class LRMM(nn.Module):
         x = F.dropout(x, self.config.input_dropout, self.training)
         inner = F.dropout(F.relu(self.inner(x)), self.config.dropout, self.training)
         step = (self.linear(x) + self.outer(inner)).squeeze(2)  # [K, b]
+        step = step + self.trust * affinity * (there[USER] * there[ITEM]).squeeze(2)
         known = seen.any(dim=2)  # of nobody and nothing, only the offset is known
         return Prediction(self.offset + step * known, rebuilt, joint)
 
-    def predict(self, embeddings: Mapping[str, Tensor], present: Tensor) -> Tensor:
+    def predict(self, embeddings: Mapping[str, Tensor], present: Tensor, affinity: Tensor) -> Tensor:
         """The members' mean rating `[b]`, within 1..5."""
-        return self(embeddings, present).rating.mean(0).clamp(1.0, 5.0)  # type: ignore[no-any-return]
+        return self(embeddings, present, affinity).rating.mean(0).clamp(1.0, 5.0)  # type: ignore[no-any-return]
 
     def drop(self, present: Tensor, generator: torch.Generator) -> Tensor:
         """m-drop: each modality of each sample is dropped with probability p_m, `[K, b, M]`. (eq. 12-16)"""
         kept = torch.rand(self.config.members, *present.shape, generator=generator) >= self.config.drop
         return present & kept
 
-    def loss(self, embeddings: Mapping[str, Tensor], present: Tensor, rating: Tensor, dropped: Tensor) -> Tensor:
+    def loss(
+        self, embeddings: Mapping[str, Tensor], present: Tensor, affinity: Tensor, rating: Tensor, dropped: Tensor
+    ) -> Tensor:
         """alpha L_reg + beta L_recon of pairs whose modalities were `dropped` to `[K, b, M]`. (eq. 11, 19-22)"""
-        out = self(embeddings, dropped)
+        out = self(embeddings, dropped, affinity)
         regression = F.mse_loss(out.rating, rating.expand_as(out.rating))
         members = len(out.rating)
         rebuilt = [

@@ -13,6 +13,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
+from models.tastes import fold_in
+
 Array = NDArray[np.float32]
 Double = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -33,12 +35,13 @@ class Reviewed:
     """Reviews by whom they are of, each `[r]` but `vector` `[r, d + 1]` (the tone comes last).
 
     `group` is the number of the user or item; `value` the rating, nan where there is none; `other` the bias of the
-    item (of a user's review) or of the user; `told` whether there is a text that counts.
+    item (of a user's review) or of the user, and `taste [r, k]` its taste; `told` whether there is a text that counts.
     """
 
     group: Rows
     value: Double
     other: Double
+    taste: Double
     vector: Array
     told: Flags
 
@@ -118,6 +121,16 @@ def profiles(reviewed: Reviewed, n: int, prior: Prior, shrinkage: float) -> tupl
     found[:, CONTRAST] = np.bincount(group, contrast, n) / (told + QUIET)
     found[:, STARS:] = heard[:, :-1]
     return found, np.maximum(ratings, told) > 0
+
+
+def tastes(reviewed: Reviewed, raw: Double, prior: Prior, penalty: float) -> Double:
+    """Tastes `[n, k]` of the groups whose raw profiles are given: what their ratings say beyond their biases."""
+    if not reviewed.taste.any():
+        return np.zeros((len(raw), reviewed.taste.shape[1]))
+    rated = ~np.isnan(reviewed.value)
+    group = reviewed.group[rated]
+    left = reviewed.value[rated] - prior.mean - reviewed.other[rated] - raw[group, BIAS]
+    return fold_in(group, reviewed.taste[rated], left, len(raw), penalty)
 
 
 @dataclass(frozen=True)

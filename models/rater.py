@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from pydantic import ValidationError
 
 from models.bundle import Bundle, BundleError, BundleWriter, EncoderRef, ModelEntry
 from models.lrmm import ITEM, LRMM, USER, LRMMConfig
-from models.profiles import Array, Double, Flags, Prior, Reviewed, Scale, profiles
+from models.profiles import Array, Biases, Double, Flags, Prior, Reviewed, Scale, profiles, tastes
 from models.reviews import Projection, ReviewEncoder, TextTower, Tone
+from models.tastes import Tastes
 from models.vocabulary import Vocabulary
 
 NAME = "lrmm"
@@ -91,11 +92,20 @@ class Rated:
     high: Double
 
 
+@dataclass(frozen=True)
+class Profiles:
+    """Users or items as their reviews tell of them: embeddings `[n, d]`, tastes `[n, k]`, who is known at all `[n]`."""
+
+    embedding: Array
+    taste: Double
+    known: Flags
+
+
 class Rater:
     """A trained LRMM with all that turns reviews into its inputs.
 
     Args:
-        users, items: those whose reviews training has seen, with `user_bias` and `item_bias` `[n]`.
+        users, items: those whose reviews training has seen, with their `biases` and `tastes`.
         encoder: of reviews; None where training saw no texts.
         sentence: which encoder makes the sentence embeddings.
         scales: of the profiles, by modality.
@@ -108,8 +118,8 @@ class Rater:
         *,
         users: Vocabulary,
         items: Vocabulary,
-        user_bias: Double,
-        item_bias: Double,
+        biases: Biases,
+        tastes: Tastes,
         prior: Prior,
         scales: Mapping[str, Scale],
         encoder: ReviewEncoder | None,
@@ -119,7 +129,7 @@ class Rater:
     ) -> None:
         self.model = model.eval()
         self.users, self.items = users, items
-        self.user_bias, self.item_bias = user_bias, item_bias
+        self.biases, self.tastes = biases, tastes
         self.prior, self.scales = prior, scales
         self.encoder, self.sentence = encoder, sentence
         self.contents = contents
@@ -140,35 +150,44 @@ class Rater:
         """Length of a review's vector, the tone included."""
         return 1 if self.encoder is None else self.encoder.dim
 
-    def bias_of_other(self, side: str, user: str, item: str) -> float:
-        """The bias of a review's other side, as training found it: the item's where `side` is USER; 0 for a new one."""
-        vocabulary, bias, key = (
-            (self.items, self.item_bias, item) if side == USER else (self.users, self.user_bias, user)
-        )
-        row = vocabulary.get(key)
-        return 0.0 if row is None else float(bias[row])
+    def others(self, side: str, pairs: Sequence[tuple[str, str]]) -> tuple[Double, Double]:
+        """Biases `[r]` and tastes `[r, k]` of the other sides of reviews by (user, item), as training found them.
 
-    def profile(self, side: str, reviewed: Reviewed, n: int) -> tuple[Array, Flags]:
-        """Profiles `[n, d]` of users or items (`side` is USER or ITEM), and of whom anything is known."""
+        The other side is the item's where `side` is USER; of a new one both are zero.
+        """
+        vocabulary, bias, taste, place = (
+            (self.items, self.biases.item, self.tastes.item, 1)
+            if side == USER
+            else (self.users, self.biases.user, self.tastes.user, 0)
+        )
+        rows = [vocabulary.get(pair[place]) for pair in pairs]
+        known = np.array([row is not None for row in rows], dtype=np.bool_)
+        chosen = np.array([row or 0 for row in rows], dtype=np.int64)
+        return np.where(known, bias[chosen], 0.0), np.where(known[:, None], taste[chosen], 0.0)
+
+    def profile(self, side: str, reviewed: Reviewed, n: int) -> Profiles:
+        """Profiles of `n` users or items (`side` is USER or ITEM)."""
         shrinkage = self.config.user_shrinkage if side == USER else self.config.item_shrinkage
         raw, known = profiles(reviewed, n, self.prior, shrinkage)
-        return self.scales[side](raw), known
+        return Profiles(self.scales[side](raw), tastes(reviewed, raw, self.prior, self.config.taste_penalty), known)
 
     def content(self, modality: str, features: Array) -> Array:
         """Embeddings `[n, d]` of the items' own raw features `[n, dim]` in a content modality of the data."""
         return self.contents[modality](features) * np.float32(self.config.text_scale)
 
     @torch.inference_mode()
-    def rate(self, embeddings: Mapping[str, Array], present: Flags, amount: Double) -> Rated:
+    def rate(self, embeddings: Mapping[str, Array], present: Flags, affinity: Double, amount: Double) -> Rated:
         """Rate pairs.
 
         Args:
             embeddings: by modality `[b, d_m]`; rows that are not present may hold anything finite.
             present: `[b, M]`, columns as in `names`.
+            affinity: products of the sides' tastes `[b]`.
             amount: number of reviews of the sides that are present `[b]`.
         """
         tensors = {name: torch.from_numpy(embeddings[name]) for name in self.names}
-        rating = self.model.predict(tensors, torch.from_numpy(present)).double().numpy()
+        liked = torch.from_numpy(affinity).float()
+        rating = self.model.predict(tensors, torch.from_numpy(present), liked).double().numpy()
         pattern = self.pattern(present)
         width = self.intervals(pattern, amount)
         return Rated(rating, np.maximum(rating - width, LOWEST), np.minimum(rating + width, HIGHEST))
@@ -184,8 +203,10 @@ class Rater:
             f"model.{name}": tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()
         }
         arrays |= {
-            "users.bias": self.user_bias,
-            "items.bias": self.item_bias,
+            "users.bias": self.biases.user,
+            "items.bias": self.biases.item,
+            "users.taste": self.tastes.user,
+            "items.taste": self.tastes.item,
             "prior.shares": self.prior.shares,
             "prior.moments": np.array([self.prior.mean, self.prior.spread]),
             "intervals.edges": self.intervals.edges,
@@ -234,8 +255,8 @@ class Rater:
                 model,
                 users=bundle.vocabulary(USERS),
                 items=bundle.vocabulary(ITEMS),
-                user_bias=arrays["users.bias"],
-                item_bias=arrays["items.bias"],
+                biases=Biases(float(mean), arrays["users.bias"], arrays["items.bias"]),
+                tastes=Tastes(arrays["users.taste"], arrays["items.taste"]),
                 prior=Prior(float(mean), arrays["prior.shares"], float(spread)),
                 scales={
                     side: Scale(arrays[f"scale.{side}.mean"], arrays[f"scale.{side}.factor"]) for side in (USER, ITEM)

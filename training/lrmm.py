@@ -23,7 +23,7 @@ from models.bundle import EncoderRef
 from models.encoders import TextEncoder
 from models.lrmm import ITEM, LRMM, USER, LRMMConfig
 from models.modality import ModalBatch
-from models.profiles import Array, Biases, Double, Flags, Prior, Reviewed, Scale, fit_biases, profiles, within
+from models.profiles import Array, Biases, Double, Flags, Prior, Reviewed, Scale, fit_biases, profiles, tastes, within
 from models.rater import Intervals, Rater, pair_name
 from models.reviews import (
     Projection,
@@ -38,6 +38,7 @@ from models.reviews import (
     word_ids,
     words,
 )
+from models.tastes import Tastes, fit_tastes
 from models.vocabulary import Vocabulary
 from training.progress import Terminal
 from training.ratings import RatingParts, Ratings, Rows
@@ -175,24 +176,36 @@ def _states(tower: TextTower, ids: list[Tensor]) -> Array:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs to rate: embeddings by modality `[b, d_m]`, which are there `[b, M]`, true ratings `[b]`, and by how many
-    reviews each side is known `[b, 2]` (user, item)."""
+    """Pairs to rate: embeddings by modality `[b, d_m]`, which are there `[b, M]`, products of the sides' tastes `[b]`,
+    true ratings `[b]`, and by how many reviews each side is known `[b, 2]` (user, item)."""
 
     embeddings: Mapping[str, Array]
     present: Flags
+    affinity: Double
     value: Double
     amount: Double
 
     def without(self, withheld: tuple[str, ...], names: tuple[str, ...]) -> Pairs:
         """The same with some modalities withheld."""
         kept = np.array([name not in withheld for name in names])
-        return Pairs(self.embeddings, self.present & kept, self.value, self.amount)
+        return replace(self, present=self.present & kept)
 
     def reviews(self, names: tuple[str, ...]) -> Double:
         """Number of reviews by which the sides that are present are known `[b]`."""
         sides = self.present[:, [names.index(USER), names.index(ITEM)]]
         total: Double = (self.amount * sides).sum(axis=1)
         return total
+
+
+@dataclass(frozen=True)
+class Sides:
+    """All users or all items as some reviews tell of them: raw profiles `[n, d]`, tastes `[n, k]`, who is known at all
+    `[n]`, and by how many reviews `[n]`."""
+
+    raw: Double
+    taste: Double
+    known: Flags
+    amount: Double
 
 
 class Evidence:
@@ -226,46 +239,59 @@ class Evidence:
         columns = ratings.user[source], ratings.item[source], ratings.value[source]
         return fit_biases(*columns, ratings.n_users, ratings.n_items, shrinkage)
 
-    def reviewed(self, side: str, source: Rows, biases: Biases) -> Reviewed:
+    def tastes(self, source: Rows, biases: Biases) -> Tastes:
+        """Fitted to what the biases leave of some reviews' ratings."""
+        ratings, config = self.ratings, self.config
+        user, item = ratings.user[source], ratings.item[source]
+        left = ratings.value[source] - biases.mean - biases.user[user] - biases.item[item]
+        size = config.taste_size if config.use_biases else 0
+        return fit_tastes(user, item, left, ratings.n_users, ratings.n_items, size=size, penalty=config.taste_penalty)
+
+    def reviewed(self, side: str, source: Rows, biases: Biases, tastes: Tastes) -> Reviewed:
         """Some reviews by user or item, in the order of their documents."""
         ratings = self.ratings
-        key, other = (
-            (ratings.user, biases.item[ratings.item]) if side == USER else (ratings.item, biases.user[ratings.user])
+        key, other, bias, taste = (
+            (ratings.user, ratings.item, biases.item, tastes.item)
+            if side == USER
+            else (ratings.item, ratings.user, biases.user, tastes.user)
         )
         chosen = np.zeros(len(ratings), np.bool_)
         chosen[source] = True
         rows = self._newest_first[chosen[self._newest_first]]
         rows = rows[np.argsort(key[rows], kind="stable")]
         told = within(key[rows], self.length[rows], self.config.document_words) & (self.length[rows] > 0)
-        return Reviewed(key[rows], ratings.value[rows], other[rows], self.vectors[rows], told)
+        met = other[rows]
+        return Reviewed(key[rows], ratings.value[rows], bias[met], taste[met], self.vectors[rows], told)
 
-    def raw(self, source: Rows, prior: Prior) -> dict[str, tuple[Double, Flags, Double]]:
-        """Raw profiles, who is known, and by how many reviews, of all users and items from some reviews."""
-        biases, ratings = self.biases(source), self.ratings
+    def sides(self, source: Rows, prior: Prior) -> dict[str, Sides]:
+        """All users and all items from some reviews."""
+        ratings, biases = self.ratings, self.biases(source)
+        fitted = self.tastes(source, biases)
         found = {}
         for side, key, n, shrinkage in (
             (USER, ratings.user, ratings.n_users, self.config.user_shrinkage),
             (ITEM, ratings.item, ratings.n_items, self.config.item_shrinkage),
         ):
-            raw, known = profiles(self.reviewed(side, source, biases), n, prior, shrinkage)
-            found[side] = (raw, known, np.bincount(key[source], minlength=n).astype(np.float64))
+            reviewed = self.reviewed(side, source, biases, fitted)
+            raw, known = profiles(reviewed, n, prior, shrinkage)
+            taste = tastes(reviewed, raw, prior, self.config.taste_penalty)
+            found[side] = Sides(raw, taste, known, np.bincount(key[source], minlength=n).astype(np.float64))
         return found
 
-    def pairs(
-        self, rows: Rows, found: Mapping[str, tuple[Double, Flags, Double]], scales: Mapping[str, Scale]
-    ) -> Pairs:
-        """The pairs of some ratings under profiles that `raw` has made."""
+    def pairs(self, rows: Rows, sides: Mapping[str, Sides], scales: Mapping[str, Scale]) -> Pairs:
+        """The pairs of some ratings as `sides` tell of them."""
         ratings = self.ratings
         embeddings, present, amount = {}, [], []
-        for side, key in ((USER, ratings.user[rows]), (ITEM, ratings.item[rows])):
-            raw, known, count = found[side]
-            embeddings[side] = scales[side](raw[key])
-            present.append(known[key])
-            amount.append(count[key])
+        key = {USER: ratings.user[rows], ITEM: ratings.item[rows]}
+        for side, one in sides.items():
+            embeddings[side] = scales[side](one.raw[key[side]])
+            present.append(one.known[key[side]])
+            amount.append(one.amount[key[side]])
+        affinity = (sides[USER].taste[key[USER]] * sides[ITEM].taste[key[ITEM]]).sum(axis=1)
         for name, (vectors, there) in self.contents.items():
             embeddings[name] = vectors[ratings.item[rows]]
             present.append(there[ratings.item[rows]])
-        return Pairs(embeddings, np.stack(present, axis=1), ratings.value[rows], np.stack(amount, axis=1))
+        return Pairs(embeddings, np.stack(present, axis=1), affinity, ratings.value[rows], np.stack(amount, axis=1))
 
     def held_out(self, train: Rows, prior: Prior, rng: np.random.Generator) -> tuple[Pairs, dict[str, Scale]]:
         """The training part, each fold of it under the profiles of the others, several times over; and their scales."""
@@ -273,11 +299,11 @@ class Evidence:
         made = []
         for _ in range(config.repeats):
             for fold in np.array_split(rng.permutation(train), config.folds):
-                made.append((fold, self.raw(np.setdiff1d(train, fold), prior)))
+                made.append((fold, self.sides(np.setdiff1d(train, fold), prior)))
         key = {USER: self.ratings.user, ITEM: self.ratings.item}
         scales = {
             side: Scale.fit(
-                np.concatenate([found[side][0][key[side][fold]] for fold, found in made]),
+                np.concatenate([found[side].raw[key[side][fold]] for fold, found in made]),
                 config.text_scale,
                 use_biases=config.use_biases,
             )
@@ -292,6 +318,7 @@ def concatenated(parts: list[Pairs]) -> Pairs:
     return Pairs(
         embeddings,
         np.concatenate([one.present for one in parts]),
+        np.concatenate([one.affinity for one in parts]),
         np.concatenate([one.value for one in parts]),
         np.concatenate([one.amount for one in parts]),
     )
@@ -307,6 +334,7 @@ class LRMMTask:
         self._trainer, self._valid = trainer, valid
         self._embeddings = {name: torch.from_numpy(one) for name, one in pairs.embeddings.items()}
         self._present = torch.from_numpy(pairs.present)
+        self._affinity = torch.from_numpy(pairs.affinity).float()
         self._value = torch.from_numpy(pairs.value).float()
         self._generator = torch.Generator().manual_seed(trainer.seed)
         with torch.random.fork_rng(devices=[]):
@@ -331,9 +359,8 @@ class LRMMTask:
             for done, rows in enumerate(batches, start=1):
                 present = self._present[rows]
                 embeddings = {name: one[rows] for name, one in self._embeddings.items()}
-                loss = self.module.loss(
-                    embeddings, present, self._value[rows], self.module.drop(present, self._generator)
-                )
+                dropped = self.module.drop(present, self._generator)
+                loss = self.module.loss(embeddings, present, self._affinity[rows], self._value[rows], dropped)
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._optimizer.step()
@@ -365,7 +392,8 @@ class LRMMTask:
 def predicted(module: LRMM, pairs: Pairs) -> Double:
     """Ratings `[b]` of pairs."""
     embeddings = {name: torch.from_numpy(one) for name, one in pairs.embeddings.items()}
-    rated: Double = module.predict(embeddings, torch.from_numpy(pairs.present)).double().numpy()
+    affinity = torch.from_numpy(pairs.affinity).float()
+    rated: Double = module.predict(embeddings, torch.from_numpy(pairs.present), affinity).double().numpy()
     return rated
 
 
@@ -423,7 +451,7 @@ def train_lrmm(
     prior = Prior.of(ratings.value[parts.train])
     terminal.stage("profiles", 0, 1)
     pairs, scales = evidence.held_out(parts.train, prior, np.random.default_rng(trainer.seed))
-    known = evidence.raw(parts.train, prior)
+    known = evidence.sides(parts.train, prior)
     valid, test = (evidence.pairs(rows, known, scales) for rows in (parts.valid, parts.test))
     terminal.stage("profiles", 1, 1)
     task = LRMMTask(config, trainer, pairs, valid, prior.mean)
@@ -433,8 +461,8 @@ def train_lrmm(
         task.module,
         users=source.users,
         items=source.items,
-        user_bias=biases.user,
-        item_bias=biases.item,
+        biases=biases,
+        tastes=evidence.tastes(parts.train, biases),
         prior=prior,
         scales=scales,
         encoder=encoder,
@@ -478,7 +506,7 @@ def measured(trained: TrainedRater) -> dict[str, float]:
         if not set(withheld) <= set(rater.names):
             continue
         pairs = trained.test.without(withheld, rater.names)
-        rated = rater.rate(pairs.embeddings, pairs.present, pairs.reviews(rater.names))
+        rated = rater.rate(pairs.embeddings, pairs.present, pairs.affinity, pairs.reviews(rater.names))
         difference = rated.rating - pairs.value
         covered = (rated.low <= pairs.value) & (pairs.value <= rated.high)
         found |= {

@@ -15,7 +15,7 @@ import numpy as np
 
 from models.encoders import TextEncoder
 from models.lrmm import ITEM, USER
-from models.profiles import Array, Reviewed, within
+from models.profiles import Array, Double, Reviewed, within
 from models.rater import Rater
 from models.reviews import excerpt
 from service.domain import Review
@@ -30,9 +30,10 @@ NAMES: Mapping[Side, str] = {"user": USER, "item": ITEM}
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A side of a pair: its embedding `[d]`, whether anything is known, and by how many reviews."""
+    """A side of a pair: its embedding `[d]`, its taste `[k]`, whether anything is known, and by how many reviews."""
 
     embedding: Array
+    taste: Double
     known: bool
     reviews: int
 
@@ -169,16 +170,21 @@ def _profiles(
 ) -> dict[str, Profile]:
     reviews = [(place, one) for place, key in enumerate(keys) for one in read.get(key, ())]
     blank = np.zeros(rater.vector_dim, np.float32)
+    other, taste = rater.others(NAMES[side], [(one.user, one.item) for _, one in reviews])
     reviewed = Reviewed(
         group=np.array([place for place, _ in reviews], dtype=np.int64),
         value=np.array([np.nan if one.value is None else one.value for _, one in reviews], dtype=np.float64),
-        other=np.array([rater.bias_of_other(NAMES[side], one.user, one.item) for _, one in reviews], dtype=np.float64),
+        other=other,
+        taste=taste,
         vector=np.array([blank if one.vector is None else one.vector for _, one in reviews]).reshape(-1, len(blank)),
         told=np.array([one.vector is not None for _, one in reviews], dtype=np.bool_),
     )
-    embeddings, known = rater.profile(NAMES[side], reviewed, len(keys))
+    made = rater.profile(NAMES[side], reviewed, len(keys))
     count = np.bincount(reviewed.group, minlength=len(keys))
-    return {key: Profile(embeddings[row], bool(known[row]), int(count[row])) for row, key in enumerate(keys)}
+    return {
+        key: Profile(made.embedding[row], made.taste[row], bool(made.known[row]), int(count[row]))
+        for row, key in enumerate(keys)
+    }
 
 
 async def contents(engine: Engine, documents: Documents, items: Collection[str]) -> dict[str, Mapping[str, Array]]:

@@ -56,7 +56,8 @@ def _rated(
         present[pair_name(name)] = [one is not None for one in given]
     there = np.array([present[name] for name in rater.names], dtype=np.bool_).T
     reviews = [user.reviews + item.reviews for user, item in zip(of_users, of_items, strict=True)]
-    rated = rater.rate(embeddings, there, np.array(reviews, dtype=np.float64))
+    affinity = np.array([user.taste @ item.taste for user, item in zip(of_users, of_items, strict=True)])
+    rated = rater.rate(embeddings, there, affinity, np.array(reviews, dtype=np.float64))
     return [
         PredictedRating(
             user,

@@ -11,14 +11,16 @@ import torch
 from models.bundle import Bundle, BundleError, BundleWriter, DataEntry, EncoderRef
 from models.losses import sparsity
 from models.lrmm import ITEM, LRMM, USER, LRMMConfig
-from models.profiles import Prior, Reviewed, Scale
+from models.profiles import Biases, Prior, Reviewed, Scale
 from models.rater import Intervals, Rater
 from models.reviews import Projection
+from models.tastes import Tastes
 from models.vocabulary import Vocabulary
 from tests.models.test_reviews import encoder
 
 SIZES = {USER: 17, ITEM: 17, "metadata": 3}
 CONFIG = LRMMConfig(members=3, hidden=8, rating_hidden=6, word_size=4, text_hidden=5, review_words=6)
+NONE = torch.zeros(50)  # tastes that say nothing
 
 
 def model(**changes: object) -> LRMM:
@@ -45,20 +47,31 @@ def test_a_withheld_modality_may_hold_noise(joint: bool, impute: bool) -> None:
         for column, (name, one) in enumerate(embeddings.items())
     }
     made = model(joint=joint, impute=impute)
-    torch.testing.assert_close(made.predict(embeddings, present), made.predict(noisy, present), rtol=0, atol=0)
+    torch.testing.assert_close(
+        made.predict(embeddings, present, NONE), made.predict(noisy, present, NONE), rtol=0, atol=0
+    )
 
 
 def test_of_nobody_and_nothing_only_the_offset_is_known() -> None:
     embeddings, present = batch()
-    assert (model().predict(embeddings, torch.zeros_like(present)) == 4.0).all()
+    assert (model().predict(embeddings, torch.zeros_like(present), NONE + 1) == 4.0).all()
 
 
 def test_a_missing_modality_is_read_off_the_others_only_jointly() -> None:
     embeddings, present = batch()
     present[:] = torch.tensor([False, True, True])
     for joint, differ in ((True, True), (False, False)):
-        rebuilt = model(joint=joint)(embeddings, present).rebuilt[USER]
+        rebuilt = model(joint=joint)(embeddings, present, NONE).rebuilt[USER]
         assert (rebuilt.std(dim=1).max() > 1e-6) == differ  # the literal form can only return a constant
+
+
+def test_tastes_count_where_both_sides_are_known() -> None:
+    embeddings, present = batch()
+    made = model()
+    without, liked = (made.predict(embeddings, present, NONE + one) for one in (0.0, 0.1))
+    both = present[:, 0] & present[:, 1]
+    assert both.any()
+    torch.testing.assert_close(liked - without, 0.1 * both)
 
 
 def test_rates_of_m_drop() -> None:
@@ -76,7 +89,7 @@ def test_rates_of_m_drop() -> None:
 def test_predictions_stay_on_the_scale() -> None:
     embeddings, present = batch()
     loud = {name: one * 1e3 for name, one in embeddings.items()}
-    found = model().predict(loud, present)
+    found = model().predict(loud, present, NONE)
     assert found.min() >= 1
     assert found.max() <= 5
 
@@ -92,7 +105,7 @@ def test_the_loss_teaches_ratings_and_reconstruction() -> None:
     torch.manual_seed(0)
     losses = []
     for _ in range(150):
-        loss = made.loss(embeddings, present, rating, made.drop(present, generator))
+        loss = made.loss(embeddings, present, torch.zeros(200), rating, made.drop(present, generator))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -100,7 +113,7 @@ def test_the_loss_teaches_ratings_and_reconstruction() -> None:
     assert losses[-1] < losses[0]
     made.eval()
     without = torch.tensor([False, True, True]).expand(200, 3)
-    error = (made.predict(embeddings, without) - rating).pow(2).mean()
+    error = (made.predict(embeddings, without, torch.zeros(200)) - rating).pow(2).mean()
     assert error < 0.8 * rating.var()  # the user's side is read off the metadata
 
 
@@ -125,8 +138,8 @@ def rater(*, texts: bool = True) -> Rater:
         made,
         users=Vocabulary(["ann", "bob"]),
         items=Vocabulary(["pick"]),
-        user_bias=np.array([0.3, -0.2]),
-        item_bias=np.array([0.1]),
+        biases=Biases(4.2, np.array([0.3, -0.2]), np.array([0.1])),
+        tastes=Tastes(np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([[0.5, -1.0]])),
         prior=Prior(4.2, np.array([0.1, 0.2, 0.7]), 0.8),
         scales={USER: scale, ITEM: scale},
         encoder=read,
@@ -160,21 +173,28 @@ def test_a_bundle_brings_the_same_ratings_back(tmp_path: Path, texts: bool) -> N
     ]
     np.testing.assert_array_equal(*vectors)
     told = np.array([texts, texts])
-    reviewed = Reviewed(np.array([0, 0]), np.array([5.0, 2.0]), np.zeros(2), vectors[0], told)
+    reviewed = Reviewed(np.array([0, 0]), np.array([5.0, 2.0]), np.zeros(2), np.ones((2, 2)), vectors[0], told)
     answers = []
     for one in (made, found):
-        user, known = one.profile(USER, reviewed, 1)
-        item, unknown = one.profile(ITEM, Reviewed(*(part[:0] for part in vars(reviewed).values())), 1)
+        user = one.profile(USER, reviewed, 1)
+        item = one.profile(ITEM, Reviewed(*(part[:0] for part in vars(reviewed).values())), 1)
+        assert user.taste.any()
+        assert not item.taste.any()
         content = one.content("text", np.ones((1, 4), np.float32))
-        present = np.array([[known[0], unknown[0], True]])
+        present = np.array([[user.known[0], item.known[0], True]])
         assert present.tolist() == [[True, False, True]]
-        answers.append(one.rate({USER: user, ITEM: item, "metadata": content}, present, np.array([2.0])))
+        embeddings = {USER: user.embedding, ITEM: item.embedding, "metadata": content}
+        answers.append(one.rate(embeddings, present, np.zeros(1), np.array([2.0])))
     for name in ("rating", "low", "high"):
         np.testing.assert_array_equal(getattr(answers[0], name), getattr(answers[1], name))
     assert 1 <= answers[0].low[0] < answers[0].rating[0] < answers[0].high[0] <= 5
-    assert made.bias_of_other(USER, "ann", "pick") == 0.1
-    assert made.bias_of_other(ITEM, "bob", "pick") == -0.2
-    assert made.bias_of_other(ITEM, "nobody", "pick") == 0
+    for one in (made, found):
+        bias, taste = one.others(USER, [("ann", "pick"), ("ann", "new")])
+        assert bias.tolist() == [0.1, 0]
+        assert taste.tolist() == [[0.5, -1], [0, 0]]
+        bias, taste = one.others(ITEM, [("bob", "pick"), ("nobody", "pick")])
+        assert bias.tolist() == [-0.2, 0]
+        assert taste.tolist() == [[0, 1], [0, 0]]
 
 
 def test_a_bundle_without_or_with_a_damaged_one(tmp_path: Path) -> None:

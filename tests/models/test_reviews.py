@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,7 @@ def reviewed(value: list[float], told: list[bool] | None = None) -> Reviewed:
         group=np.zeros(n, np.int64),
         value=np.array(value),
         other=np.zeros(n),
+        taste=np.zeros((n, 2)),
         vector=rng.normal(size=(n, 4)).astype(np.float32),
         told=np.array([True] * n if told is None else told, dtype=np.bool_),
     )
@@ -156,7 +159,7 @@ def test_what_is_not_told_reaches_no_profile() -> None:
     one = reviewed([5.0, 3.0], [True, False])
     noisy = one.vector.copy()
     noisy[1] = 1e6
-    other = Reviewed(one.group, one.value, one.other, noisy, one.told)
+    other = replace(one, vector=noisy)
     np.testing.assert_array_equal(profiles(one, 1, prior, 5.0)[0], profiles(other, 1, prior, 5.0)[0])
 
 

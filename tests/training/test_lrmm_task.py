@@ -76,15 +76,17 @@ def test_the_predicted_review_may_be_anything() -> None:
     value[victim], other[victim] = 1.0, 1e3
     found = []
     for one, read in ((world, vectors), (replace(world, value=value), other)):
-        evidence = Evidence(one, read, CONFIG, {})
+        evidence = Evidence(one, read, CONFIG.model_copy(update={"taste_penalty": 0.5}), {})
         rng = np.random.default_rng(0)
         rows = np.concatenate(
             [fold for _ in range(CONFIG.repeats) for fold in np.array_split(rng.permutation(train), CONFIG.folds)]
         )
         pairs, scales = evidence.held_out(train, prior, np.random.default_rng(0))
         raw = {side: pairs.embeddings[side] / scales[side].factor + scales[side].mean for side in (USER, ITEM)}
-        found.append({side: raw[side][rows == victim] for side in (USER, ITEM)})
-    for side in (USER, ITEM):
+        raw["affinity"] = pairs.affinity
+        found.append({side: one[rows == victim] for side, one in raw.items()})
+    assert found[0]["affinity"].any()
+    for side in found[0]:
         assert len(found[0][side]) == CONFIG.repeats
         np.testing.assert_allclose(found[0][side], found[1][side], atol=1e-4)
 
@@ -118,7 +120,8 @@ def test_documents_hold_the_newest_reviews() -> None:
     vectors = np.random.default_rng(0).normal(size=(len(world), 5)).astype(np.float32)
     evidence = Evidence(world, vectors, config, {})
     every = np.arange(len(world))
-    reviewed = evidence.reviewed(USER, every, evidence.biases(every))
+    biases = evidence.biases(every)
+    reviewed = evidence.reviewed(USER, every, biases, evidence.tastes(every, biases))
     newest = {int(user): int(np.flatnonzero(world.user == user).max()) for user in range(USERS)}
     for user in range(USERS):
         told = reviewed.vector[(reviewed.group == user) & reviewed.told]
