@@ -59,7 +59,7 @@ def fit_biases(
     user: Rows, item: Rows, value: Double, n_users: int, n_items: int, shrinkage: tuple[float, float]
 ) -> Biases:
     """Alternating least squares; who has no rating has a bias of zero."""
-    mean = float(value.mean())
+    mean = float(value.mean()) if len(value) else 0.0
     left = value - mean
     of_user, of_item = np.zeros(n_users), np.zeros(n_items)
     users, items = np.bincount(user, minlength=n_users), np.bincount(item, minlength=n_items)

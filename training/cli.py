@@ -244,6 +244,12 @@ def evaluate_command(
         str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
     ] = None,
     variant: Annotated[str | None, typer.Option(help="Name of these settings in the result.")] = None,
+    item_reviews: Annotated[
+        int | None, typer.Option(min=0, help="Under rating: at most so many training reviews tell of an item.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="Under rating: the dataset that is rated by what lrmm learned from --data.")
+    ] = None,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
     device: Device = "auto",
@@ -259,13 +265,16 @@ def evaluate_command(
         options = DataOptions(
             image_encoder=image_encoder, image_weights=image_weights, cache=_cache(data), threads=threads
         )
-        rating = RatingPlan(model, *_rating_configs(_parsed(settings)), options)
+        other = None if target is None else load_dataset(target)
+        rating = RatingPlan(model, *_rating_configs(_parsed(settings)), options, item_reviews, other)
         with Terminal() as terminal:
             result = evaluate_rating(
                 load_dataset(data), rating, seeds=seeds, variant=variant, command=_command(), terminal=terminal
             )
         _write_result(result, json_file)
         return
+    if item_reviews is not None or target is not None:
+        raise CommandError("--item-reviews and --target belong to the protocol rating")
     if protocol is Protocol.LEAVE_ONE_OUT:
         if model not in LEFT_OUT:
             raise CommandError(f"the protocol leave-one-out has no model {model!r}; it has {', '.join(LEFT_OUT)}")

@@ -41,7 +41,7 @@ from models.reviews import (
 from models.tastes import Tastes, fit_tastes
 from models.vocabulary import Vocabulary
 from training.progress import Terminal
-from training.ratings import RatingParts, Ratings, Rows
+from training.ratings import RatingParts, Ratings, Rows, newest_first, newest_of
 from training.trainer import TrainerConfig, TrainingResult, train
 
 TEXT_BATCH, TEXT_RATE, TEXT_POOL = 64, 2e-3, 2048
@@ -214,6 +214,7 @@ class Evidence:
     Args:
         vectors: of all reviews `[n, d + 1]`; `length` their words.
         contents: embeddings of the items' own content by the pair's name of the modality, and which are there.
+        item_reviews: how many reviews tell of an item at most, the newest ones; None for all.
     """
 
     def __init__(
@@ -222,11 +223,12 @@ class Evidence:
         vectors: Array,
         config: LRMMConfig,
         contents: Mapping[str, tuple[Array, Flags]],
+        item_reviews: int | None = None,
     ) -> None:
+        self.item_reviews = item_reviews
         self.ratings, self.vectors, self.config, self.contents = ratings, vectors, config, contents
         self.length = np.array([min(len(text.split()), config.review_words) for text in ratings.text], dtype=np.int64)
-        newest = np.where(np.isnan(ratings.time), -np.inf, ratings.time)
-        self._newest_first = np.lexsort((-np.arange(len(ratings)), -newest))
+        self._newest_first = newest_first(ratings)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -255,27 +257,39 @@ class Evidence:
             if side == USER
             else (ratings.item, ratings.user, biases.user, tastes.user)
         )
-        chosen = np.zeros(len(ratings), np.bool_)
-        chosen[source] = True
-        rows = self._newest_first[chosen[self._newest_first]]
+        rows = self._newest(source)
+        if side == ITEM and self.item_reviews is not None:
+            rows = newest_of(key, rows, self.item_reviews)
         rows = rows[np.argsort(key[rows], kind="stable")]
         told = within(key[rows], self.length[rows], self.config.document_words) & (self.length[rows] > 0)
         met = other[rows]
         return Reviewed(key[rows], ratings.value[rows], bias[met], taste[met], self.vectors[rows], told)
 
+    def _newest(self, source: Rows) -> Rows:
+        chosen = np.zeros(len(self.ratings), np.bool_)
+        chosen[source] = True
+        return self._newest_first[chosen[self._newest_first]]
+
     def sides(self, source: Rows, prior: Prior) -> dict[str, Sides]:
         """All users and all items from some reviews."""
-        ratings, biases = self.ratings, self.biases(source)
-        fitted = self.tastes(source, biases)
-        found = {}
-        for side, key, n, shrinkage in (
-            (USER, ratings.user, ratings.n_users, self.config.user_shrinkage),
-            (ITEM, ratings.item, ratings.n_items, self.config.item_shrinkage),
+        rated = source
+        if self.item_reviews is not None:
+            rated = newest_of(self.ratings.item, self._newest(source), self.item_reviews)
+        biases = self.biases(rated)
+        return self.sides_given(source, prior, biases, self.tastes(rated, biases))
+
+    def sides_given(self, source: Rows, prior: Prior, biases: Biases, fitted: Tastes) -> dict[str, Sides]:
+        """All users and all items from some reviews, whose other sides have these biases and tastes."""
+        ratings, found = self.ratings, {}
+        for side, n, shrinkage in (
+            (USER, ratings.n_users, self.config.user_shrinkage),
+            (ITEM, ratings.n_items, self.config.item_shrinkage),
         ):
             reviewed = self.reviewed(side, source, biases, fitted)
             raw, known = profiles(reviewed, n, prior, shrinkage)
             taste = tastes(reviewed, raw, prior, self.config.taste_penalty)
-            found[side] = Sides(raw, taste, known, np.bincount(key[source], minlength=n).astype(np.float64))
+            amount = np.bincount(reviewed.group, minlength=n).astype(np.float64)
+            found[side] = Sides(raw, taste, known, amount)
         return found
 
     def pairs(self, rows: Rows, sides: Mapping[str, Sides], scales: Mapping[str, Scale]) -> Pairs:
@@ -404,6 +418,7 @@ class RatingSource:
     Attributes:
         sentences: embeddings `[n, d]` of the reviews' excerpts and who made them; None where there are no texts.
         content: the items' own features with holes, by the data's names of the modalities.
+        item_reviews: how many reviews tell of an item at most, in training and in test; None for all.
     """
 
     ratings: Ratings
@@ -412,6 +427,7 @@ class RatingSource:
     content: ModalBatch
     users: Vocabulary
     items: Vocabulary
+    item_reviews: int | None = None
 
 
 @dataclass(frozen=True)
@@ -447,7 +463,7 @@ def train_lrmm(
         )
         for column, (name, feature) in enumerate(source.content.features.items())
     }
-    evidence = Evidence(ratings, vectors, config, contents)
+    evidence = Evidence(ratings, vectors, config, contents, source.item_reviews)
     prior = Prior.of(ratings.value[parts.train])
     terminal.stage("profiles", 0, 1)
     pairs, scales = evidence.held_out(parts.train, prior, np.random.default_rng(trainer.seed))
@@ -499,13 +515,13 @@ def calibrated(module: LRMM, valid: Pairs) -> Intervals:
     return Intervals.fit(np.concatenate(pattern), np.concatenate(amount), np.concatenate(residual))
 
 
-def measured(trained: TrainedRater) -> dict[str, float]:
+def measured(rater: Rater, test: Pairs) -> dict[str, float]:
     """RMSE, MAE, coverage and width of the intervals on the test part, by regime; once, when all is chosen."""
-    rater, found = trained.rater, dict[str, float]()
+    found = dict[str, float]()
     for regime, withheld in REGIMES.items():
         if not set(withheld) <= set(rater.names):
             continue
-        pairs = trained.test.without(withheld, rater.names)
+        pairs = test.without(withheld, rater.names)
         rated = rater.rate(pairs.embeddings, pairs.present, pairs.affinity, pairs.reviews(rater.names))
         difference = rated.rating - pairs.value
         covered = (rated.low <= pairs.value) & (pairs.value <= rated.high)

@@ -10,6 +10,7 @@ from models.bundle import EncoderRef, Manifest
 from models.encoders import MINILM, TextEncoder, make_encoder
 from models.lrmm import LRMMConfig
 from models.modality import ModalBatch
+from models.profiles import Array
 from models.rater import NAME
 from training.datasets.base import Dataset
 from training.joining import data_entry, join, no_content, open_bundle
@@ -36,15 +37,19 @@ def _source(
     options: DataOptions,
     terminal: Terminal,
 ) -> Callable[[RatingParts], RatingSource]:
-    sentences = None
-    if any(text.strip() for text in ratings.text):
-        encoder = cast(TextEncoder, make_encoder(MINILM, cache_dir=options.cache, threads=options.threads))
-        vectors = sentence_vectors(ratings.text, config.review_words, encoder, terminal, options.cache)
-        sentences = (
-            vectors,
-            EncoderRef(kind="text", id=encoder.id, dim=encoder.dim, weights_sha256=encoder.weights_sha256),
-        )
+    sentences = review_sentences(ratings, config, options, terminal)
     return lambda parts: RatingSource(ratings, parts, sentences, content, dataset.users, dataset.items)
+
+
+def review_sentences(
+    ratings: Ratings, config: LRMMConfig, options: DataOptions, terminal: Terminal
+) -> tuple[Array, EncoderRef] | None:
+    """Sentence embeddings `[n, d]` of the reviews and who made them; None where there are no texts."""
+    if not any(text.strip() for text in ratings.text):
+        return None
+    encoder = cast(TextEncoder, make_encoder(MINILM, cache_dir=options.cache, threads=options.threads))
+    vectors = sentence_vectors(ratings.text, config.review_words, encoder, terminal, options.cache)
+    return vectors, EncoderRef(kind="text", id=encoder.id, dim=encoder.dim, weights_sha256=encoder.weights_sha256)
 
 
 def add_lrmm(
@@ -74,7 +79,7 @@ def add_lrmm(
         fingerprint=_fingerprint(dataset, config, trainer),
         checkpoint=checkpoint,
     )
-    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained)}
+    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.rater, trained.test)}
     data = data_entry(dataset, opened.content, len(ratings))
     manifest = join(out, opened, NAME, data, lambda writer: trained.rater.save(writer, metrics))
     checkpoint.unlink(missing_ok=True)

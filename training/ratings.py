@@ -88,6 +88,29 @@ class RatingParts:
         return cls(*(np.flatnonzero(split == part) for part in (TRAIN, VALID, TEST)))
 
 
+def newest_first(ratings: Ratings) -> Rows:
+    """All rows, newest first; ratings without a time come last, the later row before the earlier one."""
+    newest = np.where(np.isnan(ratings.time), -np.inf, ratings.time)
+    return np.lexsort((-np.arange(len(ratings)), -newest))
+
+
+def newest_of(group: Rows, rows: Rows, most: int) -> Rows:
+    """Those among rows (newest first) that are one of the `most` newest of their group `[n]`, in the same order."""
+    order = np.argsort(group[rows], kind="stable")
+    sorted_ = group[rows][order]
+    place = np.arange(len(rows)) - np.searchsorted(sorted_, sorted_)
+    return rows[np.sort(order[place < most])]
+
+
+def thinned(ratings: Ratings, parts: RatingParts, item_reviews: int | None) -> RatingParts:
+    """The same with at most so many training ratings of an item, the newest ones; None for all."""
+    if item_reviews is None:
+        return parts
+    order = newest_first(ratings)
+    kept = newest_of(ratings.item, order[np.isin(order, parts.train)], item_reviews)
+    return replace(parts, train=np.sort(kept))
+
+
 def published_parts(dataset: Dataset, ratings: Ratings) -> RatingParts | None:
     """The dataset's own split, if it publishes one."""
     return None if dataset.rating_split is None else RatingParts.of(dataset.rating_split[ratings.event])

@@ -315,6 +315,9 @@ def test_evaluate_ratings_that_are_not_there(lacuna: Run, data: Path) -> None:
     assert "the protocol rating has no model 'ease'; it has lrmm, offset" in refused(
         lacuna("evaluate", "ease", *arguments)
     )
+    assert "belong to the protocol rating" in refused(lacuna("evaluate", "ease", "--data", data, "--item-reviews", 1))
+    sentence = refused(lacuna("evaluate", "svd", *arguments, "--item-reviews", 0))
+    assert "svd cannot be trained where no item has a rating" in sentence
     sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "memberz=2"))
     assert "there is no setting 'memberz'" in sentence
     assert "document_words" in sentence

@@ -22,7 +22,7 @@ from training.evaluate import RatingPlan, evaluate_rating
 from training.lrmm import TRAINER, Evidence, RatingSource, fit_reviews, measured, train_lrmm
 from training.progress import Terminal
 from training.rate import add_lrmm
-from training.ratings import Ratings, random_parts
+from training.ratings import RatingDataError, Ratings, random_parts
 from training.train import DataOptions
 
 CONFIG = LRMMConfig(
@@ -135,7 +135,7 @@ def test_documents_hold_the_newest_reviews() -> None:
 def test_training_beats_the_mean_in_every_regime(texts: bool) -> None:
     given = source(ratings(), texts=texts)
     trained = train_lrmm(given, CONFIG, QUICK, terminal=terminal())
-    found = measured(trained)
+    found = measured(trained.rater, trained.test)
     value = given.ratings.value
     alone = float(np.sqrt(np.mean((value[given.parts.test] - value[given.parts.train].mean()) ** 2)))
     assert found["rmse[+F]"] < 0.75 * alone
@@ -170,17 +170,49 @@ def test_the_tone_of_a_review_is_told_by_the_others() -> None:
         assert fold, "the fold of the review itself has learned its word"
 
 
+@pytest.mark.parametrize(("most", "told"), [(0, 0.0), (1, 1.0), (None, 12.0)])
+def test_few_reviews_tell_of_an_item(most: int | None, told: float) -> None:
+    """No more are read, of training pairs and of test pairs; what users wrote stays known."""
+    given = replace(source(ratings()), item_reviews=most)
+    trained = train_lrmm(given, CONFIG, QUICK, terminal=terminal())
+    names = trained.rater.names
+    amount = trained.test.amount[:, names.index(ITEM)]
+    assert (amount <= told if most is not None else amount > told).all()
+    assert trained.test.present[:, names.index(ITEM)].all() == (most != 0)
+    assert trained.test.present[:, names.index(USER)].all()
+    found = measured(trained.rater, trained.test)
+    if most == 0:
+        assert found["rmse[+F]"] == found["rmse[-O]"]
+
+
+def test_the_ratings_of_sparse_items_reach_no_profile() -> None:
+    world = ratings()
+    train = np.arange(300)
+    prior = Prior.of(world.value[train])
+    newest = {int(item): int(train[world.item[train] == item].max()) for item in range(ITEMS)}
+    older = np.setdiff1d(train, list(newest.values()))
+    value = world.value.copy()
+    value[older[world.user[older] != 3]] = 1.0
+    found = []
+    for one in (world, replace(world, value=value)):
+        evidence = Evidence(one, np.zeros((len(world), 1), np.float32), CONFIG, {}, item_reviews=1)
+        sides = evidence.sides(train, prior)
+        found.append((sides[ITEM].raw, sides[USER].raw[3]))
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
 # --- the whole line --------------------------------------------------------------------------------------------------
 
 
-def dataset(folder: Path) -> Any:
-    world = ratings()
+def dataset(folder: Path, world: Ratings | None = None, name: str = "rated") -> Any:
+    world = world or ratings()
     items = [{"id": f"i{row}", "title": None, "modalities": {}} for row in range(ITEMS)]
     events = [
         {"user": f"u{user}", "item": f"i{item}", "type": "review", "value": float(value), "text": text}
         for user, item, value, text in zip(world.user, world.item, world.value, world.text, strict=True)
     ][::4]  # sentences take time
-    write_dataset(folder, items, events, name="rated", source="test", synthetic=True)
+    write_dataset(folder, items, events, name=name, source="test", synthetic=True)
     return load_dataset(folder)
 
 
@@ -215,3 +247,20 @@ def test_the_protocol_runs_random_splits_and_says_how(tmp_path: Path) -> None:
     assert result["config"]["model"]["members"] == 2
     assert result["mean"]["rmse[+F]"] < peer["mean"]["rmse[+F]"]
     assert {"rmse[-U]", "mae[-O]", "coverage[-U-O]", "width[+F]"} <= set(result["mean"])
+
+
+def test_another_dataset_is_rated_by_what_was_learned_from_the_first(tmp_path: Path) -> None:
+    """Both are synthetic: the words mean the same, the users and items are others."""
+    other = dataset(tmp_path / "other", ratings(seed=5), name="other")
+    options = DataOptions(cache=tmp_path / "cache", threads=1)
+    plan = RatingPlan("lrmm", CONFIG, QUICK, options, target=other)
+    with terminal() as told:
+        found = evaluate_rating(dataset(tmp_path / "data"), plan, seeds=1, variant=None, command="test", terminal=told)
+        floor = evaluate_rating(
+            other, RatingPlan("offset", CONFIG, QUICK, options), seeds=1, variant=None, command="test", terminal=told
+        )
+    assert found["dataset"] == "other"
+    assert found["config"]["trained_on"] == "rated"
+    assert found["mean"]["rmse[+F]"] < 0.8 * floor["mean"]["rmse[+F]"]
+    with pytest.raises(RatingDataError, match="biases knows users and items alone"):
+        replace(plan, model="biases")

@@ -10,7 +10,7 @@ import pytest
 from training.datasets.base import TEST, TRAIN, VALID
 from training.evaluate.rating import errors
 from training.rating_peers import RATING_PEERS, PeerRatings, RatingPeer, rmse, tune_rating_peer
-from training.ratings import RatingParts, Ratings
+from training.ratings import RatingParts, Ratings, thinned
 
 USERS, ITEMS = 30, 20
 WORDS = {-1: "broke bad return", 1: "great love perfect"}
@@ -41,6 +41,20 @@ def test_a_peer_learns_what_it_can(name: str) -> None:
     found = tune_rating_peer(RatingPeer(peer.fit, peer.grid[:2]), world)
     alone = tune_rating_peer(RATING_PEERS["offset"], world)
     assert rmse(truth, found.predict(world.parts.test)) < 0.9 * rmse(truth, alone.predict(world.parts.test))
+
+
+def test_the_newest_ratings_of_an_item_are_left() -> None:
+    world = data()
+    left = thinned(world.ratings, world.parts, 2)
+    item = world.ratings.item
+    for one in range(ITEMS):
+        mine = world.parts.train[item[world.parts.train] == one]
+        assert (
+            left.train[item[left.train] == one].tolist() == sorted(mine, key=lambda row: world.ratings.time[row])[-2:]
+        )
+    assert left.test is world.parts.test
+    assert thinned(world.ratings, world.parts, None) is world.parts
+    assert not len(thinned(world.ratings, world.parts, 0).train)
 
 
 def test_nmf_runs() -> None:

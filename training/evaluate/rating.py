@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,22 @@ from training.datasets.base import Dataset
 from training.evaluate.machine import machine
 from training.lrmm import RatingSource, measured, train_lrmm
 from training.progress import Terminal
-from training.rate import encoded_ratings
+from training.rate import encoded_ratings, review_sentences
 from training.rating_peers import RATING_PEERS, PeerRatings, tune_rating_peer
-from training.ratings import HIGHEST, LOWEST, RatingParts, Ratings, Values, published_parts, random_parts
+from training.ratings import (
+    HIGHEST,
+    LOWEST,
+    RatingDataError,
+    RatingParts,
+    Ratings,
+    Values,
+    published_parts,
+    random_parts,
+    thinned,
+)
 from training.train import DataOptions
 from training.trainer import TrainerConfig, peak_memory_mb
+from training.transfer import Target, transferred
 
 PUBLISHED = 0  # the seed under which the dataset's own split runs
 FULL = "+F"
@@ -36,12 +47,25 @@ class RatingOutcome:
 
 @dataclass(frozen=True)
 class RatingPlan:
-    """What to measure: one of `RATERS`; for LRMM its settings and how content becomes features."""
+    """What to measure: one of `RATERS`; for LRMM its settings and how content becomes features.
+
+    Attributes:
+        item_reviews: how many reviews tell of an item at most; of a peer's training ratings no more are left.
+        target: the dataset whose test part is rated instead, by what was learned from the other.
+    """
 
     model: str
     config: LRMMConfig
     trainer: TrainerConfig
     options: DataOptions
+    item_reviews: int | None = None
+    target: Dataset | None = None
+
+    def __post_init__(self) -> None:
+        if self.model != LRMM and self.target is not None:
+            raise RatingDataError(f"{self.model} knows users and items alone, of which another dataset has none")
+        if self.model != LRMM and self.item_reviews == 0:
+            raise RatingDataError(f"{self.model} cannot be trained where no item has a rating")
 
 
 def evaluate_rating(
@@ -63,11 +87,11 @@ def evaluate_rating(
     table = {name: np.array([run["metrics"][name] for run in runs]) for name in names}
     return {
         "protocol": "rating",
-        "dataset": dataset.name,
-        "synthetic": dataset.synthetic,
+        "dataset": dataset.name if plan.target is None else plan.target.name,
+        "synthetic": dataset.synthetic or (plan.target is not None and plan.target.synthetic),
         "model": plan.model,
         "variant": variant,
-        "config": _settings(plan),
+        "config": {**_settings(plan), **_condition(dataset, plan)},
         "command": command,
         "machine": machine(),
         "published": None if published is None else run(published, PUBLISHED),
@@ -83,19 +107,31 @@ def _settings(plan: RatingPlan) -> dict[str, Any]:
     return {"model": plan.config.model_dump(), "trainer": plan.trainer.model_dump(exclude={"seed"})}
 
 
+def _condition(dataset: Dataset, plan: RatingPlan) -> dict[str, Any]:
+    """What results must have in common to be compared, where it is not the usual."""
+    found: dict[str, Any] = {}
+    if plan.item_reviews is not None:
+        found["item_reviews"] = plan.item_reviews
+    if plan.target is not None:
+        found["trained_on"] = dataset.name
+    return found
+
+
 def _runner(
     dataset: Dataset, ratings: Ratings, plan: RatingPlan, terminal: Terminal
 ) -> Callable[[RatingParts, int], dict[str, Any]]:
     """What runs one split. Encoders that learn nothing from ratings run once for all splits."""
     prepared = encoded_ratings(dataset, ratings, plan.config, plan.options, terminal) if plan.model == LRMM else None
+    target = _target(plan, terminal)
 
     def run(parts: RatingParts, seed: int) -> dict[str, Any]:
         begin = time.perf_counter()
         terminal.say("the published split" if seed == PUBLISHED else f"split {seed}")
         if prepared is None:
-            outcome = _peer(ratings, parts, plan.model, seed, terminal)
+            outcome = _peer(ratings, thinned(ratings, parts, plan.item_reviews), plan.model, seed, terminal)
         else:
-            outcome = _lrmm(prepared(parts), plan, seed, terminal)
+            source = replace(prepared(parts), item_reviews=plan.item_reviews)
+            outcome = _lrmm(source, plan, seed, target and target(seed), terminal)
         return {
             "seed": seed,
             "metrics": outcome.metrics,
@@ -116,10 +152,28 @@ def _peer(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal:
     return RatingOutcome(metrics, {"setting": dict(found.setting)})
 
 
-def _lrmm(source: RatingSource, plan: RatingPlan, seed: int, terminal: Terminal) -> RatingOutcome:
+def _target(plan: RatingPlan, terminal: Terminal) -> Callable[[int], Target] | None:
+    """What makes the split of a target by its seed. Its sentences are encoded once."""
+    if plan.target is None:
+        return None
+    ratings = Ratings.of(plan.target)
+    published = published_parts(plan.target, ratings)
+    sentences = review_sentences(ratings, plan.config, plan.options, terminal)
+
+    def split(seed: int) -> Target:
+        parts = published if seed == PUBLISHED and published else random_parts(len(ratings), seed)
+        return Target(ratings, parts, None if sentences is None else sentences[0])
+
+    return split
+
+
+def _lrmm(
+    source: RatingSource, plan: RatingPlan, seed: int, target: Target | None, terminal: Terminal
+) -> RatingOutcome:
     trainer = plan.trainer.model_copy(update={"seed": seed})
     trained = train_lrmm(source, plan.config, trainer, terminal=terminal)
-    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained)}
+    test = trained.test if target is None else transferred(trained.rater, target)
+    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.rater, test)}
     account = {
         "epochs": trained.result.epochs,
         "best_epoch": trained.result.best_epoch,

@@ -61,6 +61,8 @@ class Config(BaseModel):
     mask: str | None = None
     levels: bool = False
     split: str | None = None
+    item_reviews: int | None = None
+    trained_on: str | None = None
     model: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
 
@@ -96,9 +98,13 @@ class Result(BaseModel):
 
     @property
     def condition(self) -> str:
-        """Which split it was and which cells were withheld: what results must have in common to stand in one table."""
+        """Which split it was and what was withheld: what results must have in common to stand in one table."""
         if self.config.split:
             return f"published split {self.config.split}"
+        if self.config.trained_on:
+            return f"trained on {DATASETS.get(self.config.trained_on, self.config.trained_on)}"
+        if self.config.item_reviews is not None:
+            return f"at most {self.config.item_reviews} training reviews tell of an item"
         if self.config.mask:
             return f"published mask {self.config.mask}"
         if self.config.levels:
