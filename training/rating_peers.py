@@ -29,6 +29,17 @@ Matrix = sp.csr_matrix
 
 
 @dataclass(frozen=True)
+class Words:
+    """Counts of words in every review `[n, words]`, and their weights by how many training reviews hold them.
+
+    The words are those of the training part.
+    """
+
+    counts: Matrix
+    weigh: TfidfTransformer
+
+
+@dataclass(frozen=True)
 class PeerRatings:
     """What peers read: the ratings, of which only those of the training part, and `seed` for what is random."""
 
@@ -37,16 +48,15 @@ class PeerRatings:
     seed: int = 0
 
     @cached_property
-    def counts(self) -> Matrix:
-        """Counts of words and pairs of words in every review `[n, words]`; the words are those of the training part."""
-        counter = CountVectorizer(min_df=MIN_REVIEWS, ngram_range=(1, 2), token_pattern=r"[a-z0-9']+")
-        counter.fit([self.ratings.text[row] for row in self.parts.train])
-        return sp.csr_matrix(counter.transform(self.ratings.text), dtype=np.float64)
+    def words(self) -> Mapping[int, Words]:
+        """What every review says, in words (1) and in words and pairs of words (2)."""
+        return {longest: self._words(longest) for longest in (1, 2)}
 
-    @cached_property
-    def weigh(self) -> TfidfTransformer:
-        """Weights of words by how many training reviews hold them."""
-        return TfidfTransformer(sublinear_tf=True).fit(self.counts[self.parts.train])
+    def _words(self, longest: int) -> Words:
+        counter = CountVectorizer(min_df=MIN_REVIEWS, ngram_range=(1, longest), token_pattern=r"[a-z0-9']+")
+        counter.fit([self.ratings.text[row] for row in self.parts.train])
+        counts = sp.csr_matrix(counter.transform(self.ratings.text), dtype=np.float64)
+        return Words(counts, TfidfTransformer(sublinear_tf=True).fit(counts[self.parts.train]))
 
 
 @dataclass(frozen=True)
@@ -79,16 +89,15 @@ def biases(data: PeerRatings, *, user: float, item: float) -> Predict:
     return _surprise(data, BaselineOnly(bsl_options={"method": "als", "n_epochs": 15, "reg_u": user, "reg_i": item}))
 
 
-def svd(data: PeerRatings, *, factors: int, penalty: float) -> Predict:
+def svd(data: PeerRatings, *, factors: int, penalty: float, epochs: int) -> Predict:
     """Biased matrix factorisation (scikit-surprise)."""
-    return _surprise(data, SVD(n_factors=factors, reg_all=penalty, n_epochs=20, random_state=data.seed))
+    return _surprise(data, SVD(n_factors=factors, reg_all=penalty, n_epochs=epochs, random_state=data.seed))
 
 
-def svdpp(data: PeerRatings, *, factors: int, penalty: float) -> Predict:
+def svdpp(data: PeerRatings, *, factors: int, penalty: float, epochs: int) -> Predict:
     """SVD++ (scikit-surprise)."""
-    return _surprise(
-        data, SVDpp(n_factors=factors, reg_all=penalty, n_epochs=20, random_state=data.seed, cache_ratings=True)
-    )
+    model = SVDpp(n_factors=factors, reg_all=penalty, n_epochs=epochs, random_state=data.seed, cache_ratings=True)
+    return _surprise(data, model)
 
 
 def nmf(data: PeerRatings, *, factors: int) -> Predict:
@@ -110,24 +119,25 @@ def _surprise(data: PeerRatings, model: AlgoBase) -> Predict:
     return predict
 
 
-def tfidf_ridge(data: PeerRatings, *, penalty: float, bias: float = 0.0) -> Predict:
+def tfidf_ridge(data: PeerRatings, *, ngrams: int, penalty: float, bias: float = 0.0) -> Predict:
     """Ridge regression on the TF-IDF of the user's and of the item's document; with `bias`, on who they are besides.
 
     Args:
+        ngrams: words in a row that are read as one, at most.
         bias: weight of the columns that name the user and the item, 0 for none.
     """
-    ratings, train = data.ratings, data.parts.train
+    ratings, train, words = data.ratings, data.parts.train, data.words[ngrams]
     model = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-3)
-    model.fit(_columns(data, train, bias, own=False), ratings.value[train])
+    model.fit(_columns(data, words, train, bias, own=False), ratings.value[train])
 
     def predict(rows: Rows) -> Values:
-        found: Values = model.predict(_columns(data, rows, bias, own=True))
+        found: Values = model.predict(_columns(data, words, rows, bias, own=True))
         return found
 
     return predict
 
 
-def _columns(data: PeerRatings, rows: Rows, bias: float, *, own: bool) -> Matrix:
+def _columns(data: PeerRatings, words: Words, rows: Rows, bias: float, *, own: bool) -> Matrix:
     """TF-IDF of the users' and the items' documents `[len(rows), 2 words]`, beside who they are.
 
     `own`: whether a document may hold the row's own review, which none of validation and test does anyway.
@@ -136,8 +146,8 @@ def _columns(data: PeerRatings, rows: Rows, bias: float, *, own: bool) -> Matrix
     columns = []
     for key, n in ((ratings.user, ratings.n_users), (ratings.item, ratings.n_items)):
         gather = sp.csr_matrix((np.ones(len(train)), (key[train], train)), shape=(n, len(ratings)))
-        documents = sp.csr_matrix(gather @ data.counts)[key[rows]]
-        columns.append(data.weigh.transform(documents if own else documents - data.counts[rows]))
+        documents = sp.csr_matrix(gather @ words.counts)[key[rows]]
+        columns.append(words.weigh.transform(documents if own else documents - words.counts[rows]))
         if bias:
             ones = (np.full(len(rows), bias), (np.arange(len(rows)), key[rows]))
             columns.append(sp.csr_matrix(ones, shape=(len(rows), n)))
@@ -162,11 +172,13 @@ RATING_PEERS: Mapping[str, RatingPeer] = {
     "user-bias": RatingPeer(one_sided, _grid(side=("user",), shrinkage=SHRINKAGE)),
     "item-bias": RatingPeer(one_sided, _grid(side=("item",), shrinkage=SHRINKAGE)),
     "biases": RatingPeer(biases, _grid(user=(2.0, 3.0, 5.0, 7.0, 10.0), item=(3.0, 5.0, 7.0, 10.0, 15.0))),
-    "svd": RatingPeer(svd, _grid(factors=(5, 20, 100), penalty=(0.05, 0.1))),
-    "svdpp": RatingPeer(svdpp, _grid(factors=(5, 20), penalty=(0.05, 0.1))),
+    "svd": RatingPeer(svd, _grid(factors=(5, 20, 100), penalty=(0.05, 0.1), epochs=(20, 60))),
+    "svdpp": RatingPeer(svdpp, _grid(factors=(5, 20), penalty=(0.05, 0.1), epochs=(20, 40))),
     "nmf": RatingPeer(nmf, _grid(factors=(5, 15))),
-    "tfidf-ridge": RatingPeer(tfidf_ridge, _grid(penalty=(5.0, 10.0, 20.0))),
-    "biases-tfidf-ridge": RatingPeer(tfidf_ridge, _grid(penalty=(5.0, 10.0, 20.0), bias=(0.5, 1.0))),
+    "tfidf-ridge": RatingPeer(tfidf_ridge, _grid(ngrams=(1, 2), penalty=(5.0, 10.0, 20.0))),
+    "biases-tfidf-ridge": RatingPeer(
+        tfidf_ridge, _grid(ngrams=(1, 2), penalty=(5.0, 10.0, 20.0, 40.0), bias=(0.5, 1.0, 2.0))
+    ),
 }
 
 
