@@ -184,6 +184,31 @@ def test_ratings_by_regime_and_by_pairs(report: Callable[..., Page]) -> None:
     assert pairs == [f"{middle:+.4f} [{middle - half:+.4f}, {middle + half:+.4f}]", "2 of 3"]
 
 
+def test_ratings_by_what_was_observed_and_reconstructions(report: Callable[..., Page]) -> None:
+    kind = {"protocol": "rating", "dataset": "musical-instruments", "config": {}}
+    result = raw("lrmm", [{"rmse[+F]": 0.8}, {"rmse[+F]": 0.9}], **kind)
+    for run, error in zip(result["runs"], (0.5, 1.0), strict=True):
+        run["by_amount"] = {"user": [{"reviews": "3-4", "rows": 10, "rmse": error}]}
+        run["by_amount"]["user"].append({"reviews": "33-64", "rows": 5, "rmse": error})
+    result["runs"][0]["reconstructions"] = {
+        "user_reviews": {"observed": [[0, 1], [2, 3]], "rebuilt": [[0.5, 1], [2, 2.5]]}
+    }
+    page = report(result, raw("biases", [{"rmse[+F]": 0.85}], **kind))
+    assert "Error by what is known of the user" in page.headings
+    assert "Error by what is known of the item" not in page.headings
+    assert "LRMM: user reviews, t-SNE" in page.headings
+
+
+def test_results_under_other_conditions_share_no_table(report: Callable[..., Page]) -> None:
+    kind = {"protocol": "rating", "dataset": "musical-instruments"}
+    page = report(
+        raw("lrmm", [{"rmse[+F]": 0.8}], **kind, config={}),
+        raw("biases", [{"rmse[+F]": 0.9}], **kind, config={"item_reviews": 1}),
+        raw("lrmm", [{"rmse[+F]": 0.95}], **kind, config={"trained_on": "ml-100k"}),
+    )
+    assert page.headings.count("Errors by regime") == 3
+
+
 def test_ablations_say_what_differs(report: Callable[..., Page]) -> None:
     config = {"mask": "0.60", "model": {"club": 0.01, "modal": True}, "trainer": {"epochs": 40}, "imputer": None}
     without = {**config, "model": {"club": 0.0, "modal": True}}

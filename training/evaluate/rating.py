@@ -12,7 +12,8 @@ import numpy as np
 from models.lrmm import LRMMConfig
 from training.datasets.base import Dataset
 from training.evaluate.machine import machine
-from training.lrmm import RatingSource, measured, train_lrmm
+from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
+from training.lrmm import RatingSource, measured, predicted, train_lrmm
 from training.progress import Terminal
 from training.rate import encoded_ratings, review_sentences
 from training.rating_peers import RATING_PEERS, PeerRatings, tune_rating_peer
@@ -32,6 +33,7 @@ from training.trainer import TrainerConfig, peak_memory_mb
 from training.transfer import Target, transferred
 
 PUBLISHED = 0  # the seed under which the dataset's own split runs
+FIRST = 1  # of the random splits; its reconstructions are drawn
 FULL = "+F"
 LRMM = "lrmm"
 RATERS = (LRMM, *RATING_PEERS)
@@ -80,7 +82,7 @@ def evaluate_rating(
     """
     ratings = Ratings.of(dataset)
     published = published_parts(dataset, ratings)
-    splits = {seed: random_parts(len(ratings), seed) for seed in range(1, seeds + 1)}
+    splits = {seed: random_parts(len(ratings), seed) for seed in range(FIRST, FIRST + seeds)}
     run = _runner(dataset, ratings, plan, terminal)
     runs = [run(parts, seed) for seed, parts in splits.items()]
     names = runs[0]["metrics"]
@@ -149,7 +151,10 @@ def _peer(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal:
         RATING_PEERS[model], data, lambda done, total: terminal.stage(f"{model}, settings", done, total)
     )
     metrics = {"valid rmse": found.rmse, **errors(ratings.value[parts.test], found.predict(parts.test), FULL)}
-    return RatingOutcome(metrics, {"setting": dict(found.setting)})
+    reviews = reviews_of(ratings.user, ratings.item, parts.train, parts.test)
+    difference = np.clip(found.predict(parts.test), LOWEST, HIGHEST) - ratings.value[parts.test]
+    account = {"setting": dict(found.setting), "by_amount": errors_by_amount(reviews, difference)}
+    return RatingOutcome(metrics, account)
 
 
 def _target(plan: RatingPlan, terminal: Terminal) -> Callable[[int], Target] | None:
@@ -179,7 +184,10 @@ def _lrmm(
         "best_epoch": trained.result.best_epoch,
         "seconds_per_epoch": round(trained.result.seconds_per_epoch, 3),
         "history": trained.result.history,
+        "by_amount": errors_by_amount(test.amount, predicted(trained.rater.model, test) - test.value),
     }
+    if seed == FIRST:
+        account["reconstructions"] = reconstructions(trained.rater, test)
     return RatingOutcome(metrics, account)
 
 

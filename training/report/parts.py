@@ -6,16 +6,15 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.manifold import TSNE
 
 from models.bundle import Bundle
 from models.online import OnlineDGMRec
+from training.plane import plane
 from training.report.plots import Cloud, Plot, scatter
 from training.report.sections import Block, Chapter, Section
 from training.report.tables import Cell, Row, Table
 
 DRAWN = 300  # items; more would take long and draw black
-PERPLEXITY = 30.0
 Array = NDArray[np.float32]
 
 
@@ -50,10 +49,10 @@ def _parts_plot(online: OnlineDGMRec, parts: Array, observed: NDArray[np.bool_])
         for a in range(len(online.names))
         for kind, block in zip(("general", "specific"), np.split(parts[:, a], 2, axis=1), strict=True)
     }
-    plane = _plane(np.concatenate(list(split.values())))
+    places = plane(np.concatenate(list(split.values())))
     clouds = []
     for place, (kind, a) in enumerate(split):
-        own, have = plane[place * len(parts) : (place + 1) * len(parts)], observed[:, a]
+        own, have = places[place * len(parts) : (place + 1) * len(parts)], observed[:, a]
         for hollow, chosen in ((False, have), (True, ~have)):
             if chosen.any():
                 made = ", generated" if hollow else ""
@@ -65,22 +64,13 @@ def _parts_plot(online: OnlineDGMRec, parts: Array, observed: NDArray[np.bool_])
 
 def _feature_plot(name: str, features: Array, have: NDArray[np.bool_]) -> Plot:
     """Observed and generated features of one modality."""
-    plane = _plane(features)
+    places = plane(features)
     clouds = [
-        Cloud(label, plane[chosen].tolist(), hollow, colour)
+        Cloud(label, places[chosen].tolist(), hollow, colour)
         for label, chosen, hollow, colour in (("observed", have, False, 0), ("generated", ~have, True, 1))
         if chosen.any()
     ]
     return scatter(f"{name}: features, t-SNE", clouds)
-
-
-def _plane(rows: Array) -> Array:
-    """Rows `[k, d]` in a plane `[k, 2]`."""
-    if len(rows) < 3:
-        return np.zeros((len(rows), 2), dtype=np.float32)
-    perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
-    plane: Array = TSNE(perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(rows)
-    return plane
 
 
 def _similarity(online: OnlineDGMRec, parts: Array) -> Table:

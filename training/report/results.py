@@ -31,6 +31,24 @@ class Epoch(BaseModel):
     metrics: dict[str, FiniteFloat] = {}
 
 
+class Amount(BaseModel):
+    """Errors where so many reviews tell of a side, as `5-8`."""
+
+    reviews: str
+    rows: int = Field(ge=1)
+    rmse: FiniteFloat
+
+
+Places = list[tuple[FiniteFloat, FiniteFloat]]
+
+
+class Reconstruction(BaseModel):
+    """A modality and what is rebuilt of it, in one plane."""
+
+    observed: Places
+    rebuilt: Places
+
+
 class Run(BaseModel):
     """One seed. What a protocol of several trainings tells of each stands by its label."""
 
@@ -41,6 +59,8 @@ class Run(BaseModel):
     seconds_per_epoch: FiniteFloat | dict[str, FiniteFloat] | None = None
     best_epoch: int | dict[str, int] | None = None
     history: list[Epoch] | dict[str, list[Epoch]] = []
+    by_amount: dict[str, list[Amount]] = {}
+    reconstructions: dict[str, Reconstruction] = {}
 
 
 class Machine(BaseModel):

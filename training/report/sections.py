@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from training.report import plots
-from training.report.plots import Bar, Plot, Series
-from training.report.results import DATASETS, Config, Epoch, Result, Spread, paired_difference
+from training.report.plots import Bar, Cloud, Plot, Series
+from training.report.results import DATASETS, Amount, Config, Epoch, Result, Spread, paired_difference
 from training.report.tables import (
     OURS,
     Cell,
@@ -26,6 +26,8 @@ from training.report.tables import (
 
 T = TypeVar("T")
 
+COMPARED = 5  # models in a plot
+RECONSTRUCTIONS = "Test pairs of one split: a modality as it is embedded, and as it is rebuilt from the others alone."
 HEADLINES = ("recall@20", "recall@20[missing=0%]", "rmse[+F]", "hr@10")
 RANKING = ("recall@20", "ndcg@20", "recall@50", "ndcg@50")
 SIMILARITY = "similarity["
@@ -289,7 +291,44 @@ def _rating(members: Sequence[Result]) -> list[Block]:
     ]
     note = "Mean and spread over random splits, which are harder or easier for all models alike: see the pairs below."
     tables = [compare(members, columns, "Errors by regime", note), compare(members, published, "The published split")]
-    return _tables(*tables, *[pairs for regime in regimes[:1] if (pairs := _pairs(members, f"rmse[{regime}]"))])
+    pairs = [_pairs(members, f"rmse[{regime}]") for regime in regimes[:1]]
+    shown = _ordered(members, f"rmse[{regimes[0]}]")[:COMPARED] if regimes else []
+    drawn = [plot for side in ("user", "item") if (plot := _by_amount(shown, side))]
+    rebuilt = [plot for member in members for plot in _reconstructed(member)]
+    found = _tables(*tables, *pairs, plots=drawn)
+    return [*found, Block("Reconstructions", RECONSTRUCTIONS, plots=rebuilt)] if rebuilt else found
+
+
+def _by_amount(members: Sequence[Result], side: str) -> Plot | None:
+    """Errors by how many training reviews tell of the user or item, all splits together."""
+    pooled: dict[str, dict[str, list[Amount]]] = {label(member): defaultdict(list) for member in members}
+    for member in members:
+        for amount in (amount for run in member.runs for amount in run.by_amount.get(side, ())):
+            pooled[label(member)][amount.reviews].append(amount)
+    spans = sorted({span for found in pooled.values() for span in found}, key=lambda span: int(span.split("-")[0]))
+    series = [
+        Series(name, [(place, _pooled(found[span])) for place, span in enumerate(spans) if span in found])
+        for name, found in pooled.items()
+        if found
+    ]
+    if not series:
+        return None
+    ticks = {float(place): span for place, span in enumerate(spans)}
+    title, x = f"Error by what is known of the {side}", f"training reviews of the {side}"
+    return plots.lines(title, series, x=x, y="RMSE", ticks=ticks)
+
+
+def _pooled(amounts: Sequence[Amount]) -> float:
+    rows = sum(amount.rows for amount in amounts)
+    return float((sum(amount.rows * amount.rmse**2 for amount in amounts) / rows) ** 0.5)
+
+
+def _reconstructed(member: Result) -> Iterable[Plot]:
+    """Each modality beside its reconstruction."""
+    for run in member.runs:
+        for name, found in run.reconstructions.items():
+            clouds = [Cloud("embedded", found.observed), Cloud("reconstructed", found.rebuilt, True, 1)]
+            yield plots.scatter(f"{label(member)}: {name.replace('_', ' ')}, t-SNE", clouds)
 
 
 def _published(member: Result, *, metric: str) -> Spread | None:

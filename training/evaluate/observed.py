@@ -1,0 +1,75 @@
+"""What a rating model makes of what it sees: errors by how much was observed, and modalities beside their
+reconstructions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.rater import Rater
+from training.lrmm import Pairs
+from training.plane import plane
+from training.ratings import Rows, Values
+
+DRAWN = 100  # pairs, as in the paper's figure 5
+SIDES = ("user", "item")
+
+
+def errors_by_amount(reviews: Values, difference: Values) -> dict[str, list[dict[str, Any]]]:
+    """RMSE of test ratings by how many training reviews tell of the user and of the item.
+
+    Args:
+        reviews: of user and item `[b, 2]`.
+        difference: errors `[b]`.
+
+    Returns:
+        By side, bins that double in width, the least reviews first: `reviews`, `rows` and `rmse` of each.
+    """
+    found = {}
+    for side, amount in zip(SIDES, reviews.T, strict=True):
+        bins = np.where(amount > 0, np.ceil(np.log2(np.maximum(amount, 1))) + 1, 0).astype(int)
+        found[side] = [
+            {
+                "reviews": _span(one),
+                "rows": int((bins == one).sum()),
+                "rmse": float(np.sqrt(np.mean(difference[bins == one] ** 2))),
+            }
+            for one in np.unique(bins).tolist()
+        ]
+    return found
+
+
+def _span(place: int) -> str:
+    """0, 1, 2, 3-4, 5-8, ..."""
+    if place < 3:
+        return str(place)
+    return f"{2 ** (place - 2) + 1}-{2 ** (place - 1)}"
+
+
+def reviews_of(user: Rows, item: Rows, train: Rows, rows: Rows) -> Values:
+    """How many training rows `[len(rows), 2]` are of each row's user and item."""
+    return np.stack(
+        [np.bincount(key[train], minlength=key.max() + 1)[key[rows]] for key in (user, item)], axis=1
+    ).astype(np.float64)
+
+
+@torch.inference_mode()
+def reconstructions(rater: Rater, test: Pairs) -> Mapping[str, Mapping[str, list[list[float]]]]:
+    """Some test pairs' modalities and what is rebuilt of each where it is withheld, in one plane by modality."""
+    found = {}
+    for column, name in enumerate(rater.names):
+        withheld = test.without((name,), rater.names)
+        rows = np.flatnonzero(test.present[:, column] & withheld.present.any(axis=1))
+        rows = np.random.default_rng(0).permutation(rows)[:DRAWN]
+        if len(rows) < 2:
+            continue
+        embeddings = {other: torch.from_numpy(one[rows]) for other, one in withheld.embeddings.items()}
+        affinity = torch.from_numpy(withheld.affinity[rows]).float()
+        out = rater.model(embeddings, torch.from_numpy(withheld.present[rows]), affinity)
+        rebuilt = out.rebuilt[name].mean(0).numpy()
+        places = plane(np.concatenate([test.embeddings[name][rows], rebuilt])).round(1).astype(float).tolist()
+        found[name] = {"observed": places[: len(rows)], "rebuilt": places[len(rows) :]}
+    return found
