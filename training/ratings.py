@@ -43,7 +43,9 @@ class Ratings:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Ratings:
-        """The dataset's ratings and reviews that have a value.
+        """The dataset's ratings and reviews that have a value; of those of a pair, the newest.
+
+        Somebody who rates again has changed their mind, and the older rating would tell the newer one's answer.
 
         Raises:
             RatingDataError: there are none, or one lies outside 1..5.
@@ -58,7 +60,7 @@ class Ratings:
             raise RatingDataError(
                 f"the dataset {dataset.name} has a rating of {value[outside][0]:g}; ratings lie between 1 and 5"
             )
-        return cls(
+        every = cls(
             user=events.user[rows],
             item=events.item[rows],
             value=value,
@@ -67,6 +69,20 @@ class Ratings:
             event=rows,
             n_users=len(dataset.users),
             n_items=len(dataset.items),
+        )
+        pair = every.user * every.n_items + every.item
+        return every.only(np.sort(newest_of(pair, newest_first(every), 1)))
+
+    def only(self, rows: Rows) -> Ratings:
+        """Some of them."""
+        return replace(
+            self,
+            user=self.user[rows],
+            item=self.item[rows],
+            value=self.value[rows],
+            time=self.time[rows],
+            text=tuple(self.text[row] for row in rows),
+            event=self.event[rows],
         )
 
     def with_texts(self, text: Sequence[str]) -> Ratings:

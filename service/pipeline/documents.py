@@ -107,7 +107,7 @@ async def profiles(engine: Engine, documents: Documents, side: Side, keys: Colle
     if absent:
         before = documents.changes
         read = await engine.store.documents(side, absent, encoder=documents.identity, limit=REVIEWS)
-        read = await _encoded(engine, documents, read)
+        read = await _encoded(engine, documents, {key: _latest(reviews) for key, reviews in read.items()})
         made = _profiles(documents.rater, side, absent, read)
         found |= made
         if documents.changes == before:
@@ -120,6 +120,14 @@ def _keep(documents: Documents, side: Side, made: Mapping[str, Profile]) -> None
         documents.profiles[side, key] = profile
     while len(documents.profiles) > PROFILES:
         documents.profiles.popitem(last=False)
+
+
+def _latest(reviews: Sequence[Review]) -> list[Review]:
+    """Without those, newest first, that a newer one of the same pair has replaced, as in training."""
+    found: dict[tuple[str, str], Review] = {}
+    for one in reviews:
+        found.setdefault((one.user, one.item), one)
+    return list(found.values())
 
 
 async def _encoded(

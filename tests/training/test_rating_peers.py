@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from training.datasets import load_dataset, write_dataset
 from training.datasets.base import TEST, TRAIN, VALID
 from training.evaluate.rating import errors
 from training.rating_peers import RATING_PEERS, PeerRatings, RatingPeer, rmse, tune_rating_peer
@@ -93,3 +95,20 @@ def test_the_setting_with_the_lowest_validation_error_is_kept() -> None:
 def test_errors_are_of_predictions_on_the_scale() -> None:
     found = errors(np.array([5.0, 1.0]), np.array([7.0, 2.0]), "+F")
     assert found == {"rmse[+F]": pytest.approx(0.5**0.5), "mae[+F]": pytest.approx(0.5)}
+
+
+def test_of_the_ratings_of_a_pair_the_newest_counts(tmp_path: Path) -> None:
+    days = ("2026-01-02", "2026-01-01", None, "2026-01-03", "2026-01-03", None)
+    users = ("ann", "ann", "ann", "bob", "bob", "cy")
+    events = [
+        {"user": user, "item": "strap", "type": "rating", "value": float(place % 5 + 1)}
+        | ({"timestamp": f"{day}T00:00:00Z"} if day else {})
+        for place, (user, day) in enumerate(zip(users, days, strict=True))
+    ]
+    events[3] |= {"type": "review", "text": "old words"}
+    item = {"id": "strap", "title": None, "modalities": {}}
+    write_dataset(tmp_path, [item], events, name="again", source="test", synthetic=True)
+    found = Ratings.of(load_dataset(tmp_path))
+    assert found.event.tolist() == [0, 4, 5]
+    assert found.value.tolist() == [1, 5, 1]
+    assert found.text == ("", "", "")

@@ -92,6 +92,16 @@ def test_who_has_just_been_reviewed_is_predicted_with_it(rating: Running) -> Non
     assert rating.get(f"/predict/{user}/{fresh_id()}")["unknown"] == ["item"]
 
 
+def test_who_rates_again_has_changed_their_mind(rating: Running) -> None:
+    fickle, steady = fresh_id(), fresh_id()
+    review(rating, fickle, "demo-0001", 1, timestamp="2026-01-01T00:00:00Z")
+    before = rating.get(f"/predict/{fickle}/demo-0002")["rating"]
+    for user in (fickle, steady):
+        review(rating, user, "demo-0001", 5, timestamp="2026-01-02T00:00:00Z")
+    after = [rating.get(f"/predict/{user}/demo-0002")["rating"] for user in (fickle, steady)]
+    assert after[0] == after[1] != before
+
+
 def test_an_item_that_is_created_again_is_rated_by_what_it_is_now(rating: Running) -> None:
     """Its version starts anew, and its content is another one."""
     strap, lamp = rating.create(title="a strap")["id"], rating.create(title="a lamp of brass for winter evenings")["id"]
