@@ -38,7 +38,7 @@ from training.rate import add_lrmm
 from training.train import DataOptions
 
 SINGLE, BATCH, BATCHES = 500, 1000, 20
-USERS, REVIEWS, SENT = 200, 4000, 500
+USERS, REVIEWS, SENT = 200, 2000, 500
 KIND = 4  # tastes
 SAID = {
     1: "awful broke returned waste",

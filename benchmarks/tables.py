@@ -222,6 +222,39 @@ def _by_seed(found: Any, metric: str) -> dict[int, float]:
     return {run["seed"]: run["metrics"][metric] for run in found["runs"]}
 
 
+CONDITIONS = {
+    "": "as above",
+    "-drop-0.5": "m-drop of 0.5 (`--set drop=0.5`)",
+    "-items-5": "at most 5 reviews tell of an item (`--item-reviews 5`)",
+    "-items-1": "at most 1",
+    "-items-0": "none",
+    "-words-50": "documents of 50 words (`--set document_words=50`)",
+    "-words-200": "documents of 200 words",
+}
+
+
+def rating_conditions() -> str:
+    """Musical Instruments under other conditions of training and test, on the seeds that all of them have."""
+    lines = ["| condition | model | splits | +F | -U | -O | coverage, +F |", "|---|---|---|---|---|---|---|"]
+    found = [
+        (label, model, result)
+        for suffix, label in CONDITIONS.items()
+        for model in ("lrmm", "biases")
+        if (result := _found(f"rating/musical-instruments/{model}{suffix}.json"))
+    ]
+    shared = set.intersection(*({run["seed"] for run in result["runs"]} for _, _, result in found))
+    for label, model, result in found:
+        runs = [result["published"], *(run for run in result["runs"] if run["seed"] in shared)]
+        cells = [_mean(runs, name) for name in ("rmse[+F]", "rmse[-U]", "rmse[-O]", "coverage[+F]")]
+        lines.append(f"| {label} | {model} | {len(runs)} | {' | '.join(cells)} |".replace("|  |", "| |"))
+    return "\n".join(lines)
+
+
+def _mean(runs: Any, metric: str) -> str:
+    values = [run["metrics"][metric] for run in runs if metric in run["metrics"]]
+    return f"{sum(values) / len(values):.4f}" if values else ""
+
+
 def predict() -> str:
     """Latency of predicted ratings."""
     lines = ["| request | p50 | p99 |", "|---|---|---|"]
@@ -290,6 +323,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "leave-one-out": left_out,
     "leave-one-out-variants": left_out_variants,
     "explanations": explanations,
+    "rating-conditions": rating_conditions,
     "predict": predict,
     "latency": latency,
     "faults": lambda: service.faults(_service("faults/*.json", "kills")).markdown(),
