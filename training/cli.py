@@ -124,16 +124,11 @@ def demo(
     """
     if not _is_bundle(out):
         data = out.with_name(f"{out.name}-data")
+        options = DataOptions(seed=DEMO_SEED, threads=threads, cache=_cache(data))
         with Terminal() as terminal:
             prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
-            _train(
-                data,
-                out,
-                DataOptions(seed=DEMO_SEED, threads=threads, cache=_cache(data)),
-                DEMO_SETTINGS,
-                "cpu",
-                terminal,
-            )
+            _train(data, out, options, DEMO_SETTINGS, "cpu", terminal)
+        _train_iris(data, out, options, {"seed": DEMO_SEED}, data, fresh=False, as_json=False)
     if not bundle_only:
         _exec_service(["--bundle", str(out)])
 

@@ -103,7 +103,7 @@ def test_without_arguments(lacuna: Run) -> None:
     [
         (["trian"], "No such command"),
         (["train", "dgmerc", "--data", "x", "--out", "y"], "Invalid value"),
-        (["train", "dgmrec", "--out", "y"], "Missing option"),
+        (["train", "dgmrec", "--data", "x"], "Missing option"),
         (["train", "dgmrec", "--data", "x", "--out", "y", "--missing", "0.96"], "Invalid value"),
         (["evaluate", "dgmrec", "--data", "x", "--seeds", "0"], "Invalid value"),
         (["evaluate", "dgmrec", "--data", "x", "--protocol", "mising"], "Invalid value"),
