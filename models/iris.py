@@ -211,13 +211,13 @@ class IRIS(nn.Module):
         d = self.p.shape[1]
         factors = self.factors(signals, present, rows)
         p, q, lean = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
-        history, target = self.roles(signals, present)
-        without = [
-            self.roles(signals, present & (torch.arange(len(self.names)) != column))[0]
-            for column in range(len(self.names))
-        ]
-        kept = torch.stack(without, dim=1) if without else history[:, None][:, :0]  # [n, M, k]
-        return ItemSides(p, q, lean, history, target, kept)
+        count = len(self.names)
+        # As they are, and without each modality in turn: all in one pass, for an item that arrives alone.
+        views = torch.cat([present, *(present & (torch.arange(count) != column) for column in range(count))])
+        history, target = self.roles({name: one.repeat(count + 1, 1) for name, one in signals.items()}, views)
+        own, *without = torch.split(history, len(present))
+        kept = torch.stack(without, dim=1) if without else own[:, None][:, :0]  # [n, M, k]
+        return ItemSides(p, q, lean, own, target[: len(present)], kept)
 
     def _content(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Signals of unit length where they are there, and flags: `[n, sum r_m + M]`."""
