@@ -24,12 +24,12 @@ def test_only_rated_events_count(tmp_path: Path) -> None:
     dataset = dataset_of(tmp_path / "out", feedback(), rating_split=split)
     ratings = Ratings.of(dataset)
 
-    assert ratings.value.tolist() == [2, 5, 1]
-    assert ratings.text == ("", "better now", "")
-    assert (ratings.user.tolist(), ratings.item.tolist()) == ([0, 0, 1], [1, 1, 2])
+    assert ratings.value.tolist() == [2, 1]  # of a pair rated twice, the newest
+    assert ratings.text == ("", "")
+    assert (ratings.user.tolist(), ratings.item.tolist()) == ([0, 1], [1, 2])
     parts = published_parts(dataset, ratings)
     assert parts is not None
-    assert (parts.train.tolist(), parts.valid.tolist(), parts.test.tolist()) == ([0, 2], [], [1])
+    assert (parts.train.tolist(), parts.valid.tolist(), parts.test.tolist()) == ([0, 1], [], [])
 
 
 def test_no_published_split(tmp_path: Path) -> None:
