@@ -12,9 +12,9 @@ import asyncio
 import base64
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 import sqlalchemy as sa
@@ -24,6 +24,8 @@ from service.adapters.sql import SqlStore
 from service.domain import Event, LacunaError, Observed, StoredItem
 from service.logging import complain
 from service.settings import Settings, SettingsError
+
+T = TypeVar("T")
 
 ITEMS, FEEDBACK = "items.jsonl", "feedback.jsonl"
 ROWS = 500  # read at once
@@ -62,8 +64,8 @@ async def export(url: str, folder: Path) -> tuple[int, int]:
 
 
 def _write(connection: sa.Connection, folder: Path) -> tuple[int, int]:
-    items = (item_body(connection, item) for item in _items(connection))
-    events = (event_body(event) for event in _events(connection))
+    items = (item_body(connection, item) for item in _all(sql_items.items_after, connection))
+    events = (event_body(event) for event in _all(sql_feedback.events_after, connection))
     return _write_lines(folder / ITEMS, items), _write_lines(folder / FEEDBACK, events)
 
 
@@ -76,22 +78,14 @@ def _write_lines(file: Path, bodies: Iterator[dict[str, Any]]) -> int:
     return count
 
 
-def _items(connection: sa.Connection) -> Iterator[StoredItem]:
-    row = 0
+def _all(read: Callable[[sa.Connection, int, int], tuple[list[T], int]], connection: sa.Connection) -> Iterator[T]:
+    """All that `read` gives some at a time, from the beginning on."""
+    after = 0
     while True:
-        items, row = sql_items.items_after(connection, row, ROWS)
-        if not items:
+        some, after = read(connection, after, ROWS)
+        if not some:
             return
-        yield from items
-
-
-def _events(connection: sa.Connection) -> Iterator[Event]:
-    number = 0
-    while True:
-        events, number = sql_feedback.events_after(connection, number, ROWS)
-        if not events:
-            return
-        yield from events
+        yield from some
 
 
 def item_body(connection: sa.Connection, item: StoredItem) -> dict[str, Any]:
