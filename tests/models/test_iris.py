@@ -10,11 +10,12 @@ import scipy.sparse as sp
 import torch
 
 from models import reranker as serving
-from models.bundle import Bundle, BundleError, BundleWriter, DataEntry
+from models.bundle import Bundle, BundleError
 from models.iris import IRIS, Histories, IRISConfig
 from models.modality import ModalitySpec
 from models.reranker import Array, Flags, Reranker, Sides
 from models.vocabulary import Vocabulary
+from tests.models.bundles import bundle_of
 
 SPECS = [ModalitySpec("text", 7), ModalitySpec("image", 5), ModalitySpec("audio", 3)]
 ITEMS = 40
@@ -293,18 +294,10 @@ def test_modalities_can_be_left_out(reads: tuple[str, ...]) -> None:
 # --- bundle ----------------------------------------------------------------------------------------------------------
 
 
-def written(path: Path, one: Reranker) -> Bundle:
-    data = DataEntry(name="t", synthetic=True, users=2, items=1, interactions=3, missing_cells=0, fingerprint="f")
-    with BundleWriter(path) as writer:
-        entry = one.save(writer, {"hr@10": 0.8})
-        writer.finish(version="1", lacuna_version="0", data=data, modalities=(), models={"iris": entry})
-    return Bundle.load(path)
-
-
 @pytest.mark.parametrize("reads", [None, ("text",)])
 def test_a_bundle_brings_the_same_scores_back(tmp_path: Path, reads: tuple[str, ...] | None) -> None:
     one = reranker(reads=reads)
-    found = Reranker.load(written(tmp_path / "bundle", one))
+    found = Reranker.load(bundle_of(tmp_path / "bundle", "iris", one))
     assert found is not None
     assert (found.names, found.items, found.model.config) == (one.names, one.items, one.model.config)
     answers = [made.explain(sides(made).select([1, 2]), sides(made).select([3, 4, 5])) for made in (one, found)]
@@ -313,7 +306,7 @@ def test_a_bundle_brings_the_same_scores_back(tmp_path: Path, reads: tuple[str, 
 
 
 def test_a_bundle_without_or_with_a_damaged_one(tmp_path: Path) -> None:
-    bundle = written(tmp_path / "bundle", reranker())
+    bundle = bundle_of(tmp_path / "bundle", "iris", reranker())
     assert Reranker.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {}}))) is None
     entry = bundle.manifest.models["iris"]
     for config in ({"model": {"mispelt": 1}, "sizes": {}}, {**entry.config, "sizes": {"text": 9}}, {}):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle, BundleError, BundleWriter, DataEntry, EncoderRef
+from models.bundle import Bundle, BundleError, EncoderRef
 from models.losses import sparsity
 from models.lrmm import ITEM, LRMM, USER, LRMMConfig
 from models.profiles import Biases, Prior, Reviewed, Scale
@@ -16,6 +16,7 @@ from models.rater import Intervals, Rater
 from models.reviews import Projection
 from models.tastes import Tastes
 from models.vocabulary import Vocabulary
+from tests.models.bundles import bundle_of
 from tests.models.test_reviews import encoder
 
 SIZES = {USER: 17, ITEM: 17, "metadata": 3}
@@ -149,18 +150,10 @@ def rater(*, texts: bool = True) -> Rater:
     )
 
 
-def written(path: Path, made: Rater) -> Bundle:
-    data = DataEntry(name="t", synthetic=True, users=2, items=1, interactions=3, missing_cells=0, fingerprint="f")
-    with BundleWriter(path) as writer:
-        entry = made.save(writer, {"rmse[+F]": 0.8})
-        writer.finish(version="1", lacuna_version="0", data=data, modalities=(), models={"lrmm": entry})
-    return Bundle.load(path)
-
-
 @pytest.mark.parametrize("texts", [True, False])
 def test_a_bundle_brings_the_same_ratings_back(tmp_path: Path, texts: bool) -> None:
     made = rater(texts=texts)
-    found = Rater.load(written(tmp_path / "bundle", made))
+    found = Rater.load(bundle_of(tmp_path / "bundle", "lrmm", made))
     assert found is not None
     assert found.names == made.names
     assert (found.users, found.items) == (made.users, made.items)
@@ -198,7 +191,7 @@ def test_a_bundle_brings_the_same_ratings_back(tmp_path: Path, texts: bool) -> N
 
 
 def test_a_bundle_without_or_with_a_damaged_one(tmp_path: Path) -> None:
-    bundle = written(tmp_path / "bundle", rater())
+    bundle = bundle_of(tmp_path / "bundle", "lrmm", rater())
     without = bundle.manifest.model_copy(update={"models": {}})
     assert Rater.load(Bundle(bundle.path, without)) is None
     entry = bundle.manifest.models["lrmm"]
