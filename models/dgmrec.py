@@ -37,11 +37,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models import losses, ridge
+from models import losses, ridge, vectors
 from models.graph import Graph, InteractionGraphs, propagate
 from models.imputers import Evidence, content_width, interaction_width
 from models.modality import ModalBatch, ModalitySpec
@@ -171,18 +170,22 @@ class Projection(nn.Module):
     def forward(self, raw: Tensor) -> Tensor:
         """Signals `[n, r]` of raw features `[n, dim]`; zero where a feature is the mean."""
         centred = (raw - self.mean) @ self.components
-        tiny = centred.norm(dim=1, keepdim=True) <= 1e-5 * self.length
-        return self.signal(F.normalize(centred, dim=1).masked_fill(tiny, 0))
+        tiny = vectors.length(centred) <= 1e-5 * self.length
+        signal: Tensor = self._whitened(centred) * centred.shape[1] ** 0.5
+        return signal.masked_fill(tiny, 0)
 
     def signal(self, direction: Tensor) -> Tensor:
         """The signals `[n, r]` of directions among the components, of length up to 1."""
-        weight: Tensor = direction.norm(dim=1, keepdim=True) * direction.shape[1] ** 0.5
-        return F.normalize(direction / self.deviation**self.whitening, dim=1) * weight
+        weight: Tensor = vectors.length(direction) * direction.shape[1] ** 0.5
+        return self._whitened(direction) * weight
 
     def direction(self, signal: Tensor) -> Tensor:
         """The inverse of `signal`."""
-        weight: Tensor = signal.norm(dim=1, keepdim=True) / signal.shape[1] ** 0.5
-        return F.normalize(signal * self.deviation**self.whitening, dim=1) * weight
+        weight: Tensor = vectors.length(signal) / signal.shape[1] ** 0.5
+        return vectors.unit(signal * self.deviation**self.whitening) * weight
+
+    def _whitened(self, centred: Tensor) -> Tensor:
+        return vectors.unit(centred / self.deviation**self.whitening)
 
     def back(self, signal: Tensor) -> Tensor:
         """Raw features `[n, dim]` of signals, at the modality's usual distance from its mean."""
@@ -364,9 +367,9 @@ class DGMRec(nn.Module):
         """The collaborative part `[n, d]` that completed features `[n, r_m]` let expect of new items, or of those that
         training had in its catalogue and nobody touched (see `fit_prediction`)."""
         which = int(new)
-        told = [F.normalize(features[name], dim=1) @ self.tower(name).to_collaborative[which] for name in self.names]
+        told = [vectors.unit(features[name]) @ self.tower(name).to_collaborative[which] for name in self.names]
         direction = torch.stack(told).sum(dim=0) + self.typical_collaborative[which]
-        return F.normalize(direction, dim=1) * self.collaborative_length
+        return vectors.unit(direction) * self.collaborative_length
 
     def item_taste(self, preference: Tensor, interactions: InteractionGraphs, kin: Graph, cold: Tensor) -> Tensor:
         """p_i^m (eq. 2) `[M, n, d]`, with the neighbours' mean for `cold` items (bool `[n]`)."""
@@ -409,7 +412,7 @@ class DGMRec(nn.Module):
     def combine(self, collaborative: Tensor, modal: Tensor) -> Tensor:
         """e of eq. 18 `[n, d]`: the sum of both parts, at unit length where cosines are the scores."""
         total = collaborative + modal
-        return F.normalize(total, dim=-1) if self.config.ranking == "softmax" else total
+        return vectors.unit(total) if self.config.ranking == "softmax" else total
 
     def forward(self, interactions: InteractionGraphs, side: ItemSide | None) -> Embeddings:
         """All users and items (eq. 1-6, 17-18).
@@ -495,29 +498,31 @@ class DGMRec(nn.Module):
         """
         tower = self.tower(name)
         base = self.base(name, evidence)
-        length = base.norm(dim=1, keepdim=True).clamp_max(1)
-        direction = F.normalize(base, dim=1)
+        length = vectors.length(base).clamp_max(1)
+        direction = vectors.unit(base)
         if tower.trust > 0:
             learned = tower.projection.direction(self.learned(name, evidence, taste).signal)
-            step = F.normalize(learned, dim=1) - direction
-            direction = F.normalize(direction + tower.trust * step, dim=1)
+            step = vectors.unit(learned) - direction
+            direction = vectors.unit(direction + tower.trust * step)
         return Generation(tower.projection.signal(direction * length), self._facts(name, evidence, length))
 
     def _facts(self, name: str, evidence: Evidence, length: Tensor) -> Tensor:
         column = self.names.index(name)
         others = [c for c in range(len(self.names)) if c != column]
         own = evidence.observed[:, others].to(length.dtype).mean(dim=1, keepdim=True) if others else length * 0
-        near = evidence.near_valid[:, [column]].to(length.dtype)
-        shared = evidence.shared_valid[:, [column]].to(length.dtype)
-        ones = torch.ones_like(length)
-        return torch.cat([ones, length, own, near, shared, length * own, length * near, length * shared], dim=1)
+        valid = torch.stack([evidence.near_valid[:, column], evidence.shared_valid[:, column]], dim=1).to(length.dtype)
+        known = torch.cat([own, valid], dim=1)
+        return torch.cat([torch.ones_like(length), length, known, length * known], dim=1)
 
     def base(self, name: str, evidence: Evidence) -> Tensor:
         """The closed form that generation starts from: directions `[n, r_m]` as long as the cosine that they expect."""
         tower, shown = self.tower(name), evidence.from_content(name)
         touched, described = evidence.touched()[:, None], evidence.described(name)[:, None]
+        alone = described * (shown @ tower.from_content_alone)
+        if not touched.any():
+            return alone
         direction = evidence.from_interactions() @ tower.from_interactions + described * (shown @ tower.from_content)
-        return torch.where(touched, direction, described * (shown @ tower.from_content_alone))
+        return torch.where(touched, direction, alone)
 
     def _noisy(self, mlp: nn.Module, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
         assert isinstance(mlp, nn.Sequential)
@@ -710,7 +715,7 @@ class DGMRec(nn.Module):
         """
         for column, name in enumerate(self.names):
             tower = self.tower(name)
-            target = F.normalize(tower.projection.direction(evidence.own[name]), dim=1)
+            target = vectors.unit(tower.projection.direction(evidence.own[name]))
             told, shown = evidence.from_interactions(), evidence.from_content(name)
             touched, described = (cells[:, column] & some for some in (evidence.touched(), evidence.described(name)))
             first = ridge.fit(told, target, touched)
@@ -732,13 +737,13 @@ class DGMRec(nn.Module):
         touched = degree > 0
         if not touched.any():
             return
-        blocks = [F.normalize(features[name], dim=1) for name in self.names]
+        blocks = [vectors.unit(features[name]) for name in self.names]
         # The constant is large, so that the penalty hardly weighs on it.
         inputs = torch.cat([*blocks, torch.full_like(degree, CONSTANT)[:, None]], dim=1)
         new, unwanted = (
             ridge.fit(
                 inputs,
-                F.normalize(item_id, dim=1),
+                vectors.unit(item_id),
                 touched,
                 weights=degree.clamp_min(1).pow(power),
                 penalties=(self.config.cold_penalty,),

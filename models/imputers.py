@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from models import ridge
+from models import ridge, vectors
 from models.graph import Graph, InteractionGraphs, nearest
 from models.modality import ModalBatch
 
@@ -96,7 +96,7 @@ class Evidence:
 
     def from_interactions(self) -> Tensor:
         """What an item's users tell about it: `[n, interaction_width]`, blocks of unit length, then their flags."""
-        blocks = [F.normalize(self.shared[name], dim=1) for name in self.names]
+        blocks = [vectors.unit(self.shared[name]) for name in self.names]
         return torch.cat([*blocks, self.factors, self.shared_valid.to(self.factors.dtype)], dim=1)
 
     def from_content(self, target: str) -> Tensor:
@@ -106,7 +106,7 @@ class Evidence:
         """
         others = self._others(target)
         told = [*(self.own[self.names[column]] for column in others), self.near[target]]
-        blocks = [F.normalize(block, dim=1) for block in told]
+        blocks = [vectors.unit(block) for block in told]
         flags = torch.cat([self.observed[:, others], self.near_valid[:, [self.names.index(target)]]], dim=1)
         return torch.cat([*blocks, flags.to(self.factors.dtype)], dim=1)
 
@@ -182,7 +182,7 @@ def collaborative_factors(graphs: InteractionGraphs, users: Tensor) -> Tensor:
     With the factors of `user_factors` this is the direction of V S, whose inner products are the co-interaction
     cosines; a new user or item folds in by the same sum.
     """
-    return F.normalize(graphs.item_mean @ users, dim=1)
+    return vectors.unit(graphs.item_mean @ users)
 
 
 def near_means(
@@ -400,7 +400,7 @@ def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None
 def _unit_blocks(blocks: Sequence[Tensor], flags: Tensor) -> Tensor:
     """Blocks with rows of unit length side by side, then flags and a constant: `[n, width]`."""
     constant = torch.ones(len(flags), 1, device=flags.device)
-    return torch.cat([*(F.normalize(block, dim=1) for block in blocks), flags.to(constant.dtype), constant], dim=1)
+    return torch.cat([*(vectors.unit(block) for block in blocks), flags.to(constant.dtype), constant], dim=1)
 
 
 def item_factors(graphs: InteractionGraphs, rank: int) -> Tensor:
@@ -431,7 +431,7 @@ def _components(rows: Tensor) -> Tensor:
 
 def _ridge_guess(inputs: Tensor, features: Tensor, rows: Tensor) -> Tensor:
     """Fit on `rows` (bool `[n]`), answer for all: `[n, width]`, `[n, r]` -> `[n, r]`; zero where there are too few."""
-    fitted = ridge.fit(inputs, F.normalize(features, dim=1), rows)
+    fitted = ridge.fit(inputs, vectors.unit(features), rows)
     answer: Tensor = inputs @ fitted.weights * features[rows].norm(dim=1).sum() / rows.sum().clamp_min(1)
     return answer
 

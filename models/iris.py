@@ -26,7 +26,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models import ridge
+from models import ridge, vectors
 from models.dgmrec import Projection
 from models.graph import Graph, Matrix
 from models.modality import ModalitySpec
@@ -73,7 +73,11 @@ class ItemSides:
 
 
 class Towers(nn.Module):
-    """Signals of raw features -> what the interest-related network reads, knowledge shared between them. (eq. 7-8)"""
+    """Signals of raw features -> hidden units, and what the interest-related network reads of them, knowledge shared
+    between the modalities. (eq. 7-8)
+
+    The second step is linear: each modality adds its part to all that is read, whatever the others bring.
+    """
 
     def __init__(self, config: IRISConfig, ranks: Mapping[str, int]) -> None:
         super().__init__()
@@ -84,14 +88,24 @@ class Towers(nn.Module):
         self.share = nn.Linear(hidden, size, bias=False) if config.sharing and len(ranks) > 1 else None  # W_share
 
     def forward(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """Signals `[n, r_m]` and which of them are there, bool `[n, M]` -> `[M, n, s]`."""
-        hidden = torch.stack([F.relu(self.first[name](signals[name])) for name in self.names])  # [M, n, h]
-        hidden = torch.where(present.T[..., None], hidden, 0.0)
-        own = torch.stack([self.own[name](one) for name, one in zip(self.names, hidden, strict=True)])  # [M, n, s]
-        if self.share is None:
-            return own
-        shared = self.share(hidden)  # [M, n, s]
-        return own + (shared.sum(dim=0) - shared) / (len(self.names) - 1)  # type: ignore[no-any-return]
+        """Signals `[n, r_m]` and which of them are there, bool `[n, M]` -> hidden units `[M, n, h]`."""
+        hidden = torch.stack([F.relu(self.first[name](signals[name])) for name in self.names])
+        return torch.where(present.T[..., None], hidden, 0.0)
+
+    def read(self, by: Sequence[Tensor]) -> Tensor:
+        """How much of each modality's hidden units is read in all, `[M, h, k]`, where each modality's output is read by
+        a matrix `[k, s]`."""
+        own = [matrix @ _matrix(self.own, name) for name, matrix in zip(self.names, by, strict=True)]
+        if self.share is not None:
+            others = (torch.stack(list(by)).sum(dim=0) - matrix for matrix in by)
+            own = [one + other @ self.share.weight / (len(by) - 1) for one, other in zip(own, others, strict=True)]
+        return torch.stack(own).transpose(1, 2)
+
+
+def _matrix(layers: nn.ModuleDict, name: str) -> Tensor:
+    layer = layers[name]
+    assert isinstance(layer, nn.Linear)
+    return layer.weight
 
 
 class IRIS(nn.Module):
@@ -146,12 +160,21 @@ class IRIS(nn.Module):
             signals: by modality `[n, r_m]`; rows that are not present hold anything finite.
             present: bool `[n, M]`, columns as in `names`.
         """
-        if not self.names:
-            return (self.bias.expand(len(present), -1), torch.zeros_like(self.bias).expand(len(present), -1))
-        z = dict(zip(self.names, self.towers(signals, present), strict=True))  # M times [n, s]
-        history = torch.stack([self.as_history[name](z[name]) for name in self.names]).sum(dim=0)  # [n, k]
-        target = torch.stack([self.as_target[name](z[name]) for name in self.names]).sum(dim=0)  # [n, k]
+        history, target = self.shares(signals, present, self.readers()).sum(dim=0).chunk(2, dim=1)
         return history + self.bias, target
+
+    def shares(self, signals: Mapping[str, Tensor], present: Tensor, readers: Tensor) -> Tensor:
+        """What each modality brings into both roles, `[M, n, 2k]`, side by side and without the bias."""
+        if not self.names:
+            return self.bias.new_zeros(1, len(present), 2 * len(self.bias))
+        return torch.bmm(self.towers(signals, present), readers)
+
+    def readers(self) -> Tensor:
+        """What reads both roles from the towers' hidden units, `[M, h, 2k]`."""
+        if not self.names:
+            return self.bias.new_zeros(0, 0, 2 * len(self.bias))
+        both = [torch.cat([_matrix(self.as_history, name), _matrix(self.as_target, name)]) for name in self.names]
+        return self.towers.read(both)
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
@@ -203,26 +226,29 @@ class IRIS(nn.Module):
         meet them or the row is -1."""
         expected = self.typical + self._content(signals, present) @ self.from_content
         known = self.met[rows] & (rows >= 0)
+        if not known.any():
+            return expected
         trained = torch.cat([self.p[rows], self.q[rows], self.lean[rows, None]], dim=1)
         return torch.where(known[:, None], trained, expected)
 
-    def sides(self, signals: Mapping[str, Tensor], present: Tensor, rows: Tensor) -> ItemSides:
-        """All that is needed of items; arguments as for `factors`."""
+    def sides(
+        self, signals: Mapping[str, Tensor], present: Tensor, rows: Tensor, readers: Tensor | None = None
+    ) -> ItemSides:
+        """All that is needed of items; arguments as for `factors`. `readers` are the model's own, for who has them."""
         d = self.p.shape[1]
         factors = self.factors(signals, present, rows)
         p, q, lean = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
-        count = len(self.names)
-        # As they are, and without each modality in turn: all in one pass, for an item that arrives alone.
-        views = torch.cat([present, *(present & (torch.arange(count) != column) for column in range(count))])
-        history, target = self.roles({name: one.repeat(count + 1, 1) for name, one in signals.items()}, views)
-        own, *without = torch.split(history, len(present))
-        kept = torch.stack(without, dim=1) if without else own[:, None][:, :0]  # [n, M, k]
-        return ItemSides(p, q, lean, own, target[: len(present)], kept)
+        shares = self.shares(signals, present, self.readers() if readers is None else readers)
+        history, target = shares.sum(dim=0).chunk(2, dim=1)
+        history = history + self.bias
+        # What a modality adds, the item lacks without it.
+        without = history - shares[: len(self.names), :, : len(self.bias)]
+        return ItemSides(p, q, lean, history, target, without.transpose(0, 1))
 
     def _content(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Signals of unit length where they are there, and flags: `[n, sum r_m + M]`."""
         there = present.to(self.p.dtype)
-        told = [F.normalize(signals[name], dim=1) * there[:, [column]] for column, name in enumerate(self.names)]
+        told = [vectors.unit(signals[name]) * there[:, [column]] for column, name in enumerate(self.names)]
         return torch.cat([*told, there], dim=1)
 
     def _projection(self, name: str) -> Projection:

@@ -78,6 +78,7 @@ class Reranker:
     def __init__(self, model: IRIS, items: Vocabulary) -> None:
         self.model = model.eval().requires_grad_(False)
         self.items = items
+        self._readers = model.readers()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,7 +103,7 @@ class Reranker:
         """
         rows = torch.tensor([-1 if (row := self.items.get(one)) is None else row for one in ids], dtype=torch.long)
         signals = self.model.signals({name: _tensor(features[name]) for name in self.names})
-        found: ItemSides = self.model.sides(signals, _tensor(present), rows)
+        found: ItemSides = self.model.sides(signals, _tensor(present), rows, self._readers)
         return Sides(*(getattr(found, one.name).contiguous().numpy() for one in fields(Sides)))
 
     def score(

@@ -71,7 +71,8 @@ class _Delta:
 
     def kill(self, keys: Keys) -> _Delta:
         """The delta without these keys."""
-        gone = np.isin(self.keys[: self.count], keys) & self.alive
+        held = self.keys[: self.count]
+        gone = (held == keys[0] if len(keys) == 1 else np.isin(held, keys)) & self.alive
         return replace(self, alive=self.alive & ~gone) if gone.any() else self
 
     def append(self, keys: Keys, rows: Rows) -> _Delta:
@@ -152,8 +153,9 @@ class FaissIndex:
             raise ValueError(f"{len(vectors)} vectors need as many keys, got the shape {keys.shape}")
         if (keys < 0).any():
             raise ValueError("keys must not be negative")
-        last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
-        keys, vectors = keys[last], vectors[last]
+        if len(keys) > 1:
+            last = len(keys) - 1 - np.unique(keys[::-1], return_index=True)[1]
+            keys, vectors = keys[last], vectors[last]
         with self._writing:
             state = self._state
             self._state = _State(state.base.kill(keys), state.delta.kill(keys).append(keys, vectors))
@@ -347,8 +349,11 @@ def _selector(eligible: Mask) -> Any:
 
 def _best(keys: Keys, scores: Rows, k: int) -> tuple[Keys, Rows]:
     """Columns in order of score, then key; cut or padded to k."""
-    order = np.lexsort((keys, -scores), axis=-1)[:, :k]
-    keys, scores = np.take_along_axis(keys, order, -1), np.take_along_axis(scores, order, -1)
+    if (scores[:, 1:] < scores[:, :-1]).all():  # as they come from FAISS, unless some tie
+        keys, scores = keys[:, :k], scores[:, :k]
+    else:
+        order = np.lexsort((keys, -scores), axis=-1)[:, :k]
+        keys, scores = np.take_along_axis(keys, order, -1), np.take_along_axis(scores, order, -1)
     short = k - keys.shape[1]
     if short > 0:
         keys = np.pad(keys, ((0, 0), (0, short)), constant_values=-1)

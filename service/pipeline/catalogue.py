@@ -284,8 +284,9 @@ class Catalogue:
 
     def having(self, *modalities: str, excluded: int | None = None) -> Mask:
         """Which keys have all of these modalities observed."""
-        columns = [self.names.index(name) for name in modalities]
-        mask: Mask = np.logical_and.reduce(self.observed[:, columns], axis=1)
+        mask: Mask = np.ones(len(self.observed), dtype=np.bool_)
+        for name in modalities:
+            mask &= self.observed[:, self.names.index(name)]
         if excluded is not None:
             mask[excluded] = False
         return mask
