@@ -56,7 +56,7 @@ class DGMRecConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     embedding_size: int = Field(64, ge=2, description="d")
-    layers: int = Field(3, ge=1, description="LightGCN layers over the user-item graph")
+    layers: int = Field(2, ge=1, description="LightGCN layers over the user-item graph")
     item_layers: int = Field(1, ge=1, description="L, layers over each modality's item graph (eq. 5)")
     neighbours: int = Field(10, ge=1, description="k of the item graphs (eq. 4)")
     rank: int = Field(128, ge=1, description="features wider than this are projected once to so many components")
