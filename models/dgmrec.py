@@ -41,12 +41,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models import losses, ridge, vectors
-from models.graph import Graph, InteractionGraphs, propagate
+from models.graph import Graph, InteractionGraphs, propagate, spectral_embedding
 from models.imputers import Evidence, content_width, interaction_width
 from models.modality import ModalBatch, ModalitySpec
 
 EVIDENCE_SCALE = 8.0
 CONSTANT = 100.0
+START = 0.1  # root mean square of the embeddings at first
 UNWANTED = -1.0  # power of the degree by which items tell of unwanted ones
 
 
@@ -64,6 +65,7 @@ class DGMRecConfig(BaseModel):
     factors: int = Field(256, ge=0, description="collaborative factors that the generator reads")
     activation: Literal["tanh", "sigmoid"] = Field("tanh", description="of the parts (eq. 1)")
     gate: Literal["sigmoid", "tanh", "none"] = Field("sigmoid", description="how taste denoises parts (eq. 3)")
+    start: Literal["spectral", "random"] = Field("spectral", description="what the embeddings are at first")
     modal_weight: float = Field(0.1, gt=0, description="of each modality in eq. 18, before it is learned")
     modal: bool = Field(True, description="False leaves LightGCN alone, without any modality")
     imputation: Literal["generate", "mean", "nn"] = Field("generate", description="what fills unobserved cells")
@@ -80,7 +82,7 @@ class DGMRecConfig(BaseModel):
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
-    cold_popularity: float = Field(0.7, ge=0, le=1, description="how popular a new item is supposed to be")
+    cold_popularity: float = Field(1.0, ge=0, le=2, description="how popular a new item is supposed to be")
     cold_penalty: float = Field(50.0, ge=0, description="of the ridge that predicts a new item's collaborative part")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
@@ -264,8 +266,8 @@ class DGMRec(nn.Module):
             torch.manual_seed(config.seed)
             self.users = nn.Embedding(n_users, d)
             self.items = nn.Embedding(n_items, d)
-            nn.init.normal_(self.users.weight, std=0.1)
-            nn.init.normal_(self.items.weight, std=0.1)
+            nn.init.normal_(self.users.weight, std=START)
+            nn.init.normal_(self.items.weight, std=START)
             self.towers = nn.ModuleDict({spec.name: Tower(spec, config, ranks) for spec in specs})
             self.weight = nn.Parameter(torch.full((count,), config.modal_weight).log())
             self.general = nn.Linear(d, d)  # F, shared by all modalities
@@ -293,6 +295,21 @@ class DGMRec(nn.Module):
         }
 
     # --- collaborative part (LightGCN, eq. 18) -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def start_from(self, interactions: InteractionGraphs) -> None:
+        """Let the embeddings begin as the leading singular vectors of the interactions, if the configuration says so.
+
+        Training then needs a third of the epochs, and where users have few interactions less of the result hangs on
+        the seed.
+        """
+        if self.config.start == "random":
+            return
+        for embedding, found in zip(
+            (self.users, self.items), spectral_embedding(interactions, self.config.embedding_size), strict=True
+        ):
+            there = found.any(dim=0)  # a small catalogue has fewer; those that are left stay random
+            embedding.weight.copy_(torch.where(there, found * START, embedding.weight))
 
     def collaborate(self, interactions: InteractionGraphs) -> tuple[Tensor, Tensor]:
         """LightGCN: the mean over layers of the propagated embeddings. `[U, d]`, `[n, d]`."""
@@ -730,7 +747,7 @@ class DGMRec(nn.Module):
 
         Their directions are regressed, and the prediction has their mean length. Directions tell how popular an item
         is besides for whom, which content hardly does. So an item counts by a power of its degree `[n]`: for a new item
-        by `cold_popularity`, between the typical item (0) and the typical interaction (1). One that was there all along
+        by `cold_popularity`: 0 takes the typical item, 1 the typical interaction. One that was there all along
         without being touched is unpopular: it is predicted by the rarely touched. Untouched items of the training set
         are a mixture of both, see `share_of_new`.
         """

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from numpy.typing import NDArray
+from scipy.sparse.linalg import svds
 from torch import Tensor
 
 Matrix: TypeAlias = "sp.csr_array[Any, tuple[int, int]]"
@@ -169,6 +170,23 @@ def nearest(
         count = min(k, width)
         indices[rows, :count], cosines[rows, :count] = found[:, :count], top[:, :count]
     return indices, cosines
+
+
+def spectral_embedding(interactions: InteractionGraphs, size: int) -> tuple[Tensor, Tensor]:
+    """The leading singular vectors of D_u^-1/2 R D_i^-1/2, each times the root of its singular value: users `[U, size]`
+    and items `[n, size]`, brought to a root mean square of 1. Columns that the matrix is too small for are zero."""
+    matrix = interactions.symmetric.matrix.astype(np.float64)
+    rank = min(size, min(matrix.shape) - 1)
+    sides = [np.zeros((count, size), np.float32) for count in matrix.shape]
+    if rank > 0 and matrix.nnz:
+        # A start of its own, or else it would be drawn anew at each call.
+        start = np.random.default_rng(0).standard_normal(min(matrix.shape))
+        left, values, right = svds(sp.csc_array(matrix), k=rank, v0=start)
+        for side, vectors in zip(sides, (left, right.T), strict=True):
+            scaled = vectors * np.sqrt(np.maximum(values, 0))
+            side[:, :rank] = scaled / max(float(np.sqrt((scaled**2).mean())), 1e-12)
+    users, items = (torch.from_numpy(side).to(interactions.user_degree.device) for side in sides)
+    return users, items
 
 
 def mean_graph(neighbours: Tensor, n_columns: int) -> Matrix:

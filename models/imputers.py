@@ -24,6 +24,7 @@ from models.graph import Graph, InteractionGraphs, nearest
 from models.modality import ModalBatch
 
 NEIGHBOURS = 5
+SHARED_FOLDS = 2  # see `shared_means`; with more, less of what leaves a mean stays unknown
 EVIDENCE_NEIGHBOURS = 40
 HEAT_REST = 1e-5
 HIDDEN = 0.1  # share of the observed cells that a setting is chosen on
@@ -234,31 +235,41 @@ def mean_of(values: Tensor, rows: Tensor, weights: Tensor | None = None) -> tupl
 def shared_means(
     own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Co-interaction means: over an item's users, the mean of what each of them has besides the item itself.
+    """Co-interaction means: over an item's users, the mean of what each of them has.
 
-    With S_u the sum and C_u the number of observed features in u's history, an item i of that history contributes
-    (S_u - o_i x_i) / (C_u - o_i); the two possible values of o_i make this four sparse products a modality.
+    The means for an observed cell leave out all items of the cell's fold, one of `SHARED_FOLDS`, the item among them.
+    Were it the item alone, then what is missing from a mean would tell the very feature that is to be guessed, where
+    the whole can be guessed from the item's users: a regression would learn that, and could use it for no other item.
     Returns blocks `[n, r_m]` and their validity `[n, M]`.
     """
     if graphs is None:
         return {name: torch.zeros_like(block) for name, block in own.items()}, torch.zeros_like(observed)
     binary = _binary(graphs)
+    fold = torch.arange(len(observed), device=observed.device) % SHARED_FOLDS
     blocks: dict[str, Tensor] = {}
     valid = torch.zeros_like(observed)
     for column, (name, block) in enumerate(own.items()):
-        has = observed[:, [column]].to(block.dtype)
-        sums = binary @ torch.cat([block * has, has], dim=1)
-        total, count = sums[:, :-1], sums[:, -1:]
-        options = []
-        for itself in (0.0, 1.0):
-            rest = count - itself
-            weight = torch.where(rest > 0, 1 / rest.clamp_min(1), torch.zeros_like(rest))
-            options.append(binary.transposed @ torch.cat([total * weight, weight, (rest > 0).float()], dim=1))
-        chosen = torch.where(has > 0, options[1], options[0])
-        mean, weights, users = chosen[:, :-2], chosen[:, -2:-1], chosen[:, -1:]
-        blocks[name] = (mean - block * has * weights) / users.clamp_min(1)
-        valid[:, column] = users[:, 0] > 0
+        has = observed[:, column]
+        held = torch.cat([block, torch.ones_like(block[:, :1])], dim=1) * has[:, None]
+        everything = binary @ held  # [U, r + 1], sums and counts
+        found = _mean_of_means(binary.transposed, everything)
+        for number in range(SHARED_FOLDS):
+            inside = fold == number
+            rows = (inside & has).nonzero().squeeze(1)
+            rest = everything - binary @ (held * inside[:, None])
+            found[rows] = _mean_of_means(binary.transposed.rows(rows), rest)
+        blocks[name], valid[:, column] = found[:, :-1], found[:, -1] > 0
     return blocks, valid
+
+
+def _mean_of_means(users_of: Graph, sums: Tensor) -> Tensor:
+    """Over the users of each of `k` items, the mean of their means, from users' sums and counts `[U, r + 1]`: `[k, r]`,
+    and in one more column how many users there were who have any."""
+    count = sums[:, -1:].round()
+    some = (count > 0).to(sums.dtype)
+    total = users_of @ torch.cat([sums[:, :-1] / count.clamp_min(1) * some, some], dim=1)
+    users = total[:, -1:]
+    return torch.cat([total[:, :-1] / users.clamp_min(1), users], dim=1)
 
 
 def _binary(graphs: InteractionGraphs) -> Graph:

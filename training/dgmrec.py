@@ -67,6 +67,7 @@ class DGMRecTask:
         self.interactions = InteractionGraphs.build(train[:, 0], train[:, 1], data.n_users, data.n_items, self.device)
         self._module = DGMRec(config, data.batch.specs if config.modal else (), data.n_users, data.n_items)
         self._module.to(self.device)
+        self._module.start_from(self.interactions)
         self.side: ItemSide | None = None
         self.steps = 0
         if config.modal:

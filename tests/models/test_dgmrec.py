@@ -49,7 +49,7 @@ def test_misspelt_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("temperature", 0), ("cold_popularity", 2), ("gate", "relu"), ("layers", 0)]
+    ("name", "value"), [("temperature", 0), ("cold_popularity", 3), ("gate", "relu"), ("layers", 0)]
 )
 def test_setting_out_of_range(name: str, value: object) -> None:
     with pytest.raises(ValidationError, match=name):

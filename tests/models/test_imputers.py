@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.graph import InteractionGraphs
 from models.imputers import (
+    SHARED_FOLDS,
     IMPUTERS,
     CoInteractions,
     Evidence,
@@ -106,7 +107,8 @@ def test_shared_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
         for item in range(N):
             means = []
             for history in histories:
-                others = [j for j in history if j != item and has[j, column]]
+                apart = has[item, column]  # then the items of its fold stay out, the item among them
+                others = [j for j in history if has[j, column] and not (apart and (j - item) % SHARED_FOLDS == 0)]
                 if item in history and others:
                     means.append(own[name][others].mean(dim=0).numpy())
             assert bool(valid[item, column]) == bool(means)

@@ -149,6 +149,13 @@ def test_drop_by_ratio_is_taken_seed_by_seed(report: Callable[..., Page]) -> Non
     assert page.cell("Recall@20 by share of missing cells", "DGMRec", "0% missing") == spread([0.4, 0.2])
 
 
+def test_growth(report: Callable[..., Page]) -> None:
+    found = {f"{name}[size={size}]": 2.0 * size for name in ("epoch_seconds", "peak_rss_mb") for size in (30, 1, 10)}
+    page = report(raw("dgmrec", [found], protocol="growth"))
+    assert page.headers["DGMRec"] == ["", "1 times", "10 times", "30 times"]
+    assert page.tables["DGMRec"]["seconds an epoch"] == ["2.0", "20.0", "60.0"]
+
+
 def test_retrieval_and_its_calibration(report: Callable[..., Page]) -> None:
     metrics = {
         "cosine[image]": 0.2, "cosine[image][level=1]": 0.25, "cosine[image][level=2]": 0.1,

@@ -31,6 +31,12 @@ RECONSTRUCTIONS = "Test pairs of one split: a modality as it is embedded, and as
 HEADLINES = ("recall@20", "recall@20[missing=0%]", "rmse[+F]", "hr@10")
 RANKING = ("recall@20", "ndcg@20", "recall@50", "ndcg@50")
 SIMILARITY = "similarity["
+GROWING = {
+    "epoch_seconds": "seconds an epoch",
+    "refresh_seconds": "seconds to regenerate and refine",
+    "prepare_seconds": "seconds to prepare",
+    "peak_rss_mb": "peak memory (MiB)",
+}
 IMPUTATION = ("cosine", "neighbourhood_hit@10", "self_hit@10", "self_mrr", "calibration_error")
 TITLES = {
     "missing": "Top-N with missing modalities",
@@ -39,6 +45,7 @@ TITLES = {
     "retrieval": "Imputation and cross-modal retrieval",
     "rating": "Rating prediction",
     "leave-one-out": "Leave-one-out",
+    "growth": "Growth of training with the data",
 }
 ABOUT = {
     "missing": "Every item that a user has not seen in training is ranked. The withheld cells reached no loss, graph, "
@@ -52,6 +59,8 @@ ABOUT = {
     "Always answering the most frequent rating has a low MAE, so it is never read alone.",
     "leave-one-out": "One item of each user, held out, is ranked among 99 that the user has not met. Faithful: how "
     "often a score falls by more without the history item that the explanation names first than without a random one.",
+    "growth": "The dataset resampled to so many times its users, items and interactions, with the same number of steps "
+    "an epoch.",
 }
 
 
@@ -170,6 +179,7 @@ def _section(name: str, protocol: str, condition: str, members: Sequence[Result]
         "ratio": _ratio,
         "retrieval": _retrieval,
         "rating": _rating,
+        "growth": _growth,
     }
     blocks = make.get(protocol, _other)(compared)
     blocks += [block for block in (_ablation(group) for group in _variants(members)) if block]
@@ -251,6 +261,26 @@ def _drop(member: Result, first: str, share: str) -> str:
     whole, left = (member.values(f"recall@20[{name}]") for name in (first, share))
     found = Spread.of(100 * (left[seed] / whole[seed] - 1) for seed in left if whole.get(seed))
     return f"{found.text(1)} %" if found else ""
+
+
+def _growth(members: Sequence[Result]) -> list[Block]:
+    sizes = _labels(members, r"epoch_seconds\[(size=\d+)\]")
+    if not sizes:
+        return _other(members)
+    found, drawn = [], []
+    for member in members:
+        rows, series = [], []
+        for metric, title in GROWING.items():
+            spreads = [(float(_count(size)), member.spread(f"{metric}[{size}]")) for size in sizes]
+            known = [(size, spread.mean) for size, spread in spreads if spread]
+            if not known:
+                continue
+            rows.append(Row(title, [Cell(f"{value:,.1f}") for _, value in known]))
+            series.append(Series(title, [(size, value / known[0][1]) for size, value in known]))
+        series.append(Series("in proportion", [(size, size / series[0].points[0][0]) for size, _ in series[0].points]))
+        found.append(Table(label(member), ["", *(f"{_count(size)} times" for size in sizes)], rows))
+        drawn.append(plots.lines("Growth", series, x="times the data", y="times the smallest", zero=True))
+    return _tables(*found, plots=drawn)
 
 
 def _retrieval(members: Sequence[Result]) -> list[Block]:
