@@ -245,7 +245,7 @@ def shared_means(
     if graphs is None:
         return {name: torch.zeros_like(block) for name, block in own.items()}, torch.zeros_like(observed)
     binary = _binary(graphs)
-    fold = torch.arange(len(observed), device=observed.device) % SHARED_FOLDS
+    fold = shared_fold(len(observed)).to(observed.device)
     blocks: dict[str, Tensor] = {}
     valid = torch.zeros_like(observed)
     for column, (name, block) in enumerate(own.items()):
@@ -260,6 +260,11 @@ def shared_means(
             found[rows] = _mean_of_means(binary.transposed.rows(rows), rest)
         blocks[name], valid[:, column] = found[:, :-1], found[:, -1] > 0
     return blocks, valid
+
+
+def shared_fold(n: int) -> Tensor:
+    """The fold `[n]` of each item in `shared_means`, at random: items often stand in an order that means something."""
+    return torch.from_numpy(np.random.default_rng(0).permutation(n) % SHARED_FOLDS)
 
 
 def _mean_of_means(users_of: Graph, sums: Tensor) -> Tensor:

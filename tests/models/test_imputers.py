@@ -12,7 +12,6 @@ from torch import Tensor
 
 from models.graph import InteractionGraphs
 from models.imputers import (
-    SHARED_FOLDS,
     IMPUTERS,
     CoInteractions,
     Evidence,
@@ -26,6 +25,7 @@ from models.imputers import (
     mean_of,
     near_means,
     observed_means,
+    shared_fold,
     shared_means,
     tuned,
     user_factors,
@@ -102,13 +102,14 @@ def test_near_means_of_one_modality(batch: ModalBatch) -> None:
 def test_shared_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     own, has = centred(batch), batch.observed.numpy()
     blocks, valid = shared_means(own, batch.observed, graphs)
+    fold = shared_fold(N).tolist()
     histories = [set(row.nonzero()[0]) for row in graphs.user_mean.matrix.toarray()]
     for column, name in enumerate(batch.names):
         for item in range(N):
             means = []
             for history in histories:
                 apart = has[item, column]  # then the items of its fold stay out, the item among them
-                others = [j for j in history if has[j, column] and not (apart and (j - item) % SHARED_FOLDS == 0)]
+                others = [j for j in history if has[j, column] and not (apart and fold[j] == fold[item])]
                 if item in history and others:
                     means.append(own[name][others].mean(dim=0).numpy())
             assert bool(valid[item, column]) == bool(means)
