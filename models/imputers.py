@@ -24,7 +24,7 @@ from models.graph import Graph, InteractionGraphs, nearest
 from models.modality import ModalBatch
 
 NEIGHBOURS = 5
-SHARED_FOLDS = 2  # see `shared_means`; with more, less of what leaves a mean stays unknown
+SHARED_FOLDS = 2  # see `folded_means`; with more, less of what leaves a mean stays unknown
 EVIDENCE_NEIGHBOURS = 40
 HEAT_REST = 1e-5
 HIDDEN = 0.1  # share of the observed cells that a setting is chosen on
@@ -143,7 +143,7 @@ def gather_evidence(
         factors = torch.zeros(len(observed), 0, device=observed.device)
     own = {name: block.where(observed[:, [c]], 0) for c, (name, block) in enumerate(features.items())}
     near, near_valid = near_means(own, observed, EVIDENCE_NEIGHBOURS, weighted=True)
-    shared, shared_valid = shared_means(own, observed, graphs)
+    shared, shared_valid = folded_means(own, observed, graphs)
     return Evidence(own, near, shared, factors, observed, near_valid, shared_valid)
 
 
@@ -235,7 +235,37 @@ def mean_of(values: Tensor, rows: Tensor, weights: Tensor | None = None) -> tupl
 def shared_means(
     own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Co-interaction means: over an item's users, the mean of what each of them has.
+    """Co-interaction means: over an item's users, the mean of what each of them has besides the item itself.
+
+    With S_u the sum and C_u the number of observed features in u's history, an item i of that history contributes
+    (S_u - o_i x_i) / (C_u - o_i); the two possible values of o_i make this four sparse products a modality.
+    Returns blocks `[n, r_m]` and their validity `[n, M]`.
+    """
+    if graphs is None:
+        return {name: torch.zeros_like(block) for name, block in own.items()}, torch.zeros_like(observed)
+    binary = _binary(graphs)
+    blocks: dict[str, Tensor] = {}
+    valid = torch.zeros_like(observed)
+    for column, (name, block) in enumerate(own.items()):
+        has = observed[:, [column]].to(block.dtype)
+        sums = binary @ torch.cat([block * has, has], dim=1)
+        total, count = sums[:, :-1], sums[:, -1:]
+        options = []
+        for itself in (0.0, 1.0):
+            rest = count - itself
+            weight = torch.where(rest > 0, 1 / rest.clamp_min(1), torch.zeros_like(rest))
+            options.append(binary.transposed @ torch.cat([total * weight, weight, (rest > 0).float()], dim=1))
+        chosen = torch.where(has > 0, options[1], options[0])
+        mean, weights, users = chosen[:, :-2], chosen[:, -2:-1], chosen[:, -1:]
+        blocks[name] = (mean - block * has * weights) / users.clamp_min(1)
+        valid[:, column] = users[:, 0] > 0
+    return blocks, valid
+
+
+def folded_means(
+    own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Co-interaction means as the generator learns from them: over an item's users, the mean of what each has.
 
     The means for an observed cell leave out all items of the cell's fold, one of `SHARED_FOLDS`, the item among them.
     Were it the item alone, then what is missing from a mean would tell the very feature that is to be guessed, where
@@ -263,7 +293,7 @@ def shared_means(
 
 
 def shared_fold(n: int) -> Tensor:
-    """The fold `[n]` of each item in `shared_means`, at random: items often stand in an order that means something."""
+    """The fold `[n]` of each item in `folded_means`, at random: items often stand in an order that means something."""
     return torch.from_numpy(np.random.default_rng(0).permutation(n) % SHARED_FOLDS)
 
 

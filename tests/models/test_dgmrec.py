@@ -801,7 +801,7 @@ def test_base_is_as_long_as_it_is_sure() -> None:
     length = base.norm(dim=1)
     truth = projection.direction(projection(full.features["m1"][:40]))
     cosine = functional.cosine_similarity(base, truth, dim=1)
-    assert length.quantile(0.9) < 1.2
+    assert length.quantile(0.9) < 1.3
     made = w.model.generate("m1", w.evidence, w.forward().taste).features[:40]
     torch.testing.assert_close(projection.direction(made).norm(dim=1), length.clamp_max(1))
     assert length.mean().item() == pytest.approx(cosine.mean().item(), abs=0.15)

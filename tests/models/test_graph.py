@@ -18,6 +18,7 @@ from models.graph import (
     nearest,
     propagate,
     rescaled,
+    spectral_embedding,
     with_self_loops,
 )
 
@@ -241,3 +242,22 @@ def test_propagate_keeps_the_last_layer() -> None:
     for layers, power in ((0, np.eye(3)), (1, matrix), (3, matrix @ matrix @ matrix)):
         result = propagate(Graph(sp.csr_array(matrix)), parts, layers)
         np.testing.assert_allclose(result.numpy(), power @ parts.numpy(), rtol=1e-6)
+
+
+def test_spectral_embedding() -> None:
+    """Against a dense singular value decomposition, up to the scale; twice the same bits; too wide for the matrix."""
+    r = np.random.default_rng(0).random((9, 7)) < 0.4
+    graphs = InteractionGraphs.build(*r.nonzero(), 9, 7)
+    users, items = spectral_embedding(graphs, 3)
+    left, values, right = np.linalg.svd(graphs.symmetric.matrix.toarray())
+    expected = (left[:, :3] * values[:3]) @ right[:3]
+    found = (users @ items.T).numpy()
+    np.testing.assert_allclose(found / np.abs(found).max(), expected / np.abs(expected).max(), atol=1e-5)
+    assert users.pow(2).mean().item() == pytest.approx(1, rel=1e-5)
+    assert torch.equal(spectral_embedding(graphs, 3)[1], items)
+    users, items = spectral_embedding(graphs, 20)
+    assert users.shape == (9, 20)
+    assert users[:, :6].any(dim=0).all()
+    assert not users[:, 6:].any()
+    none = np.array([], dtype=np.int64)
+    assert not spectral_embedding(InteractionGraphs.build(none, none, 4, 3), 2)[0].any()

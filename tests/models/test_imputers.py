@@ -18,6 +18,7 @@ from models.imputers import (
     Imputer,
     collaborative_factors,
     content_width,
+    folded_means,
     gather_evidence,
     impute,
     interaction_width,
@@ -102,6 +103,22 @@ def test_near_means_of_one_modality(batch: ModalBatch) -> None:
 def test_shared_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     own, has = centred(batch), batch.observed.numpy()
     blocks, valid = shared_means(own, batch.observed, graphs)
+    histories = [set(row.nonzero()[0]) for row in graphs.user_mean.matrix.toarray()]
+    for column, name in enumerate(batch.names):
+        for item in range(N):
+            means = []
+            for history in histories:
+                others = [j for j in history if j != item and has[j, column]]
+                if item in history and others:
+                    means.append(own[name][others].mean(dim=0).numpy())
+            assert bool(valid[item, column]) == bool(means)
+            expected = np.mean(means, axis=0) if means else np.zeros(DIMS[column])
+            np.testing.assert_allclose(blocks[name][item].numpy(), expected, atol=1e-5)
+
+
+def test_folded_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    own, has = centred(batch), batch.observed.numpy()
+    blocks, valid = folded_means(own, batch.observed, graphs)
     fold = shared_fold(N).tolist()
     histories = [set(row.nonzero()[0]) for row in graphs.user_mean.matrix.toarray()]
     for column, name in enumerate(batch.names):
@@ -117,12 +134,13 @@ def test_shared_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
             np.testing.assert_allclose(blocks[name][item].numpy(), expected, atol=1e-5)
 
 
-def test_shared_means_without_interactions(batch: ModalBatch) -> None:
-    blocks, valid = shared_means(centred(batch), batch.observed, None)
+@pytest.mark.parametrize("means", [shared_means, folded_means])
+def test_shared_means_without_interactions(means: Any, batch: ModalBatch) -> None:
+    blocks, valid = means(centred(batch), batch.observed, None)
     assert not valid.any()
     assert all(not block.any() for block in blocks.values())
     none = np.array([], dtype=np.int64)
-    blocks, valid = shared_means(centred(batch), batch.observed, InteractionGraphs.build(none, none, 2, N))
+    blocks, valid = means(centred(batch), batch.observed, InteractionGraphs.build(none, none, 2, N))
     assert not valid.any()
     assert all(not block.any() for block in blocks.values())
 
@@ -143,7 +161,7 @@ def inputs(evidence: Evidence, target: str) -> Tensor:
 
 @pytest.mark.parametrize("column", range(len(DIMS)))
 def test_inputs_never_depend_on_the_cell_itself(batch: ModalBatch, graphs: InteractionGraphs, column: int) -> None:
-    """The item's own feature in the modality is replaced by noise, or taken away: its row of inputs stays."""
+    """The item's own feature in the modality is replaced by noise, observed or not: its row of inputs stays."""
     name = batch.names[column]
     features = centred(batch)
     before = inputs(gather_evidence(features, batch.observed, graphs), name)
@@ -155,8 +173,8 @@ def test_inputs_never_depend_on_the_cell_itself(batch: ModalBatch, graphs: Inter
         torch.testing.assert_close(after[item], before[item], rtol=1e-3, atol=1e-4)
         fewer = batch.observed.clone()
         fewer[item, column] = False
-        after = inputs(gather_evidence(features, fewer, graphs), name)
-        torch.testing.assert_close(after[item], before[item], rtol=1e-3, atol=1e-4)
+        unseen = [inputs(gather_evidence(content, fewer, graphs), name) for content in (features, changed)]
+        torch.testing.assert_close(unseen[0][item], unseen[1][item], rtol=1e-3, atol=1e-4)
 
 
 def test_other_cells_do_depend_on_it(batch: ModalBatch, graphs: InteractionGraphs) -> None:

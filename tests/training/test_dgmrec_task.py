@@ -111,11 +111,17 @@ def test_checkerboard_is_learnt(changes: dict[str, object]) -> None:
 
 
 def test_interactions_alone_are_learnt_too() -> None:
-    task = task_of(modal=False)
+    task = task_of(modal=False, start="random")
     before, ranking = share_of_own_group(scores(task)), task.test()["ndcg@20"]
     train(task, TRAINER.model_copy(update={"epochs": 30}))
     assert share_of_own_group(scores(task)) > before + 0.2
     assert task.test()["ndcg@20"] > 2 * ranking
+
+
+def test_singular_vectors_are_a_start_ahead() -> None:
+    """They tell the groups before anything is learned."""
+    ahead, behind = (share_of_own_group(scores(task_of(modal=False, start=start))) for start in ("spectral", "random"))
+    assert ahead > behind + 0.1
 
 
 def test_new_items_find_their_group(learnt: DGMRecTask) -> None:
