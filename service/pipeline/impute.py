@@ -268,7 +268,7 @@ def _having_both(
 
 
 def _shared(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Array], Mask]:
-    """Co-interaction means, as in `models.imputers.folded_means` for unobserved cells, from the visitors' other items."""
+    """Co-interaction means, as `models.imputers.folded_means` of unobserved cells, from the visitors' other items."""
     names, catalogue = engine.model.names, engine.catalogue
     blocks = {name: np.zeros((len(subjects), rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     valid = np.zeros((len(subjects), len(names)), dtype=np.bool_)
