@@ -20,6 +20,7 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
 * The collaborative embeddings are trained by ranking alone. Alignment (eq. 20) draws the modal parts towards them and
   not the other way, and the content losses read taste without bending it. L_ui (eq. 21) is off by default
   (`user_item`); what it is worth by itself has not been measured.
+* The collaborative embeddings start from the leading singular vectors of the interactions (`start`).
 * In training, the positive item is taken out of its user's mean (eq. 6), since what is to be recommended is not in the
   history yet.
 * Each modality's weight beside the collaborative part is learned from a small one on, so that content which tells
@@ -300,8 +301,7 @@ class DGMRec(nn.Module):
     def start_from(self, interactions: InteractionGraphs) -> None:
         """Let the embeddings begin as the leading singular vectors of the interactions, if the configuration says so.
 
-        Training then needs a third of the epochs, and where users have few interactions less of the result hangs on
-        the seed.
+        Where data are dense, training then needs a fraction of the epochs.
         """
         if self.config.start == "random":
             return
