@@ -36,9 +36,15 @@ def free_port() -> int:
     """A port that nobody listens on just now, nor will by chance: connections going out are given higher ones, which a
     service that is started again would find taken."""
     for port in random.SystemRandom().sample(PORTS, len(PORTS)):
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        if _is_free(port):
             return port
     raise OSError("there is no free port")
+
+
+def _is_free(port: int) -> bool:
+    with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+        return True
+    return False
 
 
 def within(seconds: float, probe: Callable[[], T | None]) -> T:
@@ -131,6 +137,7 @@ class Program:
         os.killpg(self.pid, signal.SIGKILL)
         self.wait(30)
         within(30, lambda: not any(map(_lives, family)) or None)  # and hold the port
+        within(30, lambda: _is_free(self.port) or None)  # a worker just being started is in no list
 
     def stop(self) -> int:
         """SIGTERM, as an operator does; the exit code."""
