@@ -173,7 +173,6 @@ LEFT_OUT_VARIANTS = {
     "iris-shuffled": "the content of other items",
     "iris-zero": "missing content left out",
     "iris-beta-1": "beta 1 (`--set beta=1.0`)",
-    "iris-d64": "d 64, one member from random factors",
 }
 
 
