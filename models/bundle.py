@@ -11,7 +11,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -128,6 +129,20 @@ class Bundle:
     def file(self, name: str) -> Path | None:
         """The path of one of the bundle's files, or None where the bundle does not hold it."""
         return self.path / name if name in self.manifest.files else None
+
+    @contextmanager
+    def reading(self, model: str) -> Iterator[None]:
+        """Turn what goes wrong while a model is rebuilt into one sentence.
+
+        Raises:
+            BundleError: the bundle's model is none that this Lacuna can read.
+        """
+        try:
+            yield
+        except (ValidationError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(
+                f"the bundle {self.path} holds an {model} model that this Lacuna cannot read: {error}"
+            ) from error
 
     def tensors(self, name: str) -> dict[str, NDArray[Any]]:
         """The arrays of one safetensors file of the bundle."""

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
-from models.bundle import Bundle, BundleError, BundleWriter, EncoderRef, ModelEntry
+from models.bundle import Bundle, BundleWriter, EncoderRef, ModelEntry
 from models.lrmm import ITEM, LRMM, USER, LRMMConfig
 from models.profiles import Array, Biases, Double, Flags, Prior, Reviewed, Scale, profiles, tastes
 from models.reviews import Projection, ReviewEncoder, TextTower, Tone
@@ -245,7 +244,7 @@ class Rater:
         if entry is None:
             return None
         arrays = bundle.tensors(entry.file)
-        try:
+        with bundle.reading(NAME):
             config = LRMMConfig.model_validate(entry.config["model"])
             mean, spread = arrays["prior.moments"]
             model = LRMM(config, entry.config["sizes"], 0.0)
@@ -266,10 +265,6 @@ class Rater:
                 contents={name: _projected(arrays, f"content.{name}") for name in entry.config["contents"]},
                 intervals=Intervals(arrays["intervals.edges"], arrays["intervals.width"]),
             )
-        except (ValidationError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"the bundle {bundle.path} holds an lrmm model that this Lacuna cannot read: {error}"
-            ) from error
 
 
 def _encoder(bundle: Bundle, config: LRMMConfig, arrays: Mapping[str, NDArray[Any]]) -> ReviewEncoder:

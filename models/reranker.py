@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 from torch import Tensor
 
-from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
+from models.bundle import Bundle, BundleWriter, ModelEntry
 from models.iris import IRIS, NOTHING, IRISConfig, ItemSides
 from models.modality import ModalitySpec
 from models.vocabulary import Vocabulary
@@ -201,15 +200,11 @@ class Reranker:
         if entry is None:
             return None
         arrays = bundle.tensors(entry.file)
-        try:
+        with bundle.reading(NAME):
             items = bundle.vocabulary(ITEMS)
             specs = [ModalitySpec(name, dim) for name, dim in entry.config["sizes"].items()]
             model = IRIS(IRISConfig.model_validate(entry.config["model"]), specs, len(items))
             model.load_state_dict({name: torch.from_numpy(one) for name, one in arrays.items()})
-        except (ValidationError, RuntimeError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(
-                f"the bundle {bundle.path} holds an iris model that this Lacuna cannot read: {error}"
-            ) from error
         return cls(model, items)
 
 
