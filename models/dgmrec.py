@@ -21,8 +21,10 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   not the other way, and the content losses read taste without bending it. L_ui (eq. 21) is off by default
   (`user_item`); what it is worth by itself has not been measured.
 * The collaborative embeddings start from the leading singular vectors of the interactions (`start`).
-* In training, the positive item is taken out of its user's mean (eq. 6), since what is to be recommended is not in the
-  history yet.
+* In training, the positive item is taken out of what its user is made of (eq. 6 and LightGCN's last step), since what
+  is to be recommended is not in the history yet (`leave_out`).
+* A pair counts the less the longer its user's history is (`user_power`): measured is how users are served, and a few
+  who touch everything would else be most of the training.
 * Each modality's weight beside the collaborative part is learned from a small one on, so that content which tells
   nothing costs little.
 * The collaborative part of a never-touched item is predicted from its completed features, by a closed form over the
@@ -75,6 +77,10 @@ class DGMRecConfig(BaseModel):
     ranking: Literal["softmax", "bpr"] = Field("softmax", description="loss and score: cosine softmax, or BPR (eq. 23)")
     negatives: int = Field(512, ge=1, description="items sampled a step as negatives of the softmax")
     ranking_temperature: float = Field(0.2, gt=0, description="of the softmax")
+    leave_out: bool = Field(
+        True, description="whether a positive is left out of its own user's history"
+    )
+    user_power: float = Field(0.3, ge=0, le=1, description="a pair weighs its user's degree to the power of minus this")
     temperature: float = Field(0.2, gt=0, description="of every InfoNCE")
     club: float = Field(0.01, ge=0, description="weight of L_club (eq. 7)")
     nce: float = Field(0.01, ge=0, description="weight of L_nce (eq. 8)")
@@ -126,6 +132,8 @@ class Embeddings:
     cold: Tensor  # bool [n], items nobody has touched
     predicted_id: Tensor  # [c, d], the collaborative part of the cold items as content predicts it
     user_degree: Tensor  # [U], number of training interactions
+    user_residual: Tensor  # [U, d] and
+    item_message: Tensor  # [n, d], see `fold_in_tables`
 
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -313,8 +321,7 @@ class DGMRec(nn.Module):
 
     def collaborate(self, interactions: InteractionGraphs) -> tuple[Tensor, Tensor]:
         """LightGCN: the mean over layers of the propagated embeddings. `[U, d]`, `[n, d]`."""
-        user_layers, item_layers = self._propagated(interactions)
-        return torch.stack(user_layers).mean(dim=0), torch.stack(item_layers).mean(dim=0)
+        return _mean_of(self._propagated(interactions))
 
     def _propagated(self, interactions: InteractionGraphs) -> tuple[list[Tensor], list[Tensor]]:
         users, items = [self.users.weight], [self.items.weight]
@@ -332,16 +339,18 @@ class DGMRec(nn.Module):
         histories, and likewise for items with `user_message`.
         """
         user_layers, item_layers = self._propagated(interactions)
-        share = 1 / (self.config.layers + 1)
-        user_scale, item_scale = (
-            degree.clamp_min(1).rsqrt()[:, None] * share
-            for degree in (interactions.user_degree, interactions.item_degree)
-        )
         return {
-            "user_residual": user_layers[0] * share,
-            "user_message": torch.stack(user_layers[:-1]).sum(dim=0) * user_scale,
-            "item_message": torch.stack(item_layers[:-1]).sum(dim=0) * item_scale,
+            "user_residual": self._residual(user_layers),
+            "user_message": self._message(user_layers, interactions.user_degree),
+            "item_message": self._message(item_layers, interactions.item_degree),
         }
+
+    def _residual(self, layers: list[Tensor]) -> Tensor:
+        return layers[0] / len(layers)
+
+    def _message(self, layers: list[Tensor], degree: Tensor) -> Tensor:
+        """What a node tells each of its neighbours over all layers, but for their own degree."""
+        return torch.stack(layers[:-1]).sum(dim=0) * (degree.clamp_min(1).rsqrt()[:, None] / len(layers))
 
     # --- modality parts (eq. 1-6, 17) --------------------------------------------------------------------------
 
@@ -438,14 +447,17 @@ class DGMRec(nn.Module):
             interactions: the training interactions.
             side: the catalogue's content; None only with `modal=False`.
         """
-        user_id, item_id = self.collaborate(interactions)
+        layers = self._propagated(interactions)
+        user_id, item_id = _mean_of(layers)
+        residual, message = self._residual(layers[0]), self._message(layers[1], interactions.item_degree)
         cold = interactions.item_degree == 0
         if side is None:
             none = user_id.new_zeros(0, 0, 0)
             zero_u, zero_i = torch.zeros_like(user_id), torch.zeros_like(item_id)
             users, items = self.combine(user_id, zero_u), self.combine(item_id, zero_i)
             ids = (user_id, item_id, zero_u, zero_i)
-            return Embeddings(users, items, *ids, none, none, cold, zero_i[cold], interactions.user_degree)
+            folded = (interactions.user_degree, residual, message)
+            return Embeddings(users, items, *ids, none, none, cold, zero_i[cold], *folded)
         taste = self.item_taste(self.preference(user_id), interactions, side.kin, cold)  # [M, n, d]
         parts = self.encode(side.features, taste)  # [M, n, 2d]
         # Fusing (eq. 17) and propagating (eq. 5) are linear, so that the narrow sum is propagated and not every part.
@@ -470,6 +482,8 @@ class DGMRec(nn.Module):
             cold=cold,
             predicted_id=predicted,
             user_degree=interactions.user_degree,
+            user_residual=residual,
+            item_message=message,
         )
 
     def propagated(self, side: ItemSide, parts: Tensor) -> Tensor:
@@ -586,8 +600,9 @@ class DGMRec(nn.Module):
         c = self.config
         u, i, j = self._without_positive(out, users, positives), out.items[positives], out.items[negatives]
         scores = (u * i).sum(dim=1)
+        weights = out.user_degree[users].pow(-c.user_power) if c.user_power else None
         parts = {
-            "ranking": losses.bpr(scores, (u * j).sum(dim=1))
+            "ranking": losses.bpr(scores, (u * j).sum(dim=1), weights)
             if c.ranking == "bpr"
             else losses.sampled_softmax(
                 scores,
@@ -595,6 +610,7 @@ class DGMRec(nn.Module):
                 c.ranking_temperature,
                 out_of=int((interactions.item_degree > 0).sum()),
                 excluded=excluded,
+                weights=weights,
             ),
             "l2": c.l2
             * losses.l2(self.users.weight[users], self.items.weight[positives], self.items.weight[negatives]),
@@ -615,15 +631,18 @@ class DGMRec(nn.Module):
         return parts
 
     def _without_positive(self, out: Embeddings, users: Tensor, positives: Tensor) -> Tensor:
-        """e_u `[b, d]` with the positive taken out of the mean over the user's items (eq. 6).
+        """e_u `[b, d]` as it would be folded in from the user's other items.
 
         What is to be recommended is not in the history yet; left in, every positive would match itself.
         """
-        if not self.config.modal:
+        if not self.config.leave_out:
             return out.users[users]
         degree = out.user_degree[users][:, None]
-        rest = (out.user_modal[users] * degree - out.item_modal[positives]) / (degree - 1).clamp_min(1)
-        return self.combine(out.user_id[users], rest)
+        others = (degree - 1).clamp_min(1)
+        own = out.user_residual[users]
+        told = ((out.user_id[users] - own) * degree.sqrt() - out.item_message[positives]) / others.sqrt()
+        modal = (out.user_modal[users] * degree - out.item_modal[positives]) / others
+        return self.combine(own + told, modal)
 
     def _user_item(
         self, out: Embeddings, users: Tensor, positives: Tensor, interactions: InteractionGraphs, side: ItemSide
@@ -787,6 +806,11 @@ class DGMRec(nn.Module):
         """Least squares from generation facts `[k, FACTS]` to the measured centred cosines `[k]`."""
         if len(cosines):
             self.tower(name).calibration.copy_(ridge.solve(facts, cosines[:, None], 1.0)[:, 0])
+
+
+def _mean_of(layers: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
+    users, items = layers
+    return torch.stack(users).mean(dim=0), torch.stack(items).mean(dim=0)
 
 
 def share_of_new(degree: Tensor) -> float:

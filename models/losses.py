@@ -9,13 +9,19 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
 
-def bpr(positive: Tensor, negative: Tensor) -> Tensor:
-    """Bayesian personalised ranking over scores `[b]`: mean of -log sigmoid(positive - negative)."""
-    return F.softplus(negative - positive).mean()
+def bpr(positive: Tensor, negative: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Bayesian personalised ranking over scores `[b]`: mean of -log sigmoid(positive - negative), by weights `[b]`."""
+    return _weighted_mean(F.softplus(negative - positive), weights)
 
 
 def sampled_softmax(
-    positive: Tensor, negatives: Tensor, temperature: float, *, out_of: int, excluded: Tensor | None = None
+    positive: Tensor,
+    negatives: Tensor,
+    temperature: float,
+    *,
+    out_of: int,
+    excluded: Tensor | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of the positive's score `[b]` against the scores of negatives `[b, s]` sampled from `out_of` items.
 
@@ -24,12 +30,17 @@ def sampled_softmax(
 
     Args:
         excluded: bool `[b, s]`, negatives that are none for that row.
+        weights: `[b]`, how much each row counts.
     """
     weighed = negatives / temperature + math.log(max(out_of / max(negatives.shape[1], 1), 1.0))
     if excluded is not None:
         weighed = weighed.masked_fill(excluded, -torch.inf)
     scores = torch.cat([positive[:, None] / temperature, weighed], dim=1)
-    return F.cross_entropy(scores, scores.new_zeros(len(scores), dtype=torch.long))
+    return _weighted_mean(scores.logsumexp(dim=1) - scores[:, 0], weights)
+
+
+def _weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
+    return values.mean() if weights is None else (values * weights).sum() / weights.sum().clamp_min(1e-12)
 
 
 def info_nce(left: Tensor, right: Tensor, temperature: float) -> Tensor:

@@ -59,7 +59,7 @@ from training.trainer import TrainerConfig, UnknownMetricError
 C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
-DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "epochs": 80, "patience": 10}  # a small catalogue, a short wait
+DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
 SENT_AT_ONCE = {"items": 200, "feedback": 5000}
 SENT_BYTES = 6 * 1024 * 1024  # below the service's limit of 8 MiB for a body
 

@@ -31,7 +31,7 @@ from models.modality import ModalBatch
 from training.metrics import evaluate_ranking
 from training.sampling import NegativeSampler, batches
 from training.splits import Parts
-from training.trainer import TrainerConfig
+from training.trainer import TrainerConfig, set_rate
 
 CONTENT_ROWS = 512
 CONTENT_EVERY = 4  # steps: the content losses settle long before the ranking does
@@ -190,6 +190,7 @@ class DGMRecTask:
         total = -(-len(self.data.parts.train) // self.trainer.batch_size)
         seen: dict[str, list[float]] = defaultdict(list)
         for done, pairs in enumerate(batches(self.data.parts.train, self.trainer.batch_size, self.rng), start=1):
+            set_rate(self.optimiser, self.trainer.rate(epoch - 1 + (done - 1) / total))
             negatives = self._negatives(pairs[:, 0])
             for key, value in self._step(pairs, negatives).items():
                 seen[key].append(value)

@@ -32,7 +32,7 @@ from training.held_out import HeldOut, PairScores, measured
 from training.peers import fitted_als
 from training.progress import Terminal
 from training.splits import Pairs
-from training.trainer import TrainerConfig, TrainingResult, train
+from training.trainer import TrainerConfig, TrainingResult, falling_share, train
 
 METRIC = "ndcg@10"
 TRAINER = TrainerConfig(epochs=4, batch_size=256, learning_rate=3e-3, patience=4, metric=METRIC)
@@ -134,7 +134,7 @@ class Stage:
 
     def share(self, epochs: float) -> float:
         """The share of the learning rates that holds after so many epochs."""
-        return min(1.0, max(0.0, (1 - epochs / self.epochs) / (1 - self.steady)))
+        return falling_share(epochs / self.epochs, self.steady)
 
 
 class IRISTask:

@@ -42,12 +42,12 @@ from models.tastes import Tastes, fit_tastes
 from models.vocabulary import Vocabulary
 from training.progress import Terminal
 from training.ratings import RatingParts, Ratings, Rows, newest_first, newest_of
-from training.trainer import TrainerConfig, TrainingResult, train
+from training.trainer import TrainerConfig, TrainingResult, set_rate, train
 
 TEXT_BATCH, TEXT_RATE, TEXT_POOL = 64, 2e-3, 2048
 STATES = 2000  # texts that are enough to find the axes of the LSTM's states
 METRIC = "-rmse[+F]"
-TRAINER = TrainerConfig(epochs=8, batch_size=256, learning_rate=1e-4, patience=3, metric=METRIC)
+TRAINER = TrainerConfig(epochs=8, batch_size=256, learning_rate=1e-4, steady=1, patience=3, metric=METRIC)
 REGIMES: Mapping[str, tuple[str, ...]] = {
     "+F": (),
     "-U": (USER,),
@@ -371,6 +371,7 @@ class LRMMTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self._trainer.seed, epoch)) % 2**31)
             for done, rows in enumerate(batches, start=1):
+                set_rate(self._optimizer, self._trainer.rate(epoch - 1 + (done - 1) / len(batches)))
                 present = self._present[rows]
                 embeddings = {name: one[rows] for name, one in self._embeddings.items()}
                 dropped = self.module.drop(present, self._generator)

@@ -91,6 +91,6 @@ def _fingerprint(dataset: Dataset, config: LRMMConfig, trainer: TrainerConfig) -
     settings: Mapping[str, Any] = {
         "data": dataset.fingerprint,
         "config": config.model_dump(),
-        "trainer": trainer.model_dump(exclude={"epochs", "patience"}),
+        "trainer": trainer.model_dump(exclude={"patience"}),
     }
     return repr(settings)

@@ -223,7 +223,7 @@ def run_fingerprint(dataset: Dataset, prepared: Prepared, config: DGMRecConfig, 
     settings = {
         "data": dataset.fingerprint,
         "config": config.model_dump(),
-        "trainer": trainer.model_dump(exclude={"epochs", "patience"}),
+        "trainer": trainer.model_dump(exclude={"patience"}),
     }
     total.update(json.dumps(settings, sort_keys=True).encode())
     total.update(prepared.batch.observed.numpy().tobytes())

@@ -27,14 +27,33 @@ class TrainerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    epochs: int = Field(200, ge=1, description="at most so many")
+    epochs: int = Field(30, ge=1, description="at most so many")
     batch_size: int = Field(4096, ge=1)
     learning_rate: float = Field(1e-2, gt=0)
+    steady: float = Field(
+        0.0, ge=0, le=1, description="share of the epochs before the learning rate begins to fall to nothing"
+    )
     patience: int = Field(20, ge=1, description="evaluations without a better result before stopping")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
     seed: int = 0
     device: str = "cpu"
+
+    def rate(self, epochs: float) -> float:
+        """The learning rate after so many epochs: steady first, then falling linearly to zero at the last."""
+        return self.learning_rate * falling_share(epochs / self.epochs, self.steady)
+
+
+def falling_share(passed: float, steady: float) -> float:
+    """The share of a learning rate that holds after a share of the training has `passed`: 1 until `steady`, then
+    falling linearly to 0."""
+    return 1.0 if passed <= steady else max(0.0, (1 - passed) / (1 - steady))
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """Give every group of an optimiser this learning rate."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate
 
 
 class UnknownMetricError(ValueError):

@@ -619,14 +619,27 @@ def history_of(w: World, user: int) -> list[int]:
 def seen_without(w: World, out: Embeddings, user: int, positive: int) -> Tensor:
     """e_u as it was before the user met the positive."""
     rest = [item for item in history_of(w, user) if item != positive]
-    total = out.user_id[user] + (out.item_modal[rest].mean(dim=0) if rest else torch.zeros(D))
+    told = w.model.fold_in_tables(w.graphs)["item_message"][rest].sum(dim=0) / max(len(rest), 1) ** 0.5
+    own = w.model.users.weight[user] / (1 + w.model.config.layers)
+    total = own + told + (out.item_modal[rest].mean(dim=0) if rest else torch.zeros(D))
     return total / total.norm() if w.model.config.ranking == "softmax" else total
 
 
+def test_a_positive_may_stay_in_its_users_history() -> None:
+    w = world(config=config(leave_out=False, user_power=0, ranking="bpr"))
+    u, i = some_pairs(w)
+    j = torch.tensor([9, 10, 11, 12])
+    out = w.forward()
+    gap = (out.users[u] * (out.items[i] - out.items[j])).sum(dim=1)
+    terms = w.model.ranking_losses(out, u, i, j, w.graphs, w.side)
+    torch.testing.assert_close(terms["ranking"], -functional.logsigmoid(gap).mean())
+
+
+@pytest.mark.parametrize("user_power", [0.0, 0.5])
 @pytest.mark.parametrize("ranking", ["softmax", "bpr"])
-def test_ranking_losses_are_the_formulas(ranking: str) -> None:
+def test_ranking_losses_are_the_formulas(ranking: str, user_power: float) -> None:
     weights = {"behaviour": 0.5, "user_item": 0.25, "l2": 0.1}
-    w = world(config=config(ranking=ranking, **weights))
+    w = world(config=config(ranking=ranking, user_power=user_power, **weights))
     u, i = some_pairs(w)
     j = torch.tensor([9, 10, 11, 12] if ranking == "bpr" else [9, 10, 11, 12, 13, 14])
     out = w.forward()
@@ -639,13 +652,14 @@ def test_ranking_losses_are_the_formulas(ranking: str) -> None:
     users = torch.stack([seen_without(w, out, user, positive) for user, positive in pairs])
     positive = (users * out.items[i]).sum(dim=1)
     if ranking == "bpr":
-        expected = -functional.logsigmoid(positive - (users * out.items[j]).sum(dim=1)).mean()
+        each = -functional.logsigmoid(positive - (users * out.items[j]).sum(dim=1))
     else:
         touched = int((w.graphs.item_degree > 0).sum())
         t, stands_for = w.model.config.ranking_temperature, touched / len(j)
         others = ((users @ out.items[j].T / t).exp() * ~excluded).sum(dim=1) * stands_for  # type: ignore[operator]
-        expected = -((positive / t).exp() / ((positive / t).exp() + others)).log().mean()
-    torch.testing.assert_close(terms["ranking"], expected)
+        each = -((positive / t).exp() / ((positive / t).exp() + others)).log()
+    counts = torch.tensor([len(history_of(w, user)) ** -user_power for user in u.tolist()])
+    torch.testing.assert_close(terms["ranking"], (each * counts).sum() / counts.sum())
     t = w.model.config.temperature
     known = torch.unique(i)
     behaviour = losses.info_nce(out.user_id[u.sort()[0]], out.user_modal[u.sort()[0]], t) + losses.info_nce(

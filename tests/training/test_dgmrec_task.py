@@ -21,8 +21,8 @@ def config(**changes: object) -> DGMRecConfig:
     return DGMRecConfig.model_validate(CONFIG.model_dump() | changes)
 
 
-def task_of(data: TopNData | None = None, **changes: object) -> DGMRecTask:
-    return DGMRecTask(data or checkerboard(), config(**changes), TRAINER)
+def task_of(data: TopNData | None = None, *, rounds: int = TRAINER.epochs, **changes: object) -> DGMRecTask:
+    return DGMRecTask(data or checkerboard(), config(**changes), TRAINER.model_copy(update={"epochs": rounds}))
 
 
 def epochs(task: DGMRecTask, count: int) -> list[dict[str, float]]:
@@ -80,8 +80,8 @@ def test_same_seed_same_bits() -> None:
 
 @pytest.fixture(scope="module")
 def learnt() -> DGMRecTask:
-    task = task_of()
-    train(task, TRAINER.model_copy(update={"epochs": 10}))
+    task = task_of(rounds=10)
+    train(task, task.trainer)
     task.finish()
     return task
 
@@ -103,17 +103,17 @@ def share_of_own_group(table: NDArray[np.float32]) -> float:
 
 @pytest.mark.parametrize("changes", [{}, {"ranking": "bpr"}])
 def test_checkerboard_is_learnt(changes: dict[str, object]) -> None:
-    task = task_of(**changes)
-    train(task, TRAINER.model_copy(update={"epochs": 10}))
+    task = task_of(rounds=10, **changes)
+    train(task, task.trainer)
     task.finish()
     assert share_of_own_group(scores(task)) > 0.95
     assert task.test()["ndcg@20"] > task_of(**changes).test()["ndcg@20"]
 
 
 def test_interactions_alone_are_learnt_too() -> None:
-    task = task_of(modal=False, start="random")
+    task = task_of(modal=False, start="random", rounds=60)
     before, ranking = share_of_own_group(scores(task)), task.test()["ndcg@20"]
-    train(task, TRAINER.model_copy(update={"epochs": 30}))
+    train(task, task.trainer)
     assert share_of_own_group(scores(task)) > before + 0.2
     assert task.test()["ndcg@20"] > 2 * ranking
 

@@ -163,14 +163,15 @@ def test_fingerprint_names_what_the_result_depends_on(dataset: Dataset, terminal
     prepared = prepare_features(dataset, DataOptions(), terminal)
     base = run_fingerprint(dataset, prepared, CONFIG, TRAINER)
     other = prepare_features(dataset, OPTIONS, terminal)
-    assert base == run_fingerprint(dataset, prepared, CONFIG, TRAINER.model_copy(update={"epochs": 99, "patience": 3}))
+    assert base == run_fingerprint(dataset, prepared, CONFIG, TRAINER.model_copy(update={"patience": 3}))
     changed = [
         run_fingerprint(dataset, other, CONFIG, TRAINER),
         run_fingerprint(dataset, prepared, CONFIG.model_copy(update={"layers": 3}), TRAINER),
         run_fingerprint(dataset, prepared, CONFIG, TRAINER.model_copy(update={"learning_rate": 0.5})),
+        run_fingerprint(dataset, prepared, CONFIG, TRAINER.model_copy(update={"epochs": 99})),
         run_fingerprint(replace(dataset, fingerprint="other"), prepared, CONFIG, TRAINER),
     ]
-    assert len({base, *changed}) == 5
+    assert len({base, *changed}) == 6
 
 
 # --- bundles -------------------------------------------------------------------------------------------------------

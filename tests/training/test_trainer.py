@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import resource
@@ -151,6 +152,23 @@ def test_progress() -> None:
         ("epoch", 3, 1 / 3, {"score": 2}, 3),
         ("finish", "best epoch 2 of 3: score 3.0000"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("steady", "shares"), [(0.0, [1, 0.75, 0.5, 0.25, 0]), (0.5, [1, 1, 1, 0.5, 0]), (1.0, [1, 1, 1, 1, 1])]
+)
+def test_learning_rate_falls_to_nothing(steady: float, shares: list[float]) -> None:
+    settings = config(epochs=8, learning_rate=0.2, steady=steady)
+    assert [settings.rate(epochs) for epochs in (0, 2, 4, 6, 8)] == pytest.approx([0.2 * share for share in shares])
+
+
+def test_learning_rate_falls_while_training() -> None:
+    task = DGMRecTask(checkerboard(), CONFIG, TRAINER)
+    rates = []
+    for epoch in (1, 2):
+        task.train_epoch(epoch, lambda done, total: rates.append(task.optimiser.param_groups[0]["lr"]))  # noqa: ARG005
+    assert rates[0] == TRAINER.learning_rate
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
 
 
 # --- resuming, with the real task ----------------------------------------------------------------------------------
