@@ -77,10 +77,8 @@ class DGMRecConfig(BaseModel):
     ranking: Literal["softmax", "bpr"] = Field("softmax", description="loss and score: cosine softmax, or BPR (eq. 23)")
     negatives: int = Field(512, ge=1, description="items sampled a step as negatives of the softmax")
     ranking_temperature: float = Field(0.2, gt=0, description="of the softmax")
-    leave_out: bool = Field(
-        True, description="whether a positive is left out of its own user's history"
-    )
-    user_power: float = Field(0.3, ge=0, le=1, description="a pair weighs its user's degree to the power of minus this")
+    leave_out: bool = Field(True, description="whether a positive is left out of its own user's history")
+    user_power: float = Field(0.3, ge=0, le=1, description="a pair weighs its user's degree to minus this power")
     temperature: float = Field(0.2, gt=0, description="of every InfoNCE")
     club: float = Field(0.01, ge=0, description="weight of L_club (eq. 7)")
     nce: float = Field(0.01, ge=0, description="weight of L_nce (eq. 8)")
