@@ -35,6 +35,7 @@ class TrainerConfig(BaseModel):
     )
     patience: int = Field(20, ge=1, description="evaluations without a better result before stopping")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
+    smoothing: int = Field(5, ge=1, description="evaluations whose mean decides: one alone may be best by chance")
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
     seed: int = 0
     device: str = "cpu"
@@ -139,7 +140,7 @@ def train(
         result, best_state, start = resumed
     if progress:
         progress.start(config.epochs)
-    best = result.best.get(config.metric, -math.inf)
+    best = _recent(result, config, result.best_epoch)
     for epoch in range(start, config.epochs + 1):
         if epoch - 1 - result.best_epoch >= config.patience * config.evaluate_every:
             break
@@ -150,20 +151,28 @@ def train(
         metrics = task.validate() if epoch % config.evaluate_every == 0 or epoch == config.epochs else {}
         if metrics and config.metric not in metrics:
             raise UnknownMetricError(f"there is no metric {config.metric!r}; there are {', '.join(metrics)}")
-        if metrics and metrics[config.metric] > best:
-            best = metrics[config.metric]
+        result.history.append({"epoch": epoch, "losses": losses, "metrics": metrics})
+        if metrics and (score := _recent(result, config, epoch)) > best:
+            best = score
             result.best, result.best_epoch, best_state = metrics, epoch, task_weights(task)
         result.epochs = epoch
         result.seconds += time.perf_counter() - begin
-        result.history.append({"epoch": epoch, "losses": losses, "metrics": metrics})
         if progress:
             progress.epoch(epoch, losses, metrics, best)
         if checkpoint_path:
             _save(checkpoint_path, task, fingerprint, result, best_state)
     task.module.load_state_dict(best_state)
     if progress:
-        progress.finish(f"best epoch {result.best_epoch} of {result.epochs}: {config.metric} {best:.4f}")
+        value = result.best.get(config.metric, math.nan)
+        progress.finish(f"best epoch {result.best_epoch} of {result.epochs}: {config.metric} {value:.4f}")
     return result
+
+
+def _recent(result: TrainingResult, config: TrainerConfig, epoch: int) -> float:
+    """What decides at an epoch: the mean of the metric over the last evaluations up to it."""
+    seen = [past["metrics"][config.metric] for past in result.history if past["metrics"] and past["epoch"] <= epoch]
+    recent = seen[-config.smoothing :]
+    return sum(recent) / len(recent) if recent else -math.inf
 
 
 def keep_freed_memory() -> None:

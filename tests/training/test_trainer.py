@@ -57,7 +57,7 @@ class Scripted:
 
 
 def config(**changes: object) -> TrainerConfig:
-    return TrainerConfig.model_validate({"epochs": 10, "patience": 3, "metric": "score"} | changes)
+    return TrainerConfig.model_validate({"epochs": 10, "patience": 3, "smoothing": 1, "metric": "score"} | changes)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,20 @@ def test_early_stopping(scores: list[float], best: int, last: int) -> None:
     assert [entry["epoch"] for entry in result.history] == list(range(1, last + 1))
     assert result.history[1]["losses"] == {"loss": 0.5}
     assert result.seconds_per_epoch == result.seconds / last
+
+
+def test_one_lucky_evaluation_does_not_decide() -> None:
+    result = train(Scripted([1, 2, 9, 1, 3, 6, 6, 6, 5]), config(epochs=9, smoothing=3, patience=9))
+    assert result.best_epoch == 8
+    assert result.best == {"score": 6}
+
+
+def test_smoothing_goes_on_after_an_interrupt(tmp_path: Path) -> None:
+    scores, settings = [1, 2, 9, 1, 3, 6, 6, 6, 5], config(epochs=9, smoothing=3, patience=9)
+    path = tmp_path / "c"
+    train(Scripted(scores), settings.model_copy(update={"epochs": 7}), checkpoint_path=path)
+    again = train(Scripted(scores), settings, checkpoint_path=path)
+    assert again.best_epoch == train(Scripted(scores), settings).best_epoch == 8
 
 
 def test_evaluations_with_epochs_between() -> None:
