@@ -35,6 +35,7 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -348,7 +349,7 @@ class DGMRec(nn.Module):
 
     def _message(self, layers: list[Tensor], degree: Tensor) -> Tensor:
         """What a node tells each of its neighbours over all layers, but for their own degree."""
-        return torch.stack(layers[:-1]).sum(dim=0) * (degree.clamp_min(1).rsqrt()[:, None] / len(layers))
+        return _sum(layers[:-1]) * (degree.clamp_min(1).rsqrt()[:, None] / len(layers))
 
     # --- modality parts (eq. 1-6, 17) --------------------------------------------------------------------------
 
@@ -358,13 +359,11 @@ class DGMRec(nn.Module):
 
     def encode(self, features: Mapping[str, Tensor], taste: Tensor) -> Tensor:
         """General and specific parts, denoised by taste `[M, n, d]` (eq. 1, 3): `[M, n, 2d]`."""
-        raw = torch.stack([self._raw_parts(name, features[name]) for name in self.names])  # [M, n, 2d]
-        gate = self._gate(taste)
-        return raw * torch.cat([gate, gate], dim=-1)
+        raw = torch.stack([self._raw_parts(name, features[name]) for name in self.names])  # [M, n, 2, d]
+        return (raw * self._gate(taste)[:, :, None]).flatten(2)
 
     def _raw_parts(self, name: str, features: Tensor) -> Tensor:
-        parts = torch.cat([self._general(name, features), self.tower(name).specific(features)], dim=1)
-        return self._activate(parts)
+        return self._activate(torch.stack([self._general(name, features), self.tower(name).specific(features)], dim=1))
 
     def _general(self, name: str, features: Tensor) -> Tensor:
         general: Tensor = self.general(torch.tanh(self.tower(name).encode(features)))
@@ -808,7 +807,12 @@ class DGMRec(nn.Module):
 
 def _mean_of(layers: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
     users, items = layers
-    return torch.stack(users).mean(dim=0), torch.stack(items).mean(dim=0)
+    return _sum(users) / len(users), _sum(items) / len(items)
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    """Without stacking them first, which copies each there and back."""
+    return functools.reduce(torch.add, tensors)
 
 
 def share_of_new(degree: Tensor) -> float:

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
+NEVER = -1e9  # a logit; an infinite one has no gradient where a row has no other
+
 
 def bpr(positive: Tensor, negative: Tensor, weights: Tensor | None = None) -> Tensor:
     """Bayesian personalised ranking over scores `[b]`: mean of -log sigmoid(positive - negative), by weights `[b]`."""
@@ -32,11 +34,14 @@ def sampled_softmax(
         excluded: bool `[b, s]`, negatives that are none for that row.
         weights: `[b]`, how much each row counts.
     """
-    weighed = negatives / temperature + math.log(max(out_of / max(negatives.shape[1], 1), 1.0))
+    if negatives.shape[1] == 0:
+        return positive.sum() * 0
+    stands_for = math.log(max(out_of / negatives.shape[1], 1.0))
+    scores, best = negatives / temperature, positive / temperature
     if excluded is not None:
-        weighed = weighed.masked_fill(excluded, -torch.inf)
-    scores = torch.cat([positive[:, None] / temperature, weighed], dim=1)
-    return _weighted_mean(scores.logsumexp(dim=1) - scores[:, 0], weights)
+        scores.masked_fill_(excluded, NEVER)  # in place, as all that is done to the whole table takes time
+    total = torch.logaddexp(best, scores.logsumexp(dim=1) + stands_for)
+    return _weighted_mean(total - best, weights)
 
 
 def _weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
