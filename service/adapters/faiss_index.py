@@ -100,12 +100,12 @@ class _State:
     delta: _Delta
 
     def __len__(self) -> int:
-        return int(self.base.alive.sum() + self.delta.alive.sum())
+        return _count(self.base.alive) + _count(self.delta.alive)
 
     @property
     def garbage(self) -> int:
         """Rows that a merge would move or drop."""
-        return self.delta.count + int(len(self.base.alive) - self.base.alive.sum())
+        return self.delta.count + len(self.base.alive) - _count(self.base.alive)
 
 
 class FaissIndex:
@@ -180,10 +180,10 @@ class FaissIndex:
         state = self._state
         found = self._search_base(state.base, queries, k, allowed)
         delta = state.delta
-        if not delta.count:
-            return found
-        here = _scan(delta.rows[: delta.count], delta.keys[: delta.count], delta.alive, queries, k, allowed)
-        return _best(np.concatenate([found[0], here[0]], axis=1), np.concatenate([found[1], here[1]], axis=1), k)
+        if delta.count:
+            here = _scan(delta.rows[: delta.count], delta.keys[: delta.count], delta.alive, queries, k, allowed)
+            found = np.concatenate([found[0], here[0]], axis=1), np.concatenate([found[1], here[1]], axis=1)
+        return _best(*found, k)
 
     def __len__(self) -> int:
         return len(self._state)
@@ -197,7 +197,7 @@ class FaissIndex:
     def stats(self) -> Mapping[str, int]:
         """Sizes: living rows of the `base` and of the `delta`, and `tombstones` in both."""
         state = self._state
-        base, delta = int(state.base.alive.sum()), int(state.delta.alive.sum())
+        base, delta = _count(state.base.alive), _count(state.delta.alive)
         dead = len(state.base.alive) + state.delta.count - base - delta
         return {"base": base, "delta": delta, "tombstones": dead}
 
@@ -243,7 +243,7 @@ class FaissIndex:
         if base.graph is None:
             return _scan(base.rows, base.keys, base.alive, queries, k, allowed)
         eligible = _eligible(base.keys, base.alive, allowed)
-        if int(eligible.sum()) < max(self._exact_below, 2 * k):
+        if _count(eligible) < max(self._exact_below, 2 * k):
             return _scan(base.rows, base.keys, base.alive, queries, k, allowed)
         return _walk(base, eligible, queries, k)
 
@@ -281,22 +281,26 @@ def _eligible(keys: Keys, alive: Mask, allowed: Mask | None) -> Mask:
     """Which rows `[n]` may be found."""
     if allowed is None:
         return alive
-    eligible = alive & (keys < len(allowed))
-    eligible[eligible] = allowed[keys[eligible]]
-    return eligible
+    if not len(allowed):
+        return np.zeros_like(alive)
+    return alive & (keys < len(allowed)) & allowed.take(keys, mode="clip")
+
+
+def _count(mask: Mask) -> int:
+    return int(np.count_nonzero(mask))  # several times as fast as a sum
 
 
 def _scan(rows: Rows, keys: Keys, alive: Mask, queries: Rows, k: int, allowed: Mask | None) -> tuple[Keys, Rows]:
-    """The exact answer over some rows: keys and scores `[q, k]`, as `search` has them."""
+    """The exact answer over some rows: keys and scores `[q, c]`, the best of which are the k best of all."""
     eligible = _eligible(keys, alive, allowed)
-    count = int(eligible.sum())
+    count = _count(eligible)
     selector = None if count == len(rows) else _selector(eligible)
     places, scores = _kernel(rows, queries, min(k + 1, count), selector)
     if k + 1 < count:
         # Where the k-th score ties with the next one, FAISS keeps which of them it likes, not the smaller key.
         for row in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
             places[row], scores[row] = _decide_ties(rows, keys, queries[row : row + 1], k, count, selector)
-    return _best(np.where(places >= 0, keys[places] if len(keys) else -1, -1), scores, k)
+    return np.where(places >= 0, keys[places], -1) if count else places, scores
 
 
 def _decide_ties(rows: Rows, keys: Keys, query: Rows, k: int, count: int, selector: Any) -> tuple[Keys, Rows]:
@@ -320,9 +324,8 @@ def _walk(base: _Base, eligible: Mask, queries: Rows, k: int) -> tuple[Keys, Row
     scores = np.full(places.shape, -np.inf, np.float32)
     for row, found in enumerate(places):
         if (found < 0).any():
-            keys[row : row + 1], scores[row : row + 1] = _scan(
-                base.rows, base.keys, eligible, queries[row : row + 1], k, None
-            )
+            scanned = _scan(base.rows, base.keys, eligible, queries[row : row + 1], k, None)
+            keys[row : row + 1], scores[row : row + 1] = _best(*scanned, k)
         else:
             order, exact = _kernel(base.rows[found], queries[row : row + 1], k, None)
             keys[row], scores[row] = base.keys[found[order[0]]], exact[0]
@@ -354,8 +357,9 @@ def _best(keys: Keys, scores: Rows, k: int) -> tuple[Keys, Rows]:
     else:
         order = np.lexsort((keys, -scores), axis=-1)[:, :k]
         keys, scores = np.take_along_axis(keys, order, -1), np.take_along_axis(scores, order, -1)
-    short = k - keys.shape[1]
-    if short > 0:
-        keys = np.pad(keys, ((0, 0), (0, short)), constant_values=-1)
-        scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
-    return keys, scores
+    count = keys.shape[1]
+    if count == k:
+        return keys, scores
+    padded = np.full((len(keys), k), -1, np.int64), np.full((len(keys), k), -np.inf, np.float32)
+    padded[0][:, :count], padded[1][:, :count] = keys, scores
+    return padded

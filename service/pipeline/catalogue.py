@@ -284,9 +284,10 @@ class Catalogue:
 
     def having(self, *modalities: str, excluded: int | None = None) -> Mask:
         """Which keys have all of these modalities observed."""
-        mask: Mask = np.ones(len(self.observed), dtype=np.bool_)
-        for name in modalities:
-            mask &= self.observed[:, self.names.index(name)]
+        columns = [self.observed[:, self.names.index(name)] for name in modalities]
+        mask: Mask = columns[0].copy()
+        for column in columns[1:]:
+            mask &= column
         if excluded is not None:
             mask[excluded] = False
         return mask
