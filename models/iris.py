@@ -55,7 +55,7 @@ class IRISConfig(BaseModel):
 
 @dataclass(frozen=True)
 class ItemSides:
-    """All that the model needs of `n` items, computed once.
+    """All that scoring needs of `n` items, computed once (see `models.reranker`).
 
     Attributes:
         p, q: `[n, d]`, latent factors as a history item and as a target.
@@ -147,7 +147,7 @@ class IRIS(nn.Module):
     def fit_projections(self, features: Mapping[str, Tensor], observed: Tensor) -> None:
         """Fit each modality's projection on its observed rows; raw `[n, dim_m]`, bool `[n, M]`, columns as `names`."""
         for column, name in enumerate(self.names):
-            self._projection(name).fit(features[name][observed[:, column]])
+            self.projection(name).fit(features[name][observed[:, column]])
 
     def signals(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Signals `[n, r_m]` of raw features `[n, dim_m]`."""
@@ -221,37 +221,14 @@ class IRIS(nn.Module):
         found = ridge.fit(inputs, factors, met, base=self.typical.expand_as(factors))
         self.from_content.copy_(found.weights)
 
-    def factors(self, signals: Mapping[str, Tensor], present: Tensor, rows: Tensor) -> Tensor:
-        """[p; q; b] `[n, 2d + 1]` of items by their rows among the trained ones `[n]`; predicted where training did not
-        meet them or the row is -1."""
-        expected = self.typical + self._content(signals, present) @ self.from_content
-        known = self.met[rows] & (rows >= 0)
-        if not known.any():
-            return expected
-        trained = torch.cat([self.p[rows], self.q[rows], self.lean[rows, None]], dim=1)
-        return torch.where(known[:, None], trained, expected)
-
-    def sides(
-        self, signals: Mapping[str, Tensor], present: Tensor, rows: Tensor, readers: Tensor | None = None
-    ) -> ItemSides:
-        """All that is needed of items; arguments as for `factors`. `readers` are the model's own, for who has them."""
-        d = self.p.shape[1]
-        factors = self.factors(signals, present, rows)
-        p, q, lean = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
-        shares = self.shares(signals, present, self.readers() if readers is None else readers)
-        history, target = shares.sum(dim=0).chunk(2, dim=1)
-        history = history + self.bias
-        # What a modality adds, the item lacks without it.
-        without = history - shares[: len(self.names), :, : len(self.bias)]
-        return ItemSides(p, q, lean, history, target, without.transpose(0, 1))
-
     def _content(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Signals of unit length where they are there, and flags: `[n, sum r_m + M]`."""
         there = present.to(self.p.dtype)
         told = [vectors.unit(signals[name]) * there[:, [column]] for column, name in enumerate(self.names)]
         return torch.cat([*told, there], dim=1)
 
-    def _projection(self, name: str) -> Projection:
+    def projection(self, name: str) -> Projection:
+        """The projection of one modality."""
         projection = self.projections[name]
         assert isinstance(projection, Projection)
         return projection

@@ -1,7 +1,7 @@
-"""DGMRec as a service uses it: from a bundle, a few items at a time, NumPy in and out.
+"""DGMRec as a service uses it: from a bundle, a few items at a time, in NumPy (see `models.frozen` for why).
 
-The numbers come from the very functions that training uses; only the neighbours are handed in from an index instead
-of a graph, and collaborative parts are folded in (see `DGMRec.fold_in_tables`).
+Methods compute what `DGMRec`'s of the same name do; only the neighbours are handed in from an index instead of a graph,
+and collaborative parts are folded in (see `DGMRec.fold_in_tables`).
 """
 
 from __future__ import annotations
@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import Tensor
 
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
-from models.dgmrec import DGMRec, DGMRecConfig
-from models.imputers import Evidence
+from models.dgmrec import EVIDENCE_SCALE, DGMRec, DGMRecConfig
+from models.frozen import Array, FrozenTower, Linear, length, numpy_of, sigmoid, unit
 from models.modality import ModalitySpec
 from models.vocabulary import Vocabulary
 
-Array = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 
 FILE = "dgmrec.safetensors"
@@ -47,7 +45,7 @@ class Known:
     """What is known of `b` items before generation.
 
     `features` by modality `[b, r_m]` projected, zero where unobserved; `observed` bool `[b, M]`; `near` and `shared`
-    as in Evidence, with their validity; `factors` `[b, q]` as in Evidence; `taste` `[b, M, d]`.
+    as in `models.imputers.Evidence`, with their validity; `factors` `[b, q]` likewise; `taste` `[b, M, d]`.
     """
 
     features: Mapping[str, Array]
@@ -59,12 +57,40 @@ class Known:
     factors: Array
     taste: Array
 
+    def touched(self) -> Mask:
+        """Items of which interactions say anything, bool `[b]`."""
+        return np.asarray(self.shared_valid.any(axis=1) | self.factors.any(axis=1))
+
+    def from_interactions(self) -> Array:
+        """What an item's users tell about it: `[b, interaction_width]`."""
+        blocks = [unit(block) for block in self.shared.values()]
+        return np.concatenate([*blocks, self.factors, self.shared_valid], axis=1, dtype=np.float32)
+
+    def from_content(self, column: int) -> Array:
+        """What an item's other modalities tell about the one in this column: `[b, content_width]`. Its own feature is
+        not among them."""
+        names = list(self.features)
+        others = [place for place in range(len(names)) if place != column]
+        told = [*(self.features[names[place]] for place in others), self.near[names[column]]]
+        flags = self.observed[:, others], self.near_valid[:, [column]]
+        return np.concatenate([*map(unit, told), *flags], axis=1, dtype=np.float32)
+
 
 class OnlineDGMRec:
-    """A trained DGMRec with its serving tables."""
+    """A trained DGMRec with its serving tables. The model must not change any more."""
 
     def __init__(self, model: DGMRec, tables: Mapping[str, Array], users: Vocabulary, items: Vocabulary) -> None:
         self.model = model.eval().requires_grad_(False)
+        self._towers = [FrozenTower(model.tower(name)) for name in model.names]
+        self._by_name = dict(zip(model.names, self._towers, strict=True))
+        columns = range(len(model.names))
+        self._others = [[other for other in columns if other != column] for column in columns]
+        self._general = Linear([model.general])
+        self._taste = Linear([model.tower(name).taste for name in model.names])
+        count = len(model.names)
+        weight = numpy_of(model.weight.exp()) / np.float32(1 + count)
+        self._fusing = np.stack([weight / np.float32(count), weight], axis=1).ravel()  # of g^1, s^1, g^2, ... (eq. 17)
+        self._typical, self._length = numpy_of(model.typical_collaborative), np.float32(model.collaborative_length)
         self.tables = dict(tables)
         self.users, self.items = users, items
         self.names = model.names
@@ -117,19 +143,17 @@ class OnlineDGMRec:
 
     # --- features --------------------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def project(self, name: str, raw: Array) -> Array:
         """Raw features `[b, dim_m]` to projected ones `[b, r_m]`."""
-        return _numpy(self.model.tower(name).projection(_tensor(raw)))
+        return self._by_name[name].projection(raw)
 
-    @torch.inference_mode()
     def unproject(self, name: str, projected: Array) -> Array:
         """Projected features `[b, r_m]` to raw ones `[b, dim_m]`."""
-        return _numpy(self.model.tower(name).projection.back(_tensor(projected)))
+        return self._by_name[name].projection.back(projected)
 
     def centred_cosine(self, name: str, left: Array, right: Array) -> float:
         """Cosine of two raw features `[dim_m]` after subtracting the modality's mean."""
-        mean = _numpy(self.model.tower(name).projection.mean)
+        mean = self._by_name[name].projection.mean
         a, b = left - mean, right - mean
         return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
 
@@ -140,62 +164,106 @@ class OnlineDGMRec:
 
     def described(self, name: str) -> bool:
         """Whether training saw anything of this modality, so that its mean means something."""
-        return bool(self.model.tower(name).projection.mean.any())
+        return bool(self._by_name[name].projection.mean.any())
 
-    # --- generation and embedding ------------------------------------------------------------------------------
+    # --- generation (eq. 12-15) ---------------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def generate(self, known: Known) -> dict[str, tuple[Array, Array]]:
         """The modalities that any of `b` items lacks, as DGMRec generates them for all: projected `[b, r_m]`, and the
         confidence `[b]`."""
-        evidence = Evidence(
-            _tensors(known.features),
-            _tensors(known.near),
-            _tensors(known.shared),
-            _tensor(known.factors),
-            _tensor(known.observed),
-            _tensor(known.near_valid),
-            _tensor(known.shared_valid),
-        )
-        taste = _leading(known.taste)
-        lacking = [name for column, name in enumerate(self.names) if not known.observed[:, column].all()]
-        made = {name: self.model.generate(name, evidence, taste) for name in lacking}
-        return {
-            name: (_numpy(generation.features), _numpy(self.model.confidence(name, generation)))
-            for name, generation in made.items()
-        }
+        lacking = [column for column in range(len(self.names)) if not known.observed[:, column].all()]
+        return {self.names[column]: self._generated(column, known) for column in lacking}
 
-    @torch.inference_mode()
+    def _generated(self, column: int, known: Known) -> tuple[Array, Array]:
+        tower = self._towers[column]
+        base = self._base(column, known)
+        direction, sure = unit(base), np.minimum(length(base), np.float32(1))
+        if tower.trust > 0:
+            step = unit(tower.projection.direction(self._learned(column, known))) - direction
+            direction = unit(direction + tower.trust * step)
+        confidence = np.clip(self._facts(column, known, sure) @ tower.calibration, 0, 1)
+        return tower.projection.signal(direction * sure), confidence
+
+    def _base(self, column: int, known: Known) -> Array:
+        tower, shown = self._towers[column], known.from_content(column)
+        touched = known.touched()[:, None]
+        described = known.observed[:, self._others[column]].any(axis=1, keepdims=True)
+        alone = described * (shown @ tower.from_content_alone)
+        if not touched.any():
+            return alone
+        told = known.from_interactions() @ tower.from_interactions + described * (shown @ tower.from_content)
+        return np.where(touched, told, alone)
+
+    def _learned(self, column: int, known: Known) -> Array:
+        """The learned generator's signal `[b, r_m]`."""
+        tower = self._towers[column]
+        generals = [self._known_general(other, known) for other in self._others[column]]
+        inputs = np.concatenate([known.from_interactions(), known.from_content(column)], axis=1)
+        inputs *= np.float32(EVIDENCE_SCALE)
+        general = self._activate(tower.general_generator(np.concatenate([*generals, inputs], axis=1)))
+        specific = np.concatenate([known.taste[:, column], inputs], axis=1)
+        return tower.decode(np.concatenate([general, self._activate(tower.specific_generator(specific))], axis=1))
+
+    def _known_general(self, column: int, known: Known) -> Array:
+        tower, features = self._towers[column], known.features[self.names[column]]
+        general = self._activate(self._general(np.tanh(tower.parts(features)[:, : self.size])))
+        gated = general * self._gate(known.taste[:, column])
+        return np.where(known.observed[:, [column]], gated, tower.mean_general)
+
+    def _facts(self, column: int, known: Known, sure: Array) -> Array:
+        others = self._others[column]
+        own = known.observed[:, others].sum(axis=1, keepdims=True) / max(len(others), 1)
+        valid = known.near_valid[:, [column]], known.shared_valid[:, [column]]
+        facts = np.concatenate([own, *valid], axis=1, dtype=np.float32)
+        return np.concatenate([np.ones_like(sure), sure, facts, sure * facts], axis=1)
+
+    # --- embedding (eq. 1-6, 17-18) -----------------------------------------------------------------------------
+
     def encode(self, features: Mapping[str, Array], taste: Array) -> Array:
         """General and specific parts `[b, M, 2d]` of completed features `[b, r_m]` under taste `[b, M, d]`."""
-        return _numpy(self.model.encode(_tensors(features), _leading(taste)).transpose(0, 1))
+        parts = np.empty((*taste.shape[:2], 2, self.size), dtype=np.float32)
+        for column, name in enumerate(self.names):
+            encoded = self._towers[column].parts(features[name])
+            parts[:, column, 0] = self._general(np.tanh(encoded[:, : self.size]))
+            parts[:, column, 1] = encoded[:, self.size :]
+        gated = self._activate(parts) * self._gate(taste)[:, :, None]
+        return gated.reshape(*taste.shape[:2], 2 * self.size)
 
-    @torch.inference_mode()
+    def _activate(self, parts: Array) -> Array:
+        return np.tanh(parts) if self.model.config.activation == "tanh" else sigmoid(parts)
+
+    def _gate(self, taste: Array) -> Array:
+        if self.model.config.gate == "none":
+            return np.ones_like(taste)
+        return sigmoid(taste) if self.model.config.gate == "sigmoid" else taste
+
     def fuse(self, propagated: Array) -> Array:
         """Modal part `[b, d]` from propagated parts `[b, M, 2d]`."""
-        return _numpy(self.model.fuse(_leading(propagated)))
+        return np.asarray(self._fusing @ propagated.reshape(len(propagated), -1, self.size))
 
-    @torch.inference_mode()
     def predict_id(self, features: Mapping[str, Array], ids: Sequence[str]) -> Array:
         """The collaborative part `[b, d]` that completed features `[b, r_m]` let expect of untouched items, which are
         new if training did not have them in its catalogue."""
-        new = np.array([item not in self.items for item in ids])
-        predicted = np.empty((len(ids), self.size), dtype=np.float32)
-        for which in np.unique(new):
+        new = np.array([item not in self.items for item in ids], dtype=np.bool_)
+        units = [unit(features[name]) for name in self.names]
+        direction = np.empty((len(ids), self.size), dtype=np.float32)
+        for which in {*new.tolist()}:
             rows = new == which
-            some = {name: block[rows] for name, block in features.items()}
-            predicted[rows] = _numpy(self.model.predict_id(_tensors(some), new=bool(which)))
-        return predicted
+            told = (
+                block[rows] @ tower.to_collaborative[int(which)]
+                for block, tower in zip(units, self._towers, strict=True)
+            )
+            direction[rows] = sum(told, self._typical[int(which)])
+        return unit(direction) * self._length
 
-    @torch.inference_mode()
     def preference(self, user_id: Array) -> Array:
         """p_u^m `[b, M, d]` from collaborative parts `[b, d]`."""
-        return _numpy(self.model.preference(_tensor(user_id)).transpose(0, 1))
+        return np.tanh(self._taste(user_id)).reshape(len(user_id), len(self.names), self.size)
 
-    @torch.inference_mode()
     def combine(self, collaborative: Array, modal: Array) -> Array:
         """What users and items are compared by `[..., d]` (eq. 18)."""
-        return _numpy(self.model.combine(_tensor(collaborative), _tensor(modal)))
+        total = collaborative + modal
+        return unit(total) if self.model.config.ranking == "softmax" else total
 
     # --- fold-in -----------------------------------------------------------------------------------------------
 
@@ -246,22 +314,3 @@ class OnlineDGMRec:
     def _without_own_layer(self) -> float:
         layers = self.model.config.layers
         return (layers + 1) / layers
-
-
-def _numpy(tensor: Tensor) -> Array:
-    array: Array = tensor.contiguous().numpy()
-    return array
-
-
-def _tensor(array: Array | Mask) -> Tensor:
-    # What comes straight from a database is read-only, which torch warns of.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
-
-
-def _tensors(arrays: Mapping[str, Array]) -> dict[str, Tensor]:
-    return {name: _tensor(array) for name, array in arrays.items()}
-
-
-def _leading(array: Array) -> Tensor:
-    """`[b, M, k]` -> `[M, b, k]`."""
-    return _tensor(array).transpose(0, 1)

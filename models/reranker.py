@@ -1,4 +1,5 @@
-"""IRIS as it is served: items' sides once, then scores of targets for a history and what speaks for them."""
+"""IRIS as it is served: items' sides once, in NumPy (see `models.frozen` for why), then scores of targets for a history
+and what speaks for them."""
 
 from __future__ import annotations
 
@@ -12,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle import Bundle, BundleWriter, ModelEntry
+from models.frozen import Array, FrozenProjection, Linear, numpy_of, unit
 from models.iris import IRIS, NOTHING, IRISConfig, ItemSides
 from models.modality import ModalitySpec
 from models.vocabulary import Vocabulary
 
-Array = NDArray[np.float32]
 Flags = NDArray[np.bool_]
 
 NAME = "iris"
@@ -77,7 +78,12 @@ class Reranker:
     def __init__(self, model: IRIS, items: Vocabulary) -> None:
         self.model = model.eval().requires_grad_(False)
         self.items = items
-        self._readers = model.readers()
+        self._projections = [FrozenProjection(model.projection(name)) for name in model.names]
+        self._towers = [Linear([model.towers.first[name]]) for name in model.names]
+        self._readers = numpy_of(model.readers())  # [M, h, 2k]
+        self._bias, self._typical = numpy_of(model.bias), numpy_of(model.typical)
+        self._from_content, self._met = numpy_of(model.from_content), model.met.numpy()
+        self._factors = numpy_of(model.p), numpy_of(model.q), numpy_of(model.lean)[:, None]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,7 +97,6 @@ class Reranker:
         sizes = {"p": (d,), "q": (d,), "lean": (), "history": (k,), "target": (k,), "without": (len(self.names), k)}
         return {one.name: sizes[one.name] for one in fields(Sides)}
 
-    @torch.inference_mode()
     def sides(self, features: Mapping[str, Array], present: Flags, ids: Sequence[str]) -> Sides:
         """What scoring needs of items, known or new.
 
@@ -100,10 +105,30 @@ class Reranker:
             present: `[n, M]`, columns as in `names`; a generated feature is present.
             ids: whose latent factors are taken where training met the item, and predicted from content otherwise.
         """
-        rows = torch.tensor([-1 if (row := self.items.get(one)) is None else row for one in ids], dtype=torch.long)
-        signals = self.model.signals({name: _tensor(features[name]) for name in self.names})
-        found: ItemSides = self.model.sides(signals, _tensor(present), rows, self._readers)
-        return Sides(*(getattr(found, one.name).contiguous().numpy() for one in fields(Sides)))
+        there = present.astype(np.float32)
+        d, k = self.model.p.shape[1], len(self._bias)
+        signals = [projection(features[name]) for name, projection in zip(self.names, self._projections, strict=True)]
+        factors = self._factors_of(signals, there, ids)
+        shares = np.zeros((len(self.names), len(ids), 2 * k), np.float32)  # of each modality in both roles (eq. 7-8)
+        for column, (signal, tower) in enumerate(zip(signals, self._towers, strict=True)):
+            shares[column] = (np.maximum(tower(signal), 0) * there[:, [column]]) @ self._readers[column]
+        roles = shares.sum(axis=0)
+        history = roles[:, :k] + self._bias
+        without = history - shares[:, :, :k]  # what a modality adds, the item lacks without it
+        p, q, lean = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
+        return Sides(p, q, lean, history, roles[:, k:], without.swapaxes(0, 1))
+
+    def _factors_of(self, signals: Sequence[Array], there: Array, ids: Sequence[str]) -> Array:
+        """[p; q; b] `[n, 2d + 1]` of items: predicted from content where training did not meet them."""
+        told = [unit(signal) * there[:, [column]] for column, signal in enumerate(signals)]
+        expected = self._typical + np.concatenate([*told, there], axis=1) @ self._from_content
+        factors = np.asarray(expected, dtype=np.float32)
+        rows = [self.items.get(one) for one in ids]
+        met = {place: row for place, row in enumerate(rows) if row is not None and self._met[row]}
+        if met:
+            trained = [part[list(met.values())] for part in self._factors]
+            factors[list(met)] = np.concatenate(trained, axis=1)
+        return factors
 
     def score(
         self, history: Sides, targets: Sides, *, weights: Array | None = None, same: Flags | None = None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import cast
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from models.bundle import Bundle, BundleError
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
@@ -96,6 +97,7 @@ def load(settings: Settings) -> Loaded:
     # One request is one small computation: threads would only wait for each other.
     use_one_thread()
     torch.set_num_threads(1)
+    threadpool_limits(1, "blas")
     bundle = Bundle.load(settings.bundle)
     model = OnlineDGMRec.load(bundle)
     encoders = {

@@ -275,8 +275,11 @@ def test_prediction_from_content_finds_what_content_tells() -> None:
         made.q.copy_(truth[:, 6:12])
         made.lean.copy_(truth[:, 12])
         made.fit_prediction(signal, torch.ones(300, 1, dtype=torch.bool), met)
-        found = made.factors(signal, torch.ones(300, 1, dtype=torch.bool), torch.full((300,), -1))
-    assert (found - truth)[200:].pow(2).mean() < 0.05 * truth.var()
+    ids = [f"item-{row}" for row in range(300)]
+    one = Reranker(made, Vocabulary(ids)).sides({"text": feature.numpy()}, np.ones((300, 1), np.bool_), ids)
+    found = np.concatenate([one.p, one.q, one.lean[:, None]], axis=1)
+    np.testing.assert_array_equal(found[:200], truth[:200])
+    assert np.square(found - truth.numpy())[200:].mean() < 0.05 * float(truth.var())
 
 
 @pytest.mark.parametrize("reads", [("image",), ()])

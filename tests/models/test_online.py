@@ -141,9 +141,17 @@ def test_nothing_trains_any_more(online: OnlineDGMRec) -> None:
 
 
 @pytest.mark.parametrize("rows", [[0], [3, 29, 7]])
-def test_generate(w: World, online: OnlineDGMRec, rows: list[int]) -> None:
-    w.model.tower("m0").calibration.fill_(0.1)
-    taste = w.forward().taste
+@pytest.mark.parametrize("trust", [0.0, 0.4])
+@pytest.mark.parametrize("changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}], ids=str)
+def test_generate(rows: list[int], trust: float, changes: dict[str, str]) -> None:
+    w = world(config=SMALL.model_copy(update=changes))
+    for name in w.batch.names:
+        w.model.tower(name).calibration.fill_(0.1)
+        w.model.tower(name).trust.fill_(trust)
+        w.model.tower(name).mean_general.fill_(0.2)
+    online = online_of(w)
+    with torch.no_grad():
+        taste = w.forward().taste
     made = online.generate(known_of(w, np.array(rows), taste))
     for column, name in enumerate(w.batch.names):
         assert (name in made) == (not w.batch.observed[rows, column].all())
@@ -155,8 +163,12 @@ def test_generate(w: World, online: OnlineDGMRec, rows: list[int]) -> None:
         np.testing.assert_allclose(confidence, w.model.confidence(name, expected)[rows], atol=1e-6)
 
 
-def test_encode_and_fuse(w: World, online: OnlineDGMRec) -> None:
-    out = w.forward()
+@pytest.mark.parametrize("changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}], ids=str)
+def test_encode_and_fuse(changes: dict[str, str]) -> None:
+    w = world(config=SMALL.model_copy(update=changes))
+    online = online_of(w)
+    with torch.no_grad():
+        out = w.forward()
     features = {name: feature.numpy() for name, feature in w.side.features.items()}
     parts = online.encode(features, out.taste.transpose(0, 1).contiguous().numpy())
     assert parts.shape == (ITEMS, 2, 2 * D)
