@@ -11,6 +11,7 @@ import numpy as np
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Insert,
     Row,
     bindparam,
     delete,
@@ -43,6 +44,14 @@ CHUNK = 5_000  # values in one IN list; SQLite takes 32,766 parameters a stateme
 CURSOR = "item"
 ITEM_KINDS = ("item", "item-generated", "item-feedback", "item-deleted")
 
+# Made once: SQLAlchemy works out the key under which it has a statement compiled once for each object.
+_STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
+    items.c.id.in_(bindparam("ids", expanding=True))
+)
+_ADD_ITEMS = insert(items).returning(items.c.id, items.c.row_id)
+_ADD_CHANGES = insert(changes).returning(changes.c.position)
+_ADD_CATEGORIES, _ADD_FEATURES, _ADD_GENERATED = insert(item_categories), insert(features), insert(generated_features)
+
 
 def log(connection: Connection, **keys: Iterable[str]) -> range:
     """Append to the change log, one entry a key under its kind (`item_deleted` is the kind `item-deleted`); answers
@@ -53,7 +62,7 @@ def log(connection: Connection, **keys: Iterable[str]) -> range:
     ]
     if not rows:
         return range(0)
-    positions = connection.execute(insert(changes).returning(changes.c.position), rows).scalars().all()
+    positions = connection.execute(_ADD_CHANGES, rows).scalars().all()
     return range(min(positions), max(positions) + 1)
 
 
@@ -114,7 +123,7 @@ def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> C
     made = [
         feature for save in kept for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
     ]
-    _insert(connection, generated_features, made)
+    _insert(connection, _ADD_GENERATED, made)
     _unmark(connection, {rows[save.item_id]: save.follows for save in kept if save.follows is not None})
     return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
 
@@ -185,11 +194,6 @@ def _unmark(connection: Connection, followed: Mapping[int, int]) -> None:
         connection.execute(delete(awaiting).where(done), values)
 
 
-_STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
-    items.c.id.in_(bindparam("ids", expanding=True))
-)
-
-
 def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
     rows: dict[str, int] = {}
     versions: dict[str, int] = {}
@@ -231,8 +235,7 @@ def _update_items(connection: Connection, replaced: Mapping[int, StoredItem]) ->
 def _insert_items(connection: Connection, new: Sequence[StoredItem]) -> dict[str, int]:
     if not new:
         return {}
-    query = insert(items).returning(items.c.id, items.c.row_id)
-    return pairs(connection.execute(query, [_item_values(item) for item in new]))
+    return pairs(connection.execute(_ADD_ITEMS, [_item_values(item) for item in new]))
 
 
 def _item_values(item: StoredItem) -> dict[str, Any]:
@@ -253,12 +256,12 @@ def _item_values(item: StoredItem) -> dict[str, Any]:
 
 def _insert_parts(connection: Connection, stored: Mapping[int, StoredItem]) -> None:
     categories = ((row, category) for row, item in stored.items() for category in dict.fromkeys(item.categories))
-    _insert(connection, item_categories, [{"item_row": row, "category": category} for row, category in categories])
-    _insert(connection, features, [part for row, item in stored.items() for part in _observed_rows(row, item)])
+    _insert(connection, _ADD_CATEGORIES, [{"item_row": row, "category": category} for row, category in categories])
+    _insert(connection, _ADD_FEATURES, [part for row, item in stored.items() for part in _observed_rows(row, item)])
     generated = [
         part for row, item in stored.items() for part in _generated_rows(row, item.generated, item.model_version)
     ]
-    _insert(connection, generated_features, generated)
+    _insert(connection, _ADD_GENERATED, generated)
 
 
 def _observed_rows(row: int, item: StoredItem) -> Iterator[dict[str, Any]]:
@@ -301,9 +304,9 @@ def _insert_media(connection: Connection, stored: Iterable[StoredItem], media: S
         connection.execute(insert_new(connection, media_table), rows)
 
 
-def _insert(connection: Connection, table: Any, rows: Sequence[Mapping[str, Any]]) -> None:
+def _insert(connection: Connection, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> None:
     if rows:
-        connection.execute(insert(table), rows)
+        connection.execute(statement, rows)
 
 
 def _forget_parts(connection: Connection, rows: Collection[int]) -> set[str]:

@@ -39,6 +39,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
 
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"))
+
+
 class JsonText(TypeDecorator[Any]):
     """A JSON value kept as ASCII text: any character, NUL and NaN included, passes on every database."""
 
@@ -46,7 +49,7 @@ class JsonText(TypeDecorator[Any]):
     cache_ok = True
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str:  # noqa: ARG002
-        return json.dumps(value, separators=(",", ":"))
+        return _COMPACT.encode(value)
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:  # noqa: ARG002
         return None if value is None else json.loads(value)

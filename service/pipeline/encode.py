@@ -66,7 +66,12 @@ def _source(content: Content) -> str:
 
 async def encode(engine: Engine, drafts: Sequence[Contents]) -> list[Encoded | LacunaError]:
     """Features of several items' contents, each row with its own outcome; one encoder call for each modality."""
-    rows = await asyncio.gather(*(_fetched_row(engine, contents) for contents in drafts))
+    given = [content for contents in drafts for content, _ in contents.values()]
+    rows: Sequence[Contents | LacunaError] = drafts
+    if any(isinstance(content, UrlContent) for content in given):
+        rows = await asyncio.gather(*(_fetched_row(engine, contents) for contents in drafts))
+    if all(isinstance(content, VectorContent) for content in given):  # only looked at, which is sooner done than passed
+        return _encode_all(engine, rows)
     return await engine.compute(_encode_all, engine, rows)
 
 
