@@ -27,9 +27,11 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   who touch everything would else be most of the training.
 * Each modality's weight beside the collaborative part is learned from a small one on, so that content which tells
   nothing costs little.
-* The collaborative part of a never-touched item is predicted from its completed features, by a closed form over the
-  touched ones. (To drop it from random items in training, so that a prediction learns to stand in, cost the ranking of
-  all others more than it gave.) How popular such an item is supposed to be follows from whether it is new.
+* The collaborative part of a never-touched item is predicted by a kernel regression on its completed features: the
+  touched items nearest to it by any modality, weighted by e^(cosine / temperature) and by a power of their degree. (A
+  ridge regression ranks new items far worse: whom the second part of a film is for, the first one tells and no linear
+  map of all films. To drop the part from random items in training, so that a prediction learns to stand in, cost the
+  ranking of all others more than it gave.)
 * Nothing random happens outside training.
 """
 
@@ -38,21 +40,29 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models import losses, ridge, vectors
-from models.graph import Graph, InteractionGraphs, propagate, spectral_embedding
+from models.graph import (
+    Graph,
+    InteractionGraphs,
+    nearest,
+    neighbour_graph,
+    propagate,
+    rescaled,
+    spectral_embedding,
+)
 from models.imputers import Evidence, content_width, interaction_width
 from models.modality import ModalBatch, ModalitySpec
 
 EVIDENCE_SCALE = 8.0
-CONSTANT = 100.0
 START = 0.1  # root mean square of the embeddings at first
-UNWANTED = -1.0  # power of the degree by which items tell of unwanted ones
 
 
 class DGMRecConfig(BaseModel):
@@ -88,8 +98,9 @@ class DGMRecConfig(BaseModel):
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
-    cold_popularity: float = Field(1.0, ge=0, le=2, description="how popular a new item is supposed to be")
-    cold_penalty: float = Field(50.0, ge=0, description="of the ridge that predicts a new item's collaborative part")
+    cold_neighbours: int = Field(64, ge=1, description="items by each modality that tell who will like a new one")
+    cold_temperature: float = Field(0.07, gt=0, description="of their cosines: the lower, the more the nearest weigh")
+    cold_popularity: float = Field(0.5, ge=0, le=2, description="each weighs its degree to this power")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
@@ -107,6 +118,8 @@ class ItemSide:
         kin: `[n, n]`, each item's nearest by what it has observed; empty for an item without anything.
         kin_without: by modality, the same by the other modalities: what the kin of an item is while its cell of this
             modality is hidden.
+        relatives: `[c, n]`, for each of the `c` untouched items the touched ones that its collaborative part is
+            predicted from, with their weights.
     """
 
     features: Mapping[str, Tensor]
@@ -114,6 +127,7 @@ class ItemSide:
     graphs: Mapping[str, Graph]
     kin: Graph
     kin_without: Mapping[str, Graph]
+    relatives: Graph
 
 
 @dataclass(frozen=True)
@@ -208,7 +222,6 @@ class Tower(nn.Module):
     from_interactions: Tensor
     from_content: Tensor
     from_content_alone: Tensor
-    to_collaborative: Tensor
     mean_general: Tensor
     calibration: Tensor
     trust: Tensor
@@ -230,7 +243,6 @@ class Tower(nn.Module):
         self.register_buffer("from_interactions", torch.zeros(told, rank))
         self.register_buffer("from_content", torch.zeros(shown, rank))
         self.register_buffer("from_content_alone", torch.zeros(shown, rank))
-        self.register_buffer("to_collaborative", torch.zeros(2, rank, d))
         self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(Generation.FACTS))
         self.register_buffer("trust", torch.zeros(()))  # share of the learned step that held-out cells bear out
@@ -259,9 +271,6 @@ class DGMRec(nn.Module):
     """The model. Parameters and pure functions; the graphs come in as arguments, so that training over a whole
     catalogue and serving one new item are the same code."""
 
-    typical_collaborative: Tensor
-    collaborative_length: Tensor
-
     def __init__(self, config: DGMRecConfig, specs: Sequence[ModalitySpec], n_users: int, n_items: int) -> None:
         super().__init__()
         self.config, self.specs = config, tuple(specs)
@@ -279,8 +288,6 @@ class DGMRec(nn.Module):
             self.towers = nn.ModuleDict({spec.name: Tower(spec, config, ranks) for spec in specs})
             self.weight = nn.Parameter(torch.full((count,), config.modal_weight).log())
             self.general = nn.Linear(d, d)  # F, shared by all modalities
-        self.register_buffer("typical_collaborative", torch.zeros(2, d))
-        self.register_buffer("collaborative_length", torch.zeros(()))
 
     def tower(self, name: str) -> Tower:
         """The parts of one modality."""
@@ -386,13 +393,50 @@ class DGMRec(nn.Module):
         general, specific = parts.chunk(2, dim=-1)
         return (general / len(parts) + specific) / (1 + len(parts)) * self.weight.exp()[:, None, None]
 
-    def predict_id(self, features: Mapping[str, Tensor], *, new: bool) -> Tensor:
-        """The collaborative part `[n, d]` that completed features `[n, r_m]` let expect of new items, or of those that
-        training had in its catalogue and nobody touched (see `fit_prediction`)."""
-        which = int(new)
-        told = [vectors.unit(features[name]) @ self.tower(name).to_collaborative[which] for name in self.names]
-        direction = torch.stack(told).sum(dim=0) + self.typical_collaborative[which]
-        return vectors.unit(direction) * self.collaborative_length
+    @torch.no_grad()
+    def predict_id(self, item_id: Tensor, degree: Tensor, relatives: Graph) -> Tensor:
+        """The collaborative part `[c, d]` to be expected of items that nobody touched: the direction that their
+        relatives `[c, n]` take on the whole, at the usual length; what is typical without relatives.
+
+        Args:
+            item_id: collaborative parts `[n, d]`. degree: `[n]`.
+        """
+        typical = self.typical_id(item_id, degree)
+        mixed = relatives @ vectors.unit(item_id)
+        alone = (relatives @ torch.ones_like(degree)[:, None]) == 0
+        return torch.where(alone, typical, vectors.unit(mixed) * typical.norm())
+
+    @torch.no_grad()
+    def relatives(self, features: Mapping[str, Tensor], observed: Tensor, degree: Tensor) -> Graph:
+        """`ItemSide.relatives` `[c, n]` from completed features `[n, r_m]`, the observed mask `[n, M]` and degrees
+        `[n]`: by each modality, real or generated, of the nearest items that have it those that somebody touched."""
+        rows = (degree == 0).nonzero().squeeze(1)
+        total: Any = sp.csr_array((len(rows), len(degree)), dtype=np.float32)
+        for column, name in enumerate(self.names):
+            own = features[name][rows]
+            found, cosines = nearest(
+                own, features[name], self.config.cold_neighbours, allowed=observed[:, column], exclude=rows
+            )
+            found[own.norm(dim=1) == 0] = -1  # says nothing
+            total = total + neighbour_graph(found, self.kindred(cosines, degree[found]), len(degree))
+        total.eliminate_zeros()
+        return Graph(rescaled(total), degree.device)
+
+    def kindred(self, cosines: Tensor, degree: Tensor) -> Tensor:
+        """How much neighbours tell of an untouched item `[...]`, from their cosines and degrees `[...]`; untouched ones
+        nothing."""
+        c = self.config
+        near = ((cosines - 1) / c.cold_temperature).exp()
+        return torch.where(degree > 0, near * degree.clamp_min(1).pow(c.cold_popularity), 0)
+
+    @torch.no_grad()
+    def typical_id(self, item_id: Tensor, degree: Tensor) -> Tensor:
+        """The collaborative part `[d]` of an item of which nothing is known: the mean direction of the touched ones,
+        each by its degree `[n]` to the power `cold_popularity`, at their mean length. Zero if nobody touched any."""
+        touched = degree > 0
+        weight = degree.clamp_min(1).pow(self.config.cold_popularity) * touched
+        length = item_id[touched].norm(dim=1).mean() if touched.any() else item_id.new_zeros(())
+        return vectors.unit(weight @ vectors.unit(item_id)) * length
 
     def item_taste(self, preference: Tensor, interactions: InteractionGraphs, kin: Graph, cold: Tensor) -> Tensor:
         """p_i^m (eq. 2) `[M, n, d]`, with the neighbours' mean for `cold` items (bool `[n]`)."""
@@ -466,7 +510,7 @@ class DGMRec(nn.Module):
         ).sum(dim=0)  # [n, d]
         user_modal = interactions.user_mean @ item_modal
         rows = cold.nonzero().squeeze(1)
-        predicted = self.predict_id({name: side.features[name][rows] for name in self.names}, new=False)
+        predicted = self.predict_id(item_id, interactions.item_degree, side.relatives)
         return Embeddings(
             users=self.combine(user_id, user_modal),
             items=self.combine(item_id.index_copy(0, rows, predicted), item_modal),
@@ -758,39 +802,6 @@ class DGMRec(nn.Module):
             tower.from_content_alone.copy_(ridge.fit(shown, target, described).weights)
 
     @torch.no_grad()
-    def fit_prediction(self, features: Mapping[str, Tensor], item_id: Tensor, degree: Tensor) -> None:
-        """Fit what content predicts to the collaborative parts `[n, d]` of the items that somebody touched.
-
-        Their directions are regressed, and the prediction has their mean length. Directions tell how popular an item
-        is besides for whom, which content hardly does. So an item counts by a power of its degree `[n]`: for a new item
-        by `cold_popularity`: 0 takes the typical item, 1 the typical interaction. One that was there all along
-        without being touched is unpopular: it is predicted by the rarely touched. Untouched items of the training set
-        are a mixture of both, see `share_of_new`.
-        """
-        touched = degree > 0
-        if not touched.any():
-            return
-        blocks = [vectors.unit(features[name]) for name in self.names]
-        # The constant is large, so that the penalty hardly weighs on it.
-        inputs = torch.cat([*blocks, torch.full_like(degree, CONSTANT)[:, None]], dim=1)
-        new, unwanted = (
-            ridge.fit(
-                inputs,
-                vectors.unit(item_id),
-                touched,
-                weights=degree.clamp_min(1).pow(power),
-                penalties=(self.config.cold_penalty,),
-            ).weights
-            for power in (self.config.cold_popularity, UNWANTED)
-        )
-        weights = torch.stack([torch.lerp(unwanted, new, share_of_new(degree)), new])
-        *parts, last = torch.split(weights, [*(block.shape[1] for block in blocks), 1], dim=1)
-        for name, part in zip(self.names, parts, strict=True):
-            self.tower(name).to_collaborative.copy_(part)
-        self.typical_collaborative.copy_(last[:, 0] * CONSTANT)
-        self.collaborative_length.copy_(item_id[touched].norm(dim=1).mean())
-
-    @torch.no_grad()
     def update_mean_generals(self, out: Embeddings, observed: Tensor) -> None:
         """Record each modality's mean general part over the items that have it (stands in where one is missing)."""
         for column, name in enumerate(self.names):
@@ -813,15 +824,3 @@ def _mean_of(layers: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]
 def _sum(tensors: Sequence[Tensor]) -> Tensor:
     """Without stacking them first, which copies each there and back."""
     return functools.reduce(torch.add, tensors)
-
-
-def share_of_new(degree: Tensor) -> float:
-    """How many of the items with degree zero `[n]` are new rather than unwanted, 0..1.
-
-    Of the items that were there all along, N_1 (N_1 - 1) / (2 (N_2 + 1)) are expected to have degree zero, where N_k is
-    the number of items with degree k (Chao's estimator of unseen species). There is no more in a catalogue without new
-    ones.
-    """
-    unseen, once, twice = (int((degree == count).sum()) for count in range(3))
-    expected = once * (once - 1) / (2 * (twice + 1))
-    return max(0.0, 1 - expected / unseen) if unseen else 0.0

@@ -107,6 +107,5 @@ class FrozenTower:
         self.general_generator, self.specific_generator = MLP(tower.general_generator), MLP(tower.specific_generator)
         self.from_interactions, self.from_content = numpy_of(tower.from_interactions), numpy_of(tower.from_content)
         self.from_content_alone = numpy_of(tower.from_content_alone)
-        self.to_collaborative = numpy_of(tower.to_collaborative)
         self.mean_general, self.calibration = numpy_of(tower.mean_general), numpy_of(tower.calibration)
         self.trust = np.float32(tower.trust)

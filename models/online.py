@@ -29,6 +29,7 @@ TABLES = (
     "user_message",  # [U, d]
     "item_message",  # [n, d]
     "item_id",  # [n, d], LightGCN's collaborative part
+    "typical_id",  # [d], see DGMRec.typical_id
     "item_taste",  # [n, M, d]
     "mean_taste",  # [M, d], over the items that somebody touched
     "user_factor",  # [U, q], see imputers.user_factors
@@ -90,7 +91,6 @@ class OnlineDGMRec:
         count = len(model.names)
         weight = numpy_of(model.weight.exp()) / np.float32(1 + count)
         self._fusing = np.stack([weight / np.float32(count), weight], axis=1).ravel()  # of g^1, s^1, g^2, ... (eq. 17)
-        self._typical, self._length = numpy_of(model.typical_collaborative), np.float32(model.collaborative_length)
         self.tables = dict(tables)
         self.users, self.items = users, items
         self.names = model.names
@@ -241,20 +241,19 @@ class OnlineDGMRec:
         """Modal part `[b, d]` from propagated parts `[b, M, 2d]`."""
         return np.asarray(self._fusing @ propagated.reshape(len(propagated), -1, self.size))
 
-    def predict_id(self, features: Mapping[str, Array], ids: Sequence[str]) -> Array:
-        """The collaborative part `[b, d]` that completed features `[b, r_m]` let expect of untouched items, which are
-        new if training did not have them in its catalogue."""
-        new = np.array([item not in self.items for item in ids], dtype=np.bool_)
-        units = [unit(features[name]) for name in self.names]
-        direction = np.empty((len(ids), self.size), dtype=np.float32)
-        for which in {*new.tolist()}:
-            rows = new == which
-            told = (
-                block[rows] @ tower.to_collaborative[int(which)]
-                for block, tower in zip(units, self._towers, strict=True)
-            )
-            direction[rows] = sum(told, self._typical[int(which)])
-        return unit(direction) * self._length
+    def predict_id(self, neighbours: Array, cosines: Array, degree: NDArray[np.int64]) -> Array:
+        """The collaborative part `[b, d]` to be expected of items that nobody touched.
+
+        Args:
+            neighbours: collaborative parts `[b, k, d]` of the nearest by every modality.
+            cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
+        """
+        config, typical = self.model.config, self.tables["typical_id"]
+        near = np.exp((cosines - np.float32(1)) / np.float32(config.cold_temperature))
+        weight = np.where(degree > 0, near * np.maximum(degree, 1) ** np.float32(config.cold_popularity), 0)
+        mixed = np.einsum("bk,bkd->bd", weight, unit(neighbours))
+        alone = ~weight.any(axis=1, keepdims=True)
+        return np.asarray(np.where(alone, typical, unit(mixed) * length(typical)), dtype=np.float32)
 
     def preference(self, user_id: Array) -> Array:
         """p_u^m `[b, M, d]` from collaborative parts `[b, d]`."""

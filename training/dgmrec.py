@@ -142,7 +142,8 @@ class DGMRecTask:
         else:
             kin, without = self.side.kin, dict(self.side.kin_without)
         graphs = {name: Graph(with_self_loops(matrix), self.device) for name, matrix in self.matrices.items()}
-        self.side = ItemSide(features, evidence, graphs, kin, without)
+        relatives = self.module.relatives(features, evidence.observed, self.interactions.item_degree)
+        self.side = ItemSide(features, evidence, graphs, kin, without, relatives)
 
     def _kin(self, evidence: Evidence, names: Sequence[str]) -> Graph:
         """Each item's mean over its neighbours by those of the modalities that it has."""
@@ -240,7 +241,6 @@ class DGMRecTask:
     def validate(self) -> dict[str, float]:
         """Ranking metrics on the validation part, the generator's centred cosine on held-out cells, and how similar the
         parts are."""
-        self._fit_prediction()
         out = self.embed()
         metrics = self._ranking(out, self.data.parts.valid, self.data.parts.train, among=self.touched)
         metrics |= {f"cosine[{name}]": cosines.mean().item() for name, cosines in self._held_cosines(out).items()}
@@ -266,11 +266,6 @@ class DGMRecTask:
             for name, (left, right, have) in pairs.items()
             if (rows := have.all(dim=1)).any()
         }
-
-    def _fit_prediction(self) -> None:
-        if self.side is not None:
-            out = self.embed()
-            self.module.fit_prediction(self.side.features, out.item_id, self.interactions.item_degree)
 
     def test(self) -> dict[str, float]:
         """Ranking metrics on the test part, over all items not seen in training."""
@@ -350,7 +345,6 @@ class DGMRecTask:
         # What is served may know the cells that confidence had to be measured on.
         self.module.fit_base(self.side.evidence, self.raw.observed)
         self._regenerate(self.embed(), share=1.0)
-        self._fit_prediction()
         return report
 
     def _weigh_generator(self, out: Embeddings) -> None:

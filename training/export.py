@@ -42,6 +42,7 @@ def serving_model(task: DGMRecTask, dataset: Dataset) -> OnlineDGMRec:
     tables["user_residual"] = tables["user_residual"] * touched_users
     tables["user_message"] = tables["user_message"] * touched_users
     tables["item_id"] = out.item_id
+    tables["typical_id"] = module.typical_id(out.item_id, interactions.item_degree)
     tables["item_taste"] = out.taste.transpose(0, 1)
     tables["mean_taste"] = out.taste[:, known].mean(dim=1)
     tables["user_factor"] = task.user_factors

@@ -266,6 +266,13 @@ class Catalogue:
         """Final vectors `[k, d]`."""
         return self._combine(self.rows.get("id", keys), self.rows.get("modal", keys))
 
+    def degree(self, keys: Keys) -> NDArray[np.int64]:
+        """Number of users of items `[...]`, 0 for negative keys."""
+        found = np.zeros(keys.shape, dtype=np.int64)
+        there = keys >= 0
+        found[there] = self.popularity[keys[there]]
+        return found
+
     def sides(self, keys: Keys) -> Sides:
         """What IRIS needs of items `[k]`."""
         return Sides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})

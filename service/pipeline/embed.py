@@ -12,8 +12,8 @@ from models.reranker import Reranker
 from service.domain import State
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
-from service.pipeline.impute import Completed, Subject, mean_of, neighbour_keys
-from service.pipeline.rows import Array
+from service.pipeline.impute import Completed, Subject, depth, mean_of, neighbour_keys
+from service.pipeline.rows import Array, Keys
 
 
 def embed(
@@ -25,8 +25,9 @@ def embed(
     model = engine.model
     features = {name: np.stack([one.features[name] for one in completed]) for name in model.names}
     taste = np.stack([one.taste for one in completed])
-    layers = _propagate(engine, subjects, completed, features, model.encode(features, taste))
-    modal, predicted = model.fuse(layers[-1]), model.predict_id(features, ids)
+    around = _around(engine, subjects, completed, features)
+    layers = _propagate(engine, around, model.encode(features, taste))
+    modal, predicted = model.fuse(layers[-1]), _predicted(engine, around)
     parts = np.stack(layers[:-1], axis=1)  # [b, L, M, 2d]
     sides = _sides(engine, engine.reranker, ids, subjects, completed) if engine.reranker else {}
     return [
@@ -42,31 +43,44 @@ def embed(
     ]
 
 
-def _propagate(
-    engine: Engine,
-    subjects: Sequence[Subject],
-    completed: Sequence[Completed],
-    features: dict[str, Array],
-    parts: Array,
-) -> list[Array]:
-    """Parts `[b, M, 2d]` before and after each layer: the mean over the neighbours by each modality's feature, real or
-    generated, among the items that have the modality (eq. 5 with the graph that refinement, eq. 16, converges to).
-    Without neighbours, the item's own."""
-    catalogue, model = engine.catalogue, engine.model
-    layers = [parts, *(parts.copy() for _ in range(model.layers))]
-    for column, name in enumerate(model.names):
+def _around(
+    engine: Engine, subjects: Sequence[Subject], completed: Sequence[Completed], features: Mapping[str, Array]
+) -> list[tuple[Keys, Array]]:
+    """By modality the neighbours, keys and cosines `[b, depth]`, of the feature, real or generated, among the items
+    that have the modality."""
+    catalogue, found = engine.catalogue, []
+    for name in engine.model.names:
         rows = [
-            row for row, one in enumerate(completed) if one.states[name] is not State.ABSENT and name not in one.kin
+            row for row, one in enumerate(completed) if one.states[name] is not State.ABSENT and name not in one.around
         ]
         mask = catalogue.having(name)
-        keys, _ = neighbour_keys(engine, subjects, name, features[name], rows, model.neighbours, mask)
+        keys, cosines = neighbour_keys(engine, subjects, name, features[name], rows, depth(engine), mask)
         for row, one in enumerate(completed):
-            if name in one.kin:
-                keys[row] = one.kin[name]
+            if name in one.around:
+                keys[row], cosines[row] = one.around[name]
+        found.append((keys, cosines))
+    return found
+
+
+def _propagate(engine: Engine, around: Sequence[tuple[Keys, Array]], parts: Array) -> list[Array]:
+    """Parts `[b, M, 2d]` before and after each layer: the mean over the neighbours (eq. 5 with the graph that
+    refinement, eq. 16, converges to). Without neighbours, the item's own."""
+    model = engine.model
+    layers = [parts, *(parts.copy() for _ in range(model.layers))]
+    for column, (found, _) in enumerate(around):
+        keys = found[:, : model.neighbours]
         for layer in range(model.layers):
-            mean, some = mean_of(catalogue.rows.get("parts", keys, layer, column), keys)
+            mean, some = mean_of(engine.catalogue.rows.get("parts", keys, layer, column), keys)
             layers[layer + 1][some, column] = mean[some]
     return layers
+
+
+def _predicted(engine: Engine, around: Sequence[tuple[Keys, Array]]) -> Array:
+    """The collaborative part `[b, d]` to be expected of items that nobody touched, from their neighbours'."""
+    catalogue, count = engine.catalogue, engine.model.model.config.cold_neighbours
+    keys = np.concatenate([found[:, :count] for found, _ in around], axis=1)
+    cosines = np.concatenate([near[:, :count] for _, near in around], axis=1)
+    return engine.model.predict_id(catalogue.rows.get("id", keys), cosines, catalogue.degree(keys))
 
 
 def _collaborative(engine: Engine, item_id: str, subject: Subject, predicted: Array) -> tuple[Array, Array]:

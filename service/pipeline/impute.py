@@ -54,14 +54,15 @@ class Completed:
     """What imputation found out about one item.
 
     `features` by modality `[r_m]`, projected; `generated` for those that were not observed (absent ones left out);
-    `states` by modality; `taste` `[M, d]`; `kin` the nearest items by modality, as far as they were looked up.
+    `states` by modality; `taste` `[M, d]`; `around` by modality the nearest items, keys and cosines `[depth]`, as far
+    as they were looked up.
     """
 
     features: dict[str, Array]
     generated: dict[str, Generated]
     states: dict[str, State]
     taste: Array
-    kin: Mapping[str, Keys] = field(default_factory=dict)
+    around: Mapping[str, tuple[Keys, Array]] = field(default_factory=dict)
 
 
 def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
@@ -80,7 +81,8 @@ def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
     known = Known(features, observed, near, near_valid, shared, shared_valid, factors, taste)
     made = engine.model.generate(known)
     return [
-        _complete(engine, known, kin, made, row, touched=bool(subject.visitors)) for row, subject in enumerate(subjects)
+        _complete(engine, known, around, made, row, touched=bool(subject.visitors))
+        for row, subject in enumerate(subjects)
     ]
 
 
@@ -94,16 +96,22 @@ def _stacked(engine: Engine, subjects: Sequence[Subject]) -> dict[str, Array]:
 
 
 def _complete(
-    engine: Engine, known: Known, kin: Mapping[str, Keys], made: Mapping[str, Made], row: int, *, touched: bool
+    engine: Engine,
+    known: Known,
+    around: Mapping[str, tuple[Keys, Array]],
+    made: Mapping[str, Made],
+    row: int,
+    *,
+    touched: bool,
 ) -> Completed:
     features: dict[str, Array] = {}
     generated: dict[str, Generated] = {}
     states: dict[str, State] = {}
-    nearest_by: dict[str, Keys] = {}
+    nearest_by: dict[str, tuple[Keys, Array]] = {}
     for column, name in enumerate(engine.model.names):
         if known.observed[row, column]:
             features[name], states[name] = known.features[name][row], State.OBSERVED
-            nearest_by[name] = kin[name][row]
+            nearest_by[name] = around[name][0][row], around[name][1][row]
             continue
         feature, generator, sure = _climb_down(engine, known, made[name], row, column, touched=touched)
         features[name] = feature
@@ -203,13 +211,18 @@ def _around(
     The first are those of training's kin graph; there are so many that, as a rule, enough of them have another modality
     as well (see `_near`).
     """
-    depth = max(engine.model.neighbours, 2 * EVIDENCE_NEIGHBOURS)
     found = {}
     for column, name in enumerate(engine.model.names):
         rows = np.flatnonzero(observed[:, column]).tolist()
         mask = engine.catalogue.having(name)
-        found[name] = neighbour_keys(engine, subjects, name, features[name], rows, depth, mask)
+        found[name] = neighbour_keys(engine, subjects, name, features[name], rows, depth(engine), mask)
     return found
+
+
+def depth(engine: Engine) -> int:
+    """How many neighbours are looked up at once, for all that reads of them."""
+    config = engine.model.model.config
+    return max(config.neighbours, config.cold_neighbours, 2 * EVIDENCE_NEIGHBOURS)
 
 
 def _near(

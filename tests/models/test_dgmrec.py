@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses, ridge
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection, share_of_new
+from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.imputers import gather_evidence
 from models.modality import ModalBatch, ModalitySpec
@@ -261,7 +261,9 @@ def test_users_and_items_are_sums_of_their_parts(ranking: str, layers: int) -> N
     torch.testing.assert_close(out.item_modal, expected)
     history = w.graphs.user_mean.matrix[[0]].indices  # eq. 6
     torch.testing.assert_close(out.user_modal[0], out.item_modal[history].mean(dim=0))
-    torch.testing.assert_close(out.predicted_id, w.model.predict_id(w.side.features, new=False)[out.cold])
+    torch.testing.assert_close(
+        out.predicted_id, w.model.predict_id(out.item_id, w.graphs.item_degree, w.side.relatives)
+    )
 
 
 @torch.no_grad()
@@ -305,53 +307,45 @@ def test_untouched_items_are_cold_and_borrow_their_taste() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_predicted_collaborative_part_is_a_weighted_ridge_of_the_touched(power: float) -> None:
-    w = world(config=config(cold_popularity=power, cold_penalty=2.0))
-    target, degree = torch.randn(ITEMS, D, generator=generator()), w.graphs.item_degree
-    w.model.fit_prediction(w.side.features, target, degree)
-    predicted = w.model.predict_id(w.side.features, new=True)
-    touched = degree > 0
-    unit = functional.normalize(target, dim=1)[touched].double()
-    a = torch.cat([functional.normalize(block, dim=1)[touched] for block in w.side.features.values()], dim=1).double()
-    a = torch.cat([a, torch.full((len(a), 1), 100.0, dtype=torch.double)], dim=1)
-    counts = degree[touched].double() ** power
-    scaled = a.T * (counts / counts.mean())
-    expected = a @ torch.linalg.solve(scaled @ a + 2 * torch.eye(a.shape[1], dtype=torch.double), scaled @ unit)
-    length = target[touched].norm(dim=1).mean()
-    torch.testing.assert_close(
-        predicted[touched], (functional.normalize(expected, dim=1) * length).float(), atol=1e-4, rtol=1e-3
-    )
-    changed = target.index_fill(0, torch.tensor([UNTOUCHED_ITEM]), 99.0)
-    w.model.fit_prediction(w.side.features, changed, degree)  # nobody touched it: it says nothing
-    torch.testing.assert_close(w.model.predict_id(w.side.features, new=True), predicted)
+@pytest.mark.parametrize("count", [2, 100])
+def test_the_collaborative_part_of_an_untouched_item_is_a_kernel_regression(power: float, count: int) -> None:
+    w = world(config=config(cold_popularity=power, cold_temperature=0.3, cold_neighbours=count))
+    degree, target = w.graphs.item_degree.numpy(), torch.randn(ITEMS, D, generator=generator())
+    predicted = w.model.predict_id(target, w.graphs.item_degree, w.side.relatives)
+    rows = np.flatnonzero(degree == 0)
+    assert len(predicted) == len(rows) > 0
+    unit = functional.normalize(target, dim=1).numpy()
+    length = target[degree > 0].norm(dim=1).mean().item()
+    for row, found in zip(rows, predicted.numpy(), strict=True):
+        total = np.zeros(D)
+        for column, features in enumerate(w.side.features.values()):
+            if not features[row].any():
+                continue
+            cosines = functional.cosine_similarity(features[[row]], features, dim=1).numpy()
+            have = np.flatnonzero(w.batch.observed[:, column].numpy() & (np.arange(ITEMS) != row))
+            for other in have[np.argsort(-cosines[have])][:count]:
+                if degree[other]:
+                    total += np.exp(cosines[other] / 0.3) * degree[other] ** power * unit[other]
+        if total.any():
+            np.testing.assert_allclose(found, total / np.linalg.norm(total) * length, atol=1e-4)
+    changed = target.index_fill(0, torch.tensor([UNTOUCHED_ITEM]), 99.0)  # nobody touched it: it says nothing
+    torch.testing.assert_close(w.model.predict_id(changed, w.graphs.item_degree, w.side.relatives), predicted)
 
 
 @torch.no_grad()
-def test_an_untouched_item_is_predicted_by_the_rarely_touched_unless_it_is_new() -> None:
-    """Popular items point one way, rare ones another; content tells nothing."""
+def test_an_untouched_item_without_content_is_expected_to_be_typical() -> None:
     w = world(config=config(cold_popularity=1.0))
     nothing = {name: torch.zeros_like(block) for name, block in w.side.features.items()}
-    rare, popular = torch.eye(D)[0], torch.eye(D)[1]
-    for untouched, like in ((3, rare), (60, popular)):  # as many as are to be expected, or far more
-        degree = torch.tensor([50.0] * 10 + [1.0] * 10 + [2.0] * 12 + [0.0] * untouched)
-        features = {name: block[:1].expand(len(degree), -1) for name, block in nothing.items()}
-        target = torch.where((degree > 2)[:, None], popular, rare)
-        w.model.fit_prediction(features, target, degree)
-        assert functional.cosine_similarity(w.model.predict_id(features, new=True)[0], popular, dim=0) > 0.9
-        assert functional.cosine_similarity(w.model.predict_id(features, new=False)[0], like, dim=0) > 0.9
-
-
-@pytest.mark.parametrize(
-    ("degrees", "share"),
-    [
-        ([1, 2, 3], 0.0),
-        ([0, 0, 5], 1.0),  # nobody is rarely touched, so nobody is expected to be untouched
-        ([0] * 3 + [1] * 4 + [2], 0.0),  # 4 * 3 / (2 * 2) = 3 expected
-        ([0] * 6 + [1] * 4 + [2], 0.5),
-    ],
-)
-def test_share_of_new(degrees: list[int], share: float) -> None:
-    assert share_of_new(torch.tensor(degrees, dtype=torch.float32)) == share
+    degree, target = w.graphs.item_degree, torch.randn(ITEMS, D, generator=generator())
+    alone = w.model.relatives(nothing, w.batch.observed, degree)
+    typical = w.model.typical_id(target, degree)
+    touched = degree > 0
+    mean = (functional.normalize(target, dim=1) * degree[:, None])[touched].sum(dim=0)
+    torch.testing.assert_close(functional.normalize(typical, dim=0), functional.normalize(mean, dim=0))
+    torch.testing.assert_close(typical.norm(), target[touched].norm(dim=1).mean())
+    predicted = w.model.predict_id(target, degree, alone)
+    torch.testing.assert_close(predicted, typical.expand(len(predicted), D))
+    assert not w.model.typical_id(target, torch.zeros_like(degree)).any()  # nobody has touched anything
 
 
 @torch.no_grad()
@@ -924,6 +918,8 @@ def test_calibration_finds_what_the_facts_tell() -> None:
 def test_a_graph_without_interactions() -> None:
     none = np.array([], dtype=np.int64)
     w = world()
-    out = w.model(InteractionGraphs.build(none, none, USERS, ITEMS), w.side)
+    graphs = InteractionGraphs.build(none, none, USERS, ITEMS)
+    relatives = w.model.relatives(w.side.features, w.batch.observed, graphs.item_degree)
+    out = w.model(graphs, replace(w.side, relatives=relatives))
     assert out.cold.all()
     assert out.items.isfinite().all()

@@ -13,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
+from models.graph import nearest
 from models.online import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
 from tests.models.worlds import ITEMS, SMALL, USERS, World, online_of, world
 
+Array = NDArray[np.float32]
 D = SMALL.embedding_size
 NEW_USER, NEW_ITEM = "somebody", "something"
 
@@ -174,18 +176,38 @@ def test_encode_and_fuse(changes: dict[str, str]) -> None:
     assert parts.shape == (ITEMS, 2, 2 * D)
     np.testing.assert_allclose(parts, out.parts.transpose(0, 1), atol=1e-6)
     propagated = w.model.propagated(w.side, out.parts).transpose(0, 1).contiguous().numpy()
-    modal, predicted = online.fuse(propagated), online.predict_id(features, list(online.items))
+    modal = online.fuse(propagated)
     np.testing.assert_allclose(modal, out.item_modal, atol=1e-6)
-    assert out.cold.any()
-    np.testing.assert_allclose(predicted[out.cold], out.predicted_id, atol=1e-6)
-    served = online.combine(np.where(out.cold[:, None], predicted, out.item_id), modal)
-    np.testing.assert_allclose(served, out.items, atol=1e-6)
-    np.testing.assert_allclose(online.combine(predicted[3], modal[3]), online.combine(predicted, modal)[3], atol=1e-6)
-    strangers = online.predict_id(features, [*list(online.items)[:-1], "stranger"])
-    assert np.array_equal(strangers[:-1], predicted[:-1])
-    new = w.model.predict_id(w.side.features, new=True)[-1]
-    np.testing.assert_allclose(strangers[-1], new, atol=1e-6)
-    assert not np.allclose(new, predicted[-1], atol=1e-3)
+    rows = np.flatnonzero(out.cold)
+    assert len(rows)
+    predicted = online.predict_id(*neighbours_of(w, rows))
+    np.testing.assert_allclose(predicted, out.predicted_id, atol=1e-5)
+    collaborative = out.item_id.numpy().copy()
+    collaborative[rows] = predicted
+    served = online.combine(collaborative, modal)
+    np.testing.assert_allclose(served, out.items, atol=1e-5)
+    np.testing.assert_allclose(online.combine(collaborative[3], modal[3]), served[3], atol=1e-6)
+    nobody = online.predict_id(*(np.zeros_like(one) for one in neighbours_of(w, rows)))
+    np.testing.assert_allclose(nobody, np.tile(online.tables["typical_id"], (len(rows), 1)))
+
+
+def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDArray[np.int64]]:
+    """What an index would find around some rows: collaborative parts, cosines and degrees of the nearest."""
+    out, found, cosines = w.forward(), [], []
+    for column, features in enumerate(w.side.features.values()):
+        keys, near = nearest(
+            features[rows],
+            features,
+            w.model.config.cold_neighbours,
+            allowed=w.batch.observed[:, column],
+            exclude=torch.from_numpy(rows),
+        )
+        keys[~features[rows].any(dim=1)] = -1
+        found.append(keys)
+        cosines.append(near)
+    keys = torch.cat(found, dim=1)
+    degree = torch.where(keys >= 0, w.graphs.item_degree[keys], 0)
+    return out.item_id[keys].detach().numpy(), torch.cat(cosines, dim=1).numpy(), degree.long().numpy()
 
 
 def test_preference(w: World, online: OnlineDGMRec) -> None:

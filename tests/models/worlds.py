@@ -101,11 +101,9 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
         },
         kin=kin_of(evidence, config.neighbours),
         kin_without={name: kin_of(evidence, config.neighbours, without=name) for name in batch.names},
+        relatives=model.relatives(evidence.own, batch.observed, graphs.item_degree),
     )
-    w = World(model, batch, graphs, side)
-    if config.modal:
-        model.fit_prediction(side.features, model.collaborate(graphs)[1], graphs.item_degree)
-    return w
+    return World(model, batch, graphs, side)
 
 
 def online_of(w: World) -> OnlineDGMRec:
@@ -117,6 +115,7 @@ def online_of(w: World) -> OnlineDGMRec:
     warm = w.graphs.item_degree > 0
     tables |= {
         "item_id": out.item_id,
+        "typical_id": w.model.typical_id(out.item_id, w.graphs.item_degree),
         "item_taste": out.taste.transpose(0, 1),
         "mean_taste": out.taste[:, warm].mean(dim=1),
         "user_factor": user_factors(w.graphs, w.model.config.factors),

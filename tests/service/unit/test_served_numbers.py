@@ -92,7 +92,6 @@ def test_embedding(demo_bundle: Path) -> None:
     features = {name: online.project(name, raw[name]) for name in online.names}
     taste = online.tables["item_taste"]
     parts = online.encode(features, taste)
-    ids = [f"new-{item}" for item in online.items]
     own = online.tables["item_id"]
     with torch.inference_mode():
         for name, block in features.items():
@@ -101,8 +100,6 @@ def test_embedding(demo_bundle: Path) -> None:
         alike(parts, expected.transpose(0, 1))
         modal = model.fuse(expected)
         alike(online.fuse(parts), modal)
-        alike(online.predict_id(features, ids), model.predict_id(tensors(features), new=True))
-        alike(online.predict_id(features, online.items.ids), model.predict_id(tensors(features), new=False))
         alike(online.preference(own), model.preference(torch.from_numpy(own)).transpose(0, 1))
         alike(online.combine(own, modal.numpy()), model.combine(torch.from_numpy(own), modal))
 
