@@ -182,12 +182,12 @@ def neighbour_keys(
     """As `nearest` for some rows, no item its own neighbour; rows not asked for are -1 and -inf."""
     found = np.full((len(subjects), k), -1, dtype=np.int64)
     cosines = np.full((len(subjects), k), -np.inf, dtype=np.float32)
-    if not mask.any():
+    if not len(rows) or not mask.any():
         return found, cosines
     fresh = [row for row in rows if subjects[row].key is None or not mask[subjects[row].key or 0]]
     if fresh:
         found[fresh], cosines[fresh] = nearest(engine, name, features[fresh], k, mask)
-    for row in set(rows) - set(fresh):
+    for row in set(rows).difference(fresh):
         alone = nearest(engine, name, features[row : row + 1], k, _alone(subjects[row], mask))
         found[row], cosines[row] = alone[0][0], alone[1][0]
     return found, cosines
@@ -241,7 +241,7 @@ def _near(
         count = np.zeros(len(subjects), dtype=np.float32)
         for source, other in enumerate(names):
             rows = np.flatnonzero(observed[:, source] & ~observed[:, target])
-            if source == target or not (around[other][0][rows] >= 0).any():
+            if not (around[other][0][rows] >= 0).any():
                 continue
             keys, cosines = _having_both(engine, subjects, (other, name), features[other], rows, around[other])
             weights = np.square(np.maximum(cosines, 0))  # models.imputers.similarity_weights
@@ -309,7 +309,7 @@ def _taste(engine: Engine, subjects: Sequence[Subject], kin: Mapping[str, Keys])
     """p_i `[b, M, d]`: the mean preference of the item's users; the neighbours' taste where nobody has touched it yet;
     everyone's where it has no neighbours either."""
     # As in training's kin graph, each modality's neighbours weigh the same.
-    means = [mean_of(engine.catalogue.rows.get("taste", keys), keys) for keys in kin.values()]
+    means = [mean_of(engine.catalogue.rows.get("taste", keys), keys) for keys in kin.values() if (keys >= 0).any()]
     total = sum((mean * some[:, None, None] for mean, some in means), np.zeros((), dtype=np.float32))
     count = sum((some.astype(np.float32) for _, some in means), np.zeros(len(subjects), dtype=np.float32))
     everyone = engine.model.tables["mean_taste"]
