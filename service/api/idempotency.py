@@ -49,12 +49,13 @@ class Idempotency:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; those without a key pass through."""
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in PATHS:
+        can_have_one = scope["type"] == "http" and scope["method"] == "POST" and scope["path"] in PATHS
+        given = Headers(scope=scope).get(HEADER) if can_have_one else None
+        if given is None:
             await self._app(scope, receive, send)
             return
-        given = Headers(scope=scope).get(HEADER)
         sender, engine = key_name(Request(scope)), scope["app"].state.engine
-        if given is None or sender is None or engine is None:  # without a right to write, the route says so
+        if sender is None or engine is None:  # without a right to write, the route says so
             await self._app(scope, receive, send)
             return
         if not (0 < len(given) <= LONGEST and given.isascii() and given.isprintable()):

@@ -246,8 +246,8 @@ def _near(
             keys, cosines = _having_both(engine, subjects, (other, name), features[other], rows, around[other])
             weights = np.square(np.maximum(cosines, 0))  # models.imputers.similarity_weights
             mean, some = mean_of(engine.catalogue.rows.get(f"feature.{name}", keys), keys, weights)
-            total += mean
-            count += some
+            total[rows] += mean
+            count[rows] += some
         blocks[name] = np.asarray(total / np.maximum(count, 1)[:, None], dtype=np.float32)
         valid[:, target] = count > 0
     return blocks, valid
@@ -261,10 +261,9 @@ def _having_both(
     rows: Keys,
     around: tuple[Keys, Array],
 ) -> tuple[Keys, Array]:
-    """Keys and cosines `[b, k]` of the nearest items by the first modality that have the second as well, for some rows,
-    -1 and -inf elsewhere: out of those around, and by another search where these are too few."""
-    keys, cosines = np.full_like(around[0], -1), np.full_like(around[1], -np.inf)
-    keys[rows], cosines[rows] = around[0][rows], around[1][rows]
+    """Keys and cosines `[r, k]` of the nearest items by the first modality that have the second as well, for some rows
+    `[r]`: out of those around, and by another search where these are too few; -1 and -inf where there are no more."""
+    keys, cosines = around[0][rows], around[1][rows]
     both = (keys >= 0) & engine.catalogue.observed[keys, engine.model.names.index(names[1])]
     first = np.argsort(~both, axis=1, kind="stable")[:, :EVIDENCE_NEIGHBOURS]
     found = np.take_along_axis(np.where(both, keys, -1), first, axis=1)
@@ -272,8 +271,9 @@ def _having_both(
     short = np.flatnonzero((keys[:, -1] >= 0) & (found[:, -1] < 0))
     if len(short):
         mask = engine.catalogue.having(*names)
-        deeper = neighbour_keys(engine, subjects, names[0], features, short.tolist(), EVIDENCE_NEIGHBOURS, mask)
-        found[short], near[short] = deeper[0][short], deeper[1][short]
+        again = rows[short].tolist()
+        deeper = neighbour_keys(engine, subjects, names[0], features, again, EVIDENCE_NEIGHBOURS, mask)
+        found[short], near[short] = deeper[0][again], deeper[1][again]
     return found, near
 
 

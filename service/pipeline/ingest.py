@@ -344,14 +344,16 @@ async def _write(
         )
         for plan, item in zip(plans, items, strict=True)
     ]
-    with engine.step("commit", timings):
+    # A kept answer is made before it is committed; whoever asks again meanwhile is to be told the very same.
+    later = timings if kept is None else None
+    with engine.step("commit", later):
         written = await engine.store.write_items(writes, _media(plans), _keep(engine, items[0], timings, kept))
     done = {
         row: replace(items[row], row=written.value.rows[items[row].id])
         for row, result in enumerate(written.value.results)
         if result in ("created", "replaced")
     }
-    with engine.step("index", timings):
+    with engine.step("index", later):
         await engine.compute(
             engine.catalogue.put, [(entry_of(engine, item), made[row].derived) for row, item in done.items()]
         )

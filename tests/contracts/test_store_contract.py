@@ -564,14 +564,13 @@ async def test_positions_grow_in_the_order_of_commits(store: SqlStore) -> None:
     """A follower that always reads on from the last position it saw must miss nothing."""
     seen: list[str] = []
 
-    async def follow() -> None:
-        position = await store.last_change()
+    async def follow(position: int) -> None:
         while len(seen) < 60:
             for change in await store.changes(position):
                 position = change.position
                 seen.append(change.key)
 
-    following = asyncio.create_task(follow())
+    following = asyncio.create_task(follow(await store.last_change()))  # from before the first write
     await asyncio.gather(*(store.write_items(create(item(f"i{n}"))) for n in range(60)))
     await asyncio.wait_for(following, 20)
     assert sorted(seen) == sorted(f"i{n}" for n in range(60))
