@@ -35,7 +35,9 @@ from training.splits import Pairs
 from training.trainer import TrainerConfig, TrainingResult, falling_share, train
 
 METRIC = "ndcg@10"
-TRAINER = TrainerConfig(epochs=4, batch_size=256, learning_rate=3e-3, patience=4, smoothing=1, metric=METRIC)
+TRAINER = TrainerConfig(
+    epochs=4, batch_size=256, learning_rate=3e-3, patience=4, smoothing=1, tolerance=0, metric=METRIC
+)
 MEMBERS = 100  # more than there ever are, so that no two of them share a seed
 FEWEST_STEPS = 10  # of an epoch of a member
 STEADY = 2 / 3  # of a member's epochs pass before its learning rate begins to fall

@@ -36,6 +36,12 @@ class TrainerConfig(BaseModel):
     patience: int = Field(20, ge=1, description="evaluations without a better result before stopping")
     evaluate_every: int = Field(1, ge=1, description="epochs between evaluations")
     smoothing: int = Field(5, ge=1, description="evaluations whose mean decides: one alone may be best by chance")
+    tolerance: float = Field(
+        0.01,
+        ge=0,
+        lt=1,
+        description="what the metric may lack of the best, relatively, for a later epoch to be preferred",
+    )
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
     seed: int = 0
     device: str = "cpu"
@@ -140,7 +146,9 @@ def train(
         result, best_state, start = resumed
     if progress:
         progress.start(config.epochs)
-    best = _recent(result, config, result.best_epoch)
+    best = max(
+        (_recent(result, config, past["epoch"]) for past in result.history if past["metrics"]), default=-math.inf
+    )
     for epoch in range(start, config.epochs + 1):
         if epoch - 1 - result.best_epoch >= config.patience * config.evaluate_every:
             break
@@ -152,8 +160,8 @@ def train(
         if metrics and config.metric not in metrics:
             raise UnknownMetricError(f"there is no metric {config.metric!r}; there are {', '.join(metrics)}")
         result.history.append({"epoch": epoch, "losses": losses, "metrics": metrics})
-        if metrics and (score := _recent(result, config, epoch)) > best:
-            best = score
+        if metrics and _is_preferred(score := _recent(result, config, epoch), best, config.tolerance):
+            best = max(best, score)
             result.best, result.best_epoch, best_state = metrics, epoch, task_weights(task)
         result.epochs = epoch
         result.seconds += time.perf_counter() - begin
@@ -166,6 +174,12 @@ def train(
         value = result.best.get(config.metric, math.nan)
         progress.finish(f"best epoch {result.best_epoch} of {result.epochs}: {config.metric} {value:.4f}")
     return result
+
+
+def _is_preferred(score: float, best: float, tolerance: float) -> bool:
+    """Whether a later epoch takes the place of the best so far. So much less is within what a metric varies by, and
+    weights are the steadier the further the learning rate has fallen."""
+    return score > best or (tolerance > 0 and score >= best - tolerance * abs(best))
 
 
 def _recent(result: TrainingResult, config: TrainerConfig, epoch: int) -> float:

@@ -57,7 +57,9 @@ class Scripted:
 
 
 def config(**changes: object) -> TrainerConfig:
-    return TrainerConfig.model_validate({"epochs": 10, "patience": 3, "smoothing": 1, "metric": "score"} | changes)
+    return TrainerConfig.model_validate(
+        {"epochs": 10, "patience": 3, "smoothing": 1, "tolerance": 0, "metric": "score"} | changes
+    )
 
 
 @pytest.mark.parametrize(
@@ -85,6 +87,29 @@ def test_one_lucky_evaluation_does_not_decide() -> None:
     result = train(Scripted([1, 2, 9, 1, 3, 6, 6, 6, 5]), config(epochs=9, smoothing=3, patience=9))
     assert result.best_epoch == 8
     assert result.best == {"score": 6}
+
+
+@pytest.mark.parametrize(
+    ("scores", "best", "last"),
+    [
+        ([1, 100, 99, 95, 90, 91, 92], 3, 6),
+        ([1, 100, 99, 95, 99.5, 98, 98.9, 97], 5, 8),  # by the best, not by what was taken last
+        ([-1, -1.005, -1.02, -2, -3], 2, 5),
+        ([math.nan, 1, 1, math.nan, 1, 0, 0, 0], 5, 8),
+    ],
+)
+def test_a_tie_goes_to_the_later(scores: list[float], best: int, last: int) -> None:
+    result = train(Scripted(scores), config(epochs=len(scores), tolerance=0.01))
+    assert (result.best_epoch, result.epochs) == (best, last)
+    assert result.best == {"score": scores[best - 1]}
+
+
+def test_the_best_is_remembered_after_an_interrupt(tmp_path: Path) -> None:
+    scores, settings = [100, 99.5, 98.6, 98.6], config(tolerance=0.01)
+    path = tmp_path / "c"
+    train(Scripted(scores), settings.model_copy(update={"epochs": 2}), checkpoint_path=path)
+    again = train(Scripted(scores), settings.model_copy(update={"epochs": 4}), checkpoint_path=path)
+    assert again.best_epoch == 2
 
 
 def test_smoothing_goes_on_after_an_interrupt(tmp_path: Path) -> None:
