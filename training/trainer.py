@@ -7,7 +7,8 @@ import logging
 import math
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,11 @@ class TrainerConfig(BaseModel):
         ge=0,
         lt=1,
         description="what the metric may lack of the best, relatively, for a later epoch to be preferred",
+    )
+    averaging: float | None = Field(
+        2.0,
+        ge=0,
+        description="weights are their mean over the epochs, each by its number to this power; null: the last",
     )
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
     seed: int = 0
@@ -141,7 +147,8 @@ def train(
     """
     keep_freed_memory()
     result, best_state, start = TrainingResult(), task_weights(task), 1
-    resumed = _resume(task, checkpoint_path, fingerprint)
+    average = Average(task, config.averaging)
+    resumed = _resume(task, average, checkpoint_path, fingerprint)
     if resumed is not None:
         result, best_state, start = resumed
     if progress:
@@ -156,19 +163,21 @@ def train(
         losses = task.train_epoch(epoch, progress.step if progress else _ignore)
         if not (all(map(math.isfinite, losses.values())) and _finite(task)):
             raise FloatingPointError(f"training diverged in epoch {epoch}: {losses}")
-        metrics = task.validate() if epoch % config.evaluate_every == 0 or epoch == config.epochs else {}
-        if metrics and config.metric not in metrics:
-            raise UnknownMetricError(f"there is no metric {config.metric!r}; there are {', '.join(metrics)}")
-        result.history.append({"epoch": epoch, "losses": losses, "metrics": metrics})
-        if metrics and _is_preferred(score := _recent(result, config, epoch), best, config.tolerance):
-            best = max(best, score)
-            result.best, result.best_epoch, best_state = metrics, epoch, task_weights(task)
+        average.add(epoch)
+        with average.in_place():
+            metrics = task.validate() if epoch % config.evaluate_every == 0 or epoch == config.epochs else {}
+            if metrics and config.metric not in metrics:
+                raise UnknownMetricError(f"there is no metric {config.metric!r}; there are {', '.join(metrics)}")
+            result.history.append({"epoch": epoch, "losses": losses, "metrics": metrics})
+            if metrics and _is_preferred(score := _recent(result, config, epoch), best, config.tolerance):
+                best = max(best, score)
+                result.best, result.best_epoch, best_state = metrics, epoch, task_weights(task)
         result.epochs = epoch
         result.seconds += time.perf_counter() - begin
         if progress:
             progress.epoch(epoch, losses, metrics, best)
         if checkpoint_path:
-            _save(checkpoint_path, task, fingerprint, result, best_state)
+            _save(checkpoint_path, task, average, fingerprint, result, best_state)
     task.module.load_state_dict(best_state)
     if progress:
         value = result.best.get(config.metric, math.nan)
@@ -203,6 +212,53 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
+class Average:
+    """The mean of a task's parameters over the epochs, epoch t by t to a power: Polyak averaging with the weight on the
+    later ones (Shamir and Zhang, ICML 2013). One epoch's weights are off the mark by what its last batches held; where
+    the metric hangs on few items, that is much. Nothing is averaged where the power is None."""
+
+    def __init__(self, task: Task, power: float | None) -> None:
+        self._parameters, self._power = dict(task.module.named_parameters()), power
+        self._total = 0.0
+        self._mean: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, epoch: int) -> None:
+        """Take the present parameters in."""
+        if self._power is None:
+            return
+        weight = float(epoch) ** self._power
+        self._total += weight
+        for name, parameter in self._parameters.items():
+            if name in self._mean:
+                self._mean[name].lerp_(parameter, weight / self._total)
+            else:
+                self._mean[name] = parameter.detach().clone()
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """For as long as this lasts, the parameters are the mean."""
+        own = {name: parameter.detach().clone() for name, parameter in self._parameters.items() if name in self._mean}
+        self._set(self._mean)
+        try:
+            yield
+        finally:
+            self._set(own)
+
+    @torch.no_grad()
+    def _set(self, values: Mapping[str, torch.Tensor]) -> None:
+        for name, value in values.items():
+            self._parameters[name].copy_(value)
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"total": self._total, "mean": self._mean}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self._total, self._mean = state["total"], dict(state["mean"])
+
+
 def task_weights(task: Task) -> dict[str, torch.Tensor]:
     """A copy of the module's parameters and buffers."""
     return {key: value.detach().clone() for key, value in task.module.state_dict().items()}
@@ -222,13 +278,21 @@ def _ignore(done: int, total: int) -> None:
     """No one watches."""
 
 
-def _save(path: Path, task: Task, fingerprint: str, result: TrainingResult, best_state: dict[str, Any]) -> None:
+def _save(
+    path: Path,
+    task: Task,
+    average: Average,
+    fingerprint: str,
+    result: TrainingResult,
+    best_state: dict[str, torch.Tensor],
+) -> None:
     checkpoint.save(
         path,
         {
             "fingerprint": fingerprint,
             "module": task_weights(task),
             "task": task.state(),
+            "average": average.state(),
             "best_state": best_state,
             "result": {
                 "best_epoch": result.best_epoch,
@@ -242,7 +306,7 @@ def _save(path: Path, task: Task, fingerprint: str, result: TrainingResult, best
 
 
 def _resume(
-    task: Task, path: Path | None, fingerprint: str
+    task: Task, average: Average, path: Path | None, fingerprint: str
 ) -> tuple[TrainingResult, dict[str, torch.Tensor], int] | None:
     if path is None or not path.is_file():
         return None
@@ -256,6 +320,7 @@ def _resume(
         return None
     task.module.load_state_dict(tree["module"])
     task.load_state(tree["task"])
+    average.load_state(tree["average"])
     result = TrainingResult(**tree["result"])
     log.info("resuming after epoch %d from %s", result.epochs, path)
     return result, tree["best_state"], result.epochs + 1

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
@@ -87,6 +88,40 @@ def test_one_lucky_evaluation_does_not_decide() -> None:
     result = train(Scripted([1, 2, 9, 1, 3, 6, 6, 6, 5]), config(epochs=9, smoothing=3, patience=9))
     assert result.best_epoch == 8
     assert result.best == {"score": 6}
+
+
+class Drifting(Scripted):
+    """One that notes the weight it begins an epoch with and the one it is validated with."""
+
+    def __init__(self, scores: Sequence[float]) -> None:
+        super().__init__(scores)
+        self.begun: list[float] = []
+        self.seen: list[float] = []
+
+    def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+        self.begun.append(self.module.weight.item())
+        return super().train_epoch(epoch, progress)
+
+    def validate(self) -> dict[str, float]:
+        self.seen.append(self.module.weight.item())
+        return super().validate()
+
+
+@pytest.mark.parametrize("power", [0.0, 2.0])
+@pytest.mark.parametrize("stop", [None, 3])
+def test_weights_are_averaged_over_the_epochs(power: float, stop: int | None, tmp_path: Path) -> None:
+    """What is trained stays what it was; what is validated and kept is the mean, over an interruption too."""
+    settings = config(averaging=power, epochs=6)
+    task, seen = Drifting([1, 2, 3, 4, 5, 4]), []
+    if stop is not None:
+        train(task, settings.model_copy(update={"epochs": stop}), checkpoint_path=tmp_path / "c")
+        seen, task = task.seen, Drifting(task.scores)
+    train(task, settings, checkpoint_path=tmp_path / "c")
+    assert task.begun == [*range(stop or 0, 6)]
+    epochs = np.arange(1, 7)
+    means = np.cumsum(epochs ** (power + 1)) / np.cumsum(epochs**power)
+    np.testing.assert_allclose([*seen, *task.seen], means, rtol=1e-6)
+    assert task.module.weight.item() == pytest.approx(means[4])
 
 
 @pytest.mark.parametrize(
