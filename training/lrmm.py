@@ -48,15 +48,7 @@ TEXT_BATCH, TEXT_RATE, TEXT_POOL = 64, 2e-3, 2048
 STATES = 2000  # texts that are enough to find the axes of the LSTM's states
 METRIC = "-rmse[+F]"
 TRAINER = TrainerConfig(
-    epochs=8,
-    batch_size=256,
-    learning_rate=1e-4,
-    steady=1,
-    patience=3,
-    smoothing=1,
-    tolerance=0,
-    averaging=None,
-    metric=METRIC,
+    epochs=8, batch_size=256, learning_rate=1e-4, steady=1, patience=3, smoothing=1, tolerance=0, metric=METRIC
 )
 REGIMES: Mapping[str, tuple[str, ...]] = {
     "+F": (),

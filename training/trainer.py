@@ -44,7 +44,7 @@ class TrainerConfig(BaseModel):
         description="what the metric may lack of the best, relatively, for a later epoch to be preferred",
     )
     averaging: float | None = Field(
-        2.0,
+        None,
         ge=0,
         description="weights are their mean over the epochs, each by its number to this power; null: the last",
     )
