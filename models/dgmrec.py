@@ -28,10 +28,9 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
 * Each modality's weight beside the collaborative part is learned from a small one on, so that content which tells
   nothing costs little.
 * The collaborative part of a never-touched item is predicted by a kernel regression on its completed features: the
-  touched items nearest to it by any modality, weighted by e^(cosine / temperature) and by a power of their degree. (A
-  ridge regression ranks new items far worse: whom the second part of a film is for, the first one tells and no linear
-  map of all films. To drop the part from random items in training, so that a prediction learns to stand in, cost the
-  ranking of all others more than it gave.)
+  touched items nearest to it by any modality, weighted by e^(cosine / temperature) and by a power of their degree: whom
+  a sequel is for, the film before it tells better than a linear map of all films. (To drop the part from random items
+  in training, so that a prediction learns to stand in, cost the ranking of all others more than it gave.)
 * Nothing random happens outside training.
 """
 

@@ -1,5 +1,5 @@
-"""Ridge regression with the penalty chosen by cross-validation: the closed form behind the training-free imputer, the
-generator's base and the prediction of a new item's collaborative part."""
+"""Ridge regression with the penalty chosen by cross-validation: the closed form behind the training-free imputer and
+the generator's base."""
 
 from __future__ import annotations
 
