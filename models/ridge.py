@@ -3,7 +3,6 @@ the generator's base."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,35 +33,24 @@ class Fit:
     estimate: Tensor
 
 
-def fit(
-    inputs: Tensor,
-    target: Tensor,
-    rows: Tensor,
-    *,
-    base: Tensor | None = None,
-    weights: Tensor | None = None,
-    penalties: Sequence[float] = PENALTIES,
-) -> Fit:
+def fit(inputs: Tensor, target: Tensor, rows: Tensor, *, base: Tensor | None = None) -> Fit:
     """Ridge weights `[w, r]` from inputs `[n, w]` to what `base` `[n, r]` leaves of the target `[n, r]`.
 
-    The penalty is the one of `penalties` with the best mean cosine between base + prediction and target in a
+    The penalty is the one of `PENALTIES` with the best mean cosine between base + prediction and target in a
     cross-validation. Zero where there are fewer than `FEWEST_ROWS` rows.
 
     Args:
         rows: bool `[n]`, what to learn from.
-        weights: `[n]`, what each row counts; brought to a mean of one, so that penalties keep their meaning.
     """
     chosen = rows.nonzero().squeeze(1)
     if len(chosen) < FEWEST_ROWS:
         return Fit(inputs.new_zeros(inputs.shape[1], target.shape[1]), torch.zeros_like(target))
     a, t = inputs[chosen].double(), target[chosen].double()
     start = torch.zeros_like(t) if base is None else base[chosen].double()
-    counts = torch.ones_like(t[:, 0]) if weights is None else weights[chosen].double()
-    weighted = a.T * (counts / counts.mean().clamp_min(1e-12))
     fold = torch.arange(len(chosen), device=a.device) % FOLDS
     folds = [(fold == number).nonzero().squeeze(1) for number in range(FOLDS)]
-    grams = [weighted[:, held] @ a[held] for held in folds]
-    moments = [weighted[:, held] @ (t - start)[held] for held in folds]
+    grams = [a[held].T @ a[held] for held in folds]
+    moments = [a[held].T @ (t - start)[held] for held in folds]
     gram, moment = torch.stack(grams).sum(dim=0), torch.stack(moments).sum(dim=0)
 
     def left_out(penalty: float) -> Tensor:
@@ -72,9 +60,9 @@ def fit(
         return made
 
     def quality(made: Tensor) -> float:
-        return float((F.cosine_similarity(start + made, t, dim=1) * counts).sum())
+        return float(F.cosine_similarity(start + made, t, dim=1).sum())
 
-    tried = [(left_out(penalty), penalty) for penalty in penalties]
+    tried = [(left_out(penalty), penalty) for penalty in PENALTIES]
     made, penalty = max(tried, key=lambda one: quality(one[0]))
     found = _solved(gram, moment, penalty).to(inputs.dtype)
     return Fit(found, (inputs @ found).index_copy(0, chosen, made.to(inputs.dtype)))
