@@ -27,10 +27,18 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   who touch everything would else be most of the training.
 * Each modality's weight beside the collaborative part is learned from a small one on, so that content which tells
   nothing costs little.
-* The collaborative part of a never-touched item is predicted by a kernel regression on its completed features: the
-  touched items nearest to it by any modality, weighted by e^(cosine / temperature) and by a power of their degree: whom
-  a sequel is for, the film before it tells better than a linear map of all films. (To drop the part from random items
-  in training, so that a prediction learns to stand in, cost the ranking of all others more than it gave.)
+* An item's own users tell what its vector is, and where they are few, its content does: what `settle` makes of a
+  trained model by closed forms. The vector of a never-touched item is predicted from its completed features. How
+  popular an item is and whom it is for are told by different things, so that both are predicted apart: along the axis
+  of popularity, the mean direction of the users, by a ridge regression over all touched items; across it by a ridge
+  regression in which items weigh as surely as their vectors are known, and by a kernel regression on the touched items
+  nearest by any modality, since whom a sequel is for, the film before it tells better than a linear map of all films.
+  Nothing brings the prediction to unit length: an unsure one is short, and its scores are cautious. A touched item's
+  vector, across the axis, counts as much as its users are many, and for the rest gives way to the same prediction, made
+  without the item (`prior`). (To drop the collaborative part from random items in training, so that a prediction learns
+  to stand in, cost the ranking of all others more than it gave.)
+* Whether an untouched item of the training catalogue is new or just ignored nobody knows; by Chao's estimate of unseen
+  species a certain number is to be expected ignored, and only what goes beyond counts as new (`untouched_offset`).
 * Nothing random happens outside training.
 """
 
@@ -62,6 +70,7 @@ from models.modality import ModalBatch, ModalitySpec
 
 EVIDENCE_SCALE = 8.0
 START = 0.1  # root mean square of the embeddings at first
+SURE_DEGREE = 10.0  # users at which an item's vector is known half as surely as it can be
 
 
 class DGMRecConfig(BaseModel):
@@ -97,9 +106,14 @@ class DGMRecConfig(BaseModel):
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
+    prior: float = Field(10.0, ge=0, description="users whose word an item's content is worth; 0: only if nobody")
     cold_neighbours: int = Field(80, ge=1, description="items by each modality that tell who will like a new one")
     cold_temperature: float = Field(0.1, gt=0, description="of their cosines: the lower, the more the nearest weigh")
     cold_popularity: float = Field(0.5, ge=0, le=2, description="each weighs its degree to this power")
+    cold_kernel: float = Field(1.0, ge=0, description="weight of what these neighbours tell of a new item")
+    cold_linear: float = Field(1.4, ge=0, description="weight of what a linear map of all items tells of it")
+    cold_penalty: float = Field(8.0, gt=0, description="of that map")
+    cold_lift: float = Field(0.6, ge=0, description="how much more popular a new item counts than its content says")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
@@ -117,8 +131,6 @@ class ItemSide:
         kin: `[n, n]`, each item's nearest by what it has observed; empty for an item without anything.
         kin_without: by modality, the same by the other modalities: what the kin of an item is while its cell of this
             modality is hidden.
-        relatives: `[c, n]`, for each of the `c` untouched items the touched ones that its collaborative part is
-            predicted from, with their weights.
     """
 
     features: Mapping[str, Tensor]
@@ -126,7 +138,6 @@ class ItemSide:
     graphs: Mapping[str, Graph]
     kin: Graph
     kin_without: Mapping[str, Graph]
-    relatives: Graph
 
 
 @dataclass(frozen=True)
@@ -142,7 +153,6 @@ class Embeddings:
     parts: Tensor  # [M, n, 2d], before propagation
     taste: Tensor  # [M, n, d]
     cold: Tensor  # bool [n], items nobody has touched
-    predicted_id: Tensor  # [c, d], the collaborative part of the cold items as content predicts it
     user_degree: Tensor  # [U], number of training interactions
     user_residual: Tensor  # [U, d] and
     item_message: Tensor  # [n, d], see `fold_in_tables`
@@ -270,6 +280,11 @@ class DGMRec(nn.Module):
     """The model. Parameters and pure functions; the graphs come in as arguments, so that training over a whole
     catalogue and serving one new item are the same code."""
 
+    popularity_axis: Tensor
+    untouched_map: Tensor
+    untouched_typical: Tensor
+    untouched_offset: Tensor
+
     def __init__(self, config: DGMRecConfig, specs: Sequence[ModalitySpec], n_users: int, n_items: int) -> None:
         super().__init__()
         self.config, self.specs = config, tuple(specs)
@@ -287,6 +302,11 @@ class DGMRec(nn.Module):
             self.towers = nn.ModuleDict({spec.name: Tower(spec, config, ranks) for spec in specs})
             self.weight = nn.Parameter(torch.full((count,), config.modal_weight).log())
             self.general = nn.Linear(d, d)  # F, shared by all modalities
+        # What is expected of items that nobody has touched, see `settle`.
+        self.register_buffer("popularity_axis", torch.zeros(d))
+        self.register_buffer("untouched_map", torch.zeros(sum(ranks.values()), d))
+        self.register_buffer("untouched_typical", torch.zeros(d))
+        self.register_buffer("untouched_offset", torch.zeros(()))
 
     def tower(self, name: str) -> Tower:
         """The parts of one modality."""
@@ -393,30 +413,81 @@ class DGMRec(nn.Module):
         return (general / len(parts) + specific) / (1 + len(parts)) * self.weight.exp()[:, None, None]
 
     @torch.no_grad()
-    def predict_id(self, item_id: Tensor, degree: Tensor, relatives: Graph) -> Tensor:
-        """The collaborative part `[c, d]` to be expected of items that nobody touched: the direction that their
-        relatives `[c, n]` take on the whole, at the usual length; what is typical without relatives.
+    def settle(
+        self, out: Embeddings, features: Mapping[str, Tensor], observed: Tensor, degree: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The vectors `[n, d]` that items are ranked by after training, and what their content leads to expect of each.
+
+        This also fits what the same is expected by of items that come later.
 
         Args:
-            item_id: collaborative parts `[n, d]`. degree: `[n]`.
+            features: completed, by modality `[n, r_m]`. observed: bool `[n, M]`. degree: `[n]`.
         """
-        typical = self.typical_id(item_id, degree)
-        mixed = relatives @ vectors.unit(item_id)
-        alone = (relatives @ torch.ones_like(degree)[:, None]) == 0
-        return torch.where(alone, typical, vectors.unit(mixed) * typical.norm())
+        touched = degree > 0
+        if not touched.any():
+            return out.items, torch.zeros_like(out.items)
+        self.popularity_axis.copy_(vectors.unit(out.users[out.user_degree > 0].mean(dim=0)))
+        popularity = out.items @ self.popularity_axis
+        told = self._fit_untouched(self._content(features), out.items, degree)
+        mixed = self.config.cold_kernel * self._across(self.relatives(features, observed, degree) @ out.items)
+        expected = torch.where(touched[:, None], told, self._told(features)) + mixed
+        once = popularity[degree == 1]
+        ignored = (once.mean() - popularity[touched].mean()).clamp_max(0) if len(once) else popularity.new_zeros(())
+        new = share_of_new(degree)
+        self.untouched_offset.copy_(new * self.config.cold_lift + (1 - new) * ignored)
+        fresh = expected + self.untouched_offset * self.popularity_axis
+        return torch.where(touched[:, None], self.settled(out.items, expected, degree), fresh), expected
+
+    def settled(self, own: Tensor, expected: Tensor, degree: Tensor) -> Tensor:
+        """Vectors `[n, d]` of touched items of which, across the axis of popularity, the part that `prior` users more
+        would have settled is what is expected."""
+        lacking = self.config.prior / (degree + self.config.prior)
+        return own + lacking[:, None] * self._across(expected - own)
+
+    def _fit_untouched(self, content: Tensor, items: Tensor, degree: Tensor) -> Tensor:
+        """Fit the maps from content `[n, k]` to vectors `[n, d]`; answer what they say across the axis of popularity,
+        of each touched item by a fit without its fold."""
+        c, touched = self.config, degree > 0
+        popularity = items @ self.popularity_axis[:, None]
+        # Popularity is known of every item alike; whom an item is for, the better the more users it has.
+        sure = degree / (degree + SURE_DEGREE)
+        slope, typical = _centred_ridge(content, popularity, touched.to(content.dtype), c.cold_penalty)
+        shown, usual = _centred_ridge(content, self._across(items), sure, c.cold_penalty)
+        self.untouched_map.copy_(slope * self.popularity_axis + c.cold_linear * self._across(shown))
+        self.untouched_typical.copy_(typical * self.popularity_axis + c.cold_linear * self._across(usual))
+        fold, told = torch.arange(len(items), device=items.device) % ridge.FOLDS, torch.zeros_like(items)
+        for held in (fold == number for number in range(ridge.FOLDS)):
+            if (touched & ~held).any():
+                shown, usual = _centred_ridge(content, self._across(items), sure.where(~held, 0), c.cold_penalty)
+                told[held] = self._across(content[held] @ shown + usual)
+        return told
+
+    def _told(self, features: Mapping[str, Tensor]) -> Tensor:
+        return self.untouched_typical + self._content(features) @ self.untouched_map
+
+    def _content(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Features side by side `[n, sum of r_m]`, an observed one of length 1."""
+        return torch.cat([features[name] / features[name].shape[1] ** 0.5 for name in self.names], dim=1)
+
+    def _across(self, rows: Tensor) -> Tensor:
+        """What of the rows `[..., d]` lies across the axis of popularity."""
+        return rows - (rows @ self.popularity_axis)[..., None] * self.popularity_axis
 
     @torch.no_grad()
     def relatives(self, features: Mapping[str, Tensor], observed: Tensor, degree: Tensor) -> Graph:
-        """`ItemSide.relatives` `[c, n]` from completed features `[n, r_m]`, the observed mask `[n, M]` and degrees
-        `[n]`: by each modality, real or generated, of the nearest items that have it those that somebody touched."""
-        rows = (degree == 0).nonzero().squeeze(1)
-        total: Any = sp.csr_array((len(rows), len(degree)), dtype=np.float32)
+        """`[n, n]`, each row with the touched ones among the items nearest to it by any modality, real or generated,
+        and their weights, from completed features `[n, r_m]`, the observed mask `[n, M]` and degrees `[n]`."""
+        everyone = torch.arange(len(degree), device=degree.device)
+        total: Any = sp.csr_array((len(degree), len(degree)), dtype=np.float32)
         for column, name in enumerate(self.names):
-            own = features[name][rows]
             found, cosines = nearest(
-                own, features[name], self.config.cold_neighbours, allowed=observed[:, column], exclude=rows
+                features[name],
+                features[name],
+                self.config.cold_neighbours,
+                allowed=observed[:, column],
+                exclude=everyone,
             )
-            found[own.norm(dim=1) == 0] = -1  # says nothing
+            found[features[name].norm(dim=1) == 0] = -1  # says nothing
             total = total + neighbour_graph(found, self.kindred(cosines, degree[found]), len(degree))
         total.eliminate_zeros()
         return Graph(rescaled(total), degree.device)
@@ -427,15 +498,6 @@ class DGMRec(nn.Module):
         c = self.config
         near = ((cosines - 1) / c.cold_temperature).exp()
         return torch.where(degree > 0, near * degree.clamp_min(1).pow(c.cold_popularity), 0)
-
-    @torch.no_grad()
-    def typical_id(self, item_id: Tensor, degree: Tensor) -> Tensor:
-        """The collaborative part `[d]` of an item of which nothing is known: the mean direction of the touched ones,
-        each by its degree `[n]` to the power `cold_popularity`, at their mean length. Zero if nobody touched any."""
-        touched = degree > 0
-        weight = degree.clamp_min(1).pow(self.config.cold_popularity) * touched
-        length = item_id[touched].norm(dim=1).mean() if touched.any() else item_id.new_zeros(())
-        return vectors.unit(weight @ vectors.unit(item_id)) * length
 
     def item_taste(self, preference: Tensor, interactions: InteractionGraphs, kin: Graph, cold: Tensor) -> Tensor:
         """p_i^m (eq. 2) `[M, n, d]`, with the neighbours' mean for `cold` items (bool `[n]`)."""
@@ -481,7 +543,7 @@ class DGMRec(nn.Module):
         return vectors.unit(total) if self.config.ranking == "softmax" else total
 
     def forward(self, interactions: InteractionGraphs, side: ItemSide | None) -> Embeddings:
-        """All users and items (eq. 1-6, 17-18).
+        """All users and items (eq. 1-6, 17-18), as training sees them: `settle` comes after it.
 
         Args:
             interactions: the training interactions.
@@ -497,7 +559,7 @@ class DGMRec(nn.Module):
             users, items = self.combine(user_id, zero_u), self.combine(item_id, zero_i)
             ids = (user_id, item_id, zero_u, zero_i)
             folded = (interactions.user_degree, residual, message)
-            return Embeddings(users, items, *ids, none, none, cold, zero_i[cold], *folded)
+            return Embeddings(users, items, *ids, none, none, cold, *folded)
         taste = self.item_taste(self.preference(user_id), interactions, side.kin, cold)  # [M, n, d]
         parts = self.encode(side.features, taste)  # [M, n, 2d]
         # Fusing (eq. 17) and propagating (eq. 5) are linear, so that the narrow sum is propagated and not every part.
@@ -508,11 +570,9 @@ class DGMRec(nn.Module):
             ]
         ).sum(dim=0)  # [n, d]
         user_modal = interactions.user_mean @ item_modal
-        rows = cold.nonzero().squeeze(1)
-        predicted = self.predict_id(item_id, interactions.item_degree, side.relatives)
         return Embeddings(
             users=self.combine(user_id, user_modal),
-            items=self.combine(item_id.index_copy(0, rows, predicted), item_modal),
+            items=self.combine(item_id, item_modal),
             user_id=user_id,
             item_id=item_id,
             user_modal=user_modal,
@@ -520,7 +580,6 @@ class DGMRec(nn.Module):
             parts=parts,
             taste=taste,
             cold=cold,
-            predicted_id=predicted,
             user_degree=interactions.user_degree,
             user_residual=residual,
             item_message=message,
@@ -813,6 +872,25 @@ class DGMRec(nn.Module):
         """Least squares from generation facts `[k, FACTS]` to the measured centred cosines `[k]`."""
         if len(cosines):
             self.tower(name).calibration.copy_(ridge.solve(facts, cosines[:, None], 1.0)[:, 0])
+
+
+def share_of_new(degree: Tensor) -> float:
+    """The share of the untouched items, of degrees `[n]`, that is more than would be ignored by chance.
+
+    Of f_1 items touched once and f_2 touched twice, Chao's estimate (1984, bias-corrected) of those that were there and
+    met nobody is f_1 (f_1 - 1) / (2 (f_2 + 1)).
+    """
+    never, once, twice = (int((degree == count).sum()) for count in range(3))
+    return max(0.0, 1 - once * (once - 1) / (2 * (twice + 1)) / never) if never else 0.0
+
+
+def _centred_ridge(inputs: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weighted ridge with a free intercept: inputs `[n, k]`, targets `[n, t]` -> slopes `[k, t]`, intercept `[t]`."""
+    share = (weights / weights.sum())[None]
+    inputs_mean, targets_mean = share @ inputs, share @ targets
+    centred = inputs - inputs_mean
+    slopes = ridge.solve(centred * weights[:, None].sqrt(), (targets - targets_mean) * weights[:, None].sqrt(), penalty)
+    return slopes, (targets_mean - inputs_mean @ slopes)[0]
 
 
 def _mean_of(layers: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:

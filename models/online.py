@@ -29,7 +29,9 @@ TABLES = (
     "user_message",  # [U, d]
     "item_message",  # [n, d]
     "item_id",  # [n, d], LightGCN's collaborative part
-    "typical_id",  # [d], see DGMRec.typical_id
+    "id_length",  # [1], the mean length of the collaborative parts of items that somebody touched
+    "item_expected",  # [n, d], see DGMRec.settle
+    "item_degree",  # [n], number of training interactions
     "item_taste",  # [n, M, d]
     "mean_taste",  # [M, d], over the items that somebody touched
     "user_factor",  # [U, q], see imputers.user_factors
@@ -38,7 +40,6 @@ TABLES = (
     "observed",  # uint8 [n, M], the cells that training saw
     "confidence",  # [n, M], of the generated cells
 )
-FOLD_IN_PRIOR = 5.0  # interactions at which a new item's own users weigh as much as what its content predicts
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class OnlineDGMRec:
         columns = range(len(model.names))
         self._others = [[other for other in columns if other != column] for column in columns]
         self._general = Linear([model.general])
+        self._axis, self._untouched_map = numpy_of(model.popularity_axis), numpy_of(model.untouched_map)
         self._taste = Linear([model.tower(name).taste for name in model.names])
         count = len(model.names)
         weight = numpy_of(model.weight.exp()) / np.float32(1 + count)
@@ -241,19 +243,27 @@ class OnlineDGMRec:
         """Modal part `[b, d]` from propagated parts `[b, M, 2d]`."""
         return np.asarray(self._fusing @ propagated.reshape(len(propagated), -1, self.size))
 
-    def predict_id(self, neighbours: Array, cosines: Array, degree: NDArray[np.int64]) -> Array:
-        """The collaborative part `[b, d]` to be expected of items that nobody touched.
+    def untouched(
+        self, features: Mapping[str, Array], neighbours: Array, cosines: Array, degree: NDArray[np.int64], later: Mask
+    ) -> Array:
+        """The vectors `[b, d]` to be expected of items that nobody touched.
 
         Args:
-            neighbours: collaborative parts `[b, k, d]` of the nearest by every modality.
+            features: completed, by modality `[b, r_m]`.
+            neighbours: final vectors `[b, k, d]` of the nearest by every modality.
             cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
+            later: bool `[b]`, items that came after training, all of which are new.
         """
-        config, typical = self.model.config, self.tables["typical_id"]
+        model, config = self.model, self.model.config
         near = np.exp((cosines - np.float32(1)) / np.float32(config.cold_temperature))
         weight = np.where(degree > 0, near * np.maximum(degree, 1) ** np.float32(config.cold_popularity), 0)
-        mixed = np.einsum("bk,bkd->bd", weight, unit(neighbours))
-        alone = ~weight.any(axis=1, keepdims=True)
-        return np.asarray(np.where(alone, typical, unit(mixed) * length(typical)), dtype=np.float32)
+        weight = weight / np.maximum(weight.sum(axis=1, keepdims=True), np.float32(1e-12))
+        mixed = np.einsum("bk,bkd->bd", weight, neighbours)
+        content = np.concatenate([features[name] / np.float32(rank**0.5) for name, rank in self.ranks.items()], axis=1)
+        across = mixed - (mixed @ self._axis)[:, None] * self._axis
+        offset = np.where(later, np.float32(config.cold_lift), numpy_of(model.untouched_offset))[:, None] * self._axis
+        expected = numpy_of(model.untouched_typical) + content @ self._untouched_map
+        return np.asarray(expected + np.float32(config.cold_kernel) * across + offset, dtype=np.float32)
 
     def preference(self, user_id: Array) -> Array:
         """p_u^m `[b, M, d]` from collaborative parts `[b, d]`."""
@@ -287,13 +297,33 @@ class OnlineDGMRec:
             return np.asarray(self.tables["user_message"][row], dtype=np.float32)
         return np.asarray(user_id / self._without_own_layer / np.sqrt(max(degree, 1)), dtype=np.float32)
 
-    def item_id(self, predicted: Array, messages: Array) -> Array:
-        """A new item's collaborative part `[d]`: what content predicts, giving way to its users' messages `[k, d]`."""
-        count = len(messages)
-        if count == 0:
-            return predicted
-        folded = messages.sum(axis=0) / np.sqrt(count) * self._without_own_layer
-        return np.asarray((FOLD_IN_PRIOR * predicted + count * folded) / (FOLD_IN_PRIOR + count), dtype=np.float32)
+    def item_id(self, expected: Array, messages: Array) -> Array:
+        """The collaborative part `[d]` of an item that came after training: towards its expected vector `[d]`, giving
+        way to its users' messages `[k, d]`."""
+        told = expected * self.tables["id_length"]
+        return self._giving_way(told, self._folded(messages), len(messages)) if len(messages) else told
+
+    def final(self, expected: Array, messages: Array, modal: Array) -> Array:
+        """The final vector `[d]` of an item that came after training: the expected one `[d]`, giving way to what its
+        users' messages `[k, d]` and its modal part `[d]` make (eq. 18)."""
+        if not len(messages):
+            return expected
+        return self._giving_way(expected, self.combine(self._folded(messages), modal), len(messages))
+
+    def _folded(self, messages: Array) -> Array:
+        return np.asarray(messages.sum(axis=0) / np.sqrt(len(messages)) * self._without_own_layer, dtype=np.float32)
+
+    def _giving_way(self, expected: Array, own: Array, count: int) -> Array:
+        prior = self.model.config.prior
+        return np.asarray((prior * expected + count * own) / (prior + count), dtype=np.float32)
+
+    def settled(self, row: int, modal: Array) -> Array:
+        """The final vector `[d]` of an item that somebody touched in training, with its present modal part `[d]`."""
+        own = self.combine(self.tables["item_id"][row], modal)
+        lacking = self.tables["item_expected"][row] - own
+        lacking -= (lacking @ self._axis) * self._axis
+        prior = self.model.config.prior
+        return np.asarray(own + prior / (self.tables["item_degree"][row] + prior) * lacking, dtype=np.float32)
 
     def item_message(self, item_id: Array, degree: int) -> Array:
         """What a new item with `degree` users passes on to a user `[d]`."""

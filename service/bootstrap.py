@@ -134,7 +134,7 @@ def load_reranker(bundle: Bundle) -> Reranker | None:
 def empty_catalogue(model: OnlineDGMRec, reranker: Reranker | None) -> Catalogue:
     """A catalogue that holds what the models need of items."""
     shape = Shape(model.ranks, model.size, model.layers, {} if reranker is None else reranker.shapes)
-    return Catalogue(shape, FaissIndex, model.combine)
+    return Catalogue(shape, FaissIndex)
 
 
 def load_documents(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,14 @@ class TopNData:
     parts: Parts
     n_users: int
     n_items: int
+
+
+@dataclass(frozen=True)
+class Settled:
+    """Embeddings `out` whose items are those of `DGMRec.settle`, and what is `expected` of each item `[n, d]`."""
+
+    out: Embeddings
+    expected: Tensor
 
 
 class DGMRecTask:
@@ -142,8 +150,7 @@ class DGMRecTask:
         else:
             kin, without = self.side.kin, dict(self.side.kin_without)
         graphs = {name: Graph(with_self_loops(matrix), self.device) for name, matrix in self.matrices.items()}
-        relatives = self.module.relatives(features, evidence.observed, self.interactions.item_degree)
-        self.side = ItemSide(features, evidence, graphs, kin, without, relatives)
+        self.side = ItemSide(features, evidence, graphs, kin, without)
 
     def _kin(self, evidence: Evidence, names: Sequence[str]) -> Graph:
         """Each item's mean over its neighbours by those of the modalities that it has."""
@@ -268,15 +275,28 @@ class DGMRecTask:
         }
 
     def test(self) -> dict[str, float]:
-        """Ranking metrics on the test part, over all items not seen in training."""
-        return self._ranking(self.embed(), self.data.parts.test, self.data.parts.train)
+        """Ranking metrics of what would be served: of the validation part (`valid ...`) among the items that somebody
+        touched, and of the test part among all."""
+        out, parts = self.settled().out, self.data.parts
+        valid = self._ranking(out, parts.valid, parts.train, among=self.touched)
+        return {f"valid {name}": value for name, value in valid.items()} | self._ranking(out, parts.test, parts.train)
 
     @torch.no_grad()
     def embed(self) -> Embeddings:
-        """All embeddings."""
+        """All embeddings, as training sees them."""
         self.module.eval()
         out: Embeddings = self.module(self.interactions, self.side)
         return out
+
+    @torch.no_grad()
+    def settled(self) -> Settled:
+        """All embeddings, with the vectors that items are ranked by once training is over."""
+        out = self.embed()
+        if self.side is None:
+            return Settled(out, torch.zeros_like(out.items))
+        observed, degree = self.side.evidence.observed, self.interactions.item_degree
+        items, expected = self.module.settle(out, self.side.features, observed, degree)
+        return Settled(replace(out, items=items), expected)
 
     def _ranking(
         self, out: Embeddings, pairs: NDArray[np.int64], seen: NDArray[np.int64], among: NDArray[np.int64] | None = None

@@ -35,14 +35,17 @@ def serving_model(task: DGMRecTask, dataset: Dataset) -> OnlineDGMRec:
     if task.side is None:
         raise ValueError("a model without modalities cannot be served")
     module, interactions, evidence = task.module, task.interactions, task.side.evidence
-    out = task.embed()
+    settled = task.settled()
+    out = settled.out
     tables = module.fold_in_tables(interactions)
     touched_users = (interactions.user_degree > 0)[:, None]
     known = interactions.item_degree > 0
     tables["user_residual"] = tables["user_residual"] * touched_users
     tables["user_message"] = tables["user_message"] * touched_users
     tables["item_id"] = out.item_id
-    tables["typical_id"] = module.typical_id(out.item_id, interactions.item_degree)
+    tables["id_length"] = out.item_id[known].norm(dim=1).mean()[None]
+    tables["item_expected"] = settled.expected
+    tables["item_degree"] = interactions.item_degree
     tables["item_taste"] = out.taste.transpose(0, 1)
     tables["mean_taste"] = out.taste[:, known].mean(dim=1)
     tables["user_factor"] = task.user_factors

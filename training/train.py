@@ -212,9 +212,7 @@ def train_dgmrec(
         checkpoint_path=checkpoint,
         progress=terminal,
     )
-    metrics = {f"valid {name}": value for name, value in result.best.items() if "@" in name}
-    metrics |= task.finish()
-    return Trained(task, result, metrics | task.test())
+    return Trained(task, result, task.finish() | task.test())
 
 
 def run_fingerprint(dataset: Dataset, prepared: Prepared, config: DGMRecConfig, trainer: TrainerConfig) -> str:

@@ -26,7 +26,7 @@ FINAL = "items"
 TARGETS = "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 _FEATURE, _SIDE = "feature.", "side."
-_PARTS = ("parts", "taste", "id", "message", "modal")
+_PARTS = ("parts", "taste", "final", "message", "modal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Shape:
         parts = {
             "parts": (self.layers, count, 2 * self.size),
             "taste": (count, self.size),
-            "id": (self.size,),
+            "final": (self.size,),
             "message": (self.size,),
             "modal": (self.size,),
         }
@@ -66,13 +66,13 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Derived:
     """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
-    propagation, taste, collaborative part, what it passes on to its users, the modal part, and its row of each field of
-    IRIS' `Sides`."""
+    propagation, taste, the vector that it is ranked by, what it passes on to its users, the modal part, and its row of
+    each field of IRIS' `Sides`."""
 
     features: Mapping[str, Array]
     parts: Array
     taste: Array
-    id: Array
+    final: Array
     message: Array
     modal: Array
     sides: Mapping[str, Array] = field(default_factory=dict)
@@ -87,8 +87,8 @@ class Derived:
     def of(cls, fields: Mapping[str, Array]) -> Derived:
         """The reverse of `fields`."""
         features, sides = _below(_FEATURE, fields), _below(_SIDE, fields)
-        parts, taste, own, message, modal = (fields[name] for name in _PARTS)
-        return cls(features, parts, taste, own, message, modal, sides)
+        parts, taste, final, message, modal = (fields[name] for name in _PARTS)
+        return cls(features, parts, taste, final, message, modal, sides)
 
     def pack(self) -> bytes:
         """As little-endian float32, for the store."""
@@ -129,15 +129,10 @@ class Entry:
 
 
 class Catalogue:
-    """All items of the store under one bundle.
+    """All items of the store under one bundle."""
 
-    `combine` makes final vectors `[k, d]` of collaborative and modal parts.
-    """
-
-    def __init__(
-        self, shape: Shape, make_index: Callable[[int], VectorIndex], combine: Callable[[Array, Array], Array]
-    ) -> None:
-        self.shape, self._combine = shape, combine
+    def __init__(self, shape: Shape, make_index: Callable[[int], VectorIndex]) -> None:
+        self.shape = shape
         self.names = shape.names
         self.entries: dict[int, Entry] = {}
         self._keys: dict[str, int] = {}
@@ -246,8 +241,7 @@ class Catalogue:
                 self.indexes[name].upsert(keys[there], vectors[there] / length[there, None])
             if not there.all():
                 self.indexes[name].remove(keys[~there])
-        parts = (np.stack([derived.id for _, derived in rows]), np.stack([derived.modal for _, derived in rows]))
-        self.indexes[FINAL].upsert(keys, self._combine(*parts))
+        self.indexes[FINAL].upsert(keys, np.stack([derived.final for _, derived in rows]))
         if TARGETS in self.indexes:
             rows_of = [np.append(derived.sides["q"], derived.sides["lean"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
@@ -264,7 +258,7 @@ class Catalogue:
 
     def final(self, keys: Keys) -> Array:
         """Final vectors `[k, d]`."""
-        return self._combine(self.rows.get("id", keys), self.rows.get("modal", keys))
+        return self.rows.get("final", keys)
 
     def degree(self, keys: Keys) -> NDArray[np.int64]:
         """Number of users of items `[...]`, 0 for negative keys."""

@@ -1,6 +1,6 @@
 """From completed features to an item's vectors (step 5 of the design): parts, propagation over the item graph's
-directed edges, the modal part, the collaborative part, learned, folded in, or predicted from content, and what IRIS
-needs of the item."""
+directed edges, the modal part, the final vector, learned, folded in, or expected from content, and what IRIS needs of
+the item."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def embed(
     taste = np.stack([one.taste for one in completed])
     around = _around(engine, subjects, completed, features)
     layers = _propagate(engine, around, model.encode(features, taste))
-    modal, predicted = model.fuse(layers[-1]), _predicted(engine, around)
+    modal, expected = model.fuse(layers[-1]), _expected(engine, ids, around, features)
     parts = np.stack(layers[:-1], axis=1)  # [b, L, M, 2d]
     sides = _sides(engine, engine.reranker, ids, subjects, completed) if engine.reranker else {}
     return [
@@ -35,8 +35,7 @@ def embed(
             completed[row].features,
             parts[row],
             completed[row].taste,
-            *_collaborative(engine, ids[row], subject, predicted[row]),
-            modal[row],
+            *_vectors(engine, ids[row], subject, expected[row], modal[row]),
             {name: side[row] for name, side in sides.items()},
         )
         for row, subject in enumerate(subjects)
@@ -75,23 +74,29 @@ def _propagate(engine: Engine, around: Sequence[tuple[Keys, Array]], parts: Arra
     return layers
 
 
-def _predicted(engine: Engine, around: Sequence[tuple[Keys, Array]]) -> Array:
-    """The collaborative part `[b, d]` to be expected of items that nobody touched, from their neighbours'."""
+def _expected(
+    engine: Engine, ids: Sequence[str], around: Sequence[tuple[Keys, Array]], features: Mapping[str, Array]
+) -> Array:
+    """The vectors `[b, d]` to be expected of the items as long as nobody has touched them."""
     catalogue, count = engine.catalogue, engine.model.model.config.cold_neighbours
     keys = np.concatenate([found[:, :count] for found, _ in around], axis=1)
     cosines = np.concatenate([near[:, :count] for _, near in around], axis=1)
-    return engine.model.predict_id(catalogue.rows.get("id", keys), cosines, catalogue.degree(keys))
+    later = np.array([item_id not in engine.model.items for item_id in ids], dtype=np.bool_)
+    neighbours = catalogue.rows.get("final", keys)
+    return engine.model.untouched(features, neighbours, cosines, catalogue.degree(keys), later)
 
 
-def _collaborative(engine: Engine, item_id: str, subject: Subject, predicted: Array) -> tuple[Array, Array]:
-    """An item's collaborative part, and what it passes on to its users."""
+def _vectors(
+    engine: Engine, item_id: str, subject: Subject, expected: Array, modal: Array
+) -> tuple[Array, Array, Array]:
+    """An item's final vector, what it passes on to its users, and its modal part."""
     model = engine.model
     row = model.trained_row(item_id)
     if row is not None:
-        return model.tables["item_id"][row], model.tables["item_message"][row]
+        return model.settled(row, modal), model.tables["item_message"][row], modal
     messages = np.array([visitor.message for visitor in subject.visitors], dtype=np.float32)
-    own = model.item_id(predicted, messages)
-    return own, model.item_message(own, len(subject.visitors))
+    told = model.item_message(model.item_id(expected, messages), len(messages))
+    return model.final(expected, messages, modal), told, modal
 
 
 def _sides(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses, ridge
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection
+from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection, share_of_new
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.imputers import gather_evidence
 from models.modality import ModalBatch, ModalitySpec
@@ -190,7 +191,6 @@ def test_forward_shapes(count: int) -> None:
         assert table.shape == (USERS, D)
     for table in (out.items, out.item_id, out.item_modal):
         assert table.shape == (ITEMS, D)
-    assert out.predicted_id.shape == (int(out.cold.sum()), D)
     assert w.model.propagated(w.side, out.parts).shape == out.parts.shape == (count, ITEMS, 2 * D)
     assert out.taste.shape == (count, ITEMS, D)
     terms = all_losses(w, out)
@@ -247,9 +247,7 @@ def test_users_and_items_are_sums_of_their_parts(ranking: str, layers: int) -> N
         return total / total.norm(dim=1, keepdim=True) if ranking == "softmax" else total
 
     torch.testing.assert_close(out.users, final(out.user_id + out.user_modal))
-    warm = ~out.cold
-    torch.testing.assert_close(out.items[warm], final(out.item_id + out.item_modal)[warm])
-    torch.testing.assert_close(out.items[out.cold], final(out.predicted_id + out.item_modal[out.cold]))
+    torch.testing.assert_close(out.items, final(out.item_id + out.item_modal))
     propagated = out.parts  # eq. 5
     for _ in range(layers):
         steps = [w.side.graphs[name].matrix.toarray() for name in w.batch.names]
@@ -261,9 +259,6 @@ def test_users_and_items_are_sums_of_their_parts(ranking: str, layers: int) -> N
     torch.testing.assert_close(out.item_modal, expected)
     history = w.graphs.user_mean.matrix[[0]].indices  # eq. 6
     torch.testing.assert_close(out.user_modal[0], out.item_modal[history].mean(dim=0))
-    torch.testing.assert_close(
-        out.predicted_id, w.model.predict_id(out.item_id, w.graphs.item_degree, w.side.relatives)
-    )
 
 
 @torch.no_grad()
@@ -308,16 +303,14 @@ def test_untouched_items_are_cold_and_borrow_their_taste() -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("count", [2, 100])
-def test_the_collaborative_part_of_an_untouched_item_is_a_kernel_regression(power: float, count: int) -> None:
+def test_relatives_are_the_nearest_items_that_somebody_touched(power: float, count: int) -> None:
     w = world(config=config(cold_popularity=power, cold_temperature=0.3, cold_neighbours=count))
     degree, target = w.graphs.item_degree.numpy(), torch.randn(ITEMS, D, generator=generator())
-    predicted = w.model.predict_id(target, w.graphs.item_degree, w.side.relatives)
-    rows = np.flatnonzero(degree == 0)
-    assert len(predicted) == len(rows) > 0
-    unit = functional.normalize(target, dim=1).numpy()
-    length = target[degree > 0].norm(dim=1).mean().item()
-    for row, found in zip(rows, predicted.numpy(), strict=True):
-        total = np.zeros(D)
+    relatives = w.model.relatives(w.side.features, w.batch.observed, w.graphs.item_degree)
+    mixed = relatives @ target
+    assert (degree == 0).any()
+    for row, found in enumerate(mixed.numpy()):
+        total, weight = np.zeros(D), 0.0
         for column, features in enumerate(w.side.features.values()):
             if not features[row].any():
                 continue
@@ -325,27 +318,104 @@ def test_the_collaborative_part_of_an_untouched_item_is_a_kernel_regression(powe
             have = np.flatnonzero(w.batch.observed[:, column].numpy() & (np.arange(ITEMS) != row))
             for other in have[np.argsort(-cosines[have])][:count]:
                 if degree[other]:
-                    total += np.exp(cosines[other] / 0.3) * degree[other] ** power * unit[other]
-        if total.any():
-            np.testing.assert_allclose(found, total / np.linalg.norm(total) * length, atol=1e-4)
+                    own = np.exp(cosines[other] / 0.3) * degree[other] ** power
+                    total, weight = total + own * target[other].numpy(), weight + own
+        np.testing.assert_allclose(found, total / max(weight, 1e-9), atol=1e-4)
     changed = target.index_fill(0, torch.tensor([UNTOUCHED_ITEM]), 99.0)  # nobody touched it: it says nothing
-    torch.testing.assert_close(w.model.predict_id(changed, w.graphs.item_degree, w.side.relatives), predicted)
+    torch.testing.assert_close(relatives @ changed, mixed)
+
+
+def plain_ridge(x: Any, y: Any, weight: Any, penalty: float) -> tuple[Any, Any]:
+    """Weighted ridge regression whose intercept is free, as a system of equations with the intercept in it."""
+    x = np.concatenate([x, np.ones((len(x), 1))], axis=1)
+    free = np.diag([penalty] * (x.shape[1] - 1) + [0.0])
+    solved = np.linalg.solve(x.T @ (weight[:, None] * x) + free, x.T @ (weight[:, None] * y))
+    return solved[:-1], solved[-1]
+
+
+def settle(w: World, out: Embeddings, degree: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return w.model.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree if degree is None else degree)
 
 
 @torch.no_grad()
-def test_an_untouched_item_without_content_is_expected_to_be_typical() -> None:
-    w = world(config=config(cold_popularity=1.0))
-    nothing = {name: torch.zeros_like(block) for name, block in w.side.features.items()}
-    degree, target = w.graphs.item_degree, torch.randn(ITEMS, D, generator=generator())
-    alone = w.model.relatives(nothing, w.batch.observed, degree)
-    typical = w.model.typical_id(target, degree)
-    touched = degree > 0
-    mean = (functional.normalize(target, dim=1) * degree[:, None])[touched].sum(dim=0)
-    torch.testing.assert_close(functional.normalize(typical, dim=0), functional.normalize(mean, dim=0))
-    torch.testing.assert_close(typical.norm(), target[touched].norm(dim=1).mean())
-    predicted = w.model.predict_id(target, degree, alone)
-    torch.testing.assert_close(predicted, typical.expand(len(predicted), D))
-    assert not w.model.typical_id(target, torch.zeros_like(degree)).any()  # nobody has touched anything
+@pytest.mark.parametrize("ranking", ["softmax", "bpr"])
+def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> None:
+    """Untouched ones by content alone: popularity along the users' mean direction, and across it whom the item is for.
+    Touched ones across that direction by both, as many users as they have against `prior`."""
+    w = world(config=config(cold_linear=1.7, cold_kernel=0.6, cold_penalty=2.0, prior=3.0, ranking=ranking))
+    out, degree = w.forward(), w.graphs.item_degree.double().numpy()
+    found = settle(w, out)[0].numpy()
+
+    users, items = out.users.double().numpy(), out.items.double().numpy()
+    axis = users[w.graphs.user_degree.numpy() > 0].mean(axis=0)
+    axis /= np.linalg.norm(axis)
+    along = np.outer(axis, axis)
+    across = np.eye(D) - along
+    content = np.concatenate([b.double().numpy() / np.sqrt(b.shape[1]) for b in w.side.features.values()], axis=1)
+    sure = degree / (degree + 10)
+    relatives = w.model.relatives(w.side.features, w.batch.observed, w.graphs.item_degree)
+    mixed = 0.6 * relatives.matrix.toarray() @ items @ across
+
+    cold = degree == 0
+    slope, typical = plain_ridge(content, items @ along, ~cold * 1.0, 2.0)
+    expected = content @ slope + typical + w.model.untouched_offset.item() * axis
+    slope, typical = plain_ridge(content, items @ across, sure, 2.0)
+    expected += 1.7 * (content @ slope + typical) + mixed
+    np.testing.assert_allclose(found[cold], expected[cold], atol=1e-4)
+
+    for row in np.flatnonzero(~cold):
+        others = np.arange(ITEMS) % 5 != row % 5
+        slope, typical = plain_ridge(content, items @ across, sure * others, 2.0)
+        told = content[row] @ slope + typical + mixed[row]
+        share = degree[row] / (degree[row] + 3)
+        np.testing.assert_allclose(
+            found[row], items[row] @ along + share * items[row] @ across + (1 - share) * told, atol=1e-4
+        )
+
+    noise = replace(out, items=out.items.index_fill(0, torch.from_numpy(np.flatnonzero(cold)), 99.0))
+    np.testing.assert_array_equal(settle(w, noise)[0].numpy(), found)  # nobody touched them: they say nothing
+
+
+@torch.no_grad()
+def test_without_a_prior_content_settles_only_what_nobody_touched() -> None:
+    w = world(config=config(prior=0.0))
+    out = w.forward()
+    items, _ = settle(w, out)
+    torch.testing.assert_close(items[~out.cold], out.items[~out.cold])
+    assert not torch.isclose(items[out.cold], out.items[out.cold]).all(dim=1).any()
+
+
+@torch.no_grad()
+def test_untouched_items_count_as_new_as_far_as_more_are_untouched_than_chance_would_leave() -> None:
+    def degrees(never: int, once: int, twice: int) -> Tensor:
+        return torch.tensor([0.0] * never + [1.0] * once + [2.0] * twice + [9.0] * 5)
+
+    assert share_of_new(degrees(20, 5, 1)) == 1 - 5 * 4 / (2 * 2) / 20
+    assert share_of_new(degrees(4, 5, 1)) == share_of_new(degrees(0, 5, 1)) == 0
+    assert share_of_new(degrees(20, 1, 0)) == 1
+
+    w = world(config=config(cold_lift=0.8))
+    out, degree = w.forward(), w.graphs.item_degree.clone()
+    degree[degree > 0] = 5
+    settle(w, out, degree)  # not one touched once: all that are untouched are new
+    assert w.model.untouched_offset.item() == pytest.approx(0.8)
+    degree[:6] = torch.tensor([1.0, 1, 1, 1, 1, 1])
+    settle(w, out, degree)
+    assert share_of_new(degree) == 0  # as many are to be expected ignored
+    popularity = out.items @ w.model.popularity_axis
+    ignored = min((popularity[degree == 1].mean() - popularity[degree > 0].mean()).item(), 0)
+    assert w.model.untouched_offset.item() == pytest.approx(ignored, abs=1e-5)
+
+
+@torch.no_grad()
+def test_nothing_is_expected_where_nobody_has_touched_anything() -> None:
+    w = world()
+    out = w.forward()
+    items, expected = settle(w, out, torch.zeros(ITEMS))
+    assert torch.equal(items, out.items)
+    assert not expected.any()
+    assert not w.model.untouched_map.any()
+    assert not w.model.popularity_axis.any()
 
 
 @torch.no_grad()
@@ -919,7 +989,6 @@ def test_a_graph_without_interactions() -> None:
     none = np.array([], dtype=np.int64)
     w = world()
     graphs = InteractionGraphs.build(none, none, USERS, ITEMS)
-    relatives = w.model.relatives(w.side.features, w.batch.observed, graphs.item_degree)
-    out = w.model(graphs, replace(w.side, relatives=relatives))
+    out = w.model(graphs, w.side)
     assert out.cold.all()
     assert out.items.isfinite().all()

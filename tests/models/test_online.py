@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
 from models.graph import nearest
-from models.online import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
+from models.online import FILE, Known, OnlineDGMRec
 from tests.models.worlds import ITEMS, SMALL, USERS, World, online_of, world
 
 Array = NDArray[np.float32]
@@ -178,21 +178,34 @@ def test_encode_and_fuse(changes: dict[str, str]) -> None:
     propagated = w.model.propagated(w.side, out.parts).transpose(0, 1).contiguous().numpy()
     modal = online.fuse(propagated)
     np.testing.assert_allclose(modal, out.item_modal, atol=1e-6)
+    warm = np.flatnonzero(~out.cold)
+    served = online.combine(out.item_id.numpy(), modal)
+    np.testing.assert_allclose(served[warm], out.items[warm], atol=1e-5)
+    np.testing.assert_allclose(online.combine(out.item_id.numpy()[3], modal[3]), served[3], atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("changes", [{}, {"ranking": "bpr"}, {"cold_kernel": 0.0}, {"cold_neighbours": 2}])
+def test_untouched_items_are_expected_as_in_training(changes: dict[str, Any]) -> None:
+    w = world(config=SMALL.model_copy(update=changes))
+    online = online_of(w)
+    out = w.forward()
+    items, _ = w.model.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree)
     rows = np.flatnonzero(out.cold)
     assert len(rows)
-    predicted = online.predict_id(*neighbours_of(w, rows))
-    np.testing.assert_allclose(predicted, out.predicted_id, atol=1e-5)
-    collaborative = out.item_id.numpy().copy()
-    collaborative[rows] = predicted
-    served = online.combine(collaborative, modal)
-    np.testing.assert_allclose(served, out.items, atol=1e-5)
-    np.testing.assert_allclose(online.combine(collaborative[3], modal[3]), served[3], atol=1e-6)
-    nobody = online.predict_id(*(np.zeros_like(one) for one in neighbours_of(w, rows)))
-    np.testing.assert_allclose(nobody, np.tile(online.tables["typical_id"], (len(rows), 1)))
+    around = neighbours_of(w, rows)
+    features = {name: block[rows].numpy() for name, block in w.side.features.items()}
+    before = online.untouched(features, *around, np.zeros(len(rows), np.bool_))
+    np.testing.assert_allclose(before, items[rows], atol=1e-5)
+    later = online.untouched(features, *around, np.ones(len(rows), np.bool_))
+    lifted = (w.model.config.cold_lift - w.model.untouched_offset) * w.model.popularity_axis
+    np.testing.assert_allclose(later, items[rows] + lifted, atol=1e-5)
+    for row in np.flatnonzero(~out.cold):
+        np.testing.assert_allclose(online.settled(row, out.item_modal[row].numpy()), items[row], atol=1e-5)
 
 
 def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDArray[np.int64]]:
-    """What an index would find around some rows: collaborative parts, cosines and degrees of the nearest."""
+    """What an index would find around some rows: final vectors, cosines and degrees of the nearest."""
     out, found, cosines = w.forward(), [], []
     for column, features in enumerate(w.side.features.values()):
         keys, near = nearest(
@@ -207,7 +220,7 @@ def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDAr
         cosines.append(near)
     keys = torch.cat(found, dim=1)
     degree = torch.where(keys >= 0, w.graphs.item_degree[keys], 0)
-    return out.item_id[keys].detach().numpy(), torch.cat(cosines, dim=1).numpy(), degree.long().numpy()
+    return out.items[keys].detach().numpy(), torch.cat(cosines, dim=1).numpy(), degree.long().numpy()
 
 
 def test_preference(w: World, online: OnlineDGMRec) -> None:
@@ -303,14 +316,22 @@ def test_messages_of_new_users_and_items(online: OnlineDGMRec, degree: int) -> N
     np.testing.assert_allclose(online.item_message(own, degree), expected, rtol=1e-6)
 
 
-def test_item_id_moves_from_content_to_users(online: OnlineDGMRec) -> None:
-    predicted = np.ones(D, np.float32)
-    assert np.array_equal(online.item_id(predicted, np.zeros((0, D), np.float32)), predicted)
+def test_a_new_item_moves_from_content_to_its_users(online: OnlineDGMRec) -> None:
+    expected, modal = np.ones(D, np.float32), np.linspace(-1, 1, D, dtype=np.float32)
+    nobody = np.zeros((0, D), np.float32)
+    usual = online.tables["id_length"]
+    np.testing.assert_allclose(online.item_id(expected, nobody), expected * usual)
+    assert np.array_equal(online.final(expected, nobody, modal), expected)
     message = np.full(D, 3, np.float32)
     for count in (1, 5, 500):
         folded = np.sqrt(count) * message * (SMALL.layers + 1) / SMALL.layers
-        expected = (FOLD_IN_PRIOR * predicted + count * folded) / (FOLD_IN_PRIOR + count)
-        np.testing.assert_allclose(online.item_id(predicted, np.tile(message, (count, 1))), expected, rtol=1e-4)
+        messages = np.tile(message, (count, 1))
+        share = SMALL.prior / (SMALL.prior + count)
+        wanted = share * expected * usual + (1 - share) * folded
+        np.testing.assert_allclose(online.item_id(expected, messages), wanted, rtol=1e-4)
+        own = (folded + modal) / np.linalg.norm(folded + modal)
+        wanted = share * expected + (1 - share) * own
+        np.testing.assert_allclose(online.final(expected, messages, modal), wanted, rtol=1e-4)
 
 
 def test_trained_row(online: OnlineDGMRec) -> None:

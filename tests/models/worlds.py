@@ -101,7 +101,6 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
         },
         kin=kin_of(evidence, config.neighbours),
         kin_without={name: kin_of(evidence, config.neighbours, without=name) for name in batch.names},
-        relatives=model.relatives(evidence.own, batch.observed, graphs.item_degree),
     )
     return World(model, batch, graphs, side)
 
@@ -109,13 +108,16 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
 def online_of(w: World) -> OnlineDGMRec:
     """The model of a world with the tables that the trainer's export makes."""
     out = w.forward()
+    _, expected = w.model.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree)
     tables = w.model.fold_in_tables(w.graphs)
     for name in ("user_residual", "user_message"):
         tables[name] = tables[name] * (w.graphs.user_degree > 0)[:, None]
     warm = w.graphs.item_degree > 0
     tables |= {
         "item_id": out.item_id,
-        "typical_id": w.model.typical_id(out.item_id, w.graphs.item_degree),
+        "item_expected": expected,
+        "item_degree": w.graphs.item_degree,
+        "id_length": out.item_id[warm].norm(dim=1).mean()[None],
         "item_taste": out.taste.transpose(0, 1),
         "mean_taste": out.taste[:, warm].mean(dim=1),
         "user_factor": user_factors(w.graphs, w.model.config.factors),

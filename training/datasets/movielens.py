@@ -67,10 +67,11 @@ def _items(source: Path, rated: set[str], text: str) -> Iterator[Record]:
 
 
 def _item(row: Mapping[str, str], text: str, poster: Path) -> Record:
-    """One film. Without an overview the text modality is left out, so that its title stands in."""
-    modalities: Record = {}
+    """One film. Its text is what a film's page says in words: title, genres, and the overview where there is one."""
+    genres = [genre for genre in row["genres"].split("|") if genre]
+    modalities: Record = {"text": " ".join(f"{part}." for part in (row["title"], ", ".join(genres)) if part)}
     if text:
-        modalities["text"] = text
+        modalities["text"] += f" {text}"
     if poster.is_file():
         modalities["image"] = {"base64": base64.b64encode(poster.read_bytes()).decode("ascii")}
     year = _YEAR.search(row["title"])
@@ -78,7 +79,7 @@ def _item(row: Mapping[str, str], text: str, poster: Path) -> Record:
         "id": row["item"],
         "title": row["title"],
         "modalities": modalities,
-        "categories": [genre for genre in row["genres"].split("|") if genre],
+        "categories": genres,
         "metadata": {"year": int(year[1])} if year else {},
     }
 

@@ -281,7 +281,7 @@ def _fit(
         metrics = {f"valid {name}": value for name, value in found.valid.items()}
         return found.scores, Outcome(metrics, setting=found.setting)
     trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
-    out = trained.task.embed()
+    out = trained.task.settled().out
     users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
     return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result)
 

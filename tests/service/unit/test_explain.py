@@ -28,7 +28,7 @@ def engine() -> Engine:
     ids = [f"i{row}" for row in range(ITEMS)]
     sides = RERANKER.sides(features, present, ids)
     nothing: Any = None
-    made = Engine(nothing, nothing, nothing, nothing, {}, Catalogue(SHAPE, BruteForceIndex, np.add), reranker=RERANKER)
+    made = Engine(nothing, nothing, nothing, nothing, {}, Catalogue(SHAPE, BruteForceIndex), reranker=RERANKER)
     made.catalogue.put([(entry(row, present[row]), derived(row, sides)) for row in range(ITEMS)])
     return made
 

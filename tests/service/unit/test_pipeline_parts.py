@@ -42,7 +42,7 @@ def entry(
 
 
 def catalogue(*rows: tuple[Entry, Derived]) -> Catalogue:
-    made = Catalogue(SHAPE, BruteForceIndex, np.add)
+    made = Catalogue(SHAPE, BruteForceIndex)
     made.put(rows)
     return made
 
@@ -112,7 +112,7 @@ def test_rows_survive_the_growth_of_the_arrays() -> None:
     assert made.popularity[key] == 3
     assert made.observed[key].tolist() == [True, False]
     np.testing.assert_array_equal(made.rows.get("taste", key), derived(1).taste)
-    np.testing.assert_array_equal(made.final(made.keys(["n2400"]))[0], derived(2400).id)
+    np.testing.assert_array_equal(made.final(made.keys(["n2400"]))[0], derived(2400).final)
     assert made.count_categories() == {"many": 2500, "kept": 1}
 
 
@@ -177,17 +177,12 @@ def test_what_is_eligible_and_observed() -> None:
     assert not made.having("text", "image").any()
 
 
-def test_final_vectors_are_what_the_model_combines() -> None:
-    model = online_of(world())
-    made = Catalogue(SHAPE, BruteForceIndex, model.combine)
-    rows = [(entry(name), derived(seed, modal=(seed, 1))) for seed, name in enumerate("abc")]
-    made.put(rows)
-    total = np.stack([row.id + row.modal for _, row in rows])
-    unit = total / np.linalg.norm(total, axis=1, keepdims=True)
-    np.testing.assert_allclose(made.final(np.arange(3)), unit, atol=1e-6)
-    keys, scores = made.indexes[FINAL].search(unit[1:2], 1)
-    assert keys.tolist() == [[1]]
-    assert scores[0, 0] == pytest.approx(1, abs=1e-6)
+def test_items_are_found_by_their_final_vectors() -> None:
+    made = catalogue(*((entry(name), derived(seed)) for seed, name in enumerate("abc")))
+    expected = np.stack([derived(seed).final for seed in range(3)])
+    np.testing.assert_array_equal(made.final(np.arange(3)), expected)
+    _, scores = made.indexes[FINAL].search(expected[1:2], 3)
+    np.testing.assert_allclose(scores[0], np.sort(expected @ expected[1])[::-1], rtol=1e-5)
 
 
 def test_an_id_leads_to_a_row_only_once_the_row_is_complete() -> None:
@@ -199,7 +194,7 @@ def test_an_id_leads_to_a_row_only_once_the_row_is_complete() -> None:
             assert all(key in made.entries and key < made.capacity for key in keys.tolist())
             super().upsert(keys, vectors)
 
-    made = Catalogue(SHAPE, Watching, np.add)
+    made = Catalogue(SHAPE, Watching)
     made.put([(entry("new", key=0), derived())])
     assert made.key("new") == 0
     assert 0 in made.indexes[FINAL]
