@@ -106,7 +106,7 @@ class DGMRecConfig(BaseModel):
     reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
     generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and of asking back hidden cells")
     contrast_rows: int = Field(512, ge=2, description="at most so many rows of a batch enter an InfoNCE")
-    prior: float = Field(10.0, ge=0, description="users whose word an item's content is worth; 0: only if nobody")
+    prior: float = Field(0.07, ge=0, description="of the mean item's users, how many an item's content speaks for")
     cold_neighbours: int = Field(80, ge=1, description="items by each modality that tell who will like a new one")
     cold_temperature: float = Field(0.1, gt=0, description="of their cosines: the lower, the more the nearest weigh")
     cold_popularity: float = Field(0.5, ge=0, le=2, description="each weighs its degree to this power")
@@ -284,6 +284,7 @@ class DGMRec(nn.Module):
     untouched_map: Tensor
     untouched_typical: Tensor
     untouched_offset: Tensor
+    prior_users: Tensor
 
     def __init__(self, config: DGMRecConfig, specs: Sequence[ModalitySpec], n_users: int, n_items: int) -> None:
         super().__init__()
@@ -307,6 +308,7 @@ class DGMRec(nn.Module):
         self.register_buffer("untouched_map", torch.zeros(sum(ranks.values()), d))
         self.register_buffer("untouched_typical", torch.zeros(d))
         self.register_buffer("untouched_offset", torch.zeros(()))
+        self.register_buffer("prior_users", torch.zeros(()))  # as many as an item's content speaks for
 
     def tower(self, name: str) -> Tower:
         """The parts of one modality."""
@@ -427,6 +429,7 @@ class DGMRec(nn.Module):
         if not touched.any():
             return out.items, torch.zeros_like(out.items)
         self.popularity_axis.copy_(vectors.unit(out.users[out.user_degree > 0].mean(dim=0)))
+        self.prior_users.copy_(self.config.prior * degree[touched].mean())
         popularity = out.items @ self.popularity_axis
         told = self._fit_untouched(self._content(features), out.items, degree)
         mixed = self.config.cold_kernel * self._across(self.relatives(features, observed, degree) @ out.items)
@@ -439,9 +442,9 @@ class DGMRec(nn.Module):
         return torch.where(touched[:, None], self.settled(out.items, expected, degree), fresh), expected
 
     def settled(self, own: Tensor, expected: Tensor, degree: Tensor) -> Tensor:
-        """Vectors `[n, d]` of touched items of which, across the axis of popularity, the part that `prior` users more
+        """Vectors `[n, d]` of touched items of which, across the axis of popularity, the part that `prior_users` more
         would have settled is what is expected."""
-        lacking = self.config.prior / (degree + self.config.prior)
+        lacking = self.prior_users / (degree + self.prior_users)
         return own + lacking[:, None] * self._across(expected - own)
 
     def _fit_untouched(self, content: Tensor, items: Tensor, degree: Tensor) -> Tensor:

@@ -314,7 +314,7 @@ class OnlineDGMRec:
         return np.asarray(messages.sum(axis=0) / np.sqrt(len(messages)) * self._without_own_layer, dtype=np.float32)
 
     def _giving_way(self, expected: Array, own: Array, count: int) -> Array:
-        prior = self.model.config.prior
+        prior = numpy_of(self.model.prior_users)
         return np.asarray((prior * expected + count * own) / (prior + count), dtype=np.float32)
 
     def settled(self, row: int, modal: Array) -> Array:
@@ -322,7 +322,7 @@ class OnlineDGMRec:
         own = self.combine(self.tables["item_id"][row], modal)
         lacking = self.tables["item_expected"][row] - own
         lacking -= (lacking @ self._axis) * self._axis
-        prior = self.model.config.prior
+        prior = numpy_of(self.model.prior_users)
         return np.asarray(own + prior / (self.tables["item_degree"][row] + prior) * lacking, dtype=np.float32)
 
     def item_message(self, item_id: Array, degree: int) -> Array:

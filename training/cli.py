@@ -238,6 +238,14 @@ def evaluate_command(
     split: Annotated[
         str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
     ] = None,
+    rehearsal: Annotated[
+        bool,
+        typer.Option(
+            "--rehearsal",
+            help="Under new-items: draw other items as new for each seed and leave the test part unseen, "
+            "to choose settings by.",
+        ),
+    ] = False,
     variant: Annotated[str | None, typer.Option(help="Name of these settings in the result.")] = None,
     item_reviews: Annotated[
         int | None, typer.Option(min=0, help="Under rating: at most so many training reviews tell of an item.")
@@ -284,7 +292,7 @@ def evaluate_command(
     levels = missing is None and mask is None and protocol is not Protocol.RATIO
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads, levels=levels)
     configs = _configs({**_parsed(settings), "device": _device(device)})
-    plan = Plan(model, protocol, options, configs, imputer)
+    plan = Plan(model, protocol, options, configs, imputer, rehearsal)
     dataset = load_dataset(data)
     with Terminal() as terminal:
         result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)

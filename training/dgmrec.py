@@ -222,14 +222,17 @@ class DGMRecTask:
         )
         excluded = None
         if self.config.ranking == "softmax":
-            excluded = torch.from_numpy(self.sampler.touched(pairs[:, 0], negatives)).to(self.device)
-        out = self.module(self.interactions, self.side)
-        terms = self.module.ranking_losses(out, users, positives, negative, self.interactions, self.side, excluded)
+            excluded = self.sampler.touched(users, negative)
         self.steps += 1
-        if self.side is not None and self.steps % CONTENT_EVERY == 0:
-            order = torch.randperm(self.data.n_items, generator=self.generator)[:CONTENT_ROWS].to(self.device)
-            terms |= self.module.content_losses(out, self.side, order, self.cells, self.generator)
-        loss = torch.stack(list(terms.values())).sum()
+        with torch.autocast(
+            self.device.type, torch.bfloat16, enabled=self.trainer.autocast and self.device.type == "cuda"
+        ):
+            out = self.module(self.interactions, self.side)
+            terms = self.module.ranking_losses(out, users, positives, negative, self.interactions, self.side, excluded)
+            if self.side is not None and self.steps % CONTENT_EVERY == 0:
+                order = torch.randperm(self.data.n_items, generator=self.generator)[:CONTENT_ROWS].to(self.device)
+                terms |= self.module.content_losses(out, self.side, order, self.cells, self.generator)
+        loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
         self.optimiser.step()

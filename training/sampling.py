@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 Pairs = NDArray[np.int64]
 Rows = NDArray[np.int64]
@@ -30,6 +32,7 @@ class NegativeSampler:
         self._keys = owner * (n_items + 1) + item - (np.arange(len(distinct)) - self._start[owner])
         self._free = n_items - count
         self._stride = n_items + 1
+        self._tensors: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def sample(self, users: Rows, rng: np.random.Generator, size: int | None = None) -> Rows:
         """One negative item per user, `[b]`, or `size` independent ones, `[b, size]`.
@@ -51,16 +54,24 @@ class NegativeSampler:
         ranks = [rng.choice(free, size, replace=False) for free in self._free[users]]
         return self._free_item(users[:, None], np.array(ranks, dtype=np.int64).reshape(len(users), size))
 
-    def touched(self, users: Rows, items: Rows) -> NDArray[np.bool_]:
-        """Which of the different `items` `[s]` each user has interacted with, `[b, s]`."""
-        place = np.full(self._n_items, -1, dtype=np.int64)
-        place[items] = np.arange(len(items))
-        begin, count = self._start[users], np.diff(self._start)[users]
-        row = np.repeat(np.arange(len(users)), count)
-        column = place[self._items[np.arange(len(row)) + np.repeat(begin - (np.cumsum(count) - count), count)]]
-        found = np.zeros((len(users), len(items)), dtype=np.bool_)
+    def touched(self, users: Tensor, items: Tensor) -> Tensor:
+        """Which of the different `items` `[s]` each user `[b]` has interacted with, bool `[b, s]`, on their device."""
+        start, item = self._on(items.device)
+        place = torch.full((self._n_items,), -1, device=items.device)
+        place[items] = torch.arange(len(items), device=items.device)
+        begin, count = start[users], start[users + 1] - start[users]
+        row = torch.repeat_interleave(torch.arange(len(users), device=items.device), count)
+        offset = torch.arange(len(row), device=items.device) + (begin - (count.cumsum(0) - count))[row]
+        column = place[item[offset]]
+        found = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
         found[row[column >= 0], column[column >= 0]] = True
         return found
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Where each user's items start, and the items, on a device."""
+        if device not in self._tensors:
+            self._tensors[device] = (torch.from_numpy(self._start).to(device), torch.from_numpy(self._items).to(device))
+        return self._tensors[device]
 
     def _free_item(self, users: Rows, rank: Rows) -> Rows:
         place = np.searchsorted(self._keys, users * self._stride + rank, side="right")

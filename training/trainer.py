@@ -51,6 +51,7 @@ class TrainerConfig(BaseModel):
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
     seed: int = 0
     device: str = "cpu"
+    autocast: bool = Field(False, description="on CUDA, bfloat16 where torch holds it to be precise enough")
 
     def rate(self, epochs: float) -> float:
         """The learning rate after so many epochs: steady first, then falling linearly to zero at the last."""

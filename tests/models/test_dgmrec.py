@@ -341,8 +341,8 @@ def settle(w: World, out: Embeddings, degree: Tensor | None = None) -> tuple[Ten
 @pytest.mark.parametrize("ranking", ["softmax", "bpr"])
 def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> None:
     """Untouched ones by content alone: popularity along the users' mean direction, and across it whom the item is for.
-    Touched ones across that direction by both, as many users as they have against `prior`."""
-    w = world(config=config(cold_linear=1.7, cold_kernel=0.6, cold_penalty=2.0, prior=3.0, ranking=ranking))
+    Touched ones across that direction by both, as many users as they have against `prior` of the mean item's."""
+    w = world(config=config(cold_linear=1.7, cold_kernel=0.6, cold_penalty=2.0, prior=0.3, ranking=ranking))
     out, degree = w.forward(), w.graphs.item_degree.double().numpy()
     found = settle(w, out)[0].numpy()
 
@@ -367,7 +367,7 @@ def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> Non
         others = np.arange(ITEMS) % 5 != row % 5
         slope, typical = plain_ridge(content, items @ across, sure * others, 2.0)
         told = content[row] @ slope + typical + mixed[row]
-        share = degree[row] / (degree[row] + 3)
+        share = degree[row] / (degree[row] + 0.3 * degree[~cold].mean())
         np.testing.assert_allclose(
             found[row], items[row] @ along + share * items[row] @ across + (1 - share) * told, atol=1e-4
         )

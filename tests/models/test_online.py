@@ -326,7 +326,8 @@ def test_a_new_item_moves_from_content_to_its_users(online: OnlineDGMRec) -> Non
     for count in (1, 5, 500):
         folded = np.sqrt(count) * message * (SMALL.layers + 1) / SMALL.layers
         messages = np.tile(message, (count, 1))
-        share = SMALL.prior / (SMALL.prior + count)
+        prior = online.model.prior_users.item()
+        share = prior / (prior + count)
         wanted = share * expected * usual + (1 - share) * folded
         np.testing.assert_allclose(online.item_id(expected, messages), wanted, rtol=1e-4)
         own = (folded + modal) / np.linalg.norm(folded + modal)

@@ -60,6 +60,9 @@ class Plan:
         options: which cells are withheld; the protocol ratio sets `missing` itself.
         configs: of the learned models.
         imputer: fills the cells that dgmrec or content would find missing before it sees them.
+        rehearsal: new items are drawn for each seed among the items that the dataset does not publish as new, and the
+            test part stays unseen: what they are ranked for is their training interactions and the validation part.
+            Settings for new items are chosen so.
 
     Raises:
         EvaluationError: the parts do not fit together.
@@ -70,6 +73,7 @@ class Plan:
     options: DataOptions
     configs: tuple[DGMRecConfig, TrainerConfig]
     imputer: str | None = None
+    rehearsal: bool = False
 
     def __post_init__(self) -> None:
         if self.protocol is Protocol.RATING:
@@ -85,6 +89,8 @@ class Plan:
             raise EvaluationError(f"there is no imputer {self.imputer!r}; there are {', '.join(IMPUTERS)}")
         if self.imputer is not None and (self.protocol is Protocol.RETRIEVAL or not self.reads_content):
             raise EvaluationError(f"an imputer has no use for {self.model} under the protocol {self.protocol.value}")
+        if self.rehearsal and self.protocol is not Protocol.NEW_ITEMS:
+            raise EvaluationError(f"the protocol {self.protocol.value} has no new items to rehearse with others")
         if self.protocol is Protocol.RATIO and (self.options.missing or self.options.mask or self.options.levels):
             raise EvaluationError("the protocol ratio chooses the shares of missing cells itself")
 
@@ -142,7 +148,7 @@ def evaluate(
         "variant": variant,
         "config": _config(plan, runs),
         "command": command,
-        "machine": machine(),
+        "machine": machine(plan.configs[1].device if plan.model in LEARNED else "cpu"),
         "runs": runs,
         "mean": {name: float(values.mean()) for name, values in table.items()},
         "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
@@ -164,6 +170,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "mask": plan.options.mask,
         "levels": plan.options.levels,
         "imputer": plan.imputer,
+        **({"rehearsal": True} if plan.rehearsal else {}),
         "image_encoder": plan.options.image_encoder,
     }
 
@@ -224,6 +231,8 @@ def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     new_items = _new_items(dataset, plan)
     parts = split_parts(dataset, plan.options.seed, new_items)
+    if plan.rehearsal:
+        parts = _rehearsed(split_parts(dataset, plan.options.seed), parts)
     prepared = _prepared(dataset, plan, parts, terminal)
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
     ranks = rank_all(scores, parts.test, parts.train)
@@ -238,9 +247,20 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
 def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
     if plan.protocol is not Protocol.NEW_ITEMS:
         return None
-    if dataset.new_items is not None:
+    rng = np.random.default_rng(plan.options.seed)
+    if dataset.new_items is None:
+        return draw_new_items(len(dataset.items), rng)
+    if not plan.rehearsal:
         return dataset.new_items
-    return draw_new_items(len(dataset.items), np.random.default_rng(plan.options.seed))
+    others = np.setdiff1d(np.arange(len(dataset.items)), dataset.new_items)
+    return np.sort(rng.permutation(others)[: len(dataset.new_items)])
+
+
+def _rehearsed(whole: Parts, held: Parts) -> Parts:
+    """The parts with new items held out, whose test part is what that took from the training part `whole.train`, and
+    the validation part."""
+    keys, left = (pairs @ np.array([whole.train[:, 1].max() + 1, 1]) for pairs in (whole.train, held.train))
+    return Parts(held.train, held.valid, np.concatenate([whole.train[~np.isin(keys, left)], held.valid])).evaluable()
 
 
 def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:

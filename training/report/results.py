@@ -81,6 +81,7 @@ class Config(BaseModel):
     mask: str | None = None
     levels: bool = False
     split: str | None = None
+    rehearsal: bool = False
     item_reviews: int | None = None
     trained_on: str | None = None
     model: dict[str, Any] = {}
@@ -119,6 +120,8 @@ class Result(BaseModel):
     @property
     def condition(self) -> str:
         """Which split it was and what was withheld: what results must have in common to stand in one table."""
+        if self.config.rehearsal:
+            return "rehearsal: other items held out as new, to choose settings by"
         if self.config.split:
             return f"published split {self.config.split}"
         if self.config.trained_on:
