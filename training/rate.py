@@ -14,9 +14,10 @@ from models.profiles import Array
 from models.rater import NAME
 from training.datasets.base import Dataset
 from training.joining import data_entry, join, no_content, open_bundle
-from training.lrmm import RatingSource, measured, sentence_vectors, train_lrmm
+from training.lrmm import RatingSource, measured, train_lrmm
 from training.progress import Terminal
 from training.ratings import RatingParts, Ratings, published_parts, random_parts
+from training.review_texts import sentence_vectors
 from training.train import DataOptions, prepare_features
 from training.trainer import TrainerConfig
 

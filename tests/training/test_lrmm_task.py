@@ -19,10 +19,11 @@ from models.vocabulary import Vocabulary
 from tests.training.test_rating_peers import ITEMS, USERS, ratings
 from training.datasets import load_dataset, write_dataset
 from training.evaluate import RatingPlan, evaluate_rating
-from training.lrmm import TRAINER, Evidence, RatingSource, fit_reviews, measured, train_lrmm
+from training.lrmm import TRAINER, Evidence, RatingSource, measured, train_lrmm
 from training.progress import Terminal
 from training.rate import add_lrmm
 from training.ratings import RatingDataError, Ratings, random_parts
+from training.review_texts import fit_reviews
 from training.train import DataOptions
 
 CONFIG = LRMMConfig(
