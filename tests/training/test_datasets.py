@@ -381,6 +381,10 @@ def test_movielens(films: Path, tmp_path: Path) -> None:
     assert dataset.items.ids == ["1", "3"]
     assert dataset.users.ids == ["7", "8"]
     assert dataset.content("text") == ["Kettle, The (1951). Drama, Noir.", "Spoons. Comedy. Forks, too."]
+    READERS["ml-100k-overviews"].prepare(films, tmp_path / "overviews")
+    alone = load_dataset(tmp_path / "overviews")
+    assert alone.content("text") == ["Kettle, The (1951)", "Forks, too."]  # the title where there is no overview
+    assert (alone.name, alone.items.ids) == ("ml-100k", ["1", "3"])
     assert dataset.content("image") == [None, PICTURE]
     assert dataset.records[0]["metadata"] == {"year": 1951}
     assert dataset.records[1]["metadata"] == {}

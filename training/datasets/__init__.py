@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from training.datasets import amazon, folder, movielens, native
@@ -45,8 +46,10 @@ READERS: dict[str, Reader] = {
     reader.name: reader
     for reader in (
         Reader("lacuna", "a folder with items.jsonl and feedback.jsonl, as the service exports them", native.prepare),
-        Reader("ml-100k", "MovieLens 100K with overviews and posters", movielens.prepare_100k),
-        Reader("ml-1m", "MovieLens 1M with plots and posters", movielens.prepare_1m),
+        Reader("ml-100k", "MovieLens 100K: posters, and as texts titles, genres and overviews", movielens.prepare_100k),
+        Reader("ml-1m", "MovieLens 1M: posters, and as texts titles, genres and plots", movielens.prepare_1m),
+        Reader("ml-100k-overviews", "the same with overviews alone", partial(movielens.prepare_100k, page=False)),
+        Reader("ml-1m-plots", "the same with plots alone", partial(movielens.prepare_1m, page=False)),
         Reader("amazon", "Amazon reviews: reviews*.json[.gz] and optionally meta*.json[.gz]", amazon.prepare),
         Reader("folder", "NAME.inter or interactions.csv.gz beside <modality>_feat.npy files", folder.prepare),
         Reader("demo", "the generated demo catalogue (synthetic); needs no source", _write_demo, needs_source=False),

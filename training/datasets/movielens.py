@@ -23,30 +23,39 @@ from training.datasets.tables import load_arrays, read_rating_split, read_table
 _YEAR = re.compile(r"\((\d{4})\)\s*$")
 
 
-def prepare_100k(source: Path, out: Path, progress: Progress | None = None) -> DatasetInfo:
+def prepare_100k(source: Path, out: Path, progress: Progress | None = None, *, page: bool = True) -> DatasetInfo:
     """MovieLens 100K: ratings with timestamps.
 
+    Args:
+        page: whether a film's text is all that its page says in words (title, genres, overview), or the overview alone
+            with the title where there is none.
+
     Raises:
         DatasetError: a file is absent or a row is bad.
     """
-    return _prepare(source, out, "ml-100k", source / "ratings.csv.gz", text="overview", progress=progress)
+    return _prepare(source, out, "ml-100k", source / "ratings.csv.gz", text="overview", page=page, progress=progress)
 
 
-def prepare_1m(source: Path, out: Path, progress: Progress | None = None) -> DatasetInfo:
+def prepare_1m(source: Path, out: Path, progress: Progress | None = None, *, page: bool = True) -> DatasetInfo:
     """MovieLens 1M: pairs without ratings and times, written as views.
 
+    Args:
+        page: as for `prepare_100k`, with plots.
+
     Raises:
         DatasetError: a file is absent or a row is bad.
     """
-    return _prepare(source, out, "ml-1m", source / "interactions.csv.gz", text="plot", progress=progress)
+    return _prepare(source, out, "ml-1m", source / "interactions.csv.gz", text="plot", page=page, progress=progress)
 
 
-def _prepare(source: Path, out: Path, name: str, ratings: Path, *, text: str, progress: Progress | None) -> DatasetInfo:
+def _prepare(
+    source: Path, out: Path, name: str, ratings: Path, *, text: str, page: bool, progress: Progress | None
+) -> DatasetInfo:
     rated = {row["item"] for _, row in read_table(ratings, ("user", "item"))}
     splits = sorted(source.glob("split_*.csv.gz"))
     return write_dataset(
         out,
-        _items(source, rated, text),
+        _items(source, rated, text, page),
         _feedback(ratings),
         name=name,
         source=f"MovieLens {name.removeprefix('ml-').upper()}, the rated films, with {text}s and posters",
@@ -59,19 +68,20 @@ def _prepare(source: Path, out: Path, name: str, ratings: Path, *, text: str, pr
     )
 
 
-def _items(source: Path, rated: set[str], text: str) -> Iterator[Record]:
+def _items(source: Path, rated: set[str], text: str, page: bool) -> Iterator[Record]:
     """Item bodies of the rated films: a film nobody rated has no place in the fixed splits and masks."""
     for _, row in read_table(source / "movies.csv.gz", ("item", "title", "genres", text)):
         if row["item"] in rated:
-            yield _item(row, row[text].strip(), source / "posters" / f"{row['item']}.jpg")
+            yield _item(row, row[text].strip(), page, source / "posters" / f"{row['item']}.jpg")
 
 
-def _item(row: Mapping[str, str], text: str, poster: Path) -> Record:
-    """One film. Its text is what a film's page says in words: title, genres, and the overview where there is one."""
+def _item(row: Mapping[str, str], text: str, page: bool, poster: Path) -> Record:
+    """One film. A text that is left out is the title."""
     genres = [genre for genre in row["genres"].split("|") if genre]
-    modalities: Record = {"text": " ".join(f"{part}." for part in (row["title"], ", ".join(genres)) if part)}
-    if text:
-        modalities["text"] += f" {text}"
+    words = [f"{part}." for part in (row["title"], ", ".join(genres)) if part] if page else []
+    modalities: Record = {}
+    if told := " ".join([*words, *([text] if text else [])]):
+        modalities["text"] = told
     if poster.is_file():
         modalities["image"] = {"base64": base64.b64encode(poster.read_bytes()).decode("ascii")}
     year = _YEAR.search(row["title"])
