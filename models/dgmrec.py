@@ -512,7 +512,7 @@ class DGMRec(nn.Module):
             return own
         # Borrowed taste is read, not trained: a few items' share of the gradient for another product over the graph.
         borrowed = self.kin_taste(own.detach(), (interactions.item_degree > 0) & ~cold, kin, rows)
-        return own.index_copy(1, rows, borrowed)
+        return own.index_copy(1, rows, borrowed.to(own.dtype))
 
     def kin_taste(self, taste: Tensor, warm: Tensor, kin: Graph, rows: Tensor) -> Tensor:
         """The taste `[M, k, d]` of some rows `[k]` as their neighbours among the `warm` items (bool `[n]`) have it,

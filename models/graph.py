@@ -68,7 +68,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, dense: Tensor, graph: Graph) -> Tensor:
         ctx.graph = graph
-        return graph._csr @ dense.float()
+        with torch.autocast(dense.device.type, enabled=False):  # sparse products know no bfloat16
+            return graph._csr @ dense.float()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:

@@ -130,6 +130,8 @@ def gather_evidence(
     observed: Tensor,
     graphs: InteractionGraphs | None,
     factors: Tensor | None = None,
+    *,
+    folds: int = SHARED_FOLDS,
 ) -> Evidence:
     """Evidence of a whole catalogue about itself.
 
@@ -138,12 +140,13 @@ def gather_evidence(
         observed: bool `[n, M]`.
         graphs: the training interactions, or None where there are none.
         factors: collaborative factors `[n, q]`; none by default.
+        folds: of the co-interaction means, see `folded_means`.
     """
     if factors is None:
         factors = torch.zeros(len(observed), 0, device=observed.device)
     own = {name: block.where(observed[:, [c]], 0) for c, (name, block) in enumerate(features.items())}
     near, near_valid = near_means(own, observed, EVIDENCE_NEIGHBOURS, weighted=True)
-    shared, shared_valid = folded_means(own, observed, graphs)
+    shared, shared_valid = folded_means(own, observed, graphs, folds)
     return Evidence(own, near, shared, factors, observed, near_valid, shared_valid)
 
 
@@ -263,11 +266,11 @@ def shared_means(
 
 
 def folded_means(
-    own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None
+    own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None, folds: int = SHARED_FOLDS
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Co-interaction means as the generator learns from them: over an item's users, the mean of what each has.
 
-    The means for an observed cell leave out all items of the cell's fold, one of `SHARED_FOLDS`, the item among them.
+    The means for an observed cell leave out all items of the cell's fold, one of `folds`, the item among them.
     Were it the item alone, then what is missing from a mean would tell the very feature that is to be guessed, where
     the whole can be guessed from the item's users: a regression would learn that, and could use it for no other item.
     Returns blocks `[n, r_m]` and their validity `[n, M]`.
@@ -275,7 +278,7 @@ def folded_means(
     if graphs is None:
         return {name: torch.zeros_like(block) for name, block in own.items()}, torch.zeros_like(observed)
     binary = _binary(graphs)
-    fold = shared_fold(len(observed)).to(observed.device)
+    fold = shared_fold(len(observed), folds).to(observed.device)
     blocks: dict[str, Tensor] = {}
     valid = torch.zeros_like(observed)
     for column, (name, block) in enumerate(own.items()):
@@ -283,7 +286,7 @@ def folded_means(
         held = torch.cat([block, torch.ones_like(block[:, :1])], dim=1) * has[:, None]
         everything = binary @ held  # [U, r + 1], sums and counts
         found = _mean_of_means(binary.transposed, everything)
-        for number in range(SHARED_FOLDS):
+        for number in range(folds):
             inside = fold == number
             rows = (inside & has).nonzero().squeeze(1)
             rest = everything - binary @ (held * inside[:, None])
@@ -292,9 +295,9 @@ def folded_means(
     return blocks, valid
 
 
-def shared_fold(n: int) -> Tensor:
+def shared_fold(n: int, folds: int = SHARED_FOLDS) -> Tensor:
     """The fold `[n]` of each item in `folded_means`, at random: items often stand in an order that means something."""
-    return torch.from_numpy(np.random.default_rng(0).permutation(n) % SHARED_FOLDS)
+    return torch.from_numpy(np.random.default_rng(0).permutation(n) % folds)
 
 
 def _mean_of_means(users_of: Graph, sums: Tensor) -> Tensor:

@@ -26,7 +26,14 @@ from models.graph import (
     rescaled,
     with_self_loops,
 )
-from models.imputers import Evidence, collaborative_factors, gather_evidence, user_factors
+from models.imputers import (
+    SHARED_FOLDS,
+    Evidence,
+    collaborative_factors,
+    folded_means,
+    gather_evidence,
+    user_factors,
+)
 from models.modality import ModalBatch
 from training.metrics import evaluate_ranking
 from training.sampling import NegativeSampler, batches
@@ -38,6 +45,7 @@ CONTENT_EVERY = 4  # steps: the content losses settle long before the ranking do
 Q_STEPS = 3
 HELD_CELLS = 0.1
 TRUST = (0.25, 0.5, 0.75, 1.0)
+FOLDS, FOLD_TOLERANCE = (2, 3, 5), 0.01
 
 
 @dataclass(frozen=True)
@@ -100,11 +108,13 @@ class DGMRecTask:
         model.fit_projections(batch)
         self.user_factors = user_factors(self.interactions, self.config.factors)
         factors = collaborative_factors(self.interactions, self.user_factors)
-        evidence = gather_evidence(model.project(batch), batch.observed, self.interactions, factors)
+        own = model.project(batch)
         held = torch.rand(batch.observed.shape, generator=self.generator).to(self.device) < HELD_CELLS
         # Cells that the generator never learns from: its confidence is calibrated on them.
         self.held_cells = batch.observed & held
         self.cells = batch.observed & ~held
+        folds = self._folds(own, factors) if self.config.imputation == "generate" else SHARED_FOLDS
+        evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
             model.fit_base(evidence, self.cells)
         self.raw = batch
@@ -114,6 +124,32 @@ class DGMRecTask:
             everyone = torch.ones(len(batch), dtype=torch.bool, device=self.device)
             self.matrices[name] = self._item_graph(features[name], evidence.observed[:, column], everyone)
         self._set_side(features, evidence)
+
+    def _folds(self, own: dict[str, Tensor], factors: Tensor) -> int:
+        """In how many folds the co-interaction means that the generator learns from are cut (see `folded_means`): the
+        fewest by which held-out cells, asked for as cells that nobody has, are guessed about as well as by any.
+
+        Few folds leave the means of a sparse catalogue poor; many let those of a dense one tell what is to be guessed.
+        """
+        evidence = gather_evidence(own, self.cells, self.interactions, factors)
+        found = {}
+        for folds in FOLDS:
+            shared, valid = folded_means(evidence.own, self.cells, self.interactions, folds)
+            asked = replace(evidence, shared=shared, shared_valid=valid)
+            self.module.fit_base(asked, self.cells)
+            found[folds] = self._quality(asked, own)
+        best = max(found.values())
+        return next(folds for folds, quality in found.items() if quality >= best - FOLD_TOLERANCE * abs(best))
+
+    def _quality(self, evidence: Evidence, own: dict[str, Tensor]) -> float:
+        """Mean over the modalities of the base's cosine with the held-out cells."""
+        cosines = []
+        for column, name in enumerate(self.module.names):
+            rows = self.held_cells[:, column].nonzero().squeeze(1)
+            truth = self.module.tower(name).projection.direction(own[name][rows])
+            made = self.module.base(name, evidence.select(rows))
+            cosines.append(F.cosine_similarity(made, truth, dim=1).mean().item() if len(rows) else 0.0)
+        return float(np.mean(cosines))
 
     def _impute(self, evidence: Evidence, taste: Tensor | None) -> dict[str, Tensor]:
         """Features with every cell filled, by the configured imputation."""
@@ -224,9 +260,7 @@ class DGMRecTask:
         if self.config.ranking == "softmax":
             excluded = self.sampler.touched(users, negative)
         self.steps += 1
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.trainer.autocast and self.device.type == "cuda"
-        ):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._casts):
             out = self.module(self.interactions, self.side)
             terms = self.module.ranking_losses(out, users, positives, negative, self.interactions, self.side, excluded)
             if self.side is not None and self.steps % CONTENT_EVERY == 0:
@@ -237,6 +271,10 @@ class DGMRecTask:
         loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
         self.optimiser.step()
         return {key: value.item() for key, value in terms.items()}
+
+    @property
+    def _casts(self) -> bool:
+        return self.trainer.autocast and self.device.type == "cuda"
 
     def _fit_q(self) -> None:
         if self.side is None or self.q_optimiser is None or not self.config.club:

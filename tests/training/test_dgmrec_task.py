@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -11,10 +14,13 @@ from torch.nn import functional
 
 from models.dgmrec import DGMRecConfig
 from models.graph import Matrix
+from models.imputers import folded_means
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
 from training.dgmrec import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
 from training.trainer import train
+
+module = sys.modules["training.dgmrec"]
 
 
 def config(**changes: object) -> DGMRecConfig:
@@ -108,8 +114,18 @@ def test_checkerboard_is_learnt(changes: dict[str, object]) -> None:
     train(task, task.trainer)
     task.finish()
     assert share_of_own_group(scores(task)) > 0.95
-    # As training sees it: content alone, by which untouched items are settled, tells this small world's groups.
-    assert task.validate()["ndcg@20"] > task_of(**changes).validate()["ndcg@20"]
+    assert task.test()["ndcg@20"] > task_of(**changes).test()["ndcg@20"]
+
+
+def test_autocast_learns_the_same_world(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU here: what bfloat16 stumbles over is the same everywhere."""
+    monkeypatch.setattr(DGMRecTask, "_casts", property(lambda _: True))
+    for changes in ({}, {"modal": False}, {"ranking": "bpr", "user_item": 0.1}):
+        task = task_of(rounds=10, **changes)
+        train(task, task.trainer)
+        task.finish()
+        assert all(weights.dtype == torch.float32 for weights in task.module.parameters())
+        assert share_of_own_group(scores(task)) > (0.95 if task.config.modal else 0.5)
 
 
 def test_interactions_alone_are_learnt_too() -> None:
@@ -132,6 +148,36 @@ def test_new_items_find_their_group(learnt: DGMRecTask) -> None:
     for item in NEW:
         own = group(USERS) == item % 2
         assert table[own, item].min() > table[~own, item].max()
+
+
+def test_co_interaction_means_are_cut_as_finely_as_held_out_cells_allow(monkeypatch: pytest.MonkeyPatch) -> None:
+    quality = {2: 0.3, 3: 0.398, 5: 0.4}
+    asked: list[int] = []
+
+    def folded(own: Any, observed: Any, graphs: Any, folds: int) -> Any:
+        asked.append(folds)
+        return folded_means(own, observed, graphs, folds)
+
+    monkeypatch.setattr(module, "folded_means", folded)
+    monkeypatch.setattr(DGMRecTask, "_quality", lambda *_: quality[asked[-1]])
+    task = task_of()
+    assert asked == [2, 3, 5]
+    assert task.side is not None
+    # As few as are within a hundredth of the best.
+    wanted, valid = folded_means(task.side.evidence.own, task.side.evidence.observed, task.interactions, 3)
+    assert torch.equal(task.side.evidence.shared_valid, valid)
+    assert all(torch.equal(task.side.evidence.shared[name], block) for name, block in wanted.items())
+
+
+def test_held_out_cells_say_nothing_while_folds_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    plain = DGMRecTask._quality
+    monkeypatch.setattr(DGMRecTask, "_quality", lambda self, asked, own: seen.append(asked) or plain(self, asked, own))
+    task = task_of()
+    for asked in seen:
+        assert torch.equal(asked.observed, task.cells)
+        for column, name in enumerate(task.module.names):
+            assert not asked.own[name][task.held_cells[:, column]].any()
 
 
 def test_generated_features_tell_the_group(learnt: DGMRecTask) -> None:
