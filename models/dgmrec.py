@@ -90,7 +90,14 @@ class DGMRecConfig(BaseModel):
     start: Literal["spectral", "random"] = Field("spectral", description="what the embeddings are at first")
     modal_weight: float = Field(0.1, gt=0, description="of each modality in eq. 18, before it is learned")
     modal: bool = Field(True, description="False leaves LightGCN alone, without any modality")
-    imputation: Literal["generate", "mean", "nn"] = Field("generate", description="what fills unobserved cells")
+    imputation: Literal["generate", "mean", "nn", "neigh-mean", "multi-hop", "pers-pagerank", "heat"] = Field(
+        "generate", description="what fills unobserved cells"
+    )
+    rung: Literal["auto", "neigh-mean", "multi-hop", "pers-pagerank", "heat"] = Field(
+        "auto",
+        description="imputer that a bundle falls back on for an item with users; auto: the best on held-out cells, "
+        "or the imputation itself where it is one of these",
+    )
     refine_every: int = Field(5, ge=1, description="epochs between graph refinements (eq. 16)")
     refine_weight: float = Field(0.6, ge=0, le=1, description="lambda of eq. 16; 0 keeps the first graph")
     ranking: Literal["softmax", "bpr"] = Field("softmax", description="loss and score: cosine softmax, or BPR (eq. 23)")

@@ -332,14 +332,14 @@ class CoInteractions:
         self._binary = _binary(graphs)
         self._users = graphs.item_degree[:, None]
         strength = self @ torch.ones_like(self._users)  # [n, 1]
-        self._scale = strength.clamp_min(1).rsqrt() * (strength > 0)
+        self.scale = strength.clamp_min(1).rsqrt() * (strength > 0)  # D^-1/2, [n, 1]
 
     def __matmul__(self, dense: Tensor) -> Tensor:
         return self._binary.transposed @ (self._binary @ dense) - self._users * dense
 
     def spread(self, dense: Tensor) -> Tensor:
         """One hop: D^-1/2 C D^-1/2 @ dense, zero for an item without neighbours."""
-        return self._scale * (self @ (self._scale * dense))
+        return self.scale * (self @ (self.scale * dense))
 
 
 def _no_guess(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
@@ -398,18 +398,83 @@ def heat(own: Features, observed: Tensor, graphs: InteractionGraphs | None, *, t
     where the rest of the weights is below `HEAT_REST`."""
     if graphs is None:
         return _no_guess(own, observed, graphs)
-    items, guesses = CoInteractions(graphs), {}
+    return _series(own, CoInteractions(graphs), _heat_weights(time))
+
+
+def _heat_weights(time: float) -> list[float]:
+    """e^-time time^k / k! for k = 0, 1, ..."""
+    weights = [math.exp(-time)]
+    while 1 - sum(weights) > HEAT_REST:
+        weights.append(weights[-1] * time / len(weights))
+    return weights
+
+
+def _series(own: Features, items: CoInteractions, weights: Sequence[float]) -> Guesses:
+    """sum_k weights_k (D^-1/2 C D^-1/2)^k x_0."""
+    guesses = {}
     for name, block in own.items():
-        weight = math.exp(-time)
-        total, state, rest, hops = weight * block, block, 1 - weight, 0
-        while rest > HEAT_REST:
-            hops += 1
-            weight *= time / hops
-            rest -= weight
+        total, state = weights[0] * block, block
+        for weight in weights[1:]:
             state = items.spread(state)
             total = total + weight * state
         guesses[name] = total
     return guesses
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A catalogue's features as an imputer over the co-interaction graph has spread them, one hop short of its guess.
+
+    The guess for an item is the mean of the rows of the items co-interacted with it, each as often as users have both.
+    For an unobserved cell it has the direction of the imputer's own guess, which needs no more than the item's users to
+    be told: so an item that came later can be guessed, too.
+
+    Attributes:
+        tables: by modality `[n, r_m]`.
+        weights: `[n, M]`, what each row counts in the mean.
+    """
+
+    tables: Mapping[str, Tensor]
+    weights: Tensor
+
+    def guesses(self, graphs: InteractionGraphs | None) -> Guesses:
+        """The guesses for the catalogue itself, by modality `[n, r_m]`; zero where there are none."""
+        if graphs is None:
+            return _no_guess(self.tables, self.weights > 0, graphs)
+        items, guesses = CoInteractions(graphs), {}
+        for column, (name, table) in enumerate(self.tables.items()):
+            weight = self.weights[:, [column]]
+            mixed = items @ torch.cat([weight * table, weight], dim=1)
+            # Without neighbours what is left of the weight is an error of rounding.
+            some = mixed[:, -1:] > 1e-5 * self.weights.max().clamp_min(1e-12)
+            guesses[name] = torch.where(some, mixed[:, :-1] / mixed[:, -1:].where(some, 1), 0)
+        return guesses
+
+
+def _spread_by_scale(tables: Guesses, items: CoInteractions) -> Spread:
+    return Spread(tables, items.scale.repeat(1, len(tables)))
+
+
+def _spread_neighbours(own: Features, observed: Tensor, graphs: InteractionGraphs) -> Spread:
+    del graphs
+    return Spread(dict(own), observed.to(torch.float32))
+
+
+def _spread_multi_hop(own: Features, observed: Tensor, graphs: InteractionGraphs, *, hops: int = 5) -> Spread:
+    return _spread_by_scale(multi_hop(own, observed, graphs, hops=hops - 1), CoInteractions(graphs))
+
+
+def _spread_pagerank(
+    own: Features, observed: Tensor, graphs: InteractionGraphs, *, restart: float = 0.1, hops: int = 10
+) -> Spread:
+    tables = personal_pagerank(own, observed, graphs, restart=restart, hops=hops - 1)
+    return _spread_by_scale(tables, CoInteractions(graphs))
+
+
+def _spread_heat(own: Features, observed: Tensor, graphs: InteractionGraphs, *, time: float = 5.0) -> Spread:
+    del observed
+    items = CoInteractions(graphs)
+    return _spread_by_scale(_series(own, items, _heat_weights(time)[1:]), items)
 
 
 RANK, FACTORS = 128, 64
@@ -490,22 +555,27 @@ class Imputer:
     """A way to guess cells, and the settings that `tuned` chooses among; the first is the default.
 
     `guess` reads centred features by modality `[n, d_m]` (zero where unobserved), the observed mask `[n, M]` and the
-    training interactions, and answers centred features for all cells; zero, the mean, where it knows nothing.
+    training interactions, and answers centred features for all cells; zero, the mean, where it knows nothing. `spread`
+    reads the same, where the imputer works over the co-interaction graph.
     """
 
     guess: Callable[..., Guesses]
     settings: tuple[Mapping[str, Any], ...] = ({},)
+    spread: Callable[..., Spread] | None = None
 
 
 IMPUTERS: Mapping[str, Imputer] = {
     "mean": Imputer(_no_guess),
     "nn": Imputer(_nearest_items),
-    "neigh-mean": Imputer(neighbour_means),
-    "multi-hop": Imputer(multi_hop, tuple({"hops": hops} for hops in (5, 1, 2, 10))),
-    "pers-pagerank": Imputer(personal_pagerank, tuple({"restart": restart} for restart in (0.1, 0.3, 0.5, 0.9))),
-    "heat": Imputer(heat, tuple({"time": time} for time in (5.0, 0.5, 1.0, 2.0))),
+    "neigh-mean": Imputer(neighbour_means, spread=_spread_neighbours),
+    "multi-hop": Imputer(multi_hop, tuple({"hops": hops} for hops in (5, 1, 2, 10)), _spread_multi_hop),
+    "pers-pagerank": Imputer(
+        personal_pagerank, tuple({"restart": restart} for restart in (0.1, 0.3, 0.5, 0.9)), _spread_pagerank
+    ),
+    "heat": Imputer(heat, tuple({"time": time} for time in (5.0, 0.5, 1.0, 2.0)), _spread_heat),
     "ridge": Imputer(regression),
 }
+GRAPH_IMPUTERS = tuple(name for name, imputer in IMPUTERS.items() if imputer.spread is not None)
 
 
 def impute(
@@ -538,20 +608,46 @@ def impute(
     }
 
 
+def spread(
+    own: Features, observed: Tensor, interactions: InteractionGraphs, method: str, setting: Mapping[str, Any]
+) -> Spread:
+    """Centred features by modality `[n, r_m]` (zero where unobserved, bool `[n, M]`) spread by one of `GRAPH_IMPUTERS`.
+
+    Raises:
+        ValueError: the method is unknown, or does not work over the graph.
+    """
+    spreading = _imputer(method).spread
+    if spreading is None:
+        raise ValueError(f"the imputer {method!r} does not spread features: use {', '.join(GRAPH_IMPUTERS)}")
+    return spreading(own, observed, interactions, **setting)
+
+
 def tuned(
     batch: ModalBatch, method: str, interactions: InteractionGraphs | None = None, *, seed: int = 0
 ) -> Mapping[str, Any]:
-    """The imputer's setting with the best mean centred cosine on a tenth of the observed cells, hidden for it.
-
-    The settings spread features over items, which commutes with projecting them: wide modalities are judged by their
-    first principal components, for speed.
+    """The imputer's setting that `chosen` takes.
 
     Raises:
         ValueError: the method is unknown.
     """
-    settings = _imputer(method).settings
-    if len(settings) == 1:
-        return settings[0]
+    return chosen(batch, [method], interactions, seed=seed)[1]
+
+
+def chosen(
+    batch: ModalBatch, methods: Sequence[str], interactions: InteractionGraphs | None = None, *, seed: int = 0
+) -> tuple[str, Mapping[str, Any]]:
+    """Which of the imputers, and which of its settings, has the best mean centred cosine on a tenth of the observed
+    cells, hidden for it; the first of equals.
+
+    They spread features over items, which commutes with projecting them: wide modalities are judged by their first
+    principal components, for speed.
+
+    Raises:
+        ValueError: a method is unknown.
+    """
+    candidates = [(method, setting) for method in methods for setting in _imputer(method).settings]
+    if len(candidates) == 1:
+        return candidates[0]
     chance = torch.rand(batch.observed.shape, generator=torch.Generator().manual_seed(seed)).to(batch.observed.device)
     hidden = batch.observed & (chance < HIDDEN)
     seen = batch.masked(hidden)
@@ -560,7 +656,8 @@ def tuned(
     bases = {name: _components(block[seen.observed[:, column]]) for column, (name, block) in enumerate(own.items())}
     narrow = {name: block @ bases[name] for name, block in own.items()}
 
-    def quality(setting: Mapping[str, Any]) -> float:
+    def quality(candidate: tuple[str, Mapping[str, Any]]) -> float:
+        method, setting = candidate
         guesses = _imputer(method).guess(narrow, seen.observed, interactions, **setting)
         cosines = [
             F.cosine_similarity(guesses[name][rows], block[rows] @ bases[name], dim=1)
@@ -568,7 +665,7 @@ def tuned(
         ]
         return float(torch.cat(cosines).mean())
 
-    return max(settings, key=quality)
+    return max(candidates, key=quality)
 
 
 def _imputer(method: str) -> Imputer:

@@ -39,6 +39,11 @@ TABLES = (
     "known",  # uint8 [n], items with training interactions
     "observed",  # uint8 [n, M], the cells that training saw
     "confidence",  # [n, M], of the generated cells
+    "rung_weight",  # [n, M], see imputers.Spread
+)
+BY_MODALITY = (
+    "feature",  # [n, r_m], completed and projected
+    "rung",  # [n, r_m], see imputers.Spread
 )
 
 
@@ -124,8 +129,8 @@ class OnlineDGMRec:
                     if key.startswith("model.")
                 }
             )
-            features = [f"feature.{name}" for name in model.names]  # [n, r_m], completed and projected
-            tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *features)}
+            own = [f"{table}.{name}" for table in BY_MODALITY for name in model.names]
+            tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *own)}
         except (ValidationError, RuntimeError, KeyError) as error:
             raise BundleError(
                 f"the dgmrec model of the bundle {bundle.path} does not fit this Lacuna: {str(error).splitlines()[0]}"
@@ -163,6 +168,23 @@ class OnlineDGMRec:
         """The row of an item that training saw interactions of, or None."""
         row = self.items.get(item)
         return row if row is not None and self.tables["known"][row] else None
+
+    @property
+    def rung(self) -> str:
+        """Name of the imputer over the co-interaction graph that `from_users` is."""
+        return self.model.config.rung
+
+    def from_users(self, name: str, rows: Sequence[int], counts: Sequence[int]) -> Array | None:
+        """That imputer's guess `[r_m]` for an item (see `imputers.Spread`); None where nothing can be told.
+
+        Args:
+            rows: other items of its users, as training knew them `[k]`.
+            counts: how many of its users have each `[k]`.
+        """
+        known = np.asarray(rows, dtype=np.int64)
+        weights = self.tables["rung_weight"][known, self.names.index(name)] * np.asarray(counts, dtype=np.float32)
+        guess = weights @ self.tables[f"rung.{name}"][known] / np.maximum(weights.sum(), np.float32(1e-12))
+        return np.asarray(guess, dtype=np.float32) if guess.any() else None
 
     def described(self, name: str) -> bool:
         """Whether training saw anything of this modality, so that its mean means something."""

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -82,6 +83,7 @@ class Model(StrEnum):
     DGMREC = "dgmrec"
     LRMM = "lrmm"
     IRIS = "iris"
+    ALL = "all"
 
 
 class Kind(StrEnum):
@@ -152,7 +154,14 @@ def prepare(
 
 @app.command()
 def train(
-    model: Annotated[Model, typer.Argument(help="Which model.")],
+    model: Annotated[
+        Model,
+        typer.Argument(
+            help="Which model; all: dgmrec, then iris and lrmm beside it, each as if by a command of its own with the "
+            "same options, of which --device and --no-catalogue are dgmrec's and --set goes to those that have the "
+            "setting. What the data do not suffice for is left out, and said."
+        ),
+    ],
     out: Out,
     data: Annotated[
         Path | None, typer.Option("--data", help="A prepared dataset (`lacuna prepare` makes one).")
@@ -180,7 +189,7 @@ def train(
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
 ) -> None:
-    """Train a model and export a bundle; lrmm and iris join the bundle that is there, dgmrec replaces it.
+    """Train a model and export a bundle; lrmm and iris join the bundle that is there, dgmrec and all replace it.
 
     Interrupted, the same command goes on where it was.
     """
@@ -188,6 +197,13 @@ def train(
         raise CommandError("training needs its data: either --data DIR or --from-db URL")
     data = data or _from_database(from_db or "", out)
     options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads, seed)
+    if model is Model.ALL:
+        _train_all(
+            data, out, options, {"seed": seed, **_parsed(settings)}, device, with_catalogue=catalogue, fresh=fresh
+        )
+        if as_json:
+            _print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))
+        return
     if model is Model.LRMM:
         _train_lrmm(data, out, options, {"seed": seed, **_parsed(settings)}, as_json=as_json)
         return
@@ -464,6 +480,37 @@ def _train(
     shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("recall@20", "ndcg@20"))
     synthetic = " (synthetic data)" if dataset.synthetic else ""
     terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
+
+
+def _train_all(
+    data: Path, out: Path, options: DataOptions, settings: dict[str, Any], device: str, **more: bool
+) -> None:
+    """DGMRec, then what joins it. A model that the data do not suffice for is left out; any other error ends it."""
+    kinds: dict[Model, tuple[type[BaseModel], ...]] = {
+        Model.DGMREC: (DGMRecConfig, TrainerConfig),
+        Model.IRIS: (IRISConfig, IRISTraining, TrainerConfig),
+        Model.LRMM: (LRMMConfig, TrainerConfig),
+    }
+    _divided(
+        settings, *dict.fromkeys(kind for some in kinds.values() for kind in some)
+    )  # a misspelt name is said first
+    own = {
+        model: {name: value for name, value in settings.items() if any(name in kind.model_fields for kind in some)}
+        for model, some in kinds.items()
+    }
+    _configs(own[Model.DGMREC]), _iris_configs(own[Model.IRIS]), _rating_configs(own[Model.LRMM])
+    with Terminal() as terminal:
+        _train(data, out, options, own[Model.DGMREC], device, terminal, **more)
+    joining: dict[Model, Callable[[], None]] = {
+        Model.IRIS: lambda: _train_iris(data, out, options, own[Model.IRIS], None, fresh=more["fresh"], as_json=False),
+        Model.LRMM: lambda: _train_lrmm(data, out, options, own[Model.LRMM], as_json=False),
+    }
+    for model, join in joining.items():
+        try:
+            join()
+        except (LeaveOneOutError, RatingDataError) as error:
+            with Terminal() as terminal:
+                terminal.say(f"left out: {model}, as {error}")
 
 
 def _from_database(url: str, out: Path) -> Path:

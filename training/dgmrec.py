@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,15 @@ from models.graph import (
     with_self_loops,
 )
 from models.imputers import (
+    GRAPH_IMPUTERS,
     SHARED_FOLDS,
     Evidence,
+    Spread,
+    chosen,
     collaborative_factors,
     folded_means,
     gather_evidence,
+    spread,
     user_factors,
 )
 from models.modality import ModalBatch
@@ -104,7 +109,7 @@ class DGMRecTask:
         batch = ModalBatch(
             {name: feature.to(self.device) for name, feature in batch.features.items()}, batch.observed.to(self.device)
         )
-        model = self.module
+        self.raw, model = batch, self.module
         model.fit_projections(batch)
         self.user_factors = user_factors(self.interactions, self.config.factors)
         factors = collaborative_factors(self.interactions, self.user_factors)
@@ -117,7 +122,6 @@ class DGMRecTask:
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
             model.fit_base(evidence, self.cells)
-        self.raw = batch
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
@@ -156,8 +160,10 @@ class DGMRecTask:
         if self.config.imputation == "generate" and taste is not None:
             return self.module.complete(evidence, taste)
         filled = {}
+        over_graph = self.config.imputation in GRAPH_IMPUTERS
+        told = self.spread(evidence).guesses(self.interactions) if over_graph else {}
         for column, name in enumerate(evidence.names):
-            guess = torch.zeros_like(evidence.own[name])
+            guess = told.get(name, torch.zeros_like(evidence.own[name]))
             if self.config.imputation == "generate":
                 tower = self.module.tower(name)
                 guess = tower.projection.signal(self.module.base(name, evidence))
@@ -165,6 +171,17 @@ class DGMRecTask:
                 guess = evidence.near[name]
             filled[name] = torch.where(evidence.observed[:, [column]], evidence.own[name], guess)
         return filled
+
+    @cached_property
+    def rung(self) -> tuple[str, Mapping[str, Any]]:
+        """The imputer over the co-interaction graph that the service falls back on, and its setting: the configured
+        one, or the best on held-out cells."""
+        wanted = next((n for n in (self.config.imputation, self.config.rung) if n in GRAPH_IMPUTERS), None)
+        return chosen(self.raw, GRAPH_IMPUTERS if wanted is None else [wanted], self.interactions)
+
+    def spread(self, evidence: Evidence) -> Spread:
+        """The observed features of the catalogue as that imputer has spread them."""
+        return spread(evidence.own, evidence.observed, self.interactions, *self.rung)
 
     def _item_graph(self, features: Tensor, observed: Tensor, rows: Tensor) -> Matrix:
         """Top-k neighbours of the given rows (bool `[n]`), the others empty.

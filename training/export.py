@@ -55,8 +55,12 @@ def serving_model(task: DGMRecTask, dataset: Dataset) -> OnlineDGMRec:
     with torch.no_grad():
         made = {name: module.generate(name, evidence, out.taste) for name in module.names}
         tables["confidence"] = torch.stack([module.confidence(name, made[name]) for name in module.names], dim=1)
+    spread = task.spread(evidence)
+    tables["rung_weight"] = spread.weights
     for name in module.names:
         tables[f"feature.{name}"] = task.side.features[name]
+        tables[f"rung.{name}"] = spread.tables[name]
+    module.config = module.config.model_copy(update={"rung": task.rung[0]})
     arrays = {key: value.detach().cpu().contiguous().numpy() for key, value in tables.items()}
     return OnlineDGMRec(module.cpu(), arrays, dataset.users, dataset.items)
 

@@ -1,8 +1,10 @@
 """Online imputation: from what is observed of an item to a feature in every modality (steps 2-4 and 6 of the design).
 
-The ladder, for each missing modality: DGMRec's generator where anything is known of the item (another modality, or
-users); the mean of its neighbours where the bundle was trained without a generator; the modality's mean where nothing
-is known; absent where nothing can be said at all, because nobody has the modality.
+The ladder, for each missing modality: DGMRec's generator, where anything is known of the item (another modality, or
+users); the bundle's imputer over the co-interaction graph, where the item has users whose other items training knew;
+the mean of its neighbours (NN), where another modality is observed; the modality's mean; absent, where nothing can be
+said at all, because nobody has the modality. A bundle trained without a generator (DGMRecConfig.imputation) begins at
+the rung that it was trained with.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.imputers import EVIDENCE_NEIGHBOURS
+from models.imputers import EVIDENCE_NEIGHBOURS, GRAPH_IMPUTERS
 from models.online import Known
 from service.domain import Generated, State
 from service.pipeline.catalogue import Mask
@@ -21,7 +23,7 @@ from service.pipeline.rows import Array, Keys
 
 Made = tuple[Array, Array]  # of one modality: what DGMRec generates for each item [b, r_m], and its confidence [b]
 
-DGMREC, GRAPH, MEAN = "dgmrec", "graph", "mean"
+DGMREC, NN, MEAN = "dgmrec", "nn", "mean"  # as answers name them; the graph imputers by their own names
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,7 @@ def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
     factors = np.stack([_factors(engine, subject) for subject in subjects])
     known = Known(features, observed, near, near_valid, shared, shared_valid, factors, taste)
     made = engine.model.generate(known)
-    return [
-        _complete(engine, known, around, made, row, touched=bool(subject.visitors))
-        for row, subject in enumerate(subjects)
-    ]
+    return [_complete(engine, known, around, made, row, subject) for row, subject in enumerate(subjects)]
 
 
 def _stacked(engine: Engine, subjects: Sequence[Subject]) -> dict[str, Array]:
@@ -101,8 +100,7 @@ def _complete(
     around: Mapping[str, tuple[Keys, Array]],
     made: Mapping[str, Made],
     row: int,
-    *,
-    touched: bool,
+    subject: Subject,
 ) -> Completed:
     features: dict[str, Array] = {}
     generated: dict[str, Generated] = {}
@@ -113,42 +111,62 @@ def _complete(
             features[name], states[name] = known.features[name][row], State.OBSERVED
             nearest_by[name] = around[name][0][row], around[name][1][row]
             continue
-        feature, generator, sure = _climb_down(engine, known, made[name], row, column, touched=touched)
+        feature, generator, sure = _climb_down(engine, known, made[name], row, column, subject)
         features[name] = feature
         if generator is None:
             states[name] = State.ABSENT
             continue
         states[name] = State.GENERATED
-        basis = _basis(engine, known, row, column, touched=touched) if generator != MEAN else ()
+        basis = _basis(engine, known, row, column, generator, touched=bool(subject.visitors))
         raw = engine.model.unproject(name, feature[None])[0]
         generated[name] = Generated(raw, generator, round(sure, 4), basis)
     return Completed(features, generated, states, known.taste[row], nearest_by)
 
 
 def _climb_down(
-    engine: Engine, known: Known, made: Made, row: int, column: int, *, touched: bool
+    engine: Engine, known: Known, made: Made, row: int, column: int, subject: Subject
 ) -> tuple[Array, str | None, float]:
     """The highest rung of the ladder that holds for this cell: projected feature, generator's name, confidence."""
-    name = engine.model.names[column]
-    learned = engine.model.model.config.imputation == "generate"
+    model, name = engine.model, engine.model.names[column]
+    top = model.model.config.imputation
     feature, confidence = made[0][row], made[1][row]
-    if learned and (known.observed[row].any() or touched) and np.isfinite(feature).all():
+    if top == "generate" and (known.observed[row].any() or subject.visitors) and np.isfinite(feature).all():
         return feature, DGMREC, float(confidence)
-    guesses = [
-        block[name][row]
-        for block, valid in ((known.near, known.near_valid), (known.shared, known.shared_valid))
-        if valid[row, column]
+    if top == "generate" or top in GRAPH_IMPUTERS:
+        guess = _from_users(engine, subject, name)
+        if guess is not None:
+            return guess, model.rung, 0.0
+    if top != MEAN and known.near_valid[row, column]:
+        return known.near[name][row], NN, 0.0
+    nothing = np.zeros(model.ranks[name], dtype=np.float32)  # centred: the modality's mean
+    return nothing, MEAN if model.described(name) else None, 0.0
+
+
+def _from_users(engine: Engine, subject: Subject, name: str) -> Array | None:
+    """The guess `[r_m]` of the bundle's imputer over the co-interaction graph, from the items that the item's users
+    have besides it; those that training did not know tell nothing."""
+    if not subject.visitors:
+        return None
+    keys, counts = np.unique(np.concatenate([visitor.others for visitor in subject.visitors]), return_counts=True)
+    entries, items = engine.catalogue.entries, engine.model.items
+    found = [
+        (row, count)
+        for key, count in zip(keys.tolist(), counts.tolist(), strict=True)
+        if key in entries and (row := items.get(entries[key].id)) is not None
     ]
-    if guesses and engine.model.model.config.imputation != "mean":
-        return np.asarray(np.mean(guesses, axis=0), dtype=np.float32), GRAPH, 0.0
-    nothing = np.zeros(engine.model.ranks[name], dtype=np.float32)  # centred: the modality's mean
-    return nothing, MEAN if engine.model.described(name) else None, 0.0
+    return engine.model.from_users(name, [row for row, _ in found], [count for _, count in found])
 
 
-def _basis(engine: Engine, known: Known, row: int, column: int, *, touched: bool) -> tuple[str, ...]:
+def _basis(engine: Engine, known: Known, row: int, column: int, generator: str, *, touched: bool) -> tuple[str, ...]:
+    """What the generator read."""
     others = [name for place, name in enumerate(engine.model.names) if known.observed[row, place]]
     neighbours = ["neighbours"] if known.near_valid[row, column] else []
-    return (*others, *neighbours, *(["users"] if touched else []))
+    users = ["users"] if touched else []
+    if generator == MEAN:
+        return ()
+    if generator == NN:
+        return (*others, *neighbours)
+    return tuple(users) if generator in GRAPH_IMPUTERS else (*others, *neighbours, *users)
 
 
 # --- neighbours ------------------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ async def test_refused_write_stores_no_media(store: SqlStore) -> None:
 
 async def test_save_generated_replaces_only_the_generated(store: SqlStore) -> None:
     await store.write_items(create(item("a", version=3)))
-    made = {"audio": Generated(vector(8, 2), "graph", 0.25, ())}
+    made = {"audio": Generated(vector(8, 2), "multi-hop", 0.25, ())}
     assert (await store.save_generated([GeneratedWrite("a", 3, made, "next", b"new")])).value == [True]
     found = await store.get_item("a")
     assert found is not None

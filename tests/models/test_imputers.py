@@ -9,13 +9,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from models.graph import InteractionGraphs
 from models.imputers import (
+    GRAPH_IMPUTERS,
     IMPUTERS,
     CoInteractions,
     Evidence,
     Imputer,
+    chosen,
     collaborative_factors,
     content_width,
     folded_means,
@@ -28,6 +31,7 @@ from models.imputers import (
     observed_means,
     shared_fold,
     shared_means,
+    spread,
     tuned,
     user_factors,
 )
@@ -620,3 +624,76 @@ def test_tuned_takes_the_best(batch: ModalBatch, graphs: InteractionGraphs, monk
 def test_tuned_unknown() -> None:
     with pytest.raises(ValueError, match="unknown imputer 'median': use mean, nn"):
         tuned(linear_batch((4,)), "median")
+
+
+def test_chosen_is_the_best_on_hidden_cells(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    chance = torch.rand(batch.observed.shape, generator=torch.Generator().manual_seed(4))
+    hidden = batch.observed & (chance < 0.1)
+    assert hidden.any()
+    seen = batch.masked(hidden)
+    means = observed_means(seen)
+
+    def quality(method: str, setting: Any) -> float:
+        filled = impute(seen, method, graphs, setting)
+        cosines = [
+            float(
+                functional.cosine_similarity(*((x[name] - means[name])[row] for x in (filled, batch.features)), dim=0)
+            )
+            for column, name in enumerate(batch.names)
+            for row in hidden[:, column].nonzero().squeeze(1).tolist()
+        ]
+        return float(torch.stack(cosines).mean())
+
+    found = {
+        (method, str(setting)): quality(method, setting)
+        for method in GRAPH_IMPUTERS
+        for setting in IMPUTERS[method].settings
+    }
+    assert len(found) == 13
+    method, setting = chosen(batch, GRAPH_IMPUTERS, graphs, seed=4)
+    assert found[method, str(setting)] == pytest.approx(max(found.values()), abs=1e-5)
+    assert max(found.values()) > sorted(found.values())[-2] + 1e-4  # there is one best
+    assert chosen(batch, GRAPH_IMPUTERS, graphs, seed=4) == (method, setting)
+
+
+# --- one hop short of the guess --------------------------------------------------------------------------------------
+
+
+def test_the_imputers_over_the_graph() -> None:
+    assert GRAPH_IMPUTERS == ("neigh-mean", "multi-hop", "pers-pagerank", "heat")
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"), [(name, setting) for name in GRAPH_IMPUTERS for setting in IMPUTERS[name].settings], ids=str
+)
+def test_spread_guesses_as_the_imputer(
+    batch: ModalBatch, graphs: InteractionGraphs, method: str, setting: dict[str, Any]
+) -> None:
+    """Unobserved cells get the direction of its guesses, and no more than the longest row's length."""
+    own = centred(batch)
+    expected = IMPUTERS[method].guess(own, batch.observed, graphs, **setting)
+    told = spread(own, batch.observed, graphs, method, setting)
+    found = told.guesses(graphs)
+    assert told.weights.shape == (N, len(DIMS))
+    seen = 0
+    for column, name in enumerate(batch.names):
+        for row in (~batch.observed[:, column]).nonzero().squeeze(1).tolist():
+            one, other = found[name][row], expected[name][row]
+            if other.any():
+                assert cosine(one.numpy(), other.numpy()) == pytest.approx(1, abs=1e-5)
+                seen += 1
+            else:
+                assert not one.any()
+        assert found[name].norm(dim=1).max() <= told.tables[name].norm(dim=1).max() * (1 + 1e-5)
+        if method == "neigh-mean":
+            torch.testing.assert_close(found[name], expected[name])
+            assert torch.equal(told.tables[name], own[name])
+        else:
+            assert not torch.equal(found[name], expected[name])
+    assert seen > 10
+    assert not any(guess.any() for guess in told.guesses(None).values())
+
+
+def test_not_every_imputer_spreads(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    with pytest.raises(ValueError, match="the imputer 'nn' does not spread features: use neigh-mean, multi-hop"):
+        spread(centred(batch), batch.observed, graphs, "nn", {})

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
 from models.graph import nearest
+from models.imputers import GRAPH_IMPUTERS, IMPUTERS
 from models.online import FILE, Known, OnlineDGMRec
-from tests.models.worlds import ITEMS, SMALL, USERS, World, online_of, world
+from tests.models.worlds import ITEMS, RUNG_SETTINGS, SMALL, USERS, World, online_of, world
 
 Array = NDArray[np.float32]
 D = SMALL.embedding_size
@@ -339,6 +340,38 @@ def test_trained_row(online: OnlineDGMRec) -> None:
     assert online.trained_row("i0") == 0
     assert online.trained_row(f"i{ITEMS - 1}") is None  # in the vocabulary, but nobody had touched it
     assert online.trained_row(NEW_ITEM) is None
+
+
+@pytest.mark.parametrize("rung", GRAPH_IMPUTERS)
+def test_the_rung_over_the_graph(rung: str, tmp_path: Path) -> None:
+    """Of an item that training knew, it guesses what the imputer does, and a bundle brings it back."""
+    w = world(config=SMALL.model_copy(update={"rung": rung}))
+    online = online_of(w)
+    again = OnlineDGMRec.load(Bundle.load(save(online, tmp_path / "bundle")))
+    assert again.rung == rung
+    guess = IMPUTERS[rung].guess(w.evidence.own, w.batch.observed, w.graphs, **RUNG_SETTINGS[rung])
+    histories = (w.graphs.user_mean.matrix.toarray() > 0).astype(np.int64)
+    together = histories.T @ histories
+    told = 0
+    for column, name in enumerate(w.batch.names):
+        for item in np.flatnonzero(~w.batch.observed[:, column].numpy()):
+            rows = [row for row in range(ITEMS) if row != item and together[item, row]]
+            found = online.from_users(name, rows, together[item, rows].tolist())
+            expected = guess[name][item].numpy()
+            if not rows:
+                assert found is None
+                continue
+            assert found is not None
+            told += 1
+            assert found @ expected / np.linalg.norm(found) / np.linalg.norm(expected) == pytest.approx(1, abs=1e-5)
+            brought = again.from_users(name, rows, together[item, rows].tolist())
+            assert np.array_equal(found, brought if brought is not None else np.zeros(0))
+    assert told > 5
+    untouched = [row for row in range(ITEMS) if not together[row].any()]
+    assert untouched
+    if rung != "neigh-mean":  # which reads observed features alone
+        assert online.from_users("m0", untouched, [1] * len(untouched)) is None
+    assert online.from_users("m0", [], []) is None
 
 
 def test_described(w: World) -> None:

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, ItemSide
 from models.graph import Graph, InteractionGraphs, mean_graph, nearest, with_self_loops
-from models.imputers import Evidence, collaborative_factors, gather_evidence, user_factors
+from models.imputers import Evidence, collaborative_factors, gather_evidence, spread, user_factors
 from models.modality import ModalBatch
 from models.online import OnlineDGMRec
 from models.vocabulary import Vocabulary
 
 USERS, ITEMS = 12, 30
-SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4, factors=4)
+SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4, factors=4, rung="multi-hop")
+RUNG_SETTINGS = {"neigh-mean": {}, "multi-hop": {"hops": 2}, "pers-pagerank": {"restart": 0.3}, "heat": {"time": 1.0}}
 
 
 def linear_batch(
@@ -127,6 +128,9 @@ def online_of(w: World) -> OnlineDGMRec:
         "confidence": torch.zeros(ITEMS, len(w.batch.names)),
     }
     tables |= {f"feature.{name}": w.side.features[name] for name in w.batch.names}
+    rung = w.model.config.rung
+    told = spread(w.evidence.own, w.batch.observed, w.graphs, rung, RUNG_SETTINGS[rung])
+    tables |= {"rung_weight": told.weights} | {f"rung.{name}": table for name, table in told.tables.items()}
     arrays = {name: table.detach().contiguous().numpy() for name, table in tables.items()}
     users, items = Vocabulary(f"u{row}" for row in range(USERS)), Vocabulary(f"i{row}" for row in range(ITEMS))
     return OnlineDGMRec(w.model, arrays, users, items)

@@ -179,9 +179,8 @@ async def check_index(engine: Engine) -> None:
             assert (key in catalogue.indexes[name]) == says_something
             places[name] += says_something
         assert key in catalogue.indexes["items"]
-        final = engine.model.combine(derived.id, derived.modal)
-        assert np.array_equal(catalogue.final(np.array([key]))[0], final)
-        assert np.linalg.norm(final) > 0
+        assert np.array_equal(catalogue.final(np.array([key]))[0], derived.final)
+        assert np.linalg.norm(derived.final) > 0
         for name, side in derived.sides.items():
             assert np.array_equal(catalogue.rows.get(f"side.{name}", key), side)
         assert engine.reranker is None or key in catalogue.indexes["iris:targets"]

@@ -80,7 +80,20 @@ def test_help_lists_the_commands(lacuna: Run) -> None:
     [
         ("demo", ["--out", "--bundle-only", "--items", "--users"]),
         ("prepare", ["--out", "--source"]),
-        ("train", ["--data", "--out", "--missing", "--set", "--json", "--fresh", "--device", "--no-catalogue"]),
+        (
+            "train",
+            [
+                "dgmrec|lrmm|iris|all",
+                "--data",
+                "--out",
+                "--missing",
+                "--set",
+                "--json",
+                "--fresh",
+                "--device",
+                "--no-catalogue",
+            ],
+        ),
         ("evaluate", ["--data", "--protocol", "--seeds", "--mask", "--imputer", "--json"]),
         ("import", ["--url", "--key"]),
     ],
@@ -341,6 +354,48 @@ IRIS = (
     "--set",
     "interest_size=2",
 )
+
+
+ALL = (*TINY, "--set", "members=1", "--set", "als_epochs=1", "--set", "interest_size=2", "--set", "epochs=1")
+
+
+def test_train_all(lacuna: Run, tmp_path: Path) -> None:
+    """With ratings there are three models, each with the settings that it has."""
+    folder, out = tmp_path / "rated", tmp_path / "bundle"
+    rated = [{**event, "type": "rating", "value": 1 + row % 5} for row, event in enumerate(events())]
+    write_dataset(folder, vector_records(), rated, name="rated", source="test", synthetic=True)
+    code, printed, err = lacuna("train", "all", "--data", folder, "--out", out, "--seed", "3", "--json", *ALL)
+    assert code == 0, err
+    models = json.loads(printed)["models"]
+    assert list(models) == ["dgmrec", "iris", "lrmm"]
+    assert set(models) == set(Bundle.load(out).manifest.models)
+    assert models["dgmrec"]["config"]["seed"] == 3
+    assert models["dgmrec"]["config"]["embedding_size"] == 8
+    assert [models[name]["config"]["model"]["members"] for name in ("iris", "lrmm")] == [1, 1]
+    assert Bundle.load(out).file("catalogue/items.jsonl") is not None
+    assert "left out" not in err
+
+
+def test_train_all_leaves_out_what_the_data_do_not_suffice_for(lacuna: Run, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    code, printed, err = lacuna("train", "all", "--data", data, "--out", out, *ALL)
+    assert (code, printed) == (0, "")
+    assert set(Bundle.load(out).manifest.models) == {"dgmrec", "iris"}
+    said = [line for line in err.splitlines() if line.startswith("left out: ")]
+    assert said == ["left out: lrmm, as the dataset tiny has no ratings to learn from"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("memberz=2", "no setting 'memberz'; there are"), ("sentence_size=-1", "the setting 'sentence_size'")],
+)
+def test_train_all_knows_its_settings_before_it_begins(
+    lacuna: Run, data: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    """Those of the last model, too."""
+    sentence = refused(lacuna("train", "all", "--data", data, "--out", tmp_path / "b", "--set", setting))
+    assert message in sentence
+    assert not (tmp_path / "b").exists()
 
 
 def test_train_iris_beside_dgmrec(lacuna: Run, data: Path, tmp_path: Path) -> None:

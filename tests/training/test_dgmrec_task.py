@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from models.dgmrec import DGMRecConfig
 from models.graph import Matrix
-from models.imputers import folded_means
+from models.imputers import GRAPH_IMPUTERS, IMPUTERS, folded_means
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
 from training.dgmrec import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
@@ -38,7 +38,7 @@ def epochs(task: DGMRecTask, count: int) -> list[dict[str, float]]:
 # --- masked features reach nothing ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("imputation", ["generate", "mean", "nn"])
+@pytest.mark.parametrize("imputation", ["generate", "mean", "nn", "multi-hop"])
 @pytest.mark.parametrize("placeholder", ["noise", "nan"])
 def test_masked_features_change_nothing(imputation: str, placeholder: str) -> None:
     """Losses, metrics, graphs, generated features and the final figures are the same bits."""
@@ -295,6 +295,30 @@ def test_plain_imputation(imputation: str) -> None:
         assert torch.equal(task.side.features[name][lacking], expected)
     assert not any(name.startswith("cosine") for name in task.validate())
     assert task.finish() == {}
+
+
+@pytest.mark.parametrize("imputation", GRAPH_IMPUTERS)
+def test_imputation_over_the_graph(imputation: str) -> None:
+    task, (_, observed) = task_of(imputation=imputation), contents()
+    losses = epochs(task, 3)
+    assert all(np.isfinite(value) for value in losses[-1].values())
+    assert losses[-1]["generation"] == 0
+    assert task.side is not None
+    evidence, told = task.side.evidence, 0
+    method, setting = task.rung
+    assert method == imputation
+    expected = IMPUTERS[method].guess(evidence.own, evidence.observed, task.interactions, **setting)
+    for column, name in enumerate(task.module.names):
+        have = torch.from_numpy(observed[:, column])
+        found = task.side.features[name]
+        assert torch.equal(found[have], evidence.own[name][have])
+        for row in (~have).nonzero().squeeze(1).tolist():
+            assert functional.cosine_similarity(found[row], expected[name][row], dim=0) > 1 - 1e-5
+            told += 1
+    assert told > 20
+    again = task_of(imputation=imputation)
+    epochs(again, 3)
+    assert torch.equal(again.embed().items, task.embed().items)
 
 
 def test_a_modality_nobody_has() -> None:

@@ -11,10 +11,11 @@ import torch
 from safetensors.numpy import load_file
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from models.imputers import GRAPH_IMPUTERS, chosen, spread
 from models.online import TABLES, OnlineDGMRec
 from tests.training.tiny import CONFIG, EACH, ITEMS, NEW, TRAINER, USERS, lines, write_vectors
 from training.datasets import Dataset
-from training.dgmrec import DGMRecTask
+from training.dgmrec import DGMRecTask, TopNData
 from training.export import export_bundle, serving_model, visible
 from training.progress import Terminal
 from training.train import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec
@@ -126,7 +127,14 @@ def test_visible_without_modalities() -> None:
 def test_tables(exported: Exported) -> None:
     task, tables = exported.task, exported.online.tables
     out = task.embed()
-    assert set(tables) == {*TABLES, "feature.audio", "feature.scan"}
+    assert set(tables) == {*TABLES, "feature.audio", "feature.scan", "rung.audio", "rung.scan"}
+    rung, setting = chosen(exported.prepared.batch, GRAPH_IMPUTERS, task.interactions)
+    assert exported.online.rung == exported.manifest.models["dgmrec"].config["rung"] == rung
+    assert task.side is not None
+    told = spread(task.side.evidence.own, task.side.evidence.observed, task.interactions, rung, setting)
+    np.testing.assert_array_equal(tables["rung_weight"], told.weights)
+    np.testing.assert_array_equal(tables["rung.audio"], told.tables["audio"])
+    np.testing.assert_array_equal(tables["rung.scan"], told.tables["scan"])
     np.testing.assert_allclose(tables["item_id"], out.item_id, atol=1e-6)
     np.testing.assert_allclose(tables["item_taste"], out.taste.transpose(0, 1), atol=1e-6)
     assert task.side is not None
@@ -194,3 +202,17 @@ def test_the_manifest_is_plain_json(exported: Exported) -> None:
     raw = json.loads((exported.path / "manifest.json").read_text())
     assert raw["models"]["dgmrec"]["metrics"] == {"recall@20": 0.5}
     assert raw["lacuna_version"]
+
+
+@pytest.mark.parametrize("rung", GRAPH_IMPUTERS)
+def test_the_rung_is_the_configured_one(exported: Exported, rung: str) -> None:
+    """By the setting, or because it is what fills the cells in training, which then is what is served."""
+    parts = split_parts(exported.dataset, 0)
+    data = TopNData(exported.prepared.batch, parts, USERS, ITEMS)
+    setting = DGMRecTask(data, CONFIG.model_copy(update={"rung": rung}), TRAINER)
+    online = serving_model(setting, exported.dataset)
+    assert online.rung == rung
+    filling = DGMRecTask(data, CONFIG.model_copy(update={"imputation": rung, "rung": "auto"}), TRAINER)
+    again = serving_model(filling, exported.dataset)
+    assert again.rung == rung
+    np.testing.assert_array_equal(again.tables["rung.scan"], online.tables["rung.scan"])

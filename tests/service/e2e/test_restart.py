@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from models.bundle import CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle, BundleError
+from models.imputers import GRAPH_IMPUTERS
 from service.pipeline import seed as seeding
 from tests.service.running import Running, base64_of, picture, settings_for, sign
 from training.demo import demo_item
@@ -246,11 +247,31 @@ def test_a_bundle_that_generates_nothing_can_take_the_neighbours(
         report = service.create(id="told", modalities={"text": LANGUAGE})["modalities"]["image"]
         assert report == {
             "state": "generated",
-            "generator": "graph",
+            "generator": "nn",
             "confidence": 0.0,
             "basis": ["text", "neighbours"],
         }
         assert service.create(id="empty")["modalities"]["image"]["generator"] == "mean"
+
+
+def test_a_bundle_that_generates_nothing_can_read_the_graph(
+    demo_bundle: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    """Where an item has users; below that rung, the ladder is the same as ever."""
+    rung = json.loads((demo_bundle / "manifest.json").read_text())["models"]["dgmrec"]["config"]["rung"]
+    assert rung in GRAPH_IMPUTERS
+    bundle = imputing(demo_bundle, tmp_path / "bundle", rung)
+    with Running(settings_for(bundle, demo_folder, tmp_path / "lacuna.db")) as service:
+        service.check_index()
+        told = service.create(id="told", modalities={"text": LANGUAGE})["modalities"]["image"]
+        assert (told["generator"], told["basis"]) == ("nn", ["text", "neighbours"])
+        assert service.create(id="empty")["modalities"]["image"]["generator"] == "mean"
+        for item in ("told", "empty"):
+            service.view(item, "shopper-001", "shopper-002")
+            image = service.get(f"/items/{item}")["modalities"]["image"]
+            assert image == {"state": "generated", "generator": rung, "confidence": 0.0, "basis": ["users"]}
+        assert service.vector("told", "image") == service.vector("empty", "image")  # they have the same users
+        service.check_index()
 
 
 def test_of_a_modality_that_nobody_has_nothing_is_said(demo_bundle: Path, demo_folder: Path, tmp_path: Path) -> None:

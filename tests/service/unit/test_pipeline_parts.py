@@ -10,15 +10,17 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from models.imputers import spread
+from models.online import Known
 from service.domain import Event, State
 from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.engine import Engine, _Lock
-from service.pipeline.impute import Subject, Visitor, _factors
+from service.pipeline.impute import Subject, Visitor, _climb_down, _factors, _from_users
 from service.pipeline.ingest import merged
 from tests.fakes import BruteForceIndex
-from tests.models.worlds import online_of, world
+from tests.models.worlds import ITEMS, SMALL, online_of, world
 
 SHAPE = Shape({"text": 3, "image": 2}, 2, 1)
 
@@ -418,3 +420,93 @@ def test_factors_of_an_item_are_those_of_training_for_the_same_users() -> None:
     assert not _factors(engine, Subject({}, [late])).any()
     assert not _factors(engine, Subject({})).any()
     np.testing.assert_array_equal(_factors(engine, Subject({}, factors=trained[3])), trained[3])
+
+
+# --- the fallback ladder -------------------------------------------------------------------------------------------
+
+KNOWN_KEYS = 100  # items' keys are their rows from here on; a later item has the key before
+
+
+def ladder(imputation: str = "generate") -> Engine:
+    w = world(config=SMALL.model_copy(update={"imputation": imputation}))
+    ids = {KNOWN_KEYS - 1: "late"} | {KNOWN_KEYS + row: f"i{row}" for row in range(ITEMS)}
+    entries = {key: SimpleNamespace(id=item_id) for key, item_id in ids.items()}
+    return cast(Engine, SimpleNamespace(model=online_of(w), catalogue=SimpleNamespace(entries=entries)))
+
+
+def visitor(*keys: int) -> Visitor:
+    nothing = np.zeros(0, dtype=np.float32)
+    return Visitor(nothing, nothing, np.array(keys, dtype=np.int64))
+
+
+def test_the_graph_is_read_as_in_training() -> None:
+    """A cell of a known item, told by its users, is that of the catalogue's own guesses; later items tell nothing."""
+    w, engine = world(), ladder()
+    told = spread(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2}).guesses(w.graphs)["m1"]
+    histories = w.graphs.user_mean.matrix.toarray() > 0
+    compared = 0
+    for item in np.flatnonzero(~w.batch.observed[:, 1].numpy() & histories.any(axis=0)):
+        others = [np.setdiff1d(np.flatnonzero(histories[user]), item) for user in np.flatnonzero(histories[:, item])]
+        visitors = [visitor(*(KNOWN_KEYS + rows), KNOWN_KEYS - 1, 7) for rows in others]
+        found = _from_users(engine, Subject({}, visitors), "m1")
+        assert found is not None
+        np.testing.assert_allclose(found, told[item], rtol=1e-4, atol=1e-5)
+        compared += 1
+    assert compared > 3
+    assert _from_users(engine, Subject({}, [visitor(KNOWN_KEYS - 1), visitor()]), "m1") is None
+    assert _from_users(engine, Subject({}), "m1") is None
+
+
+@pytest.mark.parametrize("broken", [False, True])
+@pytest.mark.parametrize(
+    ("imputation", "touched", "described", "expected"),
+    [
+        ("generate", True, True, ("dgmrec", "multi-hop")),  # the second where the generator fails
+        ("generate", True, False, ("dgmrec", "multi-hop")),
+        ("generate", False, True, ("dgmrec", "nn")),
+        ("generate", False, False, ("mean", "mean")),
+        ("multi-hop", True, True, ("multi-hop", "multi-hop")),
+        ("multi-hop", False, True, ("nn", "nn")),
+        ("multi-hop", False, False, ("mean", "mean")),
+        ("nn", True, True, ("nn", "nn")),
+        ("nn", True, False, ("mean", "mean")),
+        ("mean", True, True, ("mean", "mean")),
+    ],
+)
+def test_every_rung_is_reached_and_named(
+    imputation: str, touched: bool, described: bool, expected: tuple[str, str], broken: bool
+) -> None:
+    engine = ladder(imputation)
+    rng = np.random.default_rng(0)
+
+    def some() -> dict[str, Any]:
+        return {name: rng.standard_normal((1, rank)).astype(np.float32) for name, rank in engine.model.ranks.items()}
+
+    nowhere, near = np.zeros((1, 2), dtype=np.bool_), np.array([[False, described]])
+    nothing = np.zeros((1, 2, 8), dtype=np.float32)
+    known = Known(some(), np.array([[described, False]]), some(), near, some(), nowhere, nothing[:, 0], nothing)
+    made = some()["m1"] * np.float32(np.nan if broken else 1), np.ones(1, dtype=np.float32)
+    subject = Subject({}, [visitor(KNOWN_KEYS + 3, KNOWN_KEYS + 5)] if touched else [])
+    feature, generator, confidence = _climb_down(engine, known, made, 0, 1, subject)
+    assert generator == expected[broken]
+    assert confidence == (generator == "dgmrec")
+    told = _from_users(engine, subject, "m1")
+    by_name = {
+        "dgmrec": made[0][0],
+        "multi-hop": told if told is not None else np.zeros(0),
+        "nn": known.near["m1"][0],
+        "mean": np.zeros(engine.model.ranks["m1"]),
+    }
+    np.testing.assert_array_equal(feature, by_name[generator])
+
+
+def test_of_what_training_never_saw_there_is_no_mean() -> None:
+    engine = ladder("mean")
+    described = engine.model.described
+    engine.model.described = lambda name: name != "m1" and described(name)  # type: ignore[method-assign]
+    blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
+    nowhere, nothing = np.zeros((1, 2), dtype=np.bool_), np.zeros((1, 2, 8), dtype=np.float32)
+    known = Known(blocks, nowhere, blocks, nowhere, blocks, nowhere, nothing[:, 0], nothing)
+    made = blocks["m1"], np.zeros(1, dtype=np.float32)
+    assert _climb_down(engine, known, made, 0, 1, Subject({}))[1] is None
+    assert _climb_down(engine, known, made, 0, 0, Subject({}))[1] == "mean"
