@@ -19,16 +19,18 @@ import torch
 import typer
 from pydantic import BaseModel, ValidationError
 
-from models.bundle import BundleError, read_manifest
+from models.bundle import Bundle, BundleError, read_manifest
 from models.dgmrec import DGMRecConfig
 from models.encoders import EncoderUnavailableError
 from models.iris import IRISConfig
 from models.lrmm import LRMMConfig
+from models.online import OnlineDGMRec
 from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
 from training.datasets.base import DatasetError
 from training.datasets.native import prepare_files
 from training.datasets.prepared import FEEDBACK, ITEMS
+from training.demo import NAME as DEMO_NAME
 from training.demo import prepare_demo
 from training.evaluate import (
     LEFT_OUT,
@@ -122,9 +124,10 @@ def demo(
 ) -> None:
     """Make the synthetic demo catalogue, train on it, and serve it on http://127.0.0.1:8000.
 
-    A bundle that is there already is served as it is.
+    A bundle that is there already is served as it is; a demo bundle that another Lacuna made, and this one cannot read,
+    is made anew.
     """
-    if not _is_bundle(out):
+    if not _is_bundle(out) or _is_outdated_demo(out):
         data = out.with_name(f"{out.name}-data")
         options = DataOptions(seed=DEMO_SEED, threads=threads, cache=_cache(data))
         with Terminal() as terminal:
@@ -645,6 +648,18 @@ def _is_bundle(path: Path) -> bool:
     except BundleError:
         return False
     return True
+
+
+def _is_outdated_demo(path: Path) -> bool:
+    """Whether this Lacuna made the bundle for its demo and cannot serve it any more."""
+    if read_manifest(path).data.name != DEMO_NAME:
+        return False
+    try:
+        OnlineDGMRec.load(Bundle.load(path))
+    except BundleError as error:
+        logging.getLogger(__name__).warning("%s; it is made anew", error)
+        return True
+    return False
 
 
 def _command() -> str:

@@ -493,6 +493,32 @@ def test_demo_makes_the_bundle(
     assert became == [[sys.executable, "-m", "service", "--bundle", str(out)]]
 
 
+@pytest.mark.parametrize("name", ["demo (synthetic)", "tiny"])
+def test_demo_makes_a_bundle_of_another_lacuna_anew_if_it_is_its_own(
+    lacuna: Run,
+    became: list[list[str]],
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    out = tmp_path / "demo"
+    assert lacuna("train", "dgmrec", "--data", data, "--out", out, *TINY)[0] == 0
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    manifest["data"]["name"] = name
+    manifest["models"]["dgmrec"]["config"]["of_another_lacuna"] = 1
+    (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    trained: list[Path] = []
+    monkeypatch.setattr(cli, "prepare_demo", lambda *_, **__: None)
+    monkeypatch.setattr(cli, "_train", lambda _, out, *__: trained.append(out))
+    monkeypatch.setattr(cli, "_train_iris", lambda *_, **__: None)
+    assert lacuna("demo", "--out", out)[0] == 0
+    assert trained == ([out] if name.startswith("demo") else [])  # what is somebody's own is not replaced
+    assert ("it is made anew" in caplog.text) == bool(trained)
+    assert len(became) == 1
+
+
 # --- import --------------------------------------------------------------------------------------------------------
 
 
