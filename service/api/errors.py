@@ -205,6 +205,8 @@ def _sentence(error: Mapping[str, Any]) -> str:
         return patterns.SENTENCES.get(error["ctx"]["pattern"], error["msg"])
     if error["type"] == "extra_forbidden":
         return "there is no such field"
+    if error["type"] == "model_type":  # its own words name a class
+        return "this has to be an object" + (", or a text" if "modalities" in error["loc"] else "")
     return str(error["msg"]).removeprefix("Value error, ")
 
 

@@ -122,6 +122,16 @@ WRONG_ITEMS: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+async def test_a_refusal_speaks_of_the_body_and_not_of_our_classes(api: httpx.AsyncClient) -> None:
+    for body, detail in (
+        ({"id": "a", "modalities": {"text": 5}}, "this has to be an object, or a text"),
+        ([], "this has to be an object"),
+    ):
+        response = await api.post("/items", json=body)
+        assert response.status_code == 422
+        assert response.json()["errors"][0]["detail"] == detail
+
+
 @pytest.mark.parametrize(("body", "at"), WRONG_ITEMS)
 async def test_wrong_item_is_refused_with_a_pointer(api: httpx.AsyncClient, body: dict[str, Any], at: str) -> None:
     response = await api.post("/items", json=body)
