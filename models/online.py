@@ -45,6 +45,9 @@ BY_MODALITY = (
     "feature",  # [n, r_m], completed and projected
     "rung",  # [n, r_m], see imputers.Spread
 )
+# Interactions at which a new item's own users weigh as much as what its content leads to expect. More than the prior of
+# items that training knew: what is folded in lacks the layer of its own that keeps a single user's item modest.
+FOLD_IN_PRIOR = 5.0
 
 
 @dataclass(frozen=True)
@@ -336,8 +339,7 @@ class OnlineDGMRec:
         return np.asarray(messages.sum(axis=0) / np.sqrt(len(messages)) * self._without_own_layer, dtype=np.float32)
 
     def _giving_way(self, expected: Array, own: Array, count: int) -> Array:
-        prior = numpy_of(self.model.prior_users)
-        return np.asarray((prior * expected + count * own) / (prior + count), dtype=np.float32)
+        return np.asarray((FOLD_IN_PRIOR * expected + count * own) / (FOLD_IN_PRIOR + count), dtype=np.float32)
 
     def settled(self, row: int, modal: Array) -> Array:
         """The final vector `[d]` of an item that somebody touched in training, with its present modal part `[d]`."""

@@ -36,6 +36,7 @@ def embed(
             parts[row],
             completed[row].taste,
             *_vectors(engine, ids[row], subject, expected[row], modal[row]),
+            modal[row],
             {name: side[row] for name, side in sides.items()},
         )
         for row, subject in enumerate(subjects)
@@ -86,17 +87,15 @@ def _expected(
     return engine.model.untouched(features, neighbours, cosines, catalogue.degree(keys), later)
 
 
-def _vectors(
-    engine: Engine, item_id: str, subject: Subject, expected: Array, modal: Array
-) -> tuple[Array, Array, Array]:
-    """An item's final vector, what it passes on to its users, and its modal part."""
+def _vectors(engine: Engine, item_id: str, subject: Subject, expected: Array, modal: Array) -> tuple[Array, Array]:
+    """An item's final vector, and what it passes on to its users."""
     model = engine.model
     row = model.trained_row(item_id)
     if row is not None:
-        return model.settled(row, modal), model.tables["item_message"][row], modal
+        return model.settled(row, modal), model.tables["item_message"][row]
     messages = np.array([visitor.message for visitor in subject.visitors], dtype=np.float32)
     told = model.item_message(model.item_id(expected, messages), len(messages))
-    return model.final(expected, messages, modal), told, modal
+    return model.final(expected, messages, modal), told
 
 
 def _sides(

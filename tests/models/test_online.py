@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
 from models.graph import nearest
 from models.imputers import GRAPH_IMPUTERS, IMPUTERS
-from models.online import FILE, Known, OnlineDGMRec
+from models.online import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
 from tests.models.worlds import ITEMS, RUNG_SETTINGS, SMALL, USERS, World, online_of, world
 
 Array = NDArray[np.float32]
@@ -327,8 +327,7 @@ def test_a_new_item_moves_from_content_to_its_users(online: OnlineDGMRec) -> Non
     for count in (1, 5, 500):
         folded = np.sqrt(count) * message * (SMALL.layers + 1) / SMALL.layers
         messages = np.tile(message, (count, 1))
-        prior = online.model.prior_users.item()
-        share = prior / (prior + count)
+        share = FOLD_IN_PRIOR / (FOLD_IN_PRIOR + count)
         wanted = share * expected * usual + (1 - share) * folded
         np.testing.assert_allclose(online.item_id(expected, messages), wanted, rtol=1e-4)
         own = (folded + modal) / np.linalg.norm(folded + modal)
