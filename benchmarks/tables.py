@@ -23,6 +23,14 @@ VARIANTS = {
     "dgmrec-mean-0.4": "the same model, mean imputation",
     "dgmrec-no-modality-0.4": "without any modality (LightGCN)",
 }
+ABLATIONS = {
+    "no-modality": "any modality (LightGCN)",
+    "no-generation-mean": "generation, the mean instead",
+    "no-alignment": "alignment of modal and collaborative parts",
+    "no-disentangling": "disentangling (CLUB and InfoNCE)",
+    "no-refinement": "refinement of the item graphs",
+    "no-prior": "what rarely touched items lean on content",
+}
 RANKED = ("dgmrec", "lightgcn", "ease", "item-knn", "popularity", "content")
 IMPUTED = ("dgmrec", "ridge", "heat", "pers-pagerank", "multi-hop", "neigh-mean", "nn", "mean")
 
@@ -115,6 +123,36 @@ def retrieval() -> str:
                 for metric, level in wanted
             ]
             lines.append(f"| {label} ({' / '.join(names)}) | {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ratio() -> str:
+    """Recall by the share of missing cells, and what it loses against none missing."""
+    found = {label: _found(f"ratio/{dataset}/dgmrec.json") for dataset, label in DATASETS.items()}
+    some = {label: result for label, result in found.items() if result}
+    shares = [f"{share:.0%}" for share in next(iter(some.values()))["config"]["missing"]]
+    lines = [f"| Recall@20, cells missing | seeds | {' | '.join(shares)} |", "|---" * (2 + len(shares)) + "|"]
+    for label, result in some.items():
+        recalls = [result["mean"][f"recall@20[missing={share}]"] for share in shares]
+        cells = [f"{recall:.4f} ({recall / recalls[0] - 1:+.1%})" for recall in recalls]
+        lines.append(f"| {label} | {len(result['runs'])} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def ablations() -> str:
+    """Recall of DGMRec's variants against the full model, over the same seeds."""
+    lines = [
+        "| without | dataset | Recall@20 / NDCG@20 | Recall@20 against the full model, by seed |",
+        "|---|---|---|---|",
+    ]
+    for dataset, label in DATASETS.items():
+        full = _load(f"missing/{dataset}/dgmrec.json")
+        for name, words in ABLATIONS.items():
+            if found := _found(f"missing/{dataset}/dgmrec-{name}.json"):
+                whole = _by_seed(full, "recall@20")
+                gaps = [value - whole[seed] for seed, value in _by_seed(found, "recall@20").items()]
+                each = ", ".join(f"{gap:+.4f}" for gap in gaps)
+                lines.append(f"| {words} | {label} | {_pair(found, '')} | {sum(gaps) / len(gaps):+.4f} ({each}) |")
     return "\n".join(lines)
 
 
@@ -355,6 +393,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "rehearsal": rehearsal,
     "retrieval": retrieval,
     "calibration": calibration,
+    "ratio": ratio,
+    "ablations": ablations,
     "growth": growth,
     "rating": rating,
     "rating-regimes": rating_regimes,

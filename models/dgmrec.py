@@ -11,8 +11,9 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
 * An unobserved cell enters as its generated feature, re-encoded by eq. 1, the same way as an observed one.
 * Generated features never receive gradients from the ranking losses: the generator is to be true, and it is refreshed
   between epochs. It starts from a closed-form base over what training-free imputers know (`imputers.Evidence`, whose
-  blocks for a cell never contain that cell) and learns the step away from it, trained by hiding observed cells; of that
-  step it takes the share (`trust`) that cells it never learned from bear out.
+  blocks for a cell never contain that cell; hidden cells decide which of them are read) and learns the step away from
+  it, trained by hiding observed cells; of that step it takes the share (`trust`) that cells it never learned from bear
+  out.
 * A generated signal is as long as it is sure: the base is a regression on unit vectors, whose length is the cosine that
   it expects, so that an unsure guess enters the encoder close to the modality's mean.
 * Users and items are compared by cosine and trained by a softmax over sampled negatives (`ranking`); `bpr` with inner
@@ -65,7 +66,7 @@ from models.graph import (
     rescaled,
     spectral_embedding,
 )
-from models.imputers import Evidence, content_width, interaction_width
+from models.imputers import Evidence, content_columns, content_width, interaction_columns, interaction_width
 from models.modality import ModalBatch, ModalitySpec
 
 EVIDENCE_SCALE = 8.0
@@ -238,6 +239,8 @@ class Tower(nn.Module):
     from_interactions: Tensor
     from_content: Tensor
     from_content_alone: Tensor
+    told_by: Tensor
+    shown_by: Tensor
     mean_general: Tensor
     calibration: Tensor
     trust: Tensor
@@ -259,6 +262,9 @@ class Tower(nn.Module):
         self.register_buffer("from_interactions", torch.zeros(told, rank))
         self.register_buffer("from_content", torch.zeros(shown, rank))
         self.register_buffer("from_content_alone", torch.zeros(shown, rank))
+        # Which columns of both kinds of evidence this modality is generated from, see `DGMRec.read`.
+        self.register_buffer("told_by", torch.ones(told))
+        self.register_buffer("shown_by", torch.ones(shown))
         self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(Generation.FACTS))
         self.register_buffer("trust", torch.zeros(()))  # share of the learned step that held-out cells bear out
@@ -300,7 +306,7 @@ class DGMRec(nn.Module):
         if not self.names and config.modal:
             raise ValueError("DGMRec needs at least one modality (or modal=False)")
         d, count = config.embedding_size, len(specs)
-        ranks = {spec.name: min(spec.dim, config.rank) for spec in specs}
+        self.ranks = ranks = {spec.name: min(spec.dim, config.rank) for spec in specs}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.users = nn.Embedding(n_users, d)
@@ -621,12 +627,29 @@ class DGMRec(nn.Module):
         column, tower = self.names.index(name), self.tower(name)
         generals = [self.known_general(other, evidence, taste[c]) for c, other in enumerate(self.names) if c != column]
         # Blocks of unit length have small entries; brought to the size of the parts beside them.
-        inputs = torch.cat([evidence.from_interactions(), evidence.from_content(name)], dim=1) * EVIDENCE_SCALE
+        inputs = torch.cat(self._evidence(name, evidence), dim=1) * EVIDENCE_SCALE
         general = self._activate(self._noisy(tower.general_generator, torch.cat([*generals, inputs], dim=1), generator))
         specific = self._activate(
             self._noisy(tower.specific_generator, torch.cat([taste[column], inputs], dim=1), generator)
         )
         return Learned(general, specific, tower.decode(torch.cat([general, specific], dim=1)))
+
+    def read(self, name: str, *, shared: bool, near: bool) -> None:
+        """Choose whether a modality is generated from the co-interaction means of itself, and from its mean over the
+        neighbours by other modalities.
+
+        Both come from the very features that are to be guessed. Where data are dense, what a mean over others lacks of
+        the whole tells the item's own feature, and a regression learns that rather than what holds for an item whose
+        feature nobody has.
+        """
+        tower = self.tower(name)
+        tower.told_by.copy_(interaction_columns(self.ranks, self.config.factors, unread=None if shared else name))
+        tower.shown_by.copy_(content_columns(self.ranks, name, near=near))
+
+    def _evidence(self, name: str, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """From interactions and from content, what is read for a modality; the rest zero."""
+        tower = self.tower(name)
+        return evidence.from_interactions(name) * tower.told_by, evidence.from_content(name) * tower.shown_by
 
     def generate(self, name: str, evidence: Evidence, taste: Tensor) -> Generation:
         """Generate one modality for every row of the evidence, whether it is observed or not: the base, and from it the
@@ -661,7 +684,9 @@ class DGMRec(nn.Module):
         alone = described * (shown @ tower.from_content_alone)
         if not touched.any():
             return alone
-        direction = evidence.from_interactions() @ tower.from_interactions + described * (shown @ tower.from_content)
+        direction = evidence.from_interactions(name) @ tower.from_interactions + described * (
+            shown @ tower.from_content
+        )
         return torch.where(touched, direction, alone)
 
     def _noisy(self, mlp: nn.Module, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -861,7 +886,7 @@ class DGMRec(nn.Module):
         for column, name in enumerate(self.names):
             tower = self.tower(name)
             target = vectors.unit(tower.projection.direction(evidence.own[name]))
-            told, shown = evidence.from_interactions(), evidence.from_content(name)
+            told, shown = self._evidence(name, evidence)
             touched, described = (cells[:, column] & some for some in (evidence.touched(), evidence.described(name)))
             first = ridge.fit(told, target, touched)
             tower.from_interactions.copy_(first.weights)

@@ -108,4 +108,6 @@ class FrozenTower:
         self.from_interactions, self.from_content = numpy_of(tower.from_interactions), numpy_of(tower.from_content)
         self.from_content_alone = numpy_of(tower.from_content_alone)
         self.mean_general, self.calibration = numpy_of(tower.mean_general), numpy_of(tower.calibration)
+        self.read = np.concatenate([numpy_of(tower.told_by), numpy_of(tower.shown_by)])
+        self.near = bool(tower.shown_by.all())
         self.trust = np.float32(tower.trust)

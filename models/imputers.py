@@ -39,6 +39,7 @@ class Evidence:
         near: by modality, mean over the most similar items by the other observed modalities (as imputer NN, but over
             more of them, weighted by their similarity).
         shared: by modality, mean over items that share users with this one (co-interaction mean).
+        folded: the same as a regression of that very modality reads them (`folded_means`).
         factors: `[n, q]`, collaborative factors of unit length (`collaborative_factors`), zero for an untouched item.
         observed, near_valid, shared_valid: bool `[n, M]`, where the blocks hold anything.
     """
@@ -46,6 +47,7 @@ class Evidence:
     own: Mapping[str, Tensor]
     near: Mapping[str, Tensor]
     shared: Mapping[str, Tensor]
+    folded: Mapping[str, Tensor]
     factors: Tensor
     observed: Tensor
     near_valid: Tensor
@@ -61,11 +63,12 @@ class Evidence:
 
     def select(self, rows: Tensor) -> Evidence:
         """The evidence of these items only."""
-        own, near, shared = (
-            {name: block[rows] for name, block in blocks.items()} for blocks in (self.own, self.near, self.shared)
+        own, near, shared, folded = (
+            {name: block[rows] for name, block in blocks.items()}
+            for blocks in (self.own, self.near, self.shared, self.folded)
         )
         masks = self.observed[rows], self.near_valid[rows], self.shared_valid[rows]
-        return Evidence(own, near, shared, self.factors[rows], *masks)
+        return Evidence(own, near, shared, folded, self.factors[rows], *masks)
 
     def without(self, target: str, *, others: Tensor, interactions: Tensor) -> Evidence:
         """As it would be for the cell of `target` had these items (bool `[n]` each) no other modality observed, or no
@@ -74,13 +77,17 @@ class Evidence:
         column = self.names.index(target)
         own = {name: block * keep_others[:, None] for name, block in self.own.items()}
         near = {name: block * keep_others[:, None] for name, block in self.near.items()}
-        shared = {name: block * keep_shared[:, None] for name, block in self.shared.items()}
+        shared, folded = (
+            {name: block * keep_shared[:, None] for name, block in blocks.items()}
+            for blocks in (self.shared, self.folded)
+        )
         observed = self.observed & keep_others[:, None]
         observed[:, column] = self.observed[:, column]
         return Evidence(
             own,
             near,
             shared,
+            folded,
             self.factors * keep_shared[:, None],
             observed,
             self.near_valid & keep_others[:, None],
@@ -95,9 +102,10 @@ class Evidence:
         """Items that have another modality than `target`, bool `[n]`."""
         return self.observed[:, self._others(target)].any(dim=1)
 
-    def from_interactions(self) -> Tensor:
-        """What an item's users tell about it: `[n, interaction_width]`, blocks of unit length, then their flags."""
-        blocks = [vectors.unit(self.shared[name]) for name in self.names]
+    def from_interactions(self, target: str) -> Tensor:
+        """What an item's users tell about `target`: `[n, interaction_width]`, blocks of unit length, then their
+        flags."""
+        blocks = [vectors.unit((self.folded if name == target else self.shared)[name]) for name in self.names]
         return torch.cat([*blocks, self.factors, self.shared_valid.to(self.factors.dtype)], dim=1)
 
     def from_content(self, target: str) -> Tensor:
@@ -125,13 +133,25 @@ def content_width(ranks: Mapping[str, int]) -> int:
     return sum(ranks.values()) + len(ranks)
 
 
+def interaction_columns(ranks: Mapping[str, int], factors: int, *, unread: str | None = None) -> Tensor:
+    """Ones for the columns of `Evidence.from_interactions`, zeros for the means of the modality `unread`."""
+    blocks = [torch.full((rank,), float(name != unread)) for name, rank in ranks.items()]
+    return torch.cat([*blocks, torch.ones(factors + len(ranks))])
+
+
+def content_columns(ranks: Mapping[str, int], target: str, *, near: bool = True) -> Tensor:
+    """Ones for the columns of `Evidence.from_content`, zeros for the neighbours' mean of the target if not `near`."""
+    others = sum(rank for name, rank in ranks.items() if name != target)
+    return torch.cat([torch.ones(others), torch.full((ranks[target],), float(near)), torch.ones(len(ranks))])
+
+
 def gather_evidence(
     features: Mapping[str, Tensor],
     observed: Tensor,
     graphs: InteractionGraphs | None,
     factors: Tensor | None = None,
     *,
-    folds: int = SHARED_FOLDS,
+    folds: Mapping[str, int] | None = None,
 ) -> Evidence:
     """Evidence of a whole catalogue about itself.
 
@@ -140,14 +160,19 @@ def gather_evidence(
         observed: bool `[n, M]`.
         graphs: the training interactions, or None where there are none.
         factors: collaborative factors `[n, q]`; none by default.
-        folds: of the co-interaction means, see `folded_means`.
+        folds: by modality, of the means that a regression of itself reads, see `folded_means`; 0 where none does.
+            `SHARED_FOLDS` by default.
     """
     if factors is None:
         factors = torch.zeros(len(observed), 0, device=observed.device)
     own = {name: block.where(observed[:, [c]], 0) for c, (name, block) in enumerate(features.items())}
     near, near_valid = near_means(own, observed, EVIDENCE_NEIGHBOURS, weighted=True)
-    shared, shared_valid = folded_means(own, observed, graphs, folds)
-    return Evidence(own, near, shared, factors, observed, near_valid, shared_valid)
+    shared, shared_valid = shared_means(own, observed, graphs)
+    folded = dict(shared)
+    for column, (name, block) in enumerate(own.items()):
+        if count := SHARED_FOLDS if folds is None else folds[name]:
+            folded |= folded_means({name: block}, observed[:, [column]], graphs, count)[0]
+    return Evidence(own, near, shared, folded, factors, observed, near_valid, shared_valid)
 
 
 def user_factors(graphs: InteractionGraphs, size: int, *, seed: int = 0) -> Tensor:

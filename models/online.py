@@ -211,6 +211,12 @@ class OnlineDGMRec:
         confidence = np.clip(self._facts(column, known, sure) @ tower.calibration, 0, 1)
         return tower.projection.signal(direction * sure), confidence
 
+    def reads_neighbours(self, name: str) -> bool:
+        """Whether a modality is generated from an item's neighbours by other modalities: their mean of it, or the taste
+        that an untouched item borrows from them."""
+        tower = self._towers[self.names.index(name)]
+        return bool(tower.near or tower.trust > 0)
+
     def _base(self, column: int, known: Known) -> Array:
         tower, shown = self._towers[column], known.from_content(column)
         touched = known.touched()[:, None]
@@ -226,7 +232,7 @@ class OnlineDGMRec:
         tower = self._towers[column]
         generals = [self._known_general(other, known) for other in self._others[column]]
         inputs = np.concatenate([known.from_interactions(), known.from_content(column)], axis=1)
-        inputs *= np.float32(EVIDENCE_SCALE)
+        inputs *= tower.read * np.float32(EVIDENCE_SCALE)
         general = self._activate(tower.general_generator(np.concatenate([*generals, inputs], axis=1)))
         specific = np.concatenate([known.taste[:, column], inputs], axis=1)
         return tower.decode(np.concatenate([general, self._activate(tower.specific_generator(specific))], axis=1))

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,7 +29,6 @@ from models.graph import (
 )
 from models.imputers import (
     GRAPH_IMPUTERS,
-    SHARED_FOLDS,
     Evidence,
     Spread,
     chosen,
@@ -50,7 +49,8 @@ CONTENT_EVERY = 4  # steps: the content losses settle long before the ranking do
 Q_STEPS = 3
 HELD_CELLS = 0.1
 TRUST = (0.25, 0.5, 0.75, 1.0)
-FOLDS, FOLD_TOLERANCE = (2, 3, 5), 0.01
+READ_ROUNDS = 5
+FOLDS = (0, 2, 3)
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Settled:
 
     out: Embeddings
     expected: Tensor
+
+
+Answers: TypeAlias = tuple[Tensor, Tensor]
+"""Cosines of asked cells with the truth, in two ways; see `DGMRecTask._asked_back`."""
+Option = TypeVar("Option")
 
 
 class DGMRecTask:
@@ -114,11 +119,13 @@ class DGMRecTask:
         self.user_factors = user_factors(self.interactions, self.config.factors)
         factors = collaborative_factors(self.interactions, self.user_factors)
         own = model.project(batch)
-        held = torch.rand(batch.observed.shape, generator=self.generator).to(self.device) < HELD_CELLS
+        chance = torch.rand(batch.observed.shape, generator=self.generator).to(self.device)
         # Cells that the generator never learns from: its confidence is calibrated on them.
-        self.held_cells = batch.observed & held
-        self.cells = batch.observed & ~held
-        folds = self._folds(own, factors) if self.config.imputation == "generate" else SHARED_FOLDS
+        self.held_cells = batch.observed & (chance < HELD_CELLS)
+        self.cells = batch.observed & ~self.held_cells
+        folds = None
+        if self.config.imputation == "generate":
+            folds = self._read(own, factors, (chance / HELD_CELLS).int())
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
             model.fit_base(evidence, self.cells)
@@ -129,31 +136,57 @@ class DGMRecTask:
             self.matrices[name] = self._item_graph(features[name], evidence.observed[:, column], everyone)
         self._set_side(features, evidence)
 
-    def _folds(self, own: dict[str, Tensor], factors: Tensor) -> int:
-        """In how many folds the co-interaction means that the generator learns from are cut (see `folded_means`): the
-        fewest by which held-out cells, asked for as cells that nobody has, are guessed about as well as by any.
+    def _read(self, own: dict[str, Tensor], factors: Tensor, group: Tensor) -> dict[str, int]:
+        """Choose what each modality is generated from: whether from means of itself (`DGMRec.read`), and in how many
+        folds its co-interaction means are then cut (`folded_means`), which is answered.
 
-        Few folds leave the means of a sparse catalogue poor; many let those of a dense one tell what is to be guessed.
+        Several groups of cells (`[n, M]`, their numbers) are hidden one after the other and asked for as cells that
+        nobody has. Few folds leave the means of a sparse catalogue poor; many, or the neighbours' mean, let those of a
+        dense one tell what is to be guessed.
         """
-        evidence = gather_evidence(own, self.cells, self.interactions, factors)
-        found = {}
-        for folds in FOLDS:
-            shared, valid = folded_means(evidence.own, self.cells, self.interactions, folds)
-            asked = replace(evidence, shared=shared, shared_valid=valid)
-            self.module.fit_base(asked, self.cells)
-            found[folds] = self._quality(asked, own)
-        best = max(found.values())
-        return next(folds for folds, quality in found.items() if quality >= best - FOLD_TOLERANCE * abs(best))
+        rounds = []
+        for number in range(READ_ROUNDS):
+            seen = self.raw.observed & (group != number)
+            evidence = gather_evidence(own, seen, self.interactions, factors, folds=dict.fromkeys(own, 0))
+            means = {folds: folded_means(evidence.own, seen, self.interactions, folds)[0] for folds in FOLDS if folds}
+            rounds.append((evidence, means))
 
-    def _quality(self, evidence: Evidence, own: dict[str, Tensor]) -> float:
-        """Mean over the modalities of the base's cosine with the held-out cells."""
-        cosines = []
+        def asked(folds: Mapping[str, int], near: bool) -> dict[str, Answers]:
+            for name, count in folds.items():
+                self.module.read(name, shared=count > 0, near=near)
+            answers: dict[str, list[Answers]] = {name: [] for name in folds}
+            for evidence, means in rounds:
+                folded = {name: means[count][name] if count else evidence.shared[name] for name, count in folds.items()}
+                evidence = replace(evidence, folded=folded)
+                self.module.fit_base(evidence, evidence.observed)
+                for name, cosines in self._asked_back(evidence, own).items():
+                    answers[name].append(cosines)
+            joined = {}
+            for name, parts in answers.items():
+                some, alone = zip(*parts, strict=True)
+                joined[name] = torch.cat(some), torch.cat(alone)
+            return joined
+
+        by_folds = {folds: asked(dict.fromkeys(own, folds), near=False) for folds in FOLDS}
+        folds = {name: _plainest({count: torch.cat(found[name]) for count, found in by_folds.items()}) for name in own}
+        by_near = {near: asked(folds, near) for near in (False, True)}
+        for name in own:
+            near = _plainest({near: found[name][0] for near, found in by_near.items()})
+            self.module.read(name, shared=folds[name] > 0, near=near)
+        return folds
+
+    def _asked_back(self, evidence: Evidence, own: dict[str, Tensor]) -> dict[str, Answers]:
+        """By modality the base's cosines with the cells that the evidence lacks: of items that have another modality,
+        and of all without the others' evidence."""
+        found = {}
         for column, name in enumerate(self.module.names):
-            rows = self.held_cells[:, column].nonzero().squeeze(1)
-            truth = self.module.tower(name).projection.direction(own[name][rows])
-            made = self.module.base(name, evidence.select(rows))
-            cosines.append(F.cosine_similarity(made, truth, dim=1).mean().item() if len(rows) else 0.0)
-        return float(np.mean(cosines))
+            rows = (self.raw.observed[:, column] & ~evidence.observed[:, column]).nonzero().squeeze(1)
+            truth, some = self.module.tower(name).projection.direction(own[name][rows]), evidence.select(rows)
+            all_of, none_of = (torch.full((len(rows),), value, device=self.device) for value in (True, False))
+            alone = some.without(name, others=all_of, interactions=none_of)
+            cosines = [F.cosine_similarity(self.module.base(name, way), truth, dim=1) for way in (some, alone)]
+            found[name] = cosines[0][some.described(name)], cosines[1]
+        return found
 
     def _impute(self, evidence: Evidence, taste: Tensor | None) -> dict[str, Tensor]:
         """Features with every cell filled, by the configured imputation."""
@@ -476,6 +509,21 @@ class DGMRecTask:
             }
             features = {name: feature.to(self.device) for name, feature in state["features"].items()}
             self._set_side(features, self.side.evidence)
+
+
+def _plainest(answers: Mapping[Option, Tensor]) -> Option:
+    """The first option than which none is better, in the mean over the same cells `[k]`, by more than two standard
+    errors."""
+    best = max(answers.values(), key=lambda cosines: _mean(cosines))
+    for option, cosines in answers.items():
+        gains = best - cosines
+        if len(gains) < 2 or gains.mean() <= 2 * gains.std() / len(gains) ** 0.5:
+            return option
+    raise AssertionError("the best is not better than itself")
+
+
+def _mean(values: Tensor) -> float:
+    return values.mean().item() if len(values) else 0.0
 
 
 def calibration_error(served: NDArray[np.float32], measured: NDArray[np.float32], bins: int = 10) -> float:

@@ -160,7 +160,8 @@ def _from_users(engine: Engine, subject: Subject, name: str) -> Array | None:
 def _basis(engine: Engine, known: Known, row: int, column: int, generator: str, *, touched: bool) -> tuple[str, ...]:
     """What the generator read."""
     others = [name for place, name in enumerate(engine.model.names) if known.observed[row, place]]
-    neighbours = ["neighbours"] if known.near_valid[row, column] else []
+    read = generator == NN or engine.model.reads_neighbours(engine.model.names[column])
+    neighbours = ["neighbours"] if read and known.near_valid[row, column] else []
     users = ["users"] if touched else []
     if generator == MEAN:
         return ()

@@ -856,7 +856,10 @@ def linear_world(n: int = 150, hidden: int = 40) -> tuple[World, ModalBatch]:
     full = linear_batch((6, 5), n=n, missing=0)
     missing = torch.zeros(n, 2, dtype=torch.bool)
     missing[:hidden, 1] = True
-    return world(batch=full.masked(missing)), full
+    w = world(batch=full.masked(missing))
+    w.model.read("m1", shared=False, near=False)  # what training would choose: the histories are random
+    w.model.fit_base(w.evidence, w.batch.observed)
+    return w, full
 
 
 @torch.no_grad()
@@ -893,7 +896,7 @@ def test_base_is_staged() -> None:
     """Interactions first, then what they leave, from content; against the normal equations of each stage."""
     w, _ = linear_world()
     tower, rows = w.model.tower("m1"), w.evidence.observed[:, 1]
-    told, shown = w.evidence.from_interactions().double(), w.evidence.from_content("m1").double()
+    told, shown = (block.double() for block in w.model._evidence("m1", w.evidence))
     direction = tower.projection.direction(w.evidence.own["m1"])
     target = functional.normalize(direction, dim=1).double()
     touched, described = rows & w.evidence.touched(), rows & w.evidence.described("m1")
@@ -927,8 +930,46 @@ def test_base_of_an_untouched_item_is_from_content_alone() -> None:
     torch.testing.assert_close(w.model.base("m1", w.evidence)[-1], alone[-1])
     assert not torch.allclose(tower.from_content, tower.from_content_alone, atol=1e-3)
     lonely = w.evidence.without("m1", others=everybody, interactions=nobody)
-    told = w.evidence.from_interactions() @ tower.from_interactions
+    told = w.evidence.from_interactions("m1") @ tower.from_interactions
     torch.testing.assert_close(w.model.base("m1", lonely), told * w.evidence.touched()[:, None])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("unread", ["shared", "near"])
+def test_what_is_not_read_changes_nothing(unread: str) -> None:
+    w = world()
+    tower = w.model.tower("m1")
+    w.model.read("m1", shared=unread != "shared", near=unread != "near")
+    w.model.fit_base(w.evidence, w.batch.observed)
+    tower.trust.fill_(0.5)
+    kept = {name: block.clone() for name, block in w.model.state_dict().items()}
+    noise = {name: torch.randn_like(block) for name, block in w.evidence.own.items()}
+    noisy = replace(w.evidence, **{"folded" if unread == "shared" else "near": noise})
+    w.model.fit_base(noisy, w.batch.observed)
+    tower.trust.fill_(0.5)
+    for name, block in w.model.state_dict().items():
+        assert not name.startswith("towers.m1") or torch.equal(block, kept[name]), name
+    taste = w.forward().taste
+    made, other = (w.model.generate("m1", evidence, taste).features for evidence in (w.evidence, noisy))
+    assert torch.equal(made, other)
+    w.model.read("m1", shared=True, near=True)
+    w.model.fit_base(w.evidence, w.batch.observed)
+    made, other = (w.model.generate("m1", evidence, taste).features for evidence in (w.evidence, noisy))
+    assert not torch.allclose(made, other)
+
+
+@torch.no_grad()
+def test_weights_of_what_is_not_read_are_zero() -> None:
+    w = world()
+    w.model.read("m0", shared=False, near=False)
+    w.model.fit_base(w.evidence, w.batch.observed)
+    tower, rank = w.model.tower("m0"), w.model.ranks["m0"]
+    assert not tower.from_interactions[:rank].any()
+    assert tower.from_interactions[rank:].any()
+    near = slice(w.model.ranks["m1"], w.model.ranks["m1"] + rank)
+    for weights in (tower.from_content, tower.from_content_alone):
+        assert not weights[near].any()
+        assert weights[: near.start].any()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,12 @@ from models.imputers import (
     Imputer,
     chosen,
     collaborative_factors,
+    content_columns,
     content_width,
     folded_means,
     gather_evidence,
     impute,
+    interaction_columns,
     interaction_width,
     item_factors,
     mean_of,
@@ -152,6 +155,38 @@ def test_shared_means_without_interactions(means: Any, batch: ModalBatch) -> Non
 # --- evidence ------------------------------------------------------------------------------------------------------
 
 
+def test_only_the_target_itself_reads_folded_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    own = centred(batch)
+    evidence = gather_evidence(own, batch.observed, graphs, folds={"m0": 0, "m1": 3, "m2": 2})
+    alone, valid = shared_means(own, batch.observed, graphs)
+    assert torch.equal(evidence.shared_valid, valid)
+    assert all(torch.equal(evidence.shared[name], alone[name]) for name in batch.names)
+    assert torch.equal(evidence.folded["m0"], alone["m0"])  # nothing reads it
+    for name, folds in (("m1", 3), ("m2", 2)):
+        assert torch.equal(evidence.folded[name], folded_means(own, batch.observed, graphs, folds)[0][name])
+        assert not torch.allclose(evidence.folded[name], alone[name])
+    assert torch.equal(gather_evidence(own, batch.observed, graphs).folded["m2"], evidence.folded["m2"])  # by default
+    for target in batch.names:
+        blocks = evidence.from_interactions(target)[:, : sum(DIMS)].split(DIMS, dim=1)
+        for name, block in zip(batch.names, blocks, strict=True):
+            means = evidence.folded[name] if name == target else alone[name]
+            torch.testing.assert_close(block, functional.normalize(means, dim=1))
+
+
+def test_columns_of_what_is_read(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    """One for each column, zero for the block that is not read and for nothing else."""
+    ranks, evidence = dict(zip(batch.names, DIMS, strict=True)), evidence_of(batch, graphs)
+    assert interaction_columns(ranks, 4).all()
+    assert len(interaction_columns(ranks, 4)) == interaction_width(ranks, 4)
+    assert content_columns(ranks, "m1").all()
+    assert len(content_columns(ranks, "m1")) == content_width(ranks)
+    gone = {name: torch.zeros_like(block) for name, block in evidence.folded.items()}
+    read = evidence.from_interactions("m1") * interaction_columns(ranks, 4, unread="m1")
+    assert torch.equal(read, replace(evidence, folded=gone).from_interactions("m1"))
+    read = evidence.from_content("m1") * content_columns(ranks, "m1", near=False)
+    assert torch.equal(read, replace(evidence, near=gone).from_content("m1"))
+
+
 def evidence_of(batch: ModalBatch, graphs: InteractionGraphs | None, observed: Tensor | None = None) -> Evidence:
     """With the factors of the graphs, and fewer observed cells where told."""
     factors = None if graphs is None else collaborative_factors(graphs, user_factors(graphs, 4))
@@ -160,7 +195,7 @@ def evidence_of(batch: ModalBatch, graphs: InteractionGraphs | None, observed: T
 
 def inputs(evidence: Evidence, target: str) -> Tensor:
     """All that is told about a modality."""
-    return torch.cat([evidence.from_content(target), evidence.from_interactions()], dim=1)
+    return torch.cat([evidence.from_content(target), evidence.from_interactions(target)], dim=1)
 
 
 @pytest.mark.parametrize("column", range(len(DIMS)))
@@ -191,7 +226,7 @@ def test_other_cells_do_depend_on_it(batch: ModalBatch, graphs: InteractionGraph
     assert not torch.allclose(before.from_content("m1")[item], after.from_content("m1")[item])
     rest = torch.arange(N) != item
     assert not torch.allclose(before.from_content("m0")[rest], after.from_content("m0")[rest])
-    assert not torch.allclose(before.from_interactions()[rest], after.from_interactions()[rest])
+    assert not torch.allclose(before.from_interactions("m1")[rest], after.from_interactions("m1")[rest])
 
 
 @pytest.mark.parametrize("placeholder", [7.0, torch.nan, torch.inf])
@@ -211,7 +246,7 @@ def test_widths(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     ranks = dict(zip(batch.names, DIMS, strict=True))
     for name in batch.names:
         assert evidence.from_content(name).shape == (N, content_width(ranks))
-    assert evidence.from_interactions().shape == (N, interaction_width(ranks, 4))
+        assert evidence.from_interactions(name).shape == (N, interaction_width(ranks, 4))
     assert len(evidence) == N
 
 
@@ -219,22 +254,23 @@ def test_widths_of_one_modality() -> None:
     batch = linear_batch((4,), n=N)
     evidence = evidence_of(batch, None)
     assert evidence.from_content("m0").shape == (N, content_width({"m0": 4}))
-    assert evidence.from_interactions().shape == (N, interaction_width({"m0": 4}, 0))
+    assert evidence.from_interactions("m0").shape == (N, interaction_width({"m0": 4}, 0))
 
 
 def test_blocks_have_unit_length(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence = evidence_of(batch, graphs)
-    told = [*evidence.from_interactions()[:, : sum(DIMS)].split(DIMS, dim=1), evidence.factors]
+    told = [*evidence.from_interactions("m1")[:, : sum(DIMS)].split(DIMS, dim=1), evidence.factors]
     shown = evidence.from_content("m1")
     own_m0, own_m2, near = shown[:, : sum(DIMS)].split((DIMS[0], DIMS[2], DIMS[1]), dim=1)
-    flags = [*evidence.shared_valid.T, evidence.touched(), *evidence.observed[:, [0, 2]].T, evidence.near_valid[:, 1]]
+    shared = [evidence.shared_valid[:, 0], evidence.folded["m1"].any(dim=1), evidence.shared_valid[:, 2]]
+    flags = [*shared, evidence.touched(), *evidence.observed[:, [0, 2]].T, evidence.near_valid[:, 1]]
     for block, there in zip([*told, own_m0, own_m2, near], flags, strict=True):
         torch.testing.assert_close(block.norm(dim=1), there.float())
         assert there.any()
     torch.testing.assert_close(own_m2, torch.nn.functional.normalize(evidence.own["m2"], dim=1))
     torch.testing.assert_close(near, torch.nn.functional.normalize(evidence.near["m1"], dim=1))
     assert torch.equal(shown[:, sum(DIMS) :], torch.stack(flags[-3:], dim=1).float())
-    assert torch.equal(evidence.from_interactions()[:, -3:], evidence.shared_valid.float())
+    assert torch.equal(evidence.from_interactions("m1")[:, -3:], evidence.shared_valid.float())
 
 
 def test_touched_and_described(batch: ModalBatch, graphs: InteractionGraphs) -> None:
@@ -268,7 +304,7 @@ def test_without_others(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     assert not hidden.from_content("m1")[item].any()
     expected = evidence_of(batch, None, poorer)
     assert torch.equal(hidden.from_content("m1")[item], expected.from_content("m1")[item])
-    assert torch.equal(hidden.from_interactions(), evidence.from_interactions())  # still there
+    assert torch.equal(hidden.from_interactions("m1"), evidence.from_interactions("m1"))  # still there
     assert torch.equal(hidden.from_content("m1")[~hide], evidence.from_content("m1")[~hide])
 
 
@@ -277,7 +313,7 @@ def test_without_interactions(batch: ModalBatch, graphs: InteractionGraphs) -> N
     everybody, nobody = torch.ones(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
     hidden = evidence.without("m1", others=nobody, interactions=everybody)
     assert torch.equal(hidden.from_content("m1"), evidence_of(batch, None).from_content("m1"))
-    assert not hidden.from_interactions().any()
+    assert not hidden.from_interactions("m1").any()
     assert not hidden.touched().any()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def test_round_trip(w: World, online: OnlineDGMRec, tmp_path: Path) -> None:
         assert np.array_equal(confidence, made_again[name][1])
 
 
+def test_a_bundle_tells_what_is_read(w: World, tmp_path: Path) -> None:
+    w.model.read("m1", shared=False, near=False)
+    again = OnlineDGMRec.load(Bundle.load(save(online_of(w), tmp_path / "bundle")))
+    assert [again.reads_neighbours(name) for name in again.names] == [True, False]
+    for columns in ("told_by", "shown_by"):
+        assert torch.equal(getattr(again.model.tower("m1"), columns), getattr(w.model.tower("m1"), columns))
+
+
 def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> Bundle:
     raw = json.loads((path / MANIFEST).read_text())
     change(raw)
@@ -146,13 +155,18 @@ def test_nothing_trains_any_more(online: OnlineDGMRec) -> None:
 @pytest.mark.parametrize("rows", [[0], [3, 29, 7]])
 @pytest.mark.parametrize("trust", [0.0, 0.4])
 @pytest.mark.parametrize("changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}], ids=str)
-def test_generate(rows: list[int], trust: float, changes: dict[str, str]) -> None:
+@pytest.mark.parametrize(("shared", "near"), [(True, True), (False, True), (True, False)])
+def test_generate(rows: list[int], trust: float, changes: dict[str, str], shared: bool, near: bool) -> None:
     w = world(config=SMALL.model_copy(update=changes))
+    w.model.read("m1", shared=shared, near=near)
+    w.model.fit_base(w.evidence, w.batch.observed)
     for name in w.batch.names:
         w.model.tower(name).calibration.fill_(0.1)
         w.model.tower(name).trust.fill_(trust)
         w.model.tower(name).mean_general.fill_(0.2)
     online = online_of(w)
+    assert online.reads_neighbours("m1") == (near or trust > 0)
+    evidence = replace(w.evidence, folded=w.evidence.shared)  # served cells are of items that no fit leaves out
     with torch.no_grad():
         taste = w.forward().taste
     made = online.generate(known_of(w, np.array(rows), taste))
@@ -161,7 +175,7 @@ def test_generate(rows: list[int], trust: float, changes: dict[str, str]) -> Non
         if name not in made:
             continue
         features, confidence = made[name]
-        expected = w.model.generate(name, w.evidence, taste)
+        expected = w.model.generate(name, evidence, taste)
         np.testing.assert_allclose(features, expected.features[rows], atol=1e-5)
         np.testing.assert_allclose(confidence, w.model.confidence(name, expected)[rows], atol=1e-6)
 

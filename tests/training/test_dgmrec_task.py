@@ -150,34 +150,62 @@ def test_new_items_find_their_group(learnt: DGMRecTask) -> None:
         assert table[own, item].min() > table[~own, item].max()
 
 
-def test_co_interaction_means_are_cut_as_finely_as_held_out_cells_allow(monkeypatch: pytest.MonkeyPatch) -> None:
-    quality = {2: 0.3, 3: 0.398, 5: 0.4}
-    asked: list[int] = []
+def test_what_is_read_is_what_hidden_cells_bear_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of asking tell of the folds, only that with another modality of the neighbours."""
+    quality = {"audio": {0: 0.4, 2: 0.3, 3: 0.302}, "scan": {0: 0.4, 2: 0.401, 3: 0.2}}
+    by_means_alone, by_near = {"audio": 0.4, "scan": 0.0}, {"audio": 0.1, "scan": 0.002}
 
-    def folded(own: Any, observed: Any, graphs: Any, folds: int) -> Any:
-        asked.append(folds)
-        return folded_means(own, observed, graphs, folds)
+    def answer(task: DGMRecTask, evidence: Any, own: Any) -> Any:
+        answers = {}
+        for name in own:
+            count = folds_of(task, evidence, name)
+            near = bool(task.module.tower(name).shown_by.all())
+            noise = torch.tensor([-0.05, 0.05]).repeat(25) * (count + near)
+            told = quality[name][count] + noise
+            answers[name] = told + near * by_near[name], told + (count > 0) * by_means_alone[name] - 1.0 * near
+        return answers
 
-    monkeypatch.setattr(module, "folded_means", folded)
-    monkeypatch.setattr(DGMRecTask, "_quality", lambda *_: quality[asked[-1]])
+    def folds_of(task: DGMRecTask, evidence: Any, name: str) -> int:
+        if torch.equal(evidence.folded[name], evidence.shared[name]):
+            return 0
+        cut = {n: folded_means(evidence.own, evidence.observed, task.interactions, n)[0][name] for n in (2, 3)}
+        return next(n for n, block in cut.items() if torch.equal(block, evidence.folded[name]))
+
+    monkeypatch.setattr(DGMRecTask, "_asked_back", answer)
     task = task_of()
-    assert asked == [2, 3, 5]
     assert task.side is not None
-    # As few as are within a hundredth of the best.
-    wanted, valid = folded_means(task.side.evidence.own, task.side.evidence.observed, task.interactions, 3)
-    assert torch.equal(task.side.evidence.shared_valid, valid)
-    assert all(torch.equal(task.side.evidence.shared[name], block) for name, block in wanted.items())
+    assert {name: folds_of(task, task.side.evidence, name) for name in quality} == {"audio": 2, "scan": 0}
+    for name, shared, near in (("audio", True, True), ("scan", False, False)):
+        tower = task.module.tower(name)
+        assert bool(tower.told_by.all()) == shared
+        assert bool(tower.shown_by.all()) == near
 
 
-def test_held_out_cells_say_nothing_while_folds_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_cells_say_nothing_while_it_is_chosen_what_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    plain = DGMRecTask._quality
-    monkeypatch.setattr(DGMRecTask, "_quality", lambda self, asked, own: seen.append(asked) or plain(self, asked, own))
+    plain = DGMRecTask._asked_back
+    monkeypatch.setattr(
+        DGMRecTask, "_asked_back", lambda self, asked, own: seen.append(asked) or plain(self, asked, own)
+    )
     task = task_of()
+    hidden = {tuple((task.raw.observed & ~asked.observed).flatten().tolist()) for asked in seen}
+    assert len(hidden) == module.READ_ROUNDS
+    assert np.array(list(hidden)).sum(axis=0).max() == 1  # each cell in one round at most
     for asked in seen:
-        assert torch.equal(asked.observed, task.cells)
+        lacking = task.raw.observed & ~asked.observed
+        assert lacking.any()
         for column, name in enumerate(task.module.names):
-            assert not asked.own[name][task.held_cells[:, column]].any()
+            assert not asked.own[name][lacking[:, column]].any()
+
+
+def test_the_plainest_option_wins_unless_another_is_clearly_better() -> None:
+    cosines = torch.linspace(0, 1, 100)
+    noise = torch.tensor([-0.2, 0.2]).repeat(50)
+    assert module._plainest({"plain": cosines, "better": cosines + 0.01 + noise}) == "plain"
+    assert module._plainest({"plain": cosines, "better": cosines + 0.1 + noise}) == "better"
+    assert module._plainest({"plain": cosines, "worse": cosines - 0.1}) == "plain"
+    assert module._plainest({"plain": cosines, "same": cosines}) == "plain"
+    assert module._plainest({"plain": torch.zeros(0), "other": torch.zeros(0)}) == "plain"
 
 
 def test_generated_features_tell_the_group(learnt: DGMRecTask) -> None:

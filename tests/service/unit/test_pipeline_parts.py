@@ -17,7 +17,7 @@ from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.engine import Engine, _Lock
-from service.pipeline.impute import Subject, Visitor, _climb_down, _factors, _from_users
+from service.pipeline.impute import Subject, Visitor, _basis, _climb_down, _factors, _from_users
 from service.pipeline.ingest import merged
 from tests.fakes import BruteForceIndex
 from tests.models.worlds import ITEMS, SMALL, online_of, world
@@ -498,6 +498,22 @@ def test_every_rung_is_reached_and_named(
         "mean": np.zeros(engine.model.ranks["m1"]),
     }
     np.testing.assert_array_equal(feature, by_name[generator])
+
+
+@pytest.mark.parametrize(("near", "trust", "read"), [(True, 0.0, True), (False, 0.0, False), (False, 0.5, True)])
+def test_neighbours_are_named_where_they_are_read(near: bool, trust: float, read: bool) -> None:
+    w = world()
+    w.model.read("m1", shared=True, near=near)
+    w.model.tower("m1").trust.fill_(trust)
+    engine = cast(Engine, SimpleNamespace(model=online_of(w)))
+    blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
+    observed, nowhere = np.array([[True, False]]), np.zeros((1, 2), dtype=np.bool_)
+    nothing = np.zeros((1, 2, 8), dtype=np.float32)
+    known = Known(blocks, observed, blocks, ~observed, blocks, nowhere, nothing[:, 0], nothing)
+    neighbours = ("neighbours",) if read else ()
+    assert _basis(engine, known, 0, 1, "dgmrec", touched=True) == ("m0", *neighbours, "users")
+    assert _basis(engine, known, 0, 1, "nn", touched=False) == ("m0", "neighbours")
+    assert _basis(engine, known, 0, 1, "mean", touched=False) == ()
 
 
 def test_of_what_training_never_saw_there_is_no_mean() -> None:

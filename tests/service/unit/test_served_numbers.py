@@ -48,7 +48,7 @@ def tensors(arrays: dict[str, Array]) -> dict[str, Tensor]:
 
 
 def evidence_of(known: Known) -> Evidence:
-    blocks = (tensors(dict(one)) for one in (known.features, known.near, known.shared))
+    blocks = (tensors(dict(one)) for one in (known.features, known.near, known.shared, known.shared))
     rest = (known.factors, known.observed, known.near_valid, known.shared_valid)
     return Evidence(*blocks, *(torch.from_numpy(one) for one in rest))
 
