@@ -211,11 +211,11 @@ class OnlineDGMRec:
         confidence = np.clip(self._facts(column, known, sure) @ tower.calibration, 0, 1)
         return tower.projection.signal(direction * sure), confidence
 
-    def reads_neighbours(self, name: str) -> bool:
+    def reads_neighbours(self, name: str, *, touched: bool) -> bool:
         """Whether a modality is generated from an item's neighbours by other modalities: their mean of it, or the taste
         that an untouched item borrows from them."""
         tower = self._towers[self.names.index(name)]
-        return bool(tower.near or tower.trust > 0)
+        return bool(tower.near or (tower.trust > 0 and not touched))
 
     def _base(self, column: int, known: Known) -> Array:
         tower, shown = self._towers[column], known.from_content(column)

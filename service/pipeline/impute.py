@@ -160,7 +160,7 @@ def _from_users(engine: Engine, subject: Subject, name: str) -> Array | None:
 def _basis(engine: Engine, known: Known, row: int, column: int, generator: str, *, touched: bool) -> tuple[str, ...]:
     """What the generator read."""
     others = [name for place, name in enumerate(engine.model.names) if known.observed[row, place]]
-    read = generator == NN or engine.model.reads_neighbours(engine.model.names[column])
+    read = generator == NN or engine.model.reads_neighbours(engine.model.names[column], touched=touched)
     neighbours = ["neighbours"] if read and known.near_valid[row, column] else []
     users = ["users"] if touched else []
     if generator == MEAN:
@@ -300,7 +300,7 @@ def _having_both(
 
 
 def _shared(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Array], Mask]:
-    """Co-interaction means, as `models.imputers.folded_means` of unobserved cells, from the visitors' other items."""
+    """Co-interaction means, as `models.imputers.shared_means`, from the visitors' other items."""
     names, catalogue = engine.model.names, engine.catalogue
     blocks = {name: np.zeros((len(subjects), rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     valid = np.zeros((len(subjects), len(names)), dtype=np.bool_)

@@ -98,7 +98,7 @@ def test_round_trip(w: World, online: OnlineDGMRec, tmp_path: Path) -> None:
 def test_a_bundle_tells_what_is_read(w: World, tmp_path: Path) -> None:
     w.model.read("m1", shared=False, near=False)
     again = OnlineDGMRec.load(Bundle.load(save(online_of(w), tmp_path / "bundle")))
-    assert [again.reads_neighbours(name) for name in again.names] == [True, False]
+    assert [again.reads_neighbours(name, touched=True) for name in again.names] == [True, False]
     for columns in ("told_by", "shown_by"):
         assert torch.equal(getattr(again.model.tower("m1"), columns), getattr(w.model.tower("m1"), columns))
 
@@ -165,7 +165,8 @@ def test_generate(rows: list[int], trust: float, changes: dict[str, str], shared
         w.model.tower(name).trust.fill_(trust)
         w.model.tower(name).mean_general.fill_(0.2)
     online = online_of(w)
-    assert online.reads_neighbours("m1") == (near or trust > 0)
+    assert online.reads_neighbours("m1", touched=True) == near
+    assert online.reads_neighbours("m1", touched=False) == (near or trust > 0)
     evidence = replace(w.evidence, folded=w.evidence.shared)  # served cells are of items that no fit leaves out
     with torch.no_grad():
         taste = w.forward().taste

@@ -500,8 +500,16 @@ def test_every_rung_is_reached_and_named(
     np.testing.assert_array_equal(feature, by_name[generator])
 
 
-@pytest.mark.parametrize(("near", "trust", "read"), [(True, 0.0, True), (False, 0.0, False), (False, 0.5, True)])
-def test_neighbours_are_named_where_they_are_read(near: bool, trust: float, read: bool) -> None:
+@pytest.mark.parametrize(
+    ("near", "trust", "touched", "read"),
+    [
+        (True, 0.0, True, True),
+        (False, 0.0, False, False),
+        (False, 0.5, False, True),  # for the taste of an item nobody has touched
+        (False, 0.5, True, False),
+    ],
+)
+def test_neighbours_are_named_where_they_are_read(near: bool, trust: float, touched: bool, read: bool) -> None:
     w = world()
     w.model.read("m1", shared=True, near=near)
     w.model.tower("m1").trust.fill_(trust)
@@ -511,7 +519,8 @@ def test_neighbours_are_named_where_they_are_read(near: bool, trust: float, read
     nothing = np.zeros((1, 2, 8), dtype=np.float32)
     known = Known(blocks, observed, blocks, ~observed, blocks, nowhere, nothing[:, 0], nothing)
     neighbours = ("neighbours",) if read else ()
-    assert _basis(engine, known, 0, 1, "dgmrec", touched=True) == ("m0", *neighbours, "users")
+    users = ("users",) if touched else ()
+    assert _basis(engine, known, 0, 1, "dgmrec", touched=touched) == ("m0", *neighbours, *users)
     assert _basis(engine, known, 0, 1, "nn", touched=False) == ("m0", "neighbours")
     assert _basis(engine, known, 0, 1, "mean", touched=False) == ()
 
