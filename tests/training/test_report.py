@@ -117,6 +117,15 @@ def test_figures_are_those_of_the_seeds(report: Callable[..., Page]) -> None:
     assert page.tables["At a glance"]["ML-1M"][-2:] == [f"DGMRec: {spread(ours)}", spread(ours)]
 
 
+def test_at_a_glance_a_variant_over_fewer_seeds_is_no_best(report: Callable[..., Page]) -> None:
+    plain, lucky, whole = [0.30, 0.32], [0.40], [0.31, 0.35]
+    members = [raw("dgmrec", [{"recall@20": v} for v in plain])]
+    members += [raw("dgmrec", [{"recall@20": v} for v in lucky], variant="lucky")]
+    assert report(*members).tables["At a glance"]["ML-1M"][-2] == f"DGMRec: {spread(plain)}"
+    members += [raw("dgmrec", [{"recall@20": v} for v in whole], variant="whole")]
+    assert report(*members).tables["At a glance"]["ML-1M"][-2] == f"DGMRec, whole: {spread(whole)}"
+
+
 def test_levels(report: Callable[..., Page]) -> None:
     page = report(raw("ease", [{"recall@20": 0.2, "recall@20[level=0]": 0.3, "recall@20[level=10]": 0.1}]))
     caption = "Recall@20 by how many modalities the item lacks"

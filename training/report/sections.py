@@ -141,14 +141,20 @@ def chapters(results: Iterable[Result]) -> list[Chapter]:
 
 
 def overview(results: Iterable[Result]) -> Table | None:
-    """The best model and ours by the first figure of each protocol."""
+    """The best model and ours by the first figure of each protocol that compares models.
+
+    A variant over fewer seeds than its model is left out: other splits are easier or harder for all.
+    """
     groups: dict[tuple[str, str, str], list[Result]] = defaultdict(list)
     for result in results:
-        groups[result.dataset, result.protocol, result.condition].append(result)
+        if result.protocol != "growth":
+            groups[result.dataset, result.protocol, result.condition].append(result)
     rows = []
     order = sorted(groups, key=lambda key: (_known(DATASETS)(key[0]), _known(TITLES)(key[1]), key[2]))
     for dataset, protocol, condition in order:
         members = groups[dataset, protocol, condition]
+        seeds = {member.model: len(member.runs) for member in members if not member.variant}
+        members = [member for member in members if len(member.runs) >= seeds.get(member.model, 0)]
         metric = _headline(members)
         scored = [(spread, label(member)) for member in members if metric and (spread := member.spread(metric))]
         if not metric or not scored:
@@ -439,9 +445,10 @@ def _text(result: Result, metric: str) -> str:
 
 
 def _settings(whole: Result, variant: Result) -> str:
-    """The settings of a variant that are not those of the full model."""
+    """The settings of a variant that are not those of the full model, where it was trained apart."""
     theirs, own = (_flat(member.config) for member in (whole, variant))
-    return ", ".join(f"{name}={value}" for name, value in own.items() if theirs.get(name) != value) or "none"
+    differing = (name for name, value in own.items() if theirs.get(name) != value and name != "device")
+    return ", ".join(f"{name}={own[name]}" for name in differing) or "none"
 
 
 def _flat(config: Config) -> dict[str, Any]:
