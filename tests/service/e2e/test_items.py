@@ -47,7 +47,8 @@ def test_with_a_picture_alone_the_rest_is_generated(anywhere: Running) -> None:
 def test_with_text_and_a_vector_only_the_picture_is_generated(anywhere: Running) -> None:
     answer = anywhere.create(title="Sneaker", modalities={"text": LANGUAGE, "audio": {"vector": [0.5] * AUDIO}})
     assert states(answer) == {"text": "observed", "image": "generated", "audio": "observed"}
-    assert answer["modalities"]["image"]["basis"] == ["text", "audio", "neighbours"]
+    basis = answer["modalities"]["image"]["basis"]  # neighbours only where training found that they tell something
+    assert basis in (["text", "audio"], ["text", "audio", "neighbours"])
     assert anywhere.vector(answer["id"], "audio") == [0.5] * AUDIO
     detail = anywhere.get(f"/items/{answer['id']}/modalities/text")
     assert (detail["source"], detail["text"], detail["media"]) == ("text", LANGUAGE, None)
