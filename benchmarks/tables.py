@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,30 +61,26 @@ def imputation() -> str:
 
 def ranking() -> str:
     """Every model on the published splits, masks and new items of the three datasets."""
-    lines = [
-        "| Recall@20 / NDCG@20 | model | missing | new-items | of these, new items alone |",
-        "|---|---|---|---|---|",
-    ]
+    rows = []
     for dataset, label in DATASETS.items():
         for model in RANKED:
             missing, new = (_found(f"{protocol}/{dataset}/{model}.json") for protocol in ("missing", "new-items"))
             if missing or new:
-                cells = [_pair(missing, ""), _pair(new, ""), _pair(new, "[new]")]
-                lines.append(f"| {label} | {model} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+                rows.append([label, model, _pair(missing, ""), _pair(new, ""), _pair(new, "[new]")])
+    return _table(["Recall@20 / NDCG@20", "model", "missing", "new-items", "of these, new items alone"], rows)
 
 
 def new_items() -> str:
     """What becomes of items that nobody has touched, beside the peers that can be asked for them."""
-    lines = [
-        "| a fifth of the items new, Recall@20 / NDCG@20 | model | ranking of all | of these, new items alone |",
-        "|---|---|---|---|",
+    named = {"dgmrec": "Lacuna", "ease": "EASE", "content": "similar content"}
+    rows = [
+        [label, name, _pair(found, ""), _pair(found, "[new]")]
+        for dataset, label in DATASETS.items()
+        for model, name in named.items()
+        if (found := _found(f"new-items/{dataset}/{model}.json"))
     ]
-    for dataset, label in DATASETS.items():
-        for model, name in (("dgmrec", "Lacuna"), ("ease", "EASE"), ("content", "similar content")):
-            if found := _found(f"new-items/{dataset}/{model}.json"):
-                lines.append(f"| {label} | {name} | {_pair(found, '')} | {_pair(found, '[new]')} |")
-    return "\n".join(lines)
+    header = ["a fifth of the items new, Recall@20 / NDCG@20", "model", "ranking of all", "of these, new items alone"]
+    return _table(header, rows)
 
 
 def rehearsal() -> str:
@@ -130,29 +126,25 @@ def ratio() -> str:
     found = {label: _found(f"ratio/{dataset}/dgmrec.json") for dataset, label in DATASETS.items()}
     some = {label: result for label, result in found.items() if result}
     shares = [f"{share:.0%}" for share in next(iter(some.values()))["config"]["missing"]]
-    lines = [f"| Recall@20, cells missing | seeds | {' | '.join(shares)} |", "|---" * (2 + len(shares)) + "|"]
+    rows = []
     for label, result in some.items():
         recalls = [result["mean"][f"recall@20[missing={share}]"] for share in shares]
         cells = [f"{recall:.4f} ({recall / recalls[0] - 1:+.1%})" for recall in recalls]
-        lines.append(f"| {label} | {len(result['runs'])} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([label, str(len(result["runs"])), *cells])
+    return _table(["Recall@20, cells missing", "seeds", *shares], rows)
 
 
 def ablations() -> str:
     """Recall of DGMRec's variants against the full model, over the same seeds."""
-    lines = [
-        "| without | dataset | Recall@20 / NDCG@20 | Recall@20 against the full model, by seed |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for dataset, label in DATASETS.items():
-        full = _found(f"missing/{dataset}/dgmrec.json")
         for name, words in ABLATIONS.items():
             if found := _found(f"missing/{dataset}/dgmrec-{name}.json"):
-                whole = _by_seed(full, "recall@20")
+                whole = _by_seed(_load(f"missing/{dataset}/dgmrec.json"), "recall@20")
                 gaps = [value - whole[seed] for seed, value in _by_seed(found, "recall@20").items()]
                 each = ", ".join(f"{gap:+.4f}" for gap in gaps)
-                lines.append(f"| {words} | {label} | {_pair(found, '')} | {sum(gaps) / len(gaps):+.4f} ({each}) |")
-    return "\n".join(lines)
+                rows.append([words, label, _pair(found, ""), f"{sum(gaps) / len(gaps):+.4f} ({each})"])
+    return _table(["without", "dataset", "Recall@20 / NDCG@20", "Recall@20 against the full model, by seed"], rows)
 
 
 def growth() -> str:
@@ -341,6 +333,11 @@ def _rating_errors(metrics: Any) -> str:
 
 def _rmse(found: Any) -> dict[int, float]:
     return {run["seed"]: run["metrics"]["rmse[+F]"] for run in found["runs"]}
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|---" * len(header) + "|", *lines[1:]])
 
 
 def _found(path: str) -> Any:
