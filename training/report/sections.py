@@ -445,7 +445,7 @@ def _text(result: Result, metric: str) -> str:
 
 
 def _settings(whole: Result, variant: Result) -> str:
-    """The settings of a variant that are not those of the full model, where it was trained apart."""
+    """The settings of a variant that are not those of the full model; the device is none."""
     theirs, own = (_flat(member.config) for member in (whole, variant))
     differing = (name for name, value in own.items() if theirs.get(name) != value and name != "device")
     return ", ".join(f"{name}={own[name]}" for name in differing) or "none"
