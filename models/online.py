@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
-from models.dgmrec import EVIDENCE_SCALE, DGMRec, DGMRecConfig
+from models.dgmrec import EVIDENCE_SCALE, DGMRec, DGMRecConfig, leaned_on
 from models.frozen import Array, FrozenTower, Linear, length, numpy_of, sigmoid, unit
 from models.modality import ModalitySpec
 from models.vocabulary import Vocabulary
@@ -208,8 +208,17 @@ class OnlineDGMRec:
         if tower.trust > 0:
             step = unit(tower.projection.direction(self._learned(column, known))) - direction
             direction = unit(direction + tower.trust * step)
+        direction = self._leaning(tower.real, direction, sure)
         confidence = np.clip(self._facts(column, known, sure) @ tower.calibration, 0, 1)
         return tower.projection.signal(direction * sure), confidence
+
+    def _leaning(self, real: Array, direction: Array, sure: Array) -> Array:
+        lean = np.float32(self.model.config.lean)
+        if not lean or not len(real):
+            return direction
+        count = leaned_on(len(real))
+        found = np.argpartition(direction @ real.T, -count, axis=1)[:, -count:]
+        return unit(direction + lean * (1 - sure) * unit(real[found].mean(axis=1)))
 
     def reads_neighbours(self, name: str, *, touched: bool) -> bool:
         """Whether a modality is generated from an item's neighbours by other modalities: their mean of it, or the taste

@@ -67,7 +67,7 @@ async def create(url: str, file: Path) -> dict[str, Any]:
     try:
         with tempfile.TemporaryDirectory(dir=_folder(file), prefix=".backup-") as folder:
             copy = Path(folder) / DATABASE
-            about = await store._database.read(lambda source: _copy_out(source, copy))
+            about = await store.database.read(lambda source: _copy_out(source, copy))
             await asyncio.to_thread(_pack, copy, about, file)
             return about
     finally:
@@ -87,7 +87,7 @@ async def restore(url: str, file: Path) -> dict[str, Any]:
         store = await SqlStore.open(url)
         try:
             async with store.alone():
-                await store._database.write(lambda target: _copy_in(Path(folder) / DATABASE, target))
+                await store.database.write(lambda target: _copy_in(Path(folder) / DATABASE, target))
         finally:
             await store.close()
     return about

@@ -55,7 +55,7 @@ async def export(url: str, folder: Path) -> tuple[int, int]:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as held:
             unfinished = Path(held)
-            counts = await store._database.read(lambda connection: _write(connection, unfinished))
+            counts = await store.database.read(lambda connection: _write(connection, unfinished))
             for name in (ITEMS, FEEDBACK):
                 (unfinished / name).replace(folder / name)
         return counts

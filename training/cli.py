@@ -162,7 +162,7 @@ def train(
         typer.Argument(
             help="Which model; all: dgmrec, then iris and lrmm beside it, each as if by a command of its own with the "
             "same options, of which --device and --no-catalogue are dgmrec's and --set goes to those that have the "
-            "setting. What the data do not suffice for is left out, and said."
+            "setting, or to one as --set iris.epochs=50. What the data do not suffice for is left out, and said."
         ),
     ],
     out: Out,
@@ -208,7 +208,7 @@ def train(
             _print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))
         return
     if model is Model.LRMM:
-        _train_lrmm(data, out, options, {"seed": seed, **_parsed(settings)}, as_json=as_json)
+        _train_lrmm(data, out, options, {"seed": seed, **_parsed(settings)}, fresh=fresh, as_json=as_json)
         return
     if model is Model.IRIS:
         source = data if catalogue else None
@@ -494,11 +494,13 @@ def _train_all(
         Model.IRIS: (IRISConfig, IRISTraining, TrainerConfig),
         Model.LRMM: (LRMMConfig, TrainerConfig),
     }
-    _divided(
-        settings, *dict.fromkeys(kind for some in kinds.values() for kind in some)
-    )  # a misspelt name is said first
+    addressed = {name for name in settings if name.partition(".")[0] in kinds}
+    common = {name: value for name, value in settings.items() if name not in addressed}
+    every = dict.fromkeys(kind for some in kinds.values() for kind in some)
+    _divided(common, *every)  # a misspelt name is said first
     own = {
-        model: {name: value for name, value in settings.items() if any(name in kind.model_fields for kind in some)}
+        model: {name: value for name, value in common.items() if any(name in kind.model_fields for kind in some)}
+        | {name.partition(".")[2]: settings[name] for name in addressed if name.partition(".")[0] == model}
         for model, some in kinds.items()
     }
     _configs(own[Model.DGMREC]), _iris_configs(own[Model.IRIS]), _rating_configs(own[Model.LRMM])
@@ -506,7 +508,7 @@ def _train_all(
         _train(data, out, options, own[Model.DGMREC], device, terminal, **more)
     joining: dict[Model, Callable[[], None]] = {
         Model.IRIS: lambda: _train_iris(data, out, options, own[Model.IRIS], None, fresh=more["fresh"], as_json=False),
-        Model.LRMM: lambda: _train_lrmm(data, out, options, own[Model.LRMM], as_json=False),
+        Model.LRMM: lambda: _train_lrmm(data, out, options, own[Model.LRMM], fresh=more["fresh"], as_json=False),
     }
     for model, join in joining.items():
         try:
@@ -538,11 +540,13 @@ def _from_database(url: str, out: Path) -> Path:
     return prepared
 
 
-def _train_lrmm(data: Path, out: Path, options: DataOptions, settings: dict[str, Any], *, as_json: bool) -> None:
+def _train_lrmm(
+    data: Path, out: Path, options: DataOptions, settings: dict[str, Any], *, fresh: bool, as_json: bool
+) -> None:
     torch.set_num_threads(options.threads)
     config, trainer = _rating_configs(settings)
     with Terminal() as terminal:
-        manifest = add_lrmm(load_dataset(data), out, config, trainer, options, terminal=terminal)
+        manifest = add_lrmm(load_dataset(data), out, config, trainer, options, terminal=terminal, fresh=fresh)
         metrics = manifest.models[Model.LRMM].metrics
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("rmse[+F]", "mae[+F]"))
         terminal.say(f"bundle {manifest.version} in {out}: test {shown}")

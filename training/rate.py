@@ -61,6 +61,7 @@ def add_lrmm(
     options: DataOptions,
     *,
     terminal: Terminal,
+    fresh: bool = False,
 ) -> Manifest:
     """Train LRMM and write it into the bundle at `out`, beside its other models; a new bundle where there is none.
 
@@ -72,6 +73,8 @@ def add_lrmm(
     opened = open_bundle(dataset, out, options, terminal)
     source = _source(dataset, ratings, opened.content, config, options, terminal)(parts)
     checkpoint = out.with_name(f".{out.name}.lrmm-checkpoint")
+    if fresh:
+        checkpoint.unlink(missing_ok=True)
     trained = train_lrmm(
         source,
         config,

@@ -44,10 +44,13 @@ class SqlStore:
 
     Besides what the port says, every method raises StoreUnavailableError where the database does not answer, and
     InvalidInputError for strings that the database cannot hold (NUL on PostgreSQL, lone surrogates everywhere).
+
+    Attributes:
+        database: for what copies tables as they are, such as backups.
     """
 
     def __init__(self, database: Database) -> None:
-        self._database = database
+        self.database = database
 
     @classmethod
     async def open(cls, url: str) -> SqlStore:
@@ -196,16 +199,16 @@ class SqlStore:
         await self._write(_set_meta, key, value)
 
     def alone(self) -> AbstractAsyncContextManager[None]:
-        return self._database.alone()
+        return self.database.alone()
 
     async def close(self) -> None:
-        await self._database.close()
+        await self.database.close()
 
     async def _read(self, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
-        return await self._database.read(lambda connection: query(connection, *args, **options))
+        return await self.database.read(lambda connection: query(connection, *args, **options))
 
     async def _write(self, query: Query[P, T], *args: P.args, **options: P.kwargs) -> T:
-        return await self._database.write(lambda connection: query(connection, *args, **options))
+        return await self.database.write(lambda connection: query(connection, *args, **options))
 
 
 def migrate(connection: Connection) -> None:

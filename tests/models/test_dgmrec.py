@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses, ridge
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection, share_of_new
+from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, Projection, leaned_on, share_of_new
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.imputers import gather_evidence
 from models.modality import ModalBatch, ModalitySpec
@@ -826,7 +826,7 @@ def test_generals_stand_in_with_the_mean() -> None:
 
 @torch.no_grad()
 def test_trust_leads_from_the_base_to_what_was_learned() -> None:
-    w = world()
+    w = world(config=SMALL.model_copy(update={"lean": 0.0}))
     taste = w.forward().taste
     tower = w.model.tower("m1")
     base = w.model.base("m1", w.evidence)
@@ -846,6 +846,69 @@ def test_trust_leads_from_the_base_to_what_was_learned() -> None:
         cosines = functional.cosine_similarity(made[trust], expected, dim=1)[some]
         torch.testing.assert_close(cosines, torch.ones_like(cosines), atol=1e-4, rtol=0)
     assert functional.cosine_similarity(*ends, dim=1)[some].mean() < 0.9
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lean", [0.5, 2.0])
+def test_unsure_guesses_lean_on_the_real_features_nearest_to_them(lean: float) -> None:
+    full = linear_batch((6, 5), n=150, missing=0.4)
+    w = world(config=SMALL.model_copy(update={"lean": lean}), batch=full)
+    tower, observed = w.model.tower("m1"), w.batch.observed[:, 1]
+    base = w.model.base("m1", w.evidence).numpy()
+    length = np.linalg.norm(base, axis=1, keepdims=True).clip(1e-12, 1)
+    guess = base / np.linalg.norm(base, axis=1, keepdims=True).clip(1e-12)
+    own = tower.projection.direction(w.evidence.own["m1"])[observed].numpy()
+    real = own / np.linalg.norm(own, axis=1, keepdims=True)
+    assert leaned_on(len(real)) == 5  # a twentieth of about 90
+    nearest = np.argsort(-guess @ real.T, axis=1)[:, :5]
+    mean = real[nearest].mean(axis=1)
+    drawn = guess + lean * (1 - length) * mean / np.linalg.norm(mean, axis=1, keepdims=True)
+    expected = drawn / np.linalg.norm(drawn, axis=1, keepdims=True) * length
+    made = w.model.generate("m1", w.evidence, w.forward().taste)
+    some = (length > 1e-6)[:, 0]
+    assert some.sum() > 100
+    np.testing.assert_allclose(tower.projection.direction(made.features)[some], expected[some], atol=1e-5)
+    np.testing.assert_allclose(made.facts[:, 1], length[:, 0], atol=1e-6)  # leaning makes nothing surer
+    assert np.abs(drawn - guess)[some].max() > 0.1
+
+
+@torch.no_grad()
+def test_without_real_features_or_weight_nothing_is_leant_on() -> None:
+    w = world()
+    taste = w.forward().taste
+    leant = w.model.generate("m1", w.evidence, taste).features
+    w.model.config = w.model.config.model_copy(update={"lean": 0.0})
+    alone = w.model.generate("m1", w.evidence, taste).features
+    assert not torch.allclose(leant, alone)
+    w.model.config = w.model.config.model_copy(update={"lean": 2.0})
+    w.model.tower("m1").real.zero_()
+    assert torch.equal(w.model.generate("m1", w.evidence, taste).features, alone)
+
+
+@pytest.mark.parametrize(("real", "count"), [(1, 1), (20, 1), (21, 2), (800, 40), (8192, 40)])
+def test_how_many_real_features_are_leant_on(real: int, count: int) -> None:
+    assert leaned_on(real) == count
+
+
+@torch.no_grad()
+def test_what_may_be_leant_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    w = world()
+    cells = w.batch.observed.clone()
+    cells[::2] = False
+    w.model.fit_base(w.evidence, cells)
+    tower, rows = w.model.tower("m0"), cells[:, 0]
+    own = functional.normalize(tower.projection.direction(w.evidence.own["m0"][rows]), dim=1)
+    torch.testing.assert_close(tower.real[: len(own)], own)
+    assert not tower.real[len(own) :].any()
+    monkeypatch.setattr("models.dgmrec.REAL_ROWS", 4)  # a large catalogue gives a sample, always the same
+    few, again = world(), world()
+    real = few.model.tower("m0").real
+    assert real.shape[0] == 4
+    assert real.any(dim=1).all()
+    assert torch.equal(real, again.model.tower("m0").real)
+    everything = tower.projection.direction(w.evidence.own["m0"][w.batch.observed[:, 0]])
+    near = functional.cosine_similarity(real[:, None], everything[None], dim=2).max(dim=1).values
+    torch.testing.assert_close(near, torch.ones(4))
 
 
 # --- the base ------------------------------------------------------------------------------------------------------

@@ -154,9 +154,11 @@ def test_nothing_trains_any_more(online: OnlineDGMRec) -> None:
 
 @pytest.mark.parametrize("rows", [[0], [3, 29, 7]])
 @pytest.mark.parametrize("trust", [0.0, 0.4])
-@pytest.mark.parametrize("changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}, {"lean": 0.0}], ids=str
+)
 @pytest.mark.parametrize(("shared", "near"), [(True, True), (False, True), (True, False)])
-def test_generate(rows: list[int], trust: float, changes: dict[str, str], shared: bool, near: bool) -> None:
+def test_generate(rows: list[int], trust: float, changes: dict[str, Any], shared: bool, near: bool) -> None:
     w = world(config=SMALL.model_copy(update=changes))
     w.model.read("m1", shared=shared, near=near)
     w.model.fit_base(w.evidence, w.batch.observed)

@@ -359,21 +359,42 @@ IRIS = (
 ALL = (*TINY, "--set", "members=1", "--set", "als_epochs=1", "--set", "interest_size=2", "--set", "epochs=1")
 
 
-def test_train_all(lacuna: Run, tmp_path: Path) -> None:
-    """With ratings there are three models, each with the settings that it has."""
-    folder, out = tmp_path / "rated", tmp_path / "bundle"
-    rated = [{**event, "type": "rating", "value": 1 + row % 5} for row, event in enumerate(events())]
-    write_dataset(folder, vector_records(), rated, name="rated", source="test", synthetic=True)
-    code, printed, err = lacuna("train", "all", "--data", folder, "--out", out, "--seed", "3", "--json", *ALL)
+@pytest.fixture
+def rated(tmp_path: Path) -> Path:
+    """A dataset with ratings."""
+    folder = tmp_path / "rated"
+    rows = [{**event, "type": "rating", "value": 1 + row % 5} for row, event in enumerate(events())]
+    write_dataset(folder, vector_records(), rows, name="rated", source="test", synthetic=True)
+    return folder
+
+
+def test_train_all(lacuna: Run, rated: Path, tmp_path: Path) -> None:
+    """With ratings there are three models, each with the settings that it has, or that are said to be its own."""
+    out, own = tmp_path / "bundle", ("--set", "lrmm.members=2")
+    code, printed, err = lacuna("train", "all", "--data", rated, "--out", out, "--seed", "3", "--json", *ALL, *own)
     assert code == 0, err
     models = json.loads(printed)["models"]
     assert list(models) == ["dgmrec", "iris", "lrmm"]
     assert set(models) == set(Bundle.load(out).manifest.models)
     assert models["dgmrec"]["config"]["seed"] == 3
     assert models["dgmrec"]["config"]["embedding_size"] == 8
-    assert [models[name]["config"]["model"]["members"] for name in ("iris", "lrmm")] == [1, 1]
+    assert [models[name]["config"]["model"]["members"] for name in ("iris", "lrmm")] == [1, 2]
     assert Bundle.load(out).file("catalogue/items.jsonl") is not None
     assert "left out" not in err
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_train_all_afresh(
+    lacuna: Run, rated: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, fresh: bool
+) -> None:
+    """No model's checkpoint is looked at."""
+    out = tmp_path / "bundle"
+    for kind in ("checkpoint", "iris-checkpoint", "lrmm-checkpoint"):
+        (tmp_path / f".bundle.{kind}").write_text("of an interrupted run")
+    code, _, err = lacuna("train", "all", "--data", rated, "--out", out, *ALL, *(["--fresh"] if fresh else []))
+    assert code == 0, err
+    assert caplog.text.count("starts anew") == (0 if fresh else 3)
+    assert not list(tmp_path.glob(".bundle.*"))
 
 
 def test_train_all_leaves_out_what_the_data_do_not_suffice_for(lacuna: Run, data: Path, tmp_path: Path) -> None:
@@ -387,7 +408,13 @@ def test_train_all_leaves_out_what_the_data_do_not_suffice_for(lacuna: Run, data
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("memberz=2", "no setting 'memberz'; there are"), ("sentence_size=-1", "the setting 'sentence_size'")],
+    [
+        ("memberz=2", "no setting 'memberz'; there are"),
+        ("sentence_size=-1", "the setting 'sentence_size'"),
+        ("iris.memberz=2", "no setting 'memberz'; there are"),
+        ("lrmm.sentence_size=-1", "the setting 'sentence_size'"),
+        ("easy.members=2", "no setting 'easy.members'; there are"),
+    ],
 )
 def test_train_all_knows_its_settings_before_it_begins(
     lacuna: Run, data: Path, tmp_path: Path, setting: str, message: str
