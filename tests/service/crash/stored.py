@@ -18,7 +18,7 @@ async def read_states(store: SqlStore, shops: Sequence[str]) -> tuple[dict[str, 
     found: dict[str, dict[str, Item]] = {name: {} for name in shops}
     wrong: list[str] = []
     users_of: dict[str, set[str]] = defaultdict(set)
-    events = await store._database.read(_events)
+    events = await store.database.read(_events)
     wrong += [f"the event {event} is stored {count} times" for event, count in Counter(events).items() if count > 1]
     for user, item, _, _ in events:
         users_of[item].add(user)
@@ -28,7 +28,7 @@ async def read_states(store: SqlStore, shops: Sequence[str]) -> tuple[dict[str, 
             shop = item.id.partition("-")[0]
             if shop in found:
                 found[shop][item.id] = _item(item)
-    orphans = await store._database.read(_orphans)
+    orphans = await store.database.read(_orphans)
     wrong += [f"{count} rows of {table} belong to no item" for table, count in orphans.items() if count]
     states = {
         name: State(found[name], frozenset(event for event in events if event[0].partition("-")[0] == name))

@@ -75,7 +75,7 @@ async def test_half_an_item_and_an_event_of_nobody_are_seen(tmp_path: Path) -> N
         row = dict(connection.execute(sa.select(feedback)).one()._mapping)
         connection.execute(sa.insert(feedback), {**row, "id": row["id"] + 1, "type": "click"})
 
-    await store._database.write(spoil)
+    await store.database.write(spoil)
     states, wrong = await read_states(store, ["s"])
     assert "the item s-2 was stored by half" in wrong
     assert len(states["s"].events) == 2

@@ -95,7 +95,7 @@ async def _all_unavailable(store: SqlStore) -> None:
 
 async def test_migrations_make_the_tables_that_the_queries_expect(url: str) -> None:
     async with emptied(url) as store:
-        difference = await store._database.read(
+        difference = await store.database.read(
             lambda connection: compare_metadata(
                 MigrationContext.configure(connection, opts={"compare_type": True}), metadata
             )
@@ -174,7 +174,7 @@ async def test_sqlite_is_told_to_survive_a_power_cut(tmp_path: Path) -> None:
     store = await SqlStore.open(f"sqlite+aiosqlite:///{tmp_path}/store.db")
     settings = {}
     for name in ("synchronous", "journal_mode", "foreign_keys"):
-        settings[name] = await store._database.write(
+        settings[name] = await store.database.write(
             lambda connection, name=name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
         )
     assert settings == {"synchronous": 2, "journal_mode": "wal", "foreign_keys": 1}
@@ -213,7 +213,7 @@ async def test_url_of_no_database_is_refused(bad: str) -> None:
 
 async def test_sqlite_gone_is_unavailable_everywhere(tmp_path: Path) -> None:
     store = await SqlStore.open(f"sqlite+aiosqlite:///{tmp_path}/store.db")
-    await store._database.write(
+    await store.database.write(
         lambda connection: [connection.exec_driver_sql(f"DROP TABLE {table}") for table in _dropping_order()]
     )
     calls = {name: call for name, call in EVERY_METHOD.items() if name not in ("ping", "alone")}
@@ -251,7 +251,7 @@ async def test_postgres_cut_in_the_middle_is_unavailable_and_undone(postgres_url
 
     async with emptied(postgres_url) as store:
         with pytest.raises(StoreUnavailableError):
-            await store._database.write(cut)
+            await store.database.write(cut)
         assert await store.get_meta("half") is None
 
 
