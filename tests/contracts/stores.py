@@ -25,7 +25,7 @@ async def emptied(url: str) -> AsyncIterator[SqlStore]:
     """A store on a database that may hold leftovers of another test."""
     store = await SqlStore.open(url)
     try:
-        await store._database.write(_empty)
+        await store.database.write(_empty)
         yield store
     finally:
         await store.close()

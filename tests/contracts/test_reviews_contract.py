@@ -78,4 +78,4 @@ async def test_vectors_go_with_their_reviews(store: SqlStore) -> None:
 
 async def count(store: SqlStore) -> int:
     query = sa.select(sa.func.count()).select_from(review_vectors)
-    return await store._database.read(lambda connection: connection.execute(query).scalar_one())
+    return await store.database.read(lambda connection: connection.execute(query).scalar_one())

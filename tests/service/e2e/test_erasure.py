@@ -23,7 +23,7 @@ def traces(service: Running, *marks: str) -> dict[str, list[str]]:
                     found.setdefault(table.name, []).append(plain)
         return found
 
-    return service.run(service.engine.store._database.read(search))  # type: ignore[attr-defined]  # a SqlStore
+    return service.run(service.engine.store.database.read(search))  # type: ignore[attr-defined]  # a SqlStore
 
 
 def test_a_user_is_erased_everywhere(anywhere: Running) -> None:

@@ -38,7 +38,7 @@ def rewrite_log(_: Path, __: bytes, url: str) -> None:
 
     async def work() -> None:
         store = await SqlStore.open(url)
-        await store._database.write(
+        await store.database.write(
             lambda connection: connection.exec_driver_sql("UPDATE changes SET at = '2020-01-01'")
         )
         await store.close()
