@@ -44,6 +44,11 @@ ABLATIONS: dict[str, dict[str, str]] = {
     "with-user-item-alignment": {"user_item": "0.1"},
     "no-refinement": {"refine_weight": "0"},
     "no-modality": {"modal": "false"},
+    # Decisions of our own, one by one.
+    "no-leaning": {"lean": "0"},
+    "positives-left-in": {"leave_out": "false"},
+    "equal-pairs": {"user_power": "0"},
+    "random-start": {"start": "random"},
 }
 
 
@@ -91,8 +96,9 @@ def command(run: Run, data: Path, file: Path, options: argparse.Namespace) -> li
         words += ["--mask", options.mask]
     if run.variant:
         words += ["--variant", run.variant]
-    for name, value in run.settings.items():
-        words += ["--set", f"{name}={value}"]
+    common = options.set if run.model == "dgmrec" else []
+    for setting in [*common, *(f"{name}={value}" for name, value in run.settings.items())]:  # the last one holds
+        words += ["--set", setting]
     return [*words, "--threads", str(options.threads), "--json", str(file)]
 
 
@@ -106,6 +112,13 @@ def main() -> None:
     parser.add_argument("--mask", help="a published mask of the dataset; else equal shares lack 0, 1, ... modalities")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of every DGMRec, as of `lacuna train`",
+    )
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args()
     for data in options.data:

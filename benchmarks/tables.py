@@ -24,14 +24,28 @@ VARIANTS = {
     "dgmrec-no-modality-0.4": "without any modality (LightGCN)",
 }
 ABLATIONS = {
-    "no-modality": "any modality (LightGCN)",
-    "no-generation-mean": "generation, the mean instead",
-    "no-alignment": "alignment of modal and collaborative parts",
-    "no-disentangling": "disentangling (CLUB and InfoNCE)",
-    "no-refinement": "refinement of the item graphs",
+    "no-modality": "without any modality (LightGCN)",
+    "no-generation-mean": "the mean in place of generation",
+    "no-generation-nn": "the mean of the nearest items in place of generation",
+    "no-leaning": "guesses that lean on no real features",
+    "no-generation-loss": "without the loss of generation (closed forms alone)",
+    "no-reconstruction": "without the loss of reconstruction",
+    "no-alignment": "without alignment of modal and collaborative parts",
+    "with-user-item-alignment": "with alignment of users' and items' modal parts (eq. 21)",
+    "no-disentangling": "without disentangling (CLUB and InfoNCE)",
+    "no-club": "without CLUB",
+    "no-nce": "without InfoNCE of general parts",
+    "no-refinement": "without refinement of the item graphs",
+    "positives-left-in": "positives left in their users' histories",
+    "equal-pairs": "pairs that count alike, whatever the user's history",
+    "random-start": "embeddings that start at random",
 }
 RANKED = ("dgmrec", "lightgcn", "ease", "item-knn", "popularity", "content")
-IMPUTED = ("dgmrec", "ridge", "heat", "pers-pagerank", "multi-hop", "neigh-mean", "nn", "mean")
+IMPUTED = {
+    "dgmrec": "dgmrec",
+    "dgmrec-no-leaning": "dgmrec, `lean=0`",
+    "dgmrec-one-epoch": "dgmrec, `epochs=1`",
+} | {name: name for name in ("ridge", "heat", "pers-pagerank", "multi-hop", "neigh-mean", "nn", "mean")}
 
 
 def _load(path: str) -> Any:
@@ -101,7 +115,7 @@ def retrieval() -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for dataset, label in DATASETS.items():
-        for model in IMPUTED:
+        for model, words in IMPUTED.items():
             found = _found(f"retrieval/{dataset}/{model}.json")
             if not found:
                 continue
@@ -117,7 +131,7 @@ def retrieval() -> str:
                 " / ".join(f"{found['mean'][f'{metric}[{name}][level={level}]']:.4f}" for name in names)
                 for metric, level in wanted
             ]
-            lines.append(f"| {label} ({' / '.join(names)}) | {model} | {' | '.join(cells)} |")
+            lines.append(f"| {label} ({' / '.join(names)}) | {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -144,7 +158,7 @@ def ablations() -> str:
                 gaps = [value - whole[seed] for seed, value in _by_seed(found, "recall@20").items()]
                 each = ", ".join(f"{gap:+.4f}" for gap in gaps)
                 rows.append([words, label, _pair(found, ""), f"{sum(gaps) / len(gaps):+.4f} ({each})"])
-    return _table(["without", "dataset", "Recall@20 / NDCG@20", "Recall@20 against the full model, by seed"], rows)
+    return _table(["variant", "dataset", "Recall@20 / NDCG@20", "Recall@20 against the full model, by seed"], rows)
 
 
 def growth() -> str:

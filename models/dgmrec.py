@@ -15,8 +15,8 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   it, trained by hiding observed cells; of that step it takes the share (`trust`) that cells it never learned from bear
   out.
 * A guess from a regression is a mean over all that a feature could be, and lies where few features do. It therefore
-  leans on the real features nearest to it, the more the less sure it is: on cells hidden for it, it is nearer to the
-  truth by this, and a search by the true feature finds it up to four times as often (`lean`).
+  leans on the real features nearest to it, the more the less sure it is (`lean`): by this it comes nearer to the truth
+  and is found more often by those who search for it.
 * A generated signal is as long as it is sure: the base is a regression on unit vectors, whose length is the cosine that
   it expects, so that an unsure guess enters the encoder close to the modality's mean.
 * Users and items are compared by cosine and trained by a softmax over sampled negatives (`ranking`); `bpr` with inner
