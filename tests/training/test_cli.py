@@ -257,7 +257,9 @@ def test_interrupted_training_says_how_to_go_on(lacuna: Run, data: Path, tmp_pat
     """Ctrl-C in a real process; then the same command ends what was begun."""
     arguments = ["train", "dgmrec", "--data", str(data), "--out", str(tmp_path / "b"), *TINY]
     checkpoint = tmp_path / ".b.checkpoint"
-    start = [sys.executable, "-c", "from training.cli import main; main()"]
+    # What runs in the background of a shell would ignore the signal.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = [sys.executable, "-c", f"{heed}; from training.cli import main; main()"]
     with subprocess.Popen(
         [*start, *arguments, "--set", "epochs=100000", "--set", "patience=100000"],
         stderr=subprocess.PIPE,
