@@ -16,7 +16,7 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   out.
 * A guess from a regression is a mean over all that a feature could be, and lies where few features do. It therefore
   leans on the real features nearest to it, the more the less sure it is (`lean`): by this it comes nearer to the truth
-  and is found more often by those who search for it. A modality whose held-out cells come no nearer does without.
+  and is found more often by those who search for it.
 * A generated signal is as long as it is sure: the base is a regression on unit vectors, whose length is the cosine that
   it expects, so that an unsure guess enters the encoder close to the modality's mean.
 * Users and items are compared by cosine and trained by a softmax over sampled negatives (`ranking`); `bpr` with inner
@@ -257,7 +257,6 @@ class Tower(nn.Module):
     mean_general: Tensor
     calibration: Tensor
     trust: Tensor
-    lean: Tensor
     real: Tensor
 
     def __init__(self, spec: ModalitySpec, config: DGMRecConfig, ranks: Mapping[str, int], n_items: int) -> None:
@@ -283,7 +282,6 @@ class Tower(nn.Module):
         self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(Generation.FACTS))
         self.register_buffer("trust", torch.zeros(()))  # share of the learned step that held-out cells bear out
-        self.register_buffer("lean", torch.full((), config.lean))  # 0 where held-out cells come no nearer by it
         # Directions of observed features, for guesses to lean on; zero rows where there are fewer.
         self.register_buffer("real", torch.zeros(min(n_items, REAL_ROWS), rank))
 
@@ -691,11 +689,11 @@ class DGMRec(nn.Module):
     def _leaning(self, tower: Tower, direction: Tensor, sure: Tensor) -> Tensor:
         """Directions `[n, r_m]` drawn towards the mean of the real ones nearest to them, by how unsure they are."""
         there = tower.real.any(dim=1)
-        if not tower.lean or not there.any():
+        if not self.config.lean or not there.any():
             return direction
         found, _ = nearest(direction, tower.real, leaned_on(int(there.sum())), allowed=there)
         real, _ = mean_of(tower.real, found)
-        return vectors.unit(direction + tower.lean * (1 - sure) * vectors.unit(real))
+        return vectors.unit(direction + self.config.lean * (1 - sure) * vectors.unit(real))
 
     def _facts(self, name: str, evidence: Evidence, length: Tensor) -> Tensor:
         column = self.names.index(name)

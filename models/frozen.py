@@ -111,5 +111,4 @@ class FrozenTower:
         self.read = np.concatenate([numpy_of(tower.told_by), numpy_of(tower.shown_by)])
         self.near = bool(tower.shown_by.all())
         self.trust = np.float32(tower.trust)
-        self.lean = np.float32(tower.lean)
         self.real = numpy_of(tower.real[tower.real.any(dim=1)])

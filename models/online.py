@@ -208,9 +208,17 @@ class OnlineDGMRec:
         if tower.trust > 0:
             step = unit(tower.projection.direction(self._learned(column, known))) - direction
             direction = unit(direction + tower.trust * step)
-        direction = _leaning(tower, direction, sure)
+        direction = self._leaning(tower.real, direction, sure)
         confidence = np.clip(self._facts(column, known, sure) @ tower.calibration, 0, 1)
         return tower.projection.signal(direction * sure), confidence
+
+    def _leaning(self, real: Array, direction: Array, sure: Array) -> Array:
+        lean = np.float32(self.model.config.lean)
+        if not lean or not len(real):
+            return direction
+        count = leaned_on(len(real))
+        found = np.argpartition(direction @ real.T, -count, axis=1)[:, -count:]
+        return unit(direction + lean * (1 - sure) * unit(real[found].mean(axis=1)))
 
     def reads_neighbours(self, name: str, *, touched: bool) -> bool:
         """Whether a modality is generated from an item's neighbours by other modalities: their mean of it, or the taste
@@ -374,11 +382,3 @@ class OnlineDGMRec:
     def _without_own_layer(self) -> float:
         layers = self.model.config.layers
         return (layers + 1) / layers
-
-
-def _leaning(tower: FrozenTower, direction: Array, sure: Array) -> Array:
-    if not tower.lean or not len(tower.real):
-        return direction
-    count = leaned_on(len(tower.real))
-    found = np.argpartition(direction @ tower.real.T, -count, axis=1)[:, -count:]
-    return unit(direction + tower.lean * (1 - sure) * unit(tower.real[found].mean(axis=1)))

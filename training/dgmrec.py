@@ -460,11 +460,9 @@ class DGMRecTask:
 
     def _weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none
-        where its gain is within two standard errors, as the largest of several noisy gains is an optimist. Then let the
-        modalities lean whose held-out cells come nearer to the truth by it."""
+        where its gain is within two standard errors, as the largest of several noisy gains is an optimist."""
         for name in self.module.names:
             self.module.tower(name).trust.zero_()
-            self.module.tower(name).lean.fill_(self.config.lean)
         base = self._held_cosines(out)
         best = dict.fromkeys(base, (0.0, 0.0))  # gain and share
         for share in TRUST:
@@ -477,12 +475,6 @@ class DGMRecTask:
                     best[name] = (gain, share)
         for name in self.module.names:
             self.module.tower(name).trust.fill_(best[name][1] if name in best else 0.0)
-        leaning = self._held_cosines(out)
-        for name in self.module.names:
-            self.module.tower(name).lean.zero_()
-        for name, alone in self._held_cosines(out).items():
-            if _mean(leaning[name]) > _mean(alone):
-                self.module.tower(name).lean.fill_(self.config.lean)
 
     def state(self) -> dict[str, Any]:
         """Optimisers, random states, and the graphs with the features they came from."""

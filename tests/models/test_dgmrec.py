@@ -877,10 +877,10 @@ def test_without_real_features_or_weight_nothing_is_leant_on() -> None:
     w = world()
     taste = w.forward().taste
     leant = w.model.generate("m1", w.evidence, taste).features
-    w.model.tower("m1").lean.zero_()
+    w.model.config = w.model.config.model_copy(update={"lean": 0.0})
     alone = w.model.generate("m1", w.evidence, taste).features
     assert not torch.allclose(leant, alone)
-    w.model.tower("m1").lean.fill_(2.0)
+    w.model.config = w.model.config.model_copy(update={"lean": 2.0})
     w.model.tower("m1").real.zero_()
     assert torch.equal(w.model.generate("m1", w.evidence, taste).features, alone)
 

@@ -389,29 +389,6 @@ def test_trust_is_what_held_out_cells_bear_out() -> None:
         assert gains[1.0].any()
 
 
-def test_modalities_lean_whose_held_out_cells_come_nearer_by_it() -> None:
-    task = task_of()
-    epochs(task, 4)
-    out = task.embed()
-    task._weigh_generator(out)
-    towers = {name: task.module.tower(name) for name in task.module.names}
-    kept = {name: tower.lean.item() for name, tower in towers.items()}
-    cosines = {}
-    for lean in (0.0, task.config.lean):
-        for tower in towers.values():
-            tower.lean.fill_(lean)
-        cosines[lean] = task._held_cosines(out)
-    for name, lean in kept.items():
-        gain = (cosines[task.config.lean][name] - cosines[0.0][name]).mean()
-        assert gain != 0
-        assert lean == (task.config.lean if gain > 0 else 0.0)
-    for tower in towers.values():  # what all lean on alike tells nothing
-        tower.real.zero_()
-        tower.real[:, 0] = 1
-    task._weigh_generator(out)
-    assert {tower.lean.item() for tower in towers.values()} == {0.0}
-
-
 def test_before_training_the_base_is_generated() -> None:
     task, (_, observed) = task_of(), contents()
     assert task.side is not None
