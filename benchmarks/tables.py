@@ -45,6 +45,7 @@ IMPUTED = {
     "dgmrec": "dgmrec",
     "dgmrec-no-leaning": "dgmrec, `lean=0`",
     "dgmrec-one-epoch": "dgmrec, `epochs=1`",
+    "dgmrec-one-epoch-no-leaning": "dgmrec, `epochs=1`, `lean=0`",
 } | {name: name for name in ("ridge", "heat", "pers-pagerank", "multi-hop", "neigh-mean", "nn", "mean")}
 
 
