@@ -494,13 +494,12 @@ def _train_all(
         Model.IRIS: (IRISConfig, IRISTraining, TrainerConfig),
         Model.LRMM: (LRMMConfig, TrainerConfig),
     }
-    addressed = {name for name in settings if name.partition(".")[0] in kinds}
-    common = {name: value for name, value in settings.items() if name not in addressed}
+    common = {name: value for name, value in settings.items() if name.partition(".")[0] not in kinds}
     every = dict.fromkeys(kind for some in kinds.values() for kind in some)
     _divided(common, *every)  # a misspelt name is said first
     own = {
         model: {name: value for name, value in common.items() if any(name in kind.model_fields for kind in some)}
-        | {name.partition(".")[2]: settings[name] for name in addressed if name.partition(".")[0] == model}
+        | {name.removeprefix(f"{model}."): value for name, value in settings.items() if name.startswith(f"{model}.")}
         for model, some in kinds.items()
     }
     _configs(own[Model.DGMREC]), _iris_configs(own[Model.IRIS]), _rating_configs(own[Model.LRMM])
