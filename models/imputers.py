@@ -256,7 +256,7 @@ def mean_of(values: Tensor, rows: Tensor, weights: Tensor | None = None) -> tupl
     there was any."""
     there = rows >= 0
     counts = there.to(values.dtype) if weights is None else weights.where(there, 0)
-    # As sums of bags: the rows themselves, `[q, k, d]`, would be most of the memory that training takes.
+    # As sums of bags: the rows themselves, `[q, k, d]`, would take k times the memory of the answer.
     total = F.embedding_bag(rows.clamp_min(0), values, mode="sum", per_sample_weights=counts)
     return total / counts.sum(dim=1).clamp_min(1e-12)[:, None], there.any(dim=1)
 

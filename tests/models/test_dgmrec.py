@@ -873,25 +873,25 @@ def test_unsure_guesses_lean_on_the_real_features_nearest_to_them(lean: float) -
 
 
 @torch.no_grad()
-def test_without_real_features_or_weight_nothing_is_leant_on() -> None:
+def test_without_real_features_or_weight_guesses_stay() -> None:
     w = world()
     taste = w.forward().taste
-    leant = w.model.generate("m1", w.evidence, taste).features
+    leaning = w.model.generate("m1", w.evidence, taste).features
     w.model.config = w.model.config.model_copy(update={"lean": 0.0})
     alone = w.model.generate("m1", w.evidence, taste).features
-    assert not torch.allclose(leant, alone)
+    assert not torch.allclose(leaning, alone)
     w.model.config = w.model.config.model_copy(update={"lean": 2.0})
     w.model.tower("m1").real.zero_()
     assert torch.equal(w.model.generate("m1", w.evidence, taste).features, alone)
 
 
 @pytest.mark.parametrize(("real", "count"), [(1, 1), (20, 1), (21, 2), (800, 40), (8192, 40)])
-def test_how_many_real_features_are_leant_on(real: int, count: int) -> None:
+def test_how_many_real_features_a_guess_leans_on(real: int, count: int) -> None:
     assert leaned_on(real) == count
 
 
 @torch.no_grad()
-def test_what_may_be_leant_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_guesses_may_lean_on(monkeypatch: pytest.MonkeyPatch) -> None:
     w = world()
     cells = w.batch.observed.clone()
     cells[::2] = False
