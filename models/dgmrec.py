@@ -136,6 +136,7 @@ class DGMRecConfig(BaseModel):
     cold_lift: float = Field(0.6, ge=0, description="how much more popular a new item counts than its content says")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
+    closest: bool = Field(True, description="whether a guess follows the items nearest by another modality, if near")
     lean: float = Field(2.0, ge=0, description="of the real features nearest to an unsure guess, beside the guess")
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
     seed: int = 0
@@ -252,6 +253,7 @@ class Tower(nn.Module):
     from_interactions: Tensor
     from_content: Tensor
     from_content_alone: Tensor
+    from_closest: Tensor
     told_by: Tensor
     shown_by: Tensor
     mean_general: Tensor
@@ -276,6 +278,8 @@ class Tower(nn.Module):
         self.register_buffer("from_interactions", torch.zeros(told, rank))
         self.register_buffer("from_content", torch.zeros(shown, rank))
         self.register_buffer("from_content_alone", torch.zeros(shown, rank))
+        # What the closest items add, to a touched item's guess and to an untouched one's.
+        self.register_buffer("from_closest", torch.zeros(2))
         # Which columns of both kinds of evidence this modality is generated from, see `DGMRec.read`.
         self.register_buffer("told_by", torch.ones(told))
         self.register_buffer("shown_by", torch.ones(shown))
@@ -707,13 +711,18 @@ class DGMRec(nn.Module):
         """The closed form that generation starts from: directions `[n, r_m]` as long as the cosine that they expect."""
         tower, shown = self.tower(name), evidence.from_content(name)
         touched, described = evidence.touched()[:, None], evidence.described(name)[:, None]
-        alone = described * (shown @ tower.from_content_alone)
+        closest = self._closest(name, evidence)
+        alone: Tensor = described * (shown @ tower.from_content_alone + tower.from_closest[1] * closest)
         if not touched.any():
             return alone
-        direction = evidence.from_interactions(name) @ tower.from_interactions + described * (
-            shown @ tower.from_content
-        )
-        return torch.where(touched, direction, alone)
+        told = evidence.from_interactions(name) @ tower.from_interactions
+        content = described * (shown @ tower.from_content + tower.from_closest[0] * closest)
+        return torch.where(touched, told + content, alone)
+
+    def _closest(self, name: str, evidence: Evidence) -> Tensor:
+        """`Evidence.closest` as directions among the components `[n, r_m]`."""
+        closest = evidence.closest[name]
+        return self.tower(name).projection.direction(closest * closest.shape[1] ** 0.5)
 
     def _noisy(self, mlp: nn.Module, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
         assert isinstance(mlp, nn.Sequential)
@@ -906,6 +915,8 @@ class DGMRec(nn.Module):
     def fit_base(self, evidence: Evidence, cells: Tensor) -> None:
         """Fit each modality's closed forms on `cells` (bool `[n, M]`), one after the other: the directions of the
         features from interactions, then what that leaves from content; and from content alone, for untouched items.
+        How much of what is left after each the closest items tell is one number: what is alike by one modality is alike
+        by another, and the nearer the more, which a linear map of features cannot see.
         The same cells are what guesses lean on.
 
         Fitted apart, each learns from all the items that have what it reads.
@@ -918,8 +929,15 @@ class DGMRec(nn.Module):
             first = ridge.fit(told, target, touched)
             tower.from_interactions.copy_(first.weights)
             # What the first leaves of cells that it learned from is too little to learn from.
-            tower.from_content.copy_(ridge.fit(shown, target, touched & described, base=first.estimate).weights)
-            tower.from_content_alone.copy_(ridge.fit(shown, target, described).weights)
+            second = ridge.fit(shown, target, touched & described, base=first.estimate)
+            tower.from_content.copy_(second.weights)
+            alone = ridge.fit(shown, target, described)
+            tower.from_content_alone.copy_(alone.weights)
+            if self.config.closest:
+                closest = self._closest(name, evidence)
+                rest = target - first.estimate - second.estimate
+                tower.from_closest[0] = _share(closest, rest, touched & described)
+                tower.from_closest[1] = _share(closest, target - alone.estimate, described)
             rows = cells[:, column].nonzero().squeeze(1)
             if len(rows) > len(tower.real):
                 rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
@@ -964,6 +982,13 @@ def _centred_ridge(inputs: Tensor, targets: Tensor, weights: Tensor, penalty: fl
     centred = inputs - inputs_mean
     slopes = ridge.solve(centred * weights[:, None].sqrt(), (targets - targets_mean) * weights[:, None].sqrt(), penalty)
     return slopes, (targets_mean - inputs_mean @ slopes)[0]
+
+
+def _share(told: Tensor, target: Tensor, rows: Tensor) -> Tensor:
+    """The number, not below zero, by which what is told `[n, r]` comes nearest to the target `[n, r]` in the given rows
+    (bool `[n]`)."""
+    told, target = told[rows], target[rows]
+    return ((told * target).sum() / (told.square().sum() + 1)).clamp_min(0)
 
 
 def _mean_of(layers: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:

@@ -107,6 +107,7 @@ class FrozenTower:
         self.general_generator, self.specific_generator = MLP(tower.general_generator), MLP(tower.specific_generator)
         self.from_interactions, self.from_content = numpy_of(tower.from_interactions), numpy_of(tower.from_content)
         self.from_content_alone = numpy_of(tower.from_content_alone)
+        self.from_closest = numpy_of(tower.from_closest)
         self.mean_general, self.calibration = numpy_of(tower.mean_general), numpy_of(tower.calibration)
         self.read = np.concatenate([numpy_of(tower.told_by), numpy_of(tower.shown_by)])
         self.near = bool(tower.shown_by.all())

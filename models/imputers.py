@@ -26,6 +26,7 @@ from models.modality import ModalBatch
 NEIGHBOURS = 5
 SHARED_FOLDS = 2  # see `folded_means`; with more, less of what leaves a mean stays unknown
 EVIDENCE_NEIGHBOURS = 40
+CLOSEST = 10  # of them, those that a guess follows by how near they are
 HEAT_REST = 1e-5
 HIDDEN = 0.1  # share of the observed cells that a setting is chosen on
 
@@ -38,6 +39,8 @@ class Evidence:
         own: by modality `[n, r_m]`, the item's own centred features, zero where unobserved.
         near: by modality, mean over the most similar items by the other observed modalities (as imputer NN, but over
             more of them, weighted by their similarity).
+        closest: by modality, the direction of the mean over the few of these that are nearest of all, as long as they
+            are near (`closest_mean`).
         shared: by modality, mean over items that share users with this one (co-interaction mean).
         folded: the same as a regression of that very modality reads them (`folded_means`).
         factors: `[n, q]`, collaborative factors of unit length (`collaborative_factors`), zero for an untouched item.
@@ -46,6 +49,7 @@ class Evidence:
 
     own: Mapping[str, Tensor]
     near: Mapping[str, Tensor]
+    closest: Mapping[str, Tensor]
     shared: Mapping[str, Tensor]
     folded: Mapping[str, Tensor]
     factors: Tensor
@@ -63,20 +67,22 @@ class Evidence:
 
     def select(self, rows: Tensor) -> Evidence:
         """The evidence of these items only."""
-        own, near, shared, folded = (
+        own, near, closest, shared, folded = (
             {name: block[rows] for name, block in blocks.items()}
-            for blocks in (self.own, self.near, self.shared, self.folded)
+            for blocks in (self.own, self.near, self.closest, self.shared, self.folded)
         )
         masks = self.observed[rows], self.near_valid[rows], self.shared_valid[rows]
-        return Evidence(own, near, shared, folded, self.factors[rows], *masks)
+        return Evidence(own, near, closest, shared, folded, self.factors[rows], *masks)
 
     def without(self, target: str, *, others: Tensor, interactions: Tensor) -> Evidence:
         """As it would be for the cell of `target` had these items (bool `[n]` each) no other modality observed, or no
         interactions."""
         keep_others, keep_shared = ~others, ~interactions
         column = self.names.index(target)
-        own = {name: block * keep_others[:, None] for name, block in self.own.items()}
-        near = {name: block * keep_others[:, None] for name, block in self.near.items()}
+        own, near, closest = (
+            {name: block * keep_others[:, None] for name, block in blocks.items()}
+            for blocks in (self.own, self.near, self.closest)
+        )
         shared, folded = (
             {name: block * keep_shared[:, None] for name, block in blocks.items()}
             for blocks in (self.shared, self.folded)
@@ -86,6 +92,7 @@ class Evidence:
         return Evidence(
             own,
             near,
+            closest,
             shared,
             folded,
             self.factors * keep_shared[:, None],
@@ -166,13 +173,13 @@ def gather_evidence(
     if factors is None:
         factors = torch.zeros(len(observed), 0, device=observed.device)
     own = {name: block.where(observed[:, [c]], 0) for c, (name, block) in enumerate(features.items())}
-    near, near_valid = near_means(own, observed, EVIDENCE_NEIGHBOURS, weighted=True)
+    (near, closest), near_valid = told_by_neighbours(own, observed, EVIDENCE_NEIGHBOURS, (similar_mean, closest_mean))
     shared, shared_valid = shared_means(own, observed, graphs)
     folded = dict(shared)
     for column, (name, block) in enumerate(own.items()):
         if count := SHARED_FOLDS if folds is None else folds[name]:
             folded |= folded_means({name: block}, observed[:, [column]], graphs, count)[0]
-    return Evidence(own, near, shared, folded, factors, observed, near_valid, shared_valid)
+    return Evidence(own, near, closest, shared, folded, factors, observed, near_valid, shared_valid)
 
 
 def user_factors(graphs: InteractionGraphs, size: int, *, seed: int = 0) -> Tensor:
@@ -214,21 +221,21 @@ def collaborative_factors(graphs: InteractionGraphs, users: Tensor) -> Tensor:
     return vectors.unit(graphs.item_mean @ users)
 
 
-def near_means(
-    own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS, *, weighted: bool = False
-) -> tuple[dict[str, Tensor], Tensor]:
-    """NN: per target modality the mean over the `k` items nearest by another modality, among items that have both,
-    averaged over the other modalities that the item has. Returns blocks `[n, r_m]` and their validity `[n, M]`.
+Told: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What neighbours tell of a modality `[q, r]`, from its features `[n, r]`, the neighbours' rows `[q, k]`, nearest first
+and -1 for none, and their cosines."""
 
-    Args:
-        weighted: neighbours count by `similarity_weights` rather than alike.
-    """
+
+def told_by_neighbours(
+    own: Mapping[str, Tensor], observed: Tensor, k: int, ways: Sequence[Told]
+) -> tuple[list[dict[str, Tensor]], Tensor]:
+    """Per way and target modality, what the `k` items nearest by another modality, among items that have both, tell of
+    it, averaged over the other modalities that the item has: blocks `[n, r_m]`, and their validity `[n, M]`."""
     names = list(own)
     rows = torch.arange(len(observed), device=observed.device)
-    blocks: dict[str, Tensor] = {}
+    blocks = [{name: torch.zeros_like(block) for name, block in own.items()} for _ in ways]
     valid = torch.zeros_like(observed)
     for target, name in enumerate(names):
-        total = torch.zeros_like(own[name])
         count = torch.zeros(len(rows), device=observed.device)
         for source, other in enumerate(names):
             having = observed[:, source]
@@ -238,17 +245,33 @@ def near_means(
             found, cosines = nearest(
                 own[other][queries], own[other], k, allowed=having & observed[:, target], exclude=queries
             )
-            mean, some = mean_of(own[name], found, similarity_weights(cosines) if weighted else None)
-            total[queries] += mean
-            count[queries] += some
-        blocks[name] = total / count.clamp_min(1)[:, None]
+            for way, told in zip(ways, blocks, strict=True):
+                told[name][queries] += way(own[name], found, cosines)
+            count[queries] += (found >= 0).any(dim=1)
+        for told in blocks:
+            told[name] /= count.clamp_min(1)[:, None]
         valid[:, target] = count > 0
     return blocks, valid
 
 
-def similarity_weights(cosines: Tensor) -> Tensor:
-    """What neighbours of these cosines count: the square, nothing below zero."""
-    return cosines.clamp_min(0).square()
+def near_means(own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS) -> tuple[dict[str, Tensor], Tensor]:
+    """NN: per target modality the mean over the `k` items nearest by another modality (`told_by_neighbours`)."""
+    (means,), valid = told_by_neighbours(own, observed, k, [lambda values, found, _: mean_of(values, found)[0]])
+    return means, valid
+
+
+def similar_mean(values: Tensor, found: Tensor, cosines: Tensor) -> Tensor:
+    """The mean over neighbours by the squares of their cosines, nothing for one below zero."""
+    return mean_of(values, found, cosines.clamp_min(0).square())[0]
+
+
+def closest_mean(values: Tensor, found: Tensor, cosines: Tensor) -> Tensor:
+    """The direction of the mean over the first `CLOSEST` neighbours by the fourth powers of their cosines, its length
+    the square of their mean cosine: a poster's twin tells its text, and a merely similar one next to nothing."""
+    cosines = cosines[:, :CLOSEST].clamp_min(0)
+    weights = cosines.pow(4)
+    cosine = (weights * cosines).sum(dim=1) / weights.sum(dim=1).clamp_min(1e-12)
+    return vectors.unit(mean_of(values, found[:, :CLOSEST], weights)[0]) * cosine.square()[:, None]
 
 
 def mean_of(values: Tensor, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:

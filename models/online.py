@@ -54,13 +54,14 @@ FOLD_IN_PRIOR = 5.0
 class Known:
     """What is known of `b` items before generation.
 
-    `features` by modality `[b, r_m]` projected, zero where unobserved; `observed` bool `[b, M]`; `near` and `shared`
-    as in `models.imputers.Evidence`, with their validity; `factors` `[b, q]` likewise; `taste` `[b, M, d]`.
+    `features` by modality `[b, r_m]` projected, zero where unobserved; `observed` bool `[b, M]`; `near`, `closest` and
+    `shared` as in `models.imputers.Evidence`, with their validity; `factors` `[b, q]` likewise; `taste` `[b, M, d]`.
     """
 
     features: Mapping[str, Array]
     observed: Mask
     near: Mapping[str, Array]
+    closest: Mapping[str, Array]
     near_valid: Mask
     shared: Mapping[str, Array]
     shared_valid: Mask
@@ -224,17 +225,22 @@ class OnlineDGMRec:
         """Whether a modality is generated from an item's neighbours by other modalities: their mean of it, or the taste
         that an untouched item borrows from them."""
         tower = self._towers[self.names.index(name)]
-        return bool(tower.near or (tower.trust > 0 and not touched))
+        follows = tower.from_closest[0 if touched else 1] > 0
+        return bool(tower.near or follows or (tower.trust > 0 and not touched))
 
     def _base(self, column: int, known: Known) -> Array:
         tower, shown = self._towers[column], known.from_content(column)
         touched = known.touched()[:, None]
         described = known.observed[:, self._others[column]].any(axis=1, keepdims=True)
-        alone = described * (shown @ tower.from_content_alone)
+        closest = known.closest[self.names[column]]
+        closest = tower.projection.direction(closest * np.float32(closest.shape[1] ** 0.5))
+        alone: Array = described * (shown @ tower.from_content_alone + tower.from_closest[1] * closest)
         if not touched.any():
             return alone
-        told = known.from_interactions() @ tower.from_interactions + described * (shown @ tower.from_content)
-        return np.where(touched, told, alone)
+        told = known.from_interactions() @ tower.from_interactions
+        return np.where(
+            touched, told + described * (shown @ tower.from_content + tower.from_closest[0] * closest), alone
+        )
 
     def _learned(self, column: int, known: Known) -> Array:
         """The learned generator's signal `[b, r_m]`."""

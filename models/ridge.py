@@ -71,5 +71,5 @@ def fit(inputs: Tensor, target: Tensor, rows: Tensor, *, base: Tensor | None = N
 def _solved(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
     shifted = gram.clone()
     shifted.diagonal().add_(penalty)
-    weights: Tensor = torch.linalg.solve(shifted, moment)
+    weights: Tensor = torch.cholesky_solve(moment, torch.linalg.cholesky(shifted))
     return weights

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -74,8 +74,33 @@ class Settled:
     expected: Tensor
 
 
-Answers: TypeAlias = tuple[Tensor, Tensor]
-"""Cosines of asked cells with the truth, in two ways; see `DGMRecTask._asked_back`."""
+@dataclass(frozen=True)
+class Asked:
+    """What is answered for hidden cells, as cosines `[k]` with the truth.
+
+    `full` from all that is known of their items, `told` from their users alone, `shown` from their other modalities
+    alone; `described` (bool) where there are any.
+    """
+
+    full: Tensor
+    told: Tensor
+    shown: Tensor
+    described: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[Asked]) -> Asked:
+        """All of them as one."""
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
+
+    def by_users(self) -> Tensor:
+        """The mean of the answers that read users `[k]`."""
+        return (self.full + self.told) / 2
+
+    def by_content(self) -> Tensor:
+        """The mean of the answers that read another modality, where there is one."""
+        return ((self.full + self.shown) / 2)[self.described]
+
+
 Option = TypeVar("Option")
 
 
@@ -145,47 +170,45 @@ class DGMRecTask:
         dense one tell what is to be guessed.
         """
         rounds = []
-        for number in range(READ_ROUNDS):
+        for number in range(1, 1 + READ_ROUNDS):  # the first group are the held cells
             seen = self.raw.observed & (group != number)
             evidence = gather_evidence(own, seen, self.interactions, factors, folds=dict.fromkeys(own, 0))
             means = {folds: folded_means(evidence.own, seen, self.interactions, folds)[0] for folds in FOLDS if folds}
             rounds.append((evidence, means))
 
-        def asked(folds: Mapping[str, int], near: bool) -> dict[str, Answers]:
+        def asked(folds: Mapping[str, int], near: bool) -> dict[str, Asked]:
             for name, count in folds.items():
                 self.module.read(name, shared=count > 0, near=near)
-            answers: dict[str, list[Answers]] = {name: [] for name in folds}
+            answers: dict[str, list[Asked]] = {name: [] for name in folds}
             for evidence, means in rounds:
                 folded = {name: means[count][name] if count else evidence.shared[name] for name, count in folds.items()}
                 evidence = replace(evidence, folded=folded)
                 self.module.fit_base(evidence, evidence.observed)
-                for name, cosines in self._asked_back(evidence, own).items():
-                    answers[name].append(cosines)
-            joined = {}
-            for name, parts in answers.items():
-                some, alone = zip(*parts, strict=True)
-                joined[name] = torch.cat(some), torch.cat(alone)
-            return joined
+                for name, answer in self._asked_back(evidence, own).items():
+                    answers[name].append(answer)
+            return {name: Asked.of(parts) for name, parts in answers.items()}
 
         by_folds = {folds: asked(dict.fromkeys(own, folds), near=False) for folds in FOLDS}
-        folds = {name: _plainest({count: torch.cat(found[name]) for count, found in by_folds.items()}) for name in own}
+        folds = {name: _plainest({count: found[name].by_users() for count, found in by_folds.items()}) for name in own}
         by_near = {near: asked(folds, near) for near in (False, True)}
         for name in own:
-            near = _plainest({near: found[name][0] for near, found in by_near.items()})
+            near = _plainest({near: found[name].by_content() for near, found in by_near.items()})
             self.module.read(name, shared=folds[name] > 0, near=near)
         return folds
 
-    def _asked_back(self, evidence: Evidence, own: dict[str, Tensor]) -> dict[str, Answers]:
-        """By modality the base's cosines with the cells that the evidence lacks: of items that have another modality,
-        and of all without the others' evidence."""
+    def _asked_back(self, evidence: Evidence, own: dict[str, Tensor]) -> dict[str, Asked]:
+        """The base's answers for the cells that the evidence lacks, by modality."""
         found = {}
         for column, name in enumerate(self.module.names):
             rows = (self.raw.observed[:, column] & ~evidence.observed[:, column]).nonzero().squeeze(1)
             truth, some = self.module.tower(name).projection.direction(own[name][rows]), evidence.select(rows)
             all_of, none_of = (torch.full((len(rows),), value, device=self.device) for value in (True, False))
-            alone = some.without(name, others=all_of, interactions=none_of)
-            cosines = [F.cosine_similarity(self.module.base(name, way), truth, dim=1) for way in (some, alone)]
-            found[name] = cosines[0][some.described(name)], cosines[1]
+            by_users = some.without(name, others=all_of, interactions=none_of)
+            by_content = some.without(name, others=none_of, interactions=all_of)
+            full, told, shown = (
+                F.cosine_similarity(self.module.base(name, way), truth, dim=1) for way in (some, by_users, by_content)
+            )
+            found[name] = Asked(full, told, shown, some.described(name))
         return found
 
     def _impute(self, evidence: Evidence, taste: Tensor | None) -> dict[str, Tensor]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.imputers import EVIDENCE_NEIGHBOURS, GRAPH_IMPUTERS
+from models.frozen import unit
+from models.imputers import CLOSEST, EVIDENCE_NEIGHBOURS, GRAPH_IMPUTERS
 from models.online import Known
 from service.domain import Generated, State
 from service.pipeline.catalogue import Mask
@@ -75,12 +76,12 @@ def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
     observed = np.array([[name in subject.features for name in names] for subject in subjects], dtype=np.bool_)
     features = _stacked(engine, subjects)
     around = _around(engine, subjects, features, observed)
-    near, near_valid = _near(engine, subjects, features, observed, around)
+    near, closest, near_valid = _near(engine, subjects, features, observed, around)
     kin = {name: keys[:, : engine.model.neighbours] for name, (keys, _) in around.items()}
     shared, shared_valid = _shared(engine, subjects)
     taste = _taste(engine, subjects, kin)
     factors = np.stack([_factors(engine, subject) for subject in subjects])
-    known = Known(features, observed, near, near_valid, shared, shared_valid, factors, taste)
+    known = Known(features, observed, near, closest, near_valid, shared, shared_valid, factors, taste)
     made = engine.model.generate(known)
     return [_complete(engine, known, around, made, row, subject) for row, subject in enumerate(subjects)]
 
@@ -250,26 +251,35 @@ def _near(
     features: Mapping[str, Array],
     observed: Mask,
     around: Mapping[str, tuple[Keys, Array]],
-) -> tuple[dict[str, Array], Mask]:
-    """Neighbours' means, as `models.imputers.gather_evidence` has them, over the indexes."""
+) -> tuple[dict[str, Array], dict[str, Array], Mask]:
+    """Neighbours' means, as `models.imputers.told_by_neighbours` has them, over the indexes: `Evidence.near` and
+    `Evidence.closest`, and where there are any."""
     names = engine.model.names
-    blocks: dict[str, Array] = {}
+    near: dict[str, Array] = {}
+    closest: dict[str, Array] = {}
     valid = np.zeros_like(observed)
     for target, name in enumerate(names):
-        total = np.zeros((len(subjects), engine.model.ranks[name]), dtype=np.float32)
+        total = np.zeros((2, len(subjects), engine.model.ranks[name]), dtype=np.float32)
         count = np.zeros(len(subjects), dtype=np.float32)
         for source, other in enumerate(names):
             rows = np.flatnonzero(observed[:, source] & ~observed[:, target])
             if not (around[other][0][rows] >= 0).any():
                 continue
             keys, cosines = _having_both(engine, subjects, (other, name), features[other], rows, around[other])
-            weights = np.square(np.maximum(cosines, 0))  # models.imputers.similarity_weights
-            mean, some = mean_of(engine.catalogue.rows.get(f"feature.{name}", keys), keys, weights)
-            total[rows] += mean
+            told, cosines = engine.catalogue.rows.get(f"feature.{name}", keys), np.maximum(cosines, 0)
+            mean, some = mean_of(told, keys, np.square(cosines))
+            total[:, rows] += mean, _closest_mean(told[:, :CLOSEST], keys[:, :CLOSEST], cosines[:, :CLOSEST])
             count[rows] += some
-        blocks[name] = np.asarray(total / np.maximum(count, 1)[:, None], dtype=np.float32)
+        near[name], closest[name] = total / np.maximum(count, 1)[:, None]
         valid[:, target] = count > 0
-    return blocks, valid
+    return near, closest, valid
+
+
+def _closest_mean(told: Array, keys: Keys, cosines: Array) -> Array:
+    """`models.imputers.closest_mean` of rows `[r, k, ...]`, their keys and cosines, none below zero, `[r, k]`."""
+    weights = np.square(np.square(cosines))
+    cosine = (weights * cosines).sum(axis=1) / np.maximum(weights.sum(axis=1), np.float32(1e-12))
+    return np.asarray(unit(mean_of(told, keys, weights)[0]) * np.square(cosine)[:, None])
 
 
 def _having_both(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +13,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from models.frozen import Array
 from models.graph import InteractionGraphs
 from models.imputers import (
+    CLOSEST,
     GRAPH_IMPUTERS,
     IMPUTERS,
     CoInteractions,
     Evidence,
     Imputer,
+    Told,
     chosen,
+    closest_mean,
     collaborative_factors,
     content_columns,
     content_width,
@@ -34,7 +39,9 @@ from models.imputers import (
     observed_means,
     shared_fold,
     shared_means,
+    similar_mean,
     spread,
+    told_by_neighbours,
     tuned,
     user_factors,
 )
@@ -79,11 +86,36 @@ def test_mean_of() -> None:
     assert some.tolist() == [True, True, False]
 
 
-@pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("k", [2, 5])
-def test_near_means(batch: ModalBatch, k: int, weighted: bool) -> None:
+def plain_mean(features: Array, _: Array) -> Array:
+    return features.mean(axis=0)
+
+
+def mean_by_squares(features: Array, cosines: Array) -> Array:
+    weights = cosines.clip(0) ** 2
+    return weights @ features / max(weights.sum(), 1e-12)
+
+
+def mean_of_the_closest(features: Array, cosines: Array) -> Array:
+    features, cosines = features[:CLOSEST], cosines[:CLOSEST].clip(0)
+    weights = cosines**4
+    total = weights @ features
+    cosine = weights @ cosines / max(weights.sum(), 1e-12)
+    return total / max(float(np.linalg.norm(total)), 1e-12) * cosine**2
+
+
+@pytest.mark.parametrize("k", [2, 5, CLOSEST + 5])
+@pytest.mark.parametrize(
+    ("way", "expected_of"),
+    [(None, plain_mean), (similar_mean, mean_by_squares), (closest_mean, mean_of_the_closest)],
+)
+def test_what_neighbours_tell(
+    batch: ModalBatch, k: int, way: Told | None, expected_of: Callable[[Array, Array], Array]
+) -> None:
     own, has = centred(batch), batch.observed.numpy()
-    blocks, valid = near_means(own, batch.observed, k, weighted=weighted)
+    if way is None:
+        blocks, valid = near_means(own, batch.observed, k)
+    else:
+        (blocks,), valid = told_by_neighbours(own, batch.observed, k, [way])
     x = {name: block.numpy() for name, block in own.items()}
     for target, name in enumerate(batch.names):
         for item in range(N):
@@ -93,9 +125,8 @@ def test_near_means(batch: ModalBatch, k: int, weighted: bool) -> None:
                 if source == target or not has[item, source] or not candidates:
                     continue
                 candidates.sort(key=lambda j, other=other, item=item: -cosine(x[other][item], x[other][j]))
-                cosines = [cosine(x[other][item], x[other][j]) for j in candidates[:k]]
-                weights = np.array([max(value, 0) ** 2 if weighted else 1 for value in cosines])
-                guesses.append(weights @ x[name][candidates[:k]] / max(weights.sum(), 1e-12))
+                cosines = np.array([cosine(x[other][item], x[other][j]) for j in candidates[:k]])
+                guesses.append(expected_of(x[name][candidates[:k]], cosines))
             assert bool(valid[item, target]) == bool(guesses)
             expected = np.mean(guesses, axis=0) if guesses else np.zeros(DIMS[target])
             np.testing.assert_allclose(blocks[name][item].numpy(), expected, atol=1e-5)

@@ -53,14 +53,15 @@ def online(w: World) -> OnlineDGMRec:
 
 def known_of(w: World, rows: NDArray[np.int64], taste: torch.Tensor) -> Known:
     evidence = w.evidence.select(torch.from_numpy(rows))
-    own, near, shared = (
+    own, near, closest, shared = (
         {name: block.numpy() for name, block in blocks.items()}
-        for blocks in (evidence.own, evidence.near, evidence.shared)
+        for blocks in (evidence.own, evidence.near, evidence.closest, evidence.shared)
     )
     return Known(
         own,
         evidence.observed.numpy(),
         near,
+        closest,
         evidence.near_valid.numpy(),
         shared,
         evidence.shared_valid.numpy(),
@@ -97,9 +98,10 @@ def test_round_trip(w: World, online: OnlineDGMRec, tmp_path: Path) -> None:
 
 def test_a_bundle_tells_what_is_read(w: World, tmp_path: Path) -> None:
     w.model.read("m1", shared=False, near=False)
+    w.model.tower("m1").from_closest.copy_(torch.tensor([0.0, 0.4]))
     again = OnlineDGMRec.load(Bundle.load(save(online_of(w), tmp_path / "bundle")))
     assert [again.reads_neighbours(name, touched=True) for name in again.names] == [True, False]
-    for columns in ("told_by", "shown_by"):
+    for columns in ("told_by", "shown_by", "from_closest"):
         assert torch.equal(getattr(again.model.tower("m1"), columns), getattr(w.model.tower("m1"), columns))
 
 
@@ -155,7 +157,9 @@ def test_nothing_trains_any_more(online: OnlineDGMRec) -> None:
 @pytest.mark.parametrize("rows", [[0], [3, 29, 7]])
 @pytest.mark.parametrize("trust", [0.0, 0.4])
 @pytest.mark.parametrize(
-    "changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}, {"lean": 0.0}], ids=str
+    "changes",
+    [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}, {"lean": 0.0}, {"closest": False}],
+    ids=str,
 )
 @pytest.mark.parametrize(("shared", "near"), [(True, True), (False, True), (True, False)])
 def test_generate(rows: list[int], trust: float, changes: dict[str, Any], shared: bool, near: bool) -> None:
@@ -167,8 +171,9 @@ def test_generate(rows: list[int], trust: float, changes: dict[str, Any], shared
         w.model.tower(name).trust.fill_(trust)
         w.model.tower(name).mean_general.fill_(0.2)
     online = online_of(w)
-    assert online.reads_neighbours("m1", touched=True) == near
-    assert online.reads_neighbours("m1", touched=False) == (near or trust > 0)
+    follows = w.model.tower("m1").from_closest > 0
+    assert online.reads_neighbours("m1", touched=True) == (near or bool(follows[0]))
+    assert online.reads_neighbours("m1", touched=False) == (near or bool(follows[1]) or trust > 0)
     evidence = replace(w.evidence, folded=w.evidence.shared)  # served cells are of items that no fit leaves out
     with torch.no_grad():
         taste = w.forward().taste

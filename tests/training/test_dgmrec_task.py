@@ -151,7 +151,7 @@ def test_new_items_find_their_group(learnt: DGMRecTask) -> None:
 
 
 def test_what_is_read_is_what_hidden_cells_bear_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of asking tell of the folds, only that with another modality of the neighbours."""
+    """What users tell decides on the folds, and what another modality tells on the neighbours."""
     quality = {"audio": {0: 0.4, 2: 0.3, 3: 0.302}, "scan": {0: 0.4, 2: 0.401, 3: 0.2}}
     by_means_alone, by_near = {"audio": 0.4, "scan": 0.0}, {"audio": 0.1, "scan": 0.002}
 
@@ -162,7 +162,9 @@ def test_what_is_read_is_what_hidden_cells_bear_out(monkeypatch: pytest.MonkeyPa
             near = bool(task.module.tower(name).shown_by.all())
             noise = torch.tensor([-0.05, 0.05]).repeat(25) * (count + near)
             told = quality[name][count] + noise
-            answers[name] = told + near * by_near[name], told + (count > 0) * by_means_alone[name] - 1.0 * near
+            shown = torch.full_like(told, near * by_near[name])
+            by_users = told + (count > 0) * by_means_alone[name] - 1.0 * near
+            answers[name] = module.Asked(told + near * by_near[name], by_users, shown, torch.ones(50, dtype=torch.bool))
         return answers
 
     def folds_of(task: DGMRecTask, evidence: Any, name: str) -> int:
@@ -190,6 +192,9 @@ def test_hidden_cells_say_nothing_while_it_is_chosen_what_to_read(monkeypatch: p
     task = task_of()
     hidden = {tuple((task.raw.observed & ~asked.observed).flatten().tolist()) for asked in seen}
     assert len(hidden) == module.READ_ROUNDS
+    held = task.held_cells.flatten().numpy()
+    assert held.any()
+    assert not any((np.array(cells) & held).any() for cells in hidden)  # confidence is measured on these
     assert np.array(list(hidden)).sum(axis=0).max() == 1  # each cell in one round at most
     for asked in seen:
         lacking = task.raw.observed & ~asked.observed

@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import torch
 
 from models.imputers import spread
 from models.online import Known
@@ -484,7 +485,7 @@ def test_every_rung_is_reached_and_named(
 
     nowhere, near = np.zeros((1, 2), dtype=np.bool_), np.array([[False, described]])
     nothing = np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(some(), np.array([[described, False]]), some(), near, some(), nowhere, nothing[:, 0], nothing)
+    known = Known(some(), np.array([[described, False]]), some(), some(), near, some(), nowhere, nothing[:, 0], nothing)
     made = some()["m1"] * np.float32(np.nan if broken else 1), np.ones(1, dtype=np.float32)
     subject = Subject({}, [visitor(KNOWN_KEYS + 3, KNOWN_KEYS + 5)] if touched else [])
     feature, generator, confidence = _climb_down(engine, known, made, 0, 1, subject)
@@ -501,23 +502,29 @@ def test_every_rung_is_reached_and_named(
 
 
 @pytest.mark.parametrize(
-    ("near", "trust", "touched", "read"),
+    ("near", "closest", "trust", "touched", "read"),
     [
-        (True, 0.0, True, True),
-        (False, 0.0, False, False),
-        (False, 0.5, False, True),  # for the taste of an item nobody has touched
-        (False, 0.5, True, False),
+        (True, (0, 0), 0.0, True, True),
+        (False, (0, 0), 0.0, False, False),
+        (False, (0, 0), 0.5, False, True),  # for the taste of an item nobody has touched
+        (False, (0, 0), 0.5, True, False),
+        (False, (1, 0), 0.0, True, True),
+        (False, (1, 0), 0.0, False, False),
+        (False, (0, 1), 0.0, False, True),
     ],
 )
-def test_neighbours_are_named_where_they_are_read(near: bool, trust: float, touched: bool, read: bool) -> None:
+def test_neighbours_are_named_where_they_are_read(
+    near: bool, closest: tuple[float, float], trust: float, touched: bool, read: bool
+) -> None:
     w = world()
     w.model.read("m1", shared=True, near=near)
+    w.model.tower("m1").from_closest.copy_(torch.tensor(closest))
     w.model.tower("m1").trust.fill_(trust)
     engine = cast(Engine, SimpleNamespace(model=online_of(w)))
     blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     observed, nowhere = np.array([[True, False]]), np.zeros((1, 2), dtype=np.bool_)
     nothing = np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(blocks, observed, blocks, ~observed, blocks, nowhere, nothing[:, 0], nothing)
+    known = Known(blocks, observed, blocks, blocks, ~observed, blocks, nowhere, nothing[:, 0], nothing)
     neighbours = ("neighbours",) if read else ()
     users = ("users",) if touched else ()
     assert _basis(engine, known, 0, 1, "dgmrec", touched=touched) == ("m0", *neighbours, *users)
@@ -531,7 +538,7 @@ def test_of_what_training_never_saw_there_is_no_mean() -> None:
     engine.model.described = lambda name: name != "m1" and described(name)  # type: ignore[method-assign]
     blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     nowhere, nothing = np.zeros((1, 2), dtype=np.bool_), np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(blocks, nowhere, blocks, nowhere, blocks, nowhere, nothing[:, 0], nothing)
+    known = Known(blocks, nowhere, blocks, blocks, nowhere, blocks, nowhere, nothing[:, 0], nothing)
     made = blocks["m1"], np.zeros(1, dtype=np.float32)
     assert _climb_down(engine, known, made, 0, 1, Subject({}))[1] is None
     assert _climb_down(engine, known, made, 0, 0, Subject({}))[1] == "mean"

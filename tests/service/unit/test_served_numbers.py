@@ -35,6 +35,7 @@ def known_of(online: OnlineDGMRec, seed: int = 0) -> Known:
         {name: some(name) * observed[:, [column]] for column, name in enumerate(online.names)},
         observed,
         {name: some(name) * near_valid[:, [column]] for column, name in enumerate(online.names)},
+        {name: 0.05 * some(name) * near_valid[:, [column]] for column, name in enumerate(online.names)},
         near_valid,
         {name: some(name) * shared_valid[:, [column]] for column, name in enumerate(online.names)},
         shared_valid,
@@ -48,7 +49,7 @@ def tensors(arrays: dict[str, Array]) -> dict[str, Tensor]:
 
 
 def evidence_of(known: Known) -> Evidence:
-    blocks = (tensors(dict(one)) for one in (known.features, known.near, known.shared, known.shared))
+    blocks = (tensors(dict(one)) for one in (known.features, known.near, known.closest, known.shared, known.shared))
     rest = (known.factors, known.observed, known.near_valid, known.shared_valid)
     return Evidence(*blocks, *(torch.from_numpy(one) for one in rest))
 
