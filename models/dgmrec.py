@@ -34,13 +34,13 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
 * An item's own users tell what its vector is, and where they are few, its content does: what `settle` makes of a
   trained model by closed forms. The vector of a never-touched item is predicted from its completed features. How
   popular an item is and whom it is for are told by different things, so that both are predicted apart: along the axis
-  of popularity, the mean direction of the users, by a ridge regression over all touched items; across it by a ridge
-  regression in which items weigh as surely as their vectors are known, and by a kernel regression on the touched items
-  nearest by any modality, since whom a sequel is for, the film before it tells better than a linear map of all films.
-  Nothing brings the prediction to unit length: an unsure one is short, and its scores are cautious. A touched item's
-  vector, across the axis, counts as much as its users are many, and for the rest gives way to the same prediction, made
-  without the item (`prior`). (To drop the collaborative part from random items in training, so that a prediction learns
-  to stand in, cost the ranking of all others more than it gave.)
+  of popularity, the mean direction of the users, by a ridge regression of the logarithms of the touched items' degrees;
+  across it by a ridge regression in which items weigh as surely as their vectors are known, and by a kernel regression
+  on the touched items nearest by any modality, since whom a sequel is for, the film before it tells better than a
+  linear map of all films. Nothing brings the prediction to unit length: an unsure one is short, and its scores are
+  cautious. A touched item's vector, across the axis, counts as much as its users are many, and for the rest gives way
+  to the same prediction, made without the item (`prior`). (To drop the collaborative part from random items in
+  training, so that a prediction learns to stand in, cost the ranking of all others more than it gave.)
 * Whether an untouched item of the training catalogue is new or just ignored nobody knows; by Chao's estimate of unseen
   species a certain number is to be expected ignored, and only what goes beyond counts as new (`untouched_offset`).
 * Nothing random happens outside training.
@@ -133,6 +133,7 @@ class DGMRecConfig(BaseModel):
     cold_kernel: float = Field(1.0, ge=0, description="weight of what these neighbours tell of a new item")
     cold_linear: float = Field(1.4, ge=0, description="weight of what a linear map of all items tells of it")
     cold_penalty: float = Field(8.0, gt=0, description="of that map")
+    cold_spread: float = Field(2.0, ge=0, description="how far what it says of popularity sets new items apart")
     cold_lift: float = Field(0.6, ge=0, description="how much more popular a new item counts than its content says")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
@@ -484,10 +485,9 @@ class DGMRec(nn.Module):
         """Fit the maps from content `[n, k]` to vectors `[n, d]`; answer what they say across the axis of popularity,
         of each touched item by a fit without its fold."""
         c, touched = self.config, degree > 0
-        popularity = items @ self.popularity_axis[:, None]
+        slope, typical = self._fit_popularity(content, items @ self.popularity_axis, degree)
         # Popularity is known of every item alike; whom an item is for, the better the more users it has.
         sure = degree / (degree + SURE_DEGREE)
-        slope, typical = _centred_ridge(content, popularity, touched.to(content.dtype), c.cold_penalty)
         shown, usual = _centred_ridge(content, self._across(items), sure, c.cold_penalty)
         self.untouched_map.copy_(slope * self.popularity_axis + c.cold_linear * self._across(shown))
         self.untouched_typical.copy_(typical * self.popularity_axis + c.cold_linear * self._across(usual))
@@ -497,6 +497,20 @@ class DGMRec(nn.Module):
                 shown, usual = _centred_ridge(content, self._across(items), sure.where(~held, 0), c.cold_penalty)
                 told[held] = self._across(content[held] @ shown + usual)
         return told
+
+    def _fit_popularity(self, content: Tensor, place: Tensor, degree: Tensor) -> tuple[Tensor, Tensor]:
+        """Slope `[k, 1]` and intercept `[1]` from content `[n, k]` to an item's place on the axis of popularity `[n]`.
+
+        Content tells more of the logarithm of an item's degree than of its place, which depends on who its users are as
+        well; the place is what, along the touched items, goes with that logarithm.
+        """
+        touched = (degree > 0).to(content.dtype)
+        users = degree.clamp_min(1).log()[:, None]
+        slope, intercept = _centred_ridge(content, users, touched, self.config.cold_penalty)
+        gain, start = _centred_ridge(users, place[:, None], touched, 1.0)
+        mean = (touched @ users) / touched.sum()
+        loud = gain[0] * self.config.cold_spread
+        return slope * loud, start + mean * gain[0] + (intercept - mean) * loud
 
     def _told(self, features: Mapping[str, Tensor]) -> Tensor:
         return self.untouched_typical + self._content(features) @ self.untouched_map

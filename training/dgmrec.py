@@ -167,7 +167,8 @@ class DGMRecTask:
 
         Several groups of cells (`[n, M]`, their numbers) are hidden one after the other and asked for as cells that
         nobody has. Few folds leave the means of a sparse catalogue poor; many, or the neighbours' mean, let those of a
-        dense one tell what is to be guessed.
+        dense one tell what is to be guessed. More folds than needed have to be clearly better; the neighbours' mean
+        just better, for what is close is followed either way.
         """
         rounds = []
         for number in range(1, 1 + READ_ROUNDS):  # the first group are the held cells
@@ -192,7 +193,7 @@ class DGMRecTask:
         folds = {name: _plainest({count: found[name].by_users() for count, found in by_folds.items()}) for name in own}
         by_near = {near: asked(folds, near) for near in (False, True)}
         for name in own:
-            near = _plainest({near: found[name].by_content() for near, found in by_near.items()})
+            near = _mean(by_near[True][name].by_content()) > _mean(by_near[False][name].by_content())
             self.module.read(name, shared=folds[name] > 0, near=near)
         return folds
 

@@ -340,9 +340,12 @@ def settle(w: World, out: Embeddings, degree: Tensor | None = None) -> tuple[Ten
 @torch.no_grad()
 @pytest.mark.parametrize("ranking", ["softmax", "bpr"])
 def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> None:
-    """Untouched ones by content alone: popularity along the users' mean direction, and across it whom the item is for.
+    """Untouched ones by content alone: along the users' mean direction popularity, of which the logarithm of the degree
+    is what is predicted, and across it whom the item is for.
     Touched ones across that direction by both, as many users as they have against `prior` of the mean item's."""
-    w = world(config=config(cold_linear=1.7, cold_kernel=0.6, cold_penalty=2.0, prior=0.3, ranking=ranking))
+    w = world(
+        config=config(cold_linear=1.7, cold_kernel=0.6, cold_penalty=2.0, cold_spread=3.0, prior=0.3, ranking=ranking)
+    )
     out, degree = w.forward(), w.graphs.item_degree.double().numpy()
     found = settle(w, out)[0].numpy()
 
@@ -357,8 +360,12 @@ def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> Non
     mixed = 0.6 * relatives.matrix.toarray() @ items @ across
 
     cold = degree == 0
-    slope, typical = plain_ridge(content, items @ along, ~cold * 1.0, 2.0)
-    expected = content @ slope + typical + w.model.untouched_offset.item() * axis
+    logs, place = np.log(degree.clip(1))[:, None], (items @ axis)[:, None]
+    slope, typical = plain_ridge(content, logs, ~cold * 1.0, 2.0)
+    gain, start = plain_ridge(logs, place, ~cold * 1.0, 1.0)
+    apart = content @ slope + typical - logs[~cold].mean()
+    popularity = start + gain * (logs[~cold].mean() + 3.0 * apart)
+    expected = (popularity + w.model.untouched_offset.item()) * axis
     slope, typical = plain_ridge(content, items @ across, sure, 2.0)
     expected += 1.7 * (content @ slope + typical) + mixed
     np.testing.assert_allclose(found[cold], expected[cold], atol=1e-4)
