@@ -133,7 +133,7 @@ class DGMRecConfig(BaseModel):
     cold_kernel: float = Field(1.0, ge=0, description="weight of what these neighbours tell of a new item")
     cold_linear: float = Field(1.4, ge=0, description="weight of what a linear map of all items tells of it")
     cold_penalty: float = Field(8.0, gt=0, description="of that map")
-    cold_spread: float = Field(2.0, ge=0, description="how far what it says of popularity sets new items apart")
+    cold_spread: float = Field(1.25, ge=0, description="how far what it says of popularity sets new items apart")
     cold_lift: float = Field(0.6, ge=0, description="how much more popular a new item counts than its content says")
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
