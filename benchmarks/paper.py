@@ -46,6 +46,7 @@ ABLATIONS: dict[str, dict[str, str]] = {
     "no-modality": {"modal": "false"},
     # Decisions of our own, one by one.
     "no-leaning": {"lean": "0"},
+    "not-closest": {"closest": "false"},
     "positives-left-in": {"leave_out": "false"},
     "equal-pairs": {"user_power": "0"},
     "random-start": {"start": "random"},

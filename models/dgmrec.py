@@ -14,6 +14,10 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   blocks for a cell never contain that cell; hidden cells decide which of them are read) and learns the step away from
   it, trained by hiding observed cells; of that step it takes the share (`trust`) that cells it never learned from bear
   out.
+* What is alike by one modality is alike by another, and the nearer the more: the text of an item with the very same
+  picture tells nearly all, that of a similar one next to nothing. A linear map of features cannot see how near the
+  nearest are. The mean of a few of them, as long as they are near, therefore joins the base, by a weight for touched
+  items and one for untouched ones (`closest`).
 * A guess from a regression is a mean over all that a feature could be, and lies where few features do. It therefore
   leans on the real features nearest to it, the more the less sure it is (`lean`): by this it comes nearer to the truth
   and is found more often by those who search for it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -49,7 +50,7 @@ CONTENT_EVERY = 4  # steps: the content losses settle long before the ranking do
 Q_STEPS = 3
 HELD_CELLS = 0.1
 TRUST = (0.25, 0.5, 0.75, 1.0)
-READ_ROUNDS = 5
+READ_ROUNDS, READ_CELLS = 5, 2000  # at most so many groups of hidden cells, for so many of each modality
 FOLDS = (0, 2, 3)
 
 
@@ -166,12 +167,14 @@ class DGMRecTask:
         folds its co-interaction means are then cut (`folded_means`), which is answered.
 
         Several groups of cells (`[n, M]`, their numbers) are hidden one after the other and asked for as cells that
-        nobody has. Few folds leave the means of a sparse catalogue poor; many, or the neighbours' mean, let those of a
-        dense one tell what is to be guessed. More folds than needed have to be clearly better; the neighbours' mean
-        just better, for what is close is followed either way.
+        nobody has; a large catalogue needs fewer groups. Few folds leave the means of a sparse catalogue poor; many, or
+        the neighbours' mean, let those of a dense one tell what is to be guessed. More folds than needed have to be
+        clearly better; the neighbours' mean just better, for what is close is followed either way.
         """
         rounds = []
-        for number in range(1, 1 + READ_ROUNDS):  # the first group are the held cells
+        fewest = min((count for count in self.raw.observed.sum(dim=0).tolist() if count), default=0)
+        enough = math.ceil(READ_CELLS / max(HELD_CELLS * fewest, 1))
+        for number in range(1, 1 + min(enough, READ_ROUNDS)):  # the first group are the held cells
             seen = self.raw.observed & (group != number)
             evidence = gather_evidence(own, seen, self.interactions, factors, folds=dict.fromkeys(own, 0))
             means = {folds: folded_means(evidence.own, seen, self.interactions, folds)[0] for folds in FOLDS if folds}

@@ -183,18 +183,22 @@ def test_what_is_read_is_what_hidden_cells_bear_out(monkeypatch: pytest.MonkeyPa
         assert bool(tower.shown_by.all()) == near
 
 
-def test_hidden_cells_say_nothing_while_it_is_chosen_what_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("cells", "rounds"), [(module.READ_CELLS, module.READ_ROUNDS), (1, 1)])
+def test_hidden_cells_say_nothing_while_it_is_chosen_what_to_read(
+    monkeypatch: pytest.MonkeyPatch, cells: int, rounds: int
+) -> None:
     seen: list[Any] = []
+    monkeypatch.setattr(module, "READ_CELLS", cells)
     plain = DGMRecTask._asked_back
     monkeypatch.setattr(
         DGMRecTask, "_asked_back", lambda self, asked, own: seen.append(asked) or plain(self, asked, own)
     )
     task = task_of()
     hidden = {tuple((task.raw.observed & ~asked.observed).flatten().tolist()) for asked in seen}
-    assert len(hidden) == module.READ_ROUNDS
+    assert len(hidden) == rounds
     held = task.held_cells.flatten().numpy()
     assert held.any()
-    assert not any((np.array(cells) & held).any() for cells in hidden)  # confidence is measured on these
+    assert not any((np.array(asked) & held).any() for asked in hidden)  # confidence is measured on these
     assert np.array(list(hidden)).sum(axis=0).max() == 1  # each cell in one round at most
     for asked in seen:
         lacking = task.raw.observed & ~asked.observed
