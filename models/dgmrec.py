@@ -9,9 +9,6 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
 * The parts' activation is tanh, the centred form of eq. 1's sigmoid: positive parts have a common direction, which
   makes every cosine of an alignment about 1 and leaves the ranking little to learn from them (`activation`).
 * An unobserved cell enters as its generated feature, re-encoded by eq. 1, the same way as an observed one.
-* Most of an observed feature tells nothing of who will like the item, and is noise to a ranking. Where items are
-  ranked, it is therefore read together with what its users and its other modalities lead to expect of it (`denoised`).
-  A cell that has to be guessed is free of that noise: items with all their cells would else do worse than others.
 * Generated features never receive gradients from the ranking losses: the generator is to be true, and it is refreshed
   between epochs. It starts from a closed-form base over what training-free imputers know (`imputers.Evidence`, whose
   blocks for a cell never contain that cell; hidden cells decide which of them are read) and learns the step away from
@@ -145,9 +142,6 @@ class DGMRecConfig(BaseModel):
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
     closest: bool = Field(True, description="whether a guess follows the items nearest by another modality, if near")
-    denoise: float = Field(
-        2.0, ge=0, description="of what all else tells of an observed feature, where items are ranked"
-    )
     lean: float = Field(2.0, ge=0, description="of the real features nearest to an unsure guess, beside the guess")
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
     seed: int = 0
@@ -164,7 +158,6 @@ class ItemSide:
         kin: `[n, n]`, each item's nearest by what it has observed; empty for an item without anything.
         kin_without: by modality, the same by the other modalities: what the kin of an item is while its cell of this
             modality is hidden.
-        read: `features` as ranking reads them, see `DGMRec.denoised`.
     """
 
     features: Mapping[str, Tensor]
@@ -172,7 +165,6 @@ class ItemSide:
     graphs: Mapping[str, Graph]
     kin: Graph
     kin_without: Mapping[str, Graph]
-    read: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -375,20 +367,6 @@ class DGMRec(nn.Module):
             name: self.tower(name).projection(batch.features[name]).where(batch.observed[:, [column]], 0)
             for column, name in enumerate(self.names)
         }
-
-    def denoised(
-        self, features: Mapping[str, Tensor], guesses: Mapping[str, Tensor], observed: Tensor
-    ) -> dict[str, Tensor]:
-        """Completed features `[n, r_m]` as ranking reads them: to an observed one (bool `[n, M]`) is added what is
-        guessed of it without looking at it, by `guesses` `[n, r_m]` of `fit_base`."""
-        read = {}
-        for column, (name, own) in enumerate(features.items()):
-            projection = self.tower(name).projection
-            guess = self.config.denoise * guesses[name]
-            mixed = projection.signal(vectors.unit(projection.direction(own) + guess))
-            guessed = observed[:, [column]] & guess.any(dim=1, keepdim=True)
-            read[name] = torch.where(guessed, mixed, own)
-        return read
 
     # --- collaborative part (LightGCN, eq. 18) -----------------------------------------------------------------
 
@@ -637,7 +615,7 @@ class DGMRec(nn.Module):
             folded = (interactions.user_degree, residual, message)
             return Embeddings(users, items, *ids, none, none, cold, *folded)
         taste = self.item_taste(self.preference(user_id), interactions, side.kin, cold)  # [M, n, d]
-        parts = self.encode(side.read, taste)  # [M, n, 2d]
+        parts = self.encode(side.features, taste)  # [M, n, 2d]
         # Fusing (eq. 17) and propagating (eq. 5) are linear, so that the narrow sum is propagated and not every part.
         item_modal = torch.stack(
             [
@@ -952,19 +930,15 @@ class DGMRec(nn.Module):
     # --- closed forms ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit_base(self, evidence: Evidence, cells: Tensor) -> dict[str, Tensor]:
+    def fit_base(self, evidence: Evidence, cells: Tensor) -> None:
         """Fit each modality's closed forms on `cells` (bool `[n, M]`), one after the other: the directions of the
         features from interactions, then what that leaves from content; and from content alone, for untouched items.
         How much of what is left after each the closest items tell is one number: what is alike by one modality is alike
         by another, and the nearer the more, which a linear map of features cannot see.
         The same cells are what guesses lean on.
 
-        Returns by modality the base `[n, r_m]` of touched items' cells, of one that was learned from by a fit without
-        its fold; zero rows for other items.
-
         Fitted apart, each learns from all the items that have what it reads.
         """
-        guesses = {}
         for column, name in enumerate(self.names):
             tower = self.tower(name)
             target = vectors.unit(tower.projection.direction(evidence.own[name]))
@@ -977,28 +951,24 @@ class DGMRec(nn.Module):
             tower.from_content.copy_(second.weights)
             alone = ridge.fit(shown, target, described)
             tower.from_content_alone.copy_(alone.weights)
-            closest = self._closest(name, evidence)
             if self.config.closest:
+                closest = self._closest(name, evidence)
                 rest = target - first.estimate - second.estimate
                 tower.from_closest[0] = _share(closest, rest, touched & described)
                 tower.from_closest[1] = _share(closest, target - alone.estimate, described)
-            content = evidence.described(name)[:, None] * (second.estimate + tower.from_closest[0] * closest)
-            guesses[name] = evidence.touched()[:, None] * (first.estimate + content)
             rows = cells[:, column].nonzero().squeeze(1)
             if len(rows) > len(tower.real):
                 rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
             tower.real.zero_()
             tower.real[: len(rows)] = target[rows[: len(tower.real)]]
-        return guesses
 
     @torch.no_grad()
-    def update_mean_generals(self, out: Embeddings, evidence: Evidence) -> None:
+    def update_mean_generals(self, out: Embeddings, observed: Tensor) -> None:
         """Record each modality's mean general part over the items that have it (stands in where one is missing)."""
         for column, name in enumerate(self.names):
-            have = evidence.observed[:, column]
+            have = observed[:, column]
             if have.any():
-                general = self.known_general(name, evidence, out.taste[column])
-                self.tower(name).mean_general.copy_(general[have].mean(dim=0))
+                self.tower(name).mean_general.copy_(out.parts[column][have, : self.config.embedding_size].mean(dim=0))
 
     @torch.no_grad()
     def fit_calibration(self, name: str, facts: Tensor, cosines: Tensor) -> None:

@@ -44,7 +44,6 @@ TABLES = (
 BY_MODALITY = (
     "feature",  # [n, r_m], completed and projected
     "rung",  # [n, r_m], see imputers.Spread
-    "guess",  # [n, r_m], of observed cells, see DGMRec.denoised
 )
 # Interactions at which a new item's own users weigh as much as what its content leads to expect. More than the prior of
 # items that training knew: what is folded in lacks the layer of its own that keeps a single user's item modest.
@@ -267,21 +266,6 @@ class OnlineDGMRec:
         return np.concatenate([np.ones_like(sure), sure, facts, sure * facts], axis=1)
 
     # --- embedding (eq. 1-6, 17-18) -----------------------------------------------------------------------------
-
-    def denoised(self, ids: Sequence[str], features: Mapping[str, Array], observed: Mask) -> dict[str, Array]:
-        """Completed features `[b, r_m]` of these items as ranking reads them; those of an item that training did not
-        have among its touched ones as they are. Observed: bool `[b, M]`."""
-        rows = [self.trained_row(item) for item in ids]
-        known = np.array([row is not None for row in rows], dtype=np.bool_)
-        where = np.array([row or 0 for row in rows], dtype=np.int64)
-        read = {}
-        for column, (name, own) in enumerate(features.items()):
-            projection = self._by_name[name].projection
-            guess = self.tables[f"guess.{name}"][where] * np.float32(self.model.config.denoise)
-            mixed = projection.signal(unit(projection.direction(own) + guess))
-            guessed = known & observed[:, column] & guess.any(axis=1)
-            read[name] = np.where(guessed[:, None], mixed, own)
-        return read
 
     def encode(self, features: Mapping[str, Array], taste: Array) -> Array:
         """General and specific parts `[b, M, 2d]` of completed features `[b, r_m]` under taste `[b, M, d]`."""

@@ -150,12 +150,11 @@ class DGMRecTask:
         self.held_cells = batch.observed & (chance < HELD_CELLS)
         self.cells = batch.observed & ~self.held_cells
         folds = None
-        self.guesses: dict[str, Tensor] = {}  # of every cell, by fits that did not learn from it
         if self.config.imputation == "generate":
             folds = self._read(own, factors, (chance / HELD_CELLS).int())
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
-            self.guesses = model.fit_base(evidence, self.cells)
+            model.fit_base(evidence, self.cells)
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
@@ -264,8 +263,7 @@ class DGMRecTask:
         else:
             kin, without = self.side.kin, dict(self.side.kin_without)
         graphs = {name: Graph(with_self_loops(matrix), self.device) for name, matrix in self.matrices.items()}
-        read = self.module.denoised(features, self.guesses, evidence.observed) if self.guesses else features
-        self.side = ItemSide(features, evidence, graphs, kin, without, read)
+        self.side = ItemSide(features, evidence, graphs, kin, without)
 
     def _kin(self, evidence: Evidence, names: Sequence[str]) -> Graph:
         """Each item's mean over its neighbours by those of the modalities that it has."""
@@ -287,7 +285,7 @@ class DGMRecTask:
             return
         evidence = self.side.evidence
         out = self.module(self.interactions, self.side)
-        self.module.update_mean_generals(out, evidence)
+        self.module.update_mean_generals(out, evidence.observed)
         self._weigh_generator(out)
         self._regenerate(out, self.config.refine_weight if weight is None else weight)
 
@@ -469,7 +467,7 @@ class DGMRecTask:
         """
         if self.side is None or self.config.imputation != "generate":
             return {}
-        self.guesses = self.module.fit_base(self.side.evidence, self.cells)  # as in training, if called again
+        self.module.fit_base(self.side.evidence, self.cells)  # as in training, should this be called again
         self.refresh(weight=1.0)
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():
@@ -483,7 +481,7 @@ class DGMRecTask:
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.
-        self.guesses = self.module.fit_base(self.side.evidence, self.raw.observed)
+        self.module.fit_base(self.side.evidence, self.raw.observed)
         self._regenerate(self.embed(), share=1.0)
         return report
 

@@ -60,8 +60,6 @@ def serving_model(task: DGMRecTask, dataset: Dataset) -> OnlineDGMRec:
     for name in module.names:
         tables[f"feature.{name}"] = task.side.features[name]
         tables[f"rung.{name}"] = spread.tables[name]
-        guess = task.guesses.get(name, torch.zeros_like(task.side.features[name]))
-        tables[f"guess.{name}"] = guess * evidence.observed[:, [module.names.index(name)]]
     module.config = module.config.model_copy(update={"rung": task.rung[0]})
     arrays = {key: value.detach().cpu().contiguous().numpy() for key, value in tables.items()}
     return OnlineDGMRec(module.cpu(), arrays, dataset.users, dataset.items)

@@ -26,8 +26,7 @@ def embed(
     features = {name: np.stack([one.features[name] for one in completed]) for name in model.names}
     taste = np.stack([one.taste for one in completed])
     around = _around(engine, subjects, completed, features)
-    observed = np.array([[one.states[name] is State.OBSERVED for name in model.names] for one in completed])
-    layers = _propagate(engine, around, model.encode(model.denoised(ids, features, observed), taste))
+    layers = _propagate(engine, around, model.encode(features, taste))
     modal, expected = model.fuse(layers[-1]), _expected(engine, ids, around, features)
     parts = np.stack(layers[:-1], axis=1)  # [b, L, M, 2d]
     sides = _sides(engine, engine.reranker, ids, subjects, completed) if engine.reranker else {}

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
-from models.dgmrec import DGMRecConfig
 from models.graph import nearest
 from models.imputers import GRAPH_IMPUTERS, IMPUTERS
 from models.online import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
@@ -189,17 +188,14 @@ def test_generate(rows: list[int], trust: float, changes: dict[str, Any], shared
         np.testing.assert_allclose(confidence, w.model.confidence(name, expected)[rows], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}, {"denoise": 0.0}], ids=str
-)
-def test_encode_and_fuse(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}], ids=str)
+def test_encode_and_fuse(changes: dict[str, str]) -> None:
     w = world(config=SMALL.model_copy(update=changes))
     online = online_of(w)
     with torch.no_grad():
         out = w.forward()
     features = {name: feature.numpy() for name, feature in w.side.features.items()}
-    read = online.denoised(list(online.items), features, w.batch.observed.numpy())
-    parts = online.encode(read, out.taste.transpose(0, 1).contiguous().numpy())
+    parts = online.encode(features, out.taste.transpose(0, 1).contiguous().numpy())
     assert parts.shape == (ITEMS, 2, 2 * D)
     np.testing.assert_allclose(parts, out.parts.transpose(0, 1), atol=1e-6)
     propagated = w.model.propagated(w.side, out.parts).transpose(0, 1).contiguous().numpy()
@@ -209,24 +205,6 @@ def test_encode_and_fuse(changes: dict[str, Any]) -> None:
     served = online.combine(out.item_id.numpy(), modal)
     np.testing.assert_allclose(served[warm], out.items[warm], atol=1e-5)
     np.testing.assert_allclose(online.combine(out.item_id.numpy()[3], modal[3]), served[3], atol=1e-6)
-
-
-@pytest.mark.parametrize("config", [SMALL, SMALL.model_copy(update={"denoise": 0.0})])
-def test_denoised(config: DGMRecConfig) -> None:
-    w = world(config=config)
-    online = online_of(w)
-    rows = np.array([3, 29, 7, 0])
-    features = {name: feature[rows].numpy() for name, feature in w.side.features.items()}
-    observed = w.batch.observed[rows].numpy()
-    read = online.denoised([f"i{row}" for row in rows], features, observed)
-    for column, name in enumerate(w.batch.names):
-        np.testing.assert_allclose(read[name], w.side.read[name][rows], atol=1e-5)
-        plain = ~observed[:, column] | (config.denoise == 0)
-        np.testing.assert_allclose(read[name][plain], features[name][plain], atol=1e-5)
-    later = online.denoised(["later"] * 4, features, observed)
-    assert all(np.array_equal(later[name], features[name]) for name in features)  # nothing was guessed of these
-    lost = online.denoised([f"i{row}" for row in rows], features, np.zeros_like(observed))
-    assert all(np.array_equal(lost[name], features[name]) for name in features)  # generated since: without such noise
 
 
 @torch.no_grad()

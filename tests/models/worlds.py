@@ -74,7 +74,6 @@ class World:
     batch: ModalBatch
     graphs: InteractionGraphs
     side: ItemSide
-    guesses: dict[str, torch.Tensor]
 
     @property
     def evidence(self) -> Evidence:
@@ -93,7 +92,7 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
     model.fit_projections(batch)
     factors = collaborative_factors(graphs, user_factors(graphs, config.factors))
     evidence = gather_evidence(model.project(batch), batch.observed, graphs, factors)
-    guesses = model.fit_base(evidence, batch.observed)
+    model.fit_base(evidence, batch.observed)
     side = ItemSide(
         features=evidence.own,
         evidence=evidence,
@@ -103,9 +102,8 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
         },
         kin=kin_of(evidence, config.neighbours),
         kin_without={name: kin_of(evidence, config.neighbours, without=name) for name in batch.names},
-        read=model.denoised(evidence.own, guesses, batch.observed),
     )
-    return World(model, batch, graphs, side, guesses)
+    return World(model, batch, graphs, side)
 
 
 def online_of(w: World) -> OnlineDGMRec:
@@ -130,7 +128,6 @@ def online_of(w: World) -> OnlineDGMRec:
         "confidence": torch.zeros(ITEMS, len(w.batch.names)),
     }
     tables |= {f"feature.{name}": w.side.features[name] for name in w.batch.names}
-    tables |= {f"guess.{n}": w.guesses[n] * w.batch.observed[:, [c]] for c, n in enumerate(w.batch.names)}
     rung = w.model.config.rung
     told = spread(w.evidence.own, w.batch.observed, w.graphs, rung, RUNG_SETTINGS[rung])
     tables |= {"rung_weight": told.weights} | {f"rung.{name}": table for name, table in told.tables.items()}

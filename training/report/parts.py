@@ -28,8 +28,7 @@ def parts_chapter(path: Path) -> Chapter:
     online = OnlineDGMRec.load(bundle)
     observed = online.tables["observed"].astype(bool)  # [n, M]
     features = {name: online.tables[f"feature.{name}"] for name in online.names}
-    read = online.denoised(list(online.items), features, observed)
-    parts = online.encode(read, online.tables["item_taste"])  # [n, M, 2d]
+    parts = online.encode(features, online.tables["item_taste"])  # [n, M, 2d]
     rows = np.random.default_rng(0).permutation(len(observed))[:DRAWN]
     drawn = [_parts_plot(online, parts[rows], observed[rows])]
     drawn += [_feature_plot(name, features[name][rows], observed[rows, a]) for a, name in enumerate(online.names)]
