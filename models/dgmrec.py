@@ -43,8 +43,11 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   on the touched items nearest by any modality, since whom a sequel is for, the film before it tells better than a
   linear map of all films. Nothing brings the prediction to unit length: an unsure one is short, and its scores are
   cautious. A touched item's vector, across the axis, counts as much as its users are many, and for the rest gives way
-  to the same prediction, made without the item (`prior`). (To drop the collaborative part from random items in
-  training, so that a prediction learns to stand in, cost the ranking of all others more than it gave.)
+  to the same prediction, made without the item (`prior`). Most of an observed feature tells nothing of who likes the
+  item, and a generated one is free of that noise; lest items with all their cells do worse than others, a touched
+  item's observed features are read there together with what is guessed of them unseen (`denoise`). (To drop the
+  collaborative part from random items in training, so that a prediction learns to stand in, cost the ranking of all
+  others more than it gave.)
 * Whether an untouched item of the training catalogue is new or just ignored nobody knows; by Chao's estimate of unseen
   species a certain number is to be expected ignored, and only what goes beyond counts as new (`untouched_offset`).
 * Nothing random happens outside training.
@@ -142,6 +145,7 @@ class DGMRecConfig(BaseModel):
     hide_rate: float = Field(0.3, ge=0, lt=1, description="how often a hidden cell also loses other evidence")
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
     closest: bool = Field(True, description="whether a guess follows the items nearest by another modality, if near")
+    denoise: float = Field(2.0, ge=0, description="of what all else tells of an observed feature, where items settle")
     lean: float = Field(2.0, ge=0, description="of the real features nearest to an unsure guess, beside the guess")
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
     seed: int = 0
@@ -368,6 +372,20 @@ class DGMRec(nn.Module):
             for column, name in enumerate(self.names)
         }
 
+    def denoised(
+        self, features: Mapping[str, Tensor], guesses: Mapping[str, Tensor], observed: Tensor
+    ) -> dict[str, Tensor]:
+        """Completed features `[n, r_m]` as touched items settle by them: to an observed one (bool `[n, M]`) is added
+        what is guessed of it without looking at it, by `guesses` `[n, r_m]` of `fit_base`."""
+        read = {}
+        for column, (name, own) in enumerate(features.items()):
+            projection = self.tower(name).projection
+            guess = self.config.denoise * guesses[name]
+            mixed = projection.signal(vectors.unit(projection.direction(own) + guess))
+            guessed = observed[:, [column]] & guess.any(dim=1, keepdim=True)
+            read[name] = torch.where(guessed, mixed, own)
+        return read
+
     # --- collaborative part (LightGCN, eq. 18) -----------------------------------------------------------------
 
     @torch.no_grad()
@@ -454,7 +472,12 @@ class DGMRec(nn.Module):
 
     @torch.no_grad()
     def settle(
-        self, out: Embeddings, features: Mapping[str, Tensor], observed: Tensor, degree: Tensor
+        self,
+        out: Embeddings,
+        features: Mapping[str, Tensor],
+        observed: Tensor,
+        degree: Tensor,
+        read: Mapping[str, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The vectors `[n, d]` that items are ranked by after training, and what their content leads to expect of each.
 
@@ -462,6 +485,7 @@ class DGMRec(nn.Module):
 
         Args:
             features: completed, by modality `[n, r_m]`. observed: bool `[n, M]`. degree: `[n]`.
+            read: what touched items settle by, the features `denoised`; by default the features.
         """
         touched = degree > 0
         if not touched.any():
@@ -469,9 +493,13 @@ class DGMRec(nn.Module):
         self.popularity_axis.copy_(vectors.unit(out.users[out.user_degree > 0].mean(dim=0)))
         self.prior_users.copy_(self.config.prior * degree[touched].mean())
         popularity = out.items @ self.popularity_axis
-        told = self._fit_untouched(self._content(features), out.items, degree)
-        mixed = self.config.cold_kernel * self._across(self.relatives(features, observed, degree) @ out.items)
-        expected = torch.where(touched[:, None], told, self._told(features)) + mixed
+        self._fit_untouched(self._content(features), out.items, degree)
+        mixed = self._mixed(features, out.items, observed, degree)
+        untouched = self._told(features) + mixed
+        if read is not None:
+            mixed = self._mixed(read, out.items, observed, degree)
+        told = self._told_without_fold(self._content(features if read is None else read), out.items, degree) + mixed
+        expected = torch.where(touched[:, None], told, untouched)
         once = popularity[degree == 1]
         ignored = (once.mean() - popularity[touched].mean()).clamp_max(0) if len(once) else popularity.new_zeros(())
         new = share_of_new(degree)
@@ -485,20 +513,30 @@ class DGMRec(nn.Module):
         lacking = self.prior_users / (degree + self.prior_users)
         return own + lacking[:, None] * self._across(expected - own)
 
-    def _fit_untouched(self, content: Tensor, items: Tensor, degree: Tensor) -> Tensor:
-        """Fit the maps from content `[n, k]` to vectors `[n, d]`; answer what they say across the axis of popularity,
-        of each touched item by a fit without its fold."""
-        c, touched = self.config, degree > 0
+    def _mixed(self, features: Mapping[str, Tensor], items: Tensor, observed: Tensor, degree: Tensor) -> Tensor:
+        """What the touched items nearest to each by any modality tell of it, across the axis of popularity."""
+        return self.config.cold_kernel * self._across(self.relatives(features, observed, degree) @ items)
+
+    def _fit_untouched(self, content: Tensor, items: Tensor, degree: Tensor) -> None:
+        """Fit the maps from content `[n, k]` to vectors `[n, d]`."""
+        c = self.config
         slope, typical = self._fit_popularity(content, items @ self.popularity_axis, degree)
-        # Popularity is known of every item alike; whom an item is for, the better the more users it has.
-        sure = degree / (degree + SURE_DEGREE)
-        shown, usual = _centred_ridge(content, self._across(items), sure, c.cold_penalty)
+        shown, usual = self._fit_across(content, items, degree)
         self.untouched_map.copy_(slope * self.popularity_axis + c.cold_linear * self._across(shown))
         self.untouched_typical.copy_(typical * self.popularity_axis + c.cold_linear * self._across(usual))
+
+    def _fit_across(self, content: Tensor, items: Tensor, degree: Tensor) -> tuple[Tensor, Tensor]:
+        # Popularity is known of every item alike; whom an item is for, the better the more users it has.
+        sure = degree / (degree + SURE_DEGREE)
+        return _centred_ridge(content, self._across(items), sure, self.config.cold_penalty)
+
+    def _told_without_fold(self, content: Tensor, items: Tensor, degree: Tensor) -> Tensor:
+        """What content `[n, k]` says of vectors `[n, d]` across the axis of popularity, each by a fit without its
+        fold."""
         fold, told = torch.arange(len(items), device=items.device) % ridge.FOLDS, torch.zeros_like(items)
         for held in (fold == number for number in range(ridge.FOLDS)):
-            if (touched & ~held).any():
-                shown, usual = _centred_ridge(content, self._across(items), sure.where(~held, 0), c.cold_penalty)
+            if ((degree > 0) & ~held).any():
+                shown, usual = self._fit_across(content, items, degree.where(~held, 0))
                 told[held] = self._across(content[held] @ shown + usual)
         return told
 
@@ -930,15 +968,19 @@ class DGMRec(nn.Module):
     # --- closed forms ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def fit_base(self, evidence: Evidence, cells: Tensor) -> None:
+    def fit_base(self, evidence: Evidence, cells: Tensor) -> dict[str, Tensor]:
         """Fit each modality's closed forms on `cells` (bool `[n, M]`), one after the other: the directions of the
         features from interactions, then what that leaves from content; and from content alone, for untouched items.
         How much of what is left after each the closest items tell is one number: what is alike by one modality is alike
         by another, and the nearer the more, which a linear map of features cannot see.
         The same cells are what guesses lean on.
 
+        Returns by modality the base `[n, r_m]` of touched items' cells, of one that was learned from by a fit without
+        its fold; zero rows for other items.
+
         Fitted apart, each learns from all the items that have what it reads.
         """
+        guesses = {}
         for column, name in enumerate(self.names):
             tower = self.tower(name)
             target = vectors.unit(tower.projection.direction(evidence.own[name]))
@@ -951,16 +993,19 @@ class DGMRec(nn.Module):
             tower.from_content.copy_(second.weights)
             alone = ridge.fit(shown, target, described)
             tower.from_content_alone.copy_(alone.weights)
+            closest = self._closest(name, evidence)
             if self.config.closest:
-                closest = self._closest(name, evidence)
                 rest = target - first.estimate - second.estimate
                 tower.from_closest[0] = _share(closest, rest, touched & described)
                 tower.from_closest[1] = _share(closest, target - alone.estimate, described)
+            content = evidence.described(name)[:, None] * (second.estimate + tower.from_closest[0] * closest)
+            guesses[name] = evidence.touched()[:, None] * (first.estimate + content)
             rows = cells[:, column].nonzero().squeeze(1)
             if len(rows) > len(tower.real):
                 rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
             tower.real.zero_()
             tower.real[: len(rows)] = target[rows[: len(tower.real)]]
+        return guesses
 
     @torch.no_grad()
     def update_mean_generals(self, out: Embeddings, observed: Tensor) -> None:

@@ -150,11 +150,12 @@ class DGMRecTask:
         self.held_cells = batch.observed & (chance < HELD_CELLS)
         self.cells = batch.observed & ~self.held_cells
         folds = None
+        self.guesses: dict[str, Tensor] = {}  # of every cell, by fits that did not learn from it
         if self.config.imputation == "generate":
             folds = self._read(own, factors, (chance / HELD_CELLS).int())
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
-            model.fit_base(evidence, self.cells)
+            self.guesses = model.fit_base(evidence, self.cells)
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
@@ -413,7 +414,10 @@ class DGMRecTask:
         if self.side is None:
             return Settled(out, torch.zeros_like(out.items))
         observed, degree = self.side.evidence.observed, self.interactions.item_degree
-        items, expected = self.module.settle(out, self.side.features, observed, degree)
+        features, read = self.side.features, None
+        if self.config.denoise and self.guesses:
+            read = self.module.denoised(features, self.guesses, observed)
+        items, expected = self.module.settle(out, features, observed, degree, read)
         return Settled(replace(out, items=items), expected)
 
     def _ranking(
@@ -467,7 +471,7 @@ class DGMRecTask:
         """
         if self.side is None or self.config.imputation != "generate":
             return {}
-        self.module.fit_base(self.side.evidence, self.cells)  # as in training, should this be called again
+        self.guesses = self.module.fit_base(self.side.evidence, self.cells)  # as in training, if called again
         self.refresh(weight=1.0)
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():
@@ -481,7 +485,7 @@ class DGMRecTask:
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.
-        self.module.fit_base(self.side.evidence, self.raw.observed)
+        self.guesses = self.module.fit_base(self.side.evidence, self.raw.observed)
         self._regenerate(self.embed(), share=1.0)
         return report
 

@@ -1050,6 +1050,62 @@ def test_base_is_staged() -> None:
 
 
 @torch.no_grad()
+def test_guesses_do_not_look_at_the_cell() -> None:
+    """Of a cell that was learned from, by a fit without its fold; of the others, the base itself."""
+    w, _ = linear_world()
+    cells = w.evidence.observed.clone()
+    cells[100:120] = False
+    guesses = w.model.fit_base(w.evidence, cells)["m1"]
+    base = w.model.base("m1", w.evidence)
+    touched = w.evidence.touched()
+    torch.testing.assert_close(guesses[100:120][touched[100:120]], base[100:120][touched[100:120]])
+    assert not guesses[~touched].any()
+    learned = cells[:, 1] & touched
+    target = w.model.tower("m1").projection.direction(w.evidence.own["m1"])
+    closer = functional.cosine_similarity(base, target, dim=1)[learned].mean()
+    honest = functional.cosine_similarity(guesses, target, dim=1)[learned].mean()
+    assert 0.5 < honest < closer
+
+    item = int(learned.nonzero()[5])
+    features = {name: block.clone() for name, block in w.evidence.own.items()}
+    features["m1"][item] = torch.randn(features["m1"].shape[1])
+    again = w.model.fit_base(replace(w.evidence, own=features), cells)["m1"]
+    moved, usual = (guesses - again)[item].norm(), (guesses - again)[learned].norm(dim=1).mean()
+    assert moved < 2 * usual  # no more than any other: only the share of the closest items has seen it
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_touched_items_settle_by_features_with_what_is_guessed_of_them(weight: float) -> None:
+    w = world(config=config(denoise=weight))
+    guesses = w.model.fit_base(w.evidence, w.batch.observed)
+    read = w.model.denoised(w.side.features, guesses, w.batch.observed)
+    for column, name in enumerate(w.batch.names):
+        own, guess = w.side.features[name].double().numpy(), guesses[name].double().numpy()
+        projection = w.model.tower(name).projection
+        scale = projection.deviation.double().numpy() ** projection.whitening
+        direction = own * scale
+        direction /= np.linalg.norm(direction, axis=1, keepdims=True).clip(1e-12)
+        direction = (direction + weight * guess) / scale
+        expected = direction / np.linalg.norm(direction, axis=1, keepdims=True).clip(1e-12) * np.sqrt(own.shape[1])
+        have = w.batch.observed[:, column].numpy() & guess.any(axis=1)
+        assert have.any()
+        np.testing.assert_allclose(read[name][have], expected[have], atol=1e-4)
+        np.testing.assert_array_equal(read[name][~have], w.side.features[name][~have])
+        assert torch.equal(read[name], w.side.features[name]) == (weight == 0)
+    out, observed, degree = w.forward(), w.batch.observed, w.graphs.item_degree
+    plain, expected_plain = w.model.settle(out, w.side.features, observed, degree)
+    maps = w.model.untouched_map.clone(), w.model.untouched_typical.clone()
+    settled, expected_read = w.model.settle(out, w.side.features, observed, degree, read)
+    assert torch.equal(plain[out.cold], settled[out.cold])
+    assert torch.equal(maps[0], w.model.untouched_map)
+    assert torch.equal(maps[1], w.model.untouched_typical)
+    whole, _ = w.model.settle(out, read, observed, degree)
+    torch.testing.assert_close(settled[~out.cold], whole[~out.cold])
+    assert torch.equal(expected_plain, expected_read) == (weight == 0)
+
+
+@torch.no_grad()
 def test_base_of_an_untouched_item_is_from_content_alone() -> None:
     w, _ = linear_world()
     tower = w.model.tower("m1")
