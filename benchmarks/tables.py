@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
 VARIANTS = {
     "dgmrec-0.4": "DGMRec, generated features",
+    "dgmrec-not-denoised-0.4": "the same, `denoise=0`",
     "dgmrec-mean-0.4": "the same model, mean imputation",
     "dgmrec-no-modality-0.4": "without any modality (LightGCN)",
 }
