@@ -47,6 +47,10 @@ $(BIN)/python:
 $(VENV)/.runtime: requirements-torch.txt requirements.txt requirements.in pyproject.toml | $(BIN)/python
 	$(PIP) install --no-deps -r requirements-torch.txt
 	$(PIP) install --no-deps -r requirements.txt
+	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
+		echo "PyTorch is installed but cannot be loaded. Where the index of its CPU builds (requirements-torch.txt) is out" \
+			"of reach, PyPI's builds need more than themselves: run '$(PIP) install -r requirements-torch.txt'," \
+			"or install the same versions from a mirror of the CPU builds; then make again." >&2; exit 1; }
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
 
