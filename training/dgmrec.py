@@ -195,9 +195,11 @@ class DGMRecTask:
 
         by_folds = {folds: asked(dict.fromkeys(own, folds), near=False) for folds in FOLDS}
         folds = {name: _plainest({count: found[name].by_users() for count, found in by_folds.items()}) for name in own}
-        by_near = {near: asked(folds, near) for near in (False, True)}
+        by_near = asked(folds, near=True)
         for name in own:
-            near = _mean(by_near[True][name].by_content()) > _mean(by_near[False][name].by_content())
+            # What a modality answers does not depend on what the others read.
+            without = by_folds[folds[name]][name]
+            near = _mean(by_near[name].by_content()) > _mean(without.by_content())
             self.module.read(name, shared=folds[name] > 0, near=near)
         return folds
 
