@@ -81,7 +81,7 @@ def decode_image(data: bytes, *, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError:
         raise ImageError(f"the picture has more than the {max_pixels:,} pixels that are accepted") from None
     except Exception as error:  # noqa: BLE001 - hostile bytes make Pillow raise nearly anything
-        raise ImageError(f"the picture is broken: {error}") from None
+        raise ImageError(f"the picture is broken or cut off: {error}") from None
 
 
 def _plugin(data: bytes) -> Callable[[io.BytesIO], Any]:
