@@ -12,6 +12,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from service.tasks import stop
+
 TIMEOUT_S = 0.5
 PAUSE_S = 1.0  # after a failure Redis is left alone this long
 LISTEN_S = 5.0
@@ -44,15 +46,12 @@ class RedisBell:
 
     async def wait(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._heard.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):  # `wait_for` would take a cancellation for a ring that comes with it
+                await self._heard.wait()
         self._heard.clear()
 
     async def close(self) -> None:
-        pending = set(self._tasks)
-        while pending:  # the client's own timeouts may turn a cancellation into an error, after which a task goes on
-            for task in pending:
-                task.cancel()
-            _, pending = await asyncio.wait(pending, timeout=TIMEOUT_S)
+        await stop(self._tasks)
         await self._redis.aclose()
 
     async def _forever(self, work: Any) -> None:

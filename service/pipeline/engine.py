@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
 import time
@@ -22,6 +21,7 @@ from models.online import OnlineDGMRec
 from models.reranker import Reranker
 from service.pipeline.catalogue import Catalogue
 from service.ports import Bell, Cache, Fetcher, StepTimer, Store
+from service.tasks import stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -190,15 +190,14 @@ class Engine:
 
     def run(self, service: Coroutine[Any, Any, None]) -> None:
         """Let something run until the engine is closed."""
-        self._services.append(asyncio.get_running_loop().create_task(service))
+        task = asyncio.get_running_loop().create_task(service)
+        task.add_done_callback(self._finished)
+        self._services.append(task)
 
     async def close(self) -> None:
         """Finish what was begun, leave to the next start what can wait, and let go of everything."""
         self.is_closing = True
-        for service in self._services:
-            service.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await service
+        await stop(self._services)
         await self.settle()
         self.writer.shutdown(wait=True)
         for close in self.closers:
