@@ -10,19 +10,7 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   makes every cosine of an alignment about 1 and leaves the ranking little to learn from them (`activation`).
 * An unobserved cell enters as its generated feature, re-encoded by eq. 1, the same way as an observed one.
 * Generated features never receive gradients from the ranking losses: the generator is to be true, and it is refreshed
-  between epochs. It starts from a closed-form base over what training-free imputers know (`imputers.Evidence`, whose
-  blocks for a cell never contain that cell; hidden cells decide which of them are read) and learns the step away from
-  it, trained by hiding observed cells; of that step it takes the share (`trust`) that cells it never learned from bear
-  out.
-* What is alike by one modality is alike by another, and the nearer the more: the text of an item with the very same
-  picture tells nearly all, that of a similar one next to nothing. A linear map of features cannot see how near the
-  nearest are. The mean of a few of them, as long as they are near, therefore joins the base, by a weight for touched
-  items and one for untouched ones (`closest`).
-* A guess from a regression is a mean over all that a feature could be, and lies where few features do. It therefore
-  leans on the real features nearest to it, the more the less sure it is (`lean`): by this it comes nearer to the truth
-  and is found more often by those who search for it.
-* A generated signal is as long as it is sure: the base is a regression on unit vectors, whose length is the cosine that
-  it expects, so that an unsure guess enters the encoder close to the modality's mean.
+  between epochs. What it is: `models.tower`.
 * Users and items are compared by cosine and trained by a softmax over sampled negatives (`ranking`); `bpr` with inner
   products is the paper's form (eq. 19, 23).
 * The collaborative embeddings are trained by ranking alone. Alignment (eq. 20) draws the modal parts towards them and
@@ -35,21 +23,7 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
   who touch everything would else be most of the training.
 * Each modality's weight beside the collaborative part is learned from a small one on, so that content which tells
   nothing costs little.
-* An item's own users tell what its vector is, and where they are few, its content does: what `settle` makes of a
-  trained model by closed forms. The vector of a never-touched item is predicted from its completed features. How
-  popular an item is and whom it is for are told by different things, so that both are predicted apart: along the axis
-  of popularity, the mean direction of the users, by a ridge regression of the logarithms of the touched items' degrees;
-  across it by a ridge regression in which items weigh as surely as their vectors are known, and by a kernel regression
-  on the touched items nearest by any modality, since whom a sequel is for, the film before it tells better than a
-  linear map of all films. Nothing brings the prediction to unit length: an unsure one is short, and its scores are
-  cautious. A touched item's vector, across the axis, counts as much as its users are many, and for the rest gives way
-  to the same prediction, made without the item (`prior`). Most of an observed feature tells nothing of who likes the
-  item, and a generated one is free of that noise; lest items with all their cells do worse than others, a touched
-  item's observed features are read there together with what is guessed of them unseen (`denoise`). (To drop the
-  collaborative part from random items in training, so that a prediction learns to stand in, cost the ranking of all
-  others more than it gave.)
-* Whether an untouched item of the training catalogue is new or just ignored nobody knows; by Chao's estimate of unseen
-  species a certain number is to be expected ignored, and only what goes beyond counts as new (`untouched_offset`).
+* What an item's vector is once training is over, its users' word and its content's: `models.settling`.
 * Nothing random happens outside training.
 """
 
@@ -58,39 +32,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from models import losses, ridge, vectors
-from models.graph import (
-    Graph,
-    InteractionGraphs,
-    nearest,
-    neighbour_graph,
-    propagate,
-    rescaled,
-    spectral_embedding,
-)
-from models.imputers import (
-    EVIDENCE_NEIGHBOURS,
-    Evidence,
-    content_columns,
-    content_width,
-    interaction_columns,
-    interaction_width,
-    mean_of,
-)
+from models import losses, vectors
+from models.graph import Graph, InteractionGraphs, propagate, spectral_embedding
+from models.imputers import Evidence
 from models.modality import ModalBatch, ModalitySpec
+from models.settling import Settling
+from models.tower import EVIDENCE_SCALE, Generation, Tower
 
-EVIDENCE_SCALE = 8.0
 START = 0.1  # root mean square of the embeddings at first
-REAL_ROWS = 8192  # features that a guess may lean on: a request's time must not grow with the catalogue
-SURE_DEGREE = 10.0  # users at which an item's vector is known half as surely as it can be
 
 
 class DGMRecConfig(BaseModel):
@@ -189,116 +144,6 @@ class Embeddings:
     item_message: Tensor  # [n, d], see `fold_in_tables`
 
 
-def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
-
-
-class Projection(nn.Module):
-    """From a raw feature to its signal: centred, rotated to principal components whose deviations are raised to the
-    power 1 - `whitening`, and brought to the length sqrt(r). Fitted on observed rows only.
-
-    What tells items apart in a centred feature is its direction, and little of it lies in the few components that hold
-    most of the variance. Signals keep the direction and forget the length; `direction` undoes the whitening.
-    """
-
-    mean: Tensor
-    components: Tensor
-    deviation: Tensor
-    length: Tensor
-
-    def __init__(self, dim: int, rank: int, whitening: float) -> None:
-        super().__init__()
-        self.whitening = whitening
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("components", torch.eye(dim, rank))
-        self.register_buffer("deviation", torch.ones(min(dim, rank)))  # of each component, largest 1
-        self.register_buffer("length", torch.ones(()))  # of a centred raw feature, root mean square
-
-    def fit(self, rows: Tensor) -> None:
-        """Fit on observed rows `[k, dim]`; without any the map only scales."""
-        if len(rows) == 0:
-            return
-        centred = (rows - rows.mean(dim=0)).double()
-        _, vectors = torch.linalg.eigh(centred.T @ centred)
-        components = vectors.flip(1)[:, : self.components.shape[1]]
-        # Eigenvectors have no sign of their own: the largest entry is made positive.
-        sign = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()
-        self.components.copy_(components * sign)
-        deviation = (centred.float() @ self.components).pow(2).mean(dim=0).sqrt()
-        # Components that hardly vary are noise of rounding; blown up they would be all that counts.
-        self.deviation.copy_((deviation / deviation.max().clamp_min(1e-12)).clamp_min(1e-2))
-        self.mean.copy_(rows.mean(dim=0))
-        length = centred.pow(2).sum(dim=1).mean().sqrt()
-        self.length.copy_(length.where(length > 1e-6, 1))  # rows that do not differ say nothing of the length
-
-    def forward(self, raw: Tensor) -> Tensor:
-        """Signals `[n, r]` of raw features `[n, dim]`; zero where a feature is the mean."""
-        centred = (raw - self.mean) @ self.components
-        tiny = vectors.length(centred) <= 1e-5 * self.length
-        signal: Tensor = self._whitened(centred) * centred.shape[1] ** 0.5
-        return signal.masked_fill(tiny, 0)
-
-    def signal(self, direction: Tensor) -> Tensor:
-        """The signals `[n, r]` of directions among the components, of length up to 1."""
-        weight: Tensor = vectors.length(direction) * direction.shape[1] ** 0.5
-        return self._whitened(direction) * weight
-
-    def direction(self, signal: Tensor) -> Tensor:
-        """The inverse of `signal`."""
-        weight: Tensor = vectors.length(signal) / signal.shape[1] ** 0.5
-        return vectors.unit(signal * self.deviation**self.whitening) * weight
-
-    def _whitened(self, centred: Tensor) -> Tensor:
-        return vectors.unit(centred / self.deviation**self.whitening)
-
-    def back(self, signal: Tensor) -> Tensor:
-        """Raw features `[n, dim]` of signals, at the modality's usual distance from its mean."""
-        return self.direction(signal) @ self.components.T * self.length + self.mean
-
-
-class Tower(nn.Module):
-    """Everything that one modality has of its own."""
-
-    from_interactions: Tensor
-    from_content: Tensor
-    from_content_alone: Tensor
-    from_closest: Tensor
-    told_by: Tensor
-    shown_by: Tensor
-    mean_general: Tensor
-    calibration: Tensor
-    trust: Tensor
-    real: Tensor
-
-    def __init__(self, spec: ModalitySpec, config: DGMRecConfig, ranks: Mapping[str, int], n_items: int) -> None:
-        super().__init__()
-        d, rank = config.embedding_size, ranks[spec.name]
-        told, shown = interaction_width(ranks, config.factors), content_width(ranks)
-        hidden = 2 * d
-        self.projection = Projection(spec.dim, rank, config.whitening)
-        self.encode = nn.Linear(rank, d)  # enc_m
-        self.specific = nn.Linear(rank, d)  # F_m
-        self.taste = nn.Linear(d, d)  # W_m
-        self.decode = _mlp(2 * d, hidden, rank)  # D_m
-        self.general_generator = _mlp((len(ranks) - 1) * d + told + shown, hidden, d)  # MLP_m
-        self.specific_generator = _mlp(d + told + shown, hidden, d)  # MLP'_m
-        self.q = _mlp(d, hidden, 2 * d)  # CLUB's q(s | g): mean and log variance
-        # The base, closed forms: what interactions tell, what content adds, what content tells of an untouched item.
-        self.register_buffer("from_interactions", torch.zeros(told, rank))
-        self.register_buffer("from_content", torch.zeros(shown, rank))
-        self.register_buffer("from_content_alone", torch.zeros(shown, rank))
-        # What the closest items add, to a touched item's guess and to an untouched one's.
-        self.register_buffer("from_closest", torch.zeros(2))
-        # Which columns of both kinds of evidence this modality is generated from, see `DGMRec.read`.
-        self.register_buffer("told_by", torch.ones(told))
-        self.register_buffer("shown_by", torch.ones(shown))
-        self.register_buffer("mean_general", torch.zeros(d))
-        self.register_buffer("calibration", torch.zeros(Generation.FACTS))
-        self.register_buffer("trust", torch.zeros(()))  # share of the learned step that held-out cells bear out
-        # Directions of observed features, for guesses to lean on; zero rows where there are fewer.
-        self.register_buffer("real", torch.zeros(min(n_items, REAL_ROWS), rank))
-
-
 @dataclass(frozen=True)
 class Learned:
     """What the learned generator alone makes of one modality, for all rows asked."""
@@ -308,25 +153,9 @@ class Learned:
     signal: Tensor  # [n, r_m]
 
 
-@dataclass(frozen=True)
-class Generation:
-    """What is generated of one modality, for all rows asked."""
-
-    FACTS = 8
-
-    features: Tensor  # [n, r_m], signals
-    facts: Tensor  # [n, FACTS], what the confidence is read from
-
-
 class DGMRec(nn.Module):
     """The model. Parameters and pure functions; the graphs come in as arguments, so that training over a whole
     catalogue and serving one new item are the same code."""
-
-    popularity_axis: Tensor
-    untouched_map: Tensor
-    untouched_typical: Tensor
-    untouched_offset: Tensor
-    prior_users: Tensor
 
     def __init__(self, config: DGMRecConfig, specs: Sequence[ModalitySpec], n_users: int, n_items: int) -> None:
         super().__init__()
@@ -345,12 +174,7 @@ class DGMRec(nn.Module):
             self.towers = nn.ModuleDict({spec.name: Tower(spec, config, ranks, n_items) for spec in specs})
             self.weight = nn.Parameter(torch.full((count,), config.modal_weight).log())
             self.general = nn.Linear(d, d)  # F, shared by all modalities
-        # What is expected of items that nobody has touched, see `settle`.
-        self.register_buffer("popularity_axis", torch.zeros(d))
-        self.register_buffer("untouched_map", torch.zeros(sum(ranks.values()), d))
-        self.register_buffer("untouched_typical", torch.zeros(d))
-        self.register_buffer("untouched_offset", torch.zeros(()))
-        self.register_buffer("prior_users", torch.zeros(()))  # as many as an item's content speaks for
+        self.settling = Settling(config, ranks)
 
     def tower(self, name: str) -> Tower:
         """The parts of one modality."""
@@ -375,16 +199,11 @@ class DGMRec(nn.Module):
     def denoised(
         self, features: Mapping[str, Tensor], guesses: Mapping[str, Tensor], observed: Tensor
     ) -> dict[str, Tensor]:
-        """Completed features `[n, r_m]` as touched items settle by them: to an observed one (bool `[n, M]`) is added
-        what is guessed of it without looking at it, by `guesses` `[n, r_m]` of `fit_base`."""
-        read = {}
-        for column, (name, own) in enumerate(features.items()):
-            projection = self.tower(name).projection
-            guess = self.config.denoise * guesses[name]
-            mixed = projection.signal(vectors.unit(projection.direction(own) + guess))
-            guessed = observed[:, [column]] & guess.any(dim=1, keepdim=True)
-            read[name] = torch.where(guessed, mixed, own)
-        return read
+        """Completed features `[n, r_m]` as touched items settle by them, see `Tower.denoised`."""
+        return {
+            name: self.tower(name).denoised(own, guesses[name], observed[:, column])
+            for column, (name, own) in enumerate(features.items())
+        }
 
     # --- collaborative part (LightGCN, eq. 18) -----------------------------------------------------------------
 
@@ -469,127 +288,6 @@ class DGMRec(nn.Module):
         """What each modality brings into `fuse`: `[M, n, d]`."""
         general, specific = parts.chunk(2, dim=-1)
         return (general / len(parts) + specific) / (1 + len(parts)) * self.weight.exp()[:, None, None]
-
-    @torch.no_grad()
-    def settle(
-        self,
-        out: Embeddings,
-        features: Mapping[str, Tensor],
-        observed: Tensor,
-        degree: Tensor,
-        read: Mapping[str, Tensor] | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """The vectors `[n, d]` that items are ranked by after training, and what their content leads to expect of each.
-
-        This also fits what the same is expected by of items that come later.
-
-        Args:
-            features: completed, by modality `[n, r_m]`. observed: bool `[n, M]`. degree: `[n]`.
-            read: what touched items settle by, the features `denoised`; by default the features.
-        """
-        touched = degree > 0
-        if not touched.any():
-            return out.items, torch.zeros_like(out.items)
-        self.popularity_axis.copy_(vectors.unit(out.users[out.user_degree > 0].mean(dim=0)))
-        self.prior_users.copy_(self.config.prior * degree[touched].mean())
-        popularity = out.items @ self.popularity_axis
-        self._fit_untouched(self._content(features), out.items, degree)
-        mixed = self._mixed(features, out.items, observed, degree)
-        untouched = self._told(features) + mixed
-        if read is not None:
-            mixed = self._mixed(read, out.items, observed, degree)
-        told = self._told_without_fold(self._content(features if read is None else read), out.items, degree) + mixed
-        expected = torch.where(touched[:, None], told, untouched)
-        once = popularity[degree == 1]
-        ignored = (once.mean() - popularity[touched].mean()).clamp_max(0) if len(once) else popularity.new_zeros(())
-        new = share_of_new(degree)
-        self.untouched_offset.copy_(new * self.config.cold_lift + (1 - new) * ignored)
-        fresh = expected + self.untouched_offset * self.popularity_axis
-        return torch.where(touched[:, None], self.settled(out.items, expected, degree), fresh), expected
-
-    def settled(self, own: Tensor, expected: Tensor, degree: Tensor) -> Tensor:
-        """Vectors `[n, d]` of touched items of which, across the axis of popularity, the part that `prior_users` more
-        would have settled is what is expected."""
-        lacking = self.prior_users / (degree + self.prior_users)
-        return own + lacking[:, None] * self._across(expected - own)
-
-    def _mixed(self, features: Mapping[str, Tensor], items: Tensor, observed: Tensor, degree: Tensor) -> Tensor:
-        """What the touched items nearest to each by any modality tell of it, across the axis of popularity."""
-        return self.config.cold_kernel * self._across(self.relatives(features, observed, degree) @ items)
-
-    def _fit_untouched(self, content: Tensor, items: Tensor, degree: Tensor) -> None:
-        """Fit the maps from content `[n, k]` to vectors `[n, d]`."""
-        c = self.config
-        slope, typical = self._fit_popularity(content, items @ self.popularity_axis, degree)
-        shown, usual = self._fit_across(content, items, degree)
-        self.untouched_map.copy_(slope * self.popularity_axis + c.cold_linear * self._across(shown))
-        self.untouched_typical.copy_(typical * self.popularity_axis + c.cold_linear * self._across(usual))
-
-    def _fit_across(self, content: Tensor, items: Tensor, degree: Tensor) -> tuple[Tensor, Tensor]:
-        # Popularity is known of every item alike; whom an item is for, the better the more users it has.
-        sure = degree / (degree + SURE_DEGREE)
-        return _centred_ridge(content, self._across(items), sure, self.config.cold_penalty)
-
-    def _told_without_fold(self, content: Tensor, items: Tensor, degree: Tensor) -> Tensor:
-        """What content `[n, k]` says of vectors `[n, d]` across the axis of popularity, each by a fit without its
-        fold."""
-        fold, told = torch.arange(len(items), device=items.device) % ridge.FOLDS, torch.zeros_like(items)
-        for held in (fold == number for number in range(ridge.FOLDS)):
-            if ((degree > 0) & ~held).any():
-                shown, usual = self._fit_across(content, items, degree.where(~held, 0))
-                told[held] = self._across(content[held] @ shown + usual)
-        return told
-
-    def _fit_popularity(self, content: Tensor, place: Tensor, degree: Tensor) -> tuple[Tensor, Tensor]:
-        """Slope `[k, 1]` and intercept `[1]` from content `[n, k]` to an item's place on the axis of popularity `[n]`.
-
-        Content tells more of the logarithm of an item's degree than of its place, which depends on who its users are as
-        well; the place is what, along the touched items, goes with that logarithm.
-        """
-        touched = (degree > 0).to(content.dtype)
-        users = degree.clamp_min(1).log()[:, None]
-        slope, intercept = _centred_ridge(content, users, touched, self.config.cold_penalty)
-        gain, start = _centred_ridge(users, place[:, None], touched, 1.0)
-        mean = (touched @ users) / touched.sum()
-        loud = gain[0] * self.config.cold_spread
-        return slope * loud, start + mean * gain[0] + (intercept - mean) * loud
-
-    def _told(self, features: Mapping[str, Tensor]) -> Tensor:
-        return self.untouched_typical + self._content(features) @ self.untouched_map
-
-    def _content(self, features: Mapping[str, Tensor]) -> Tensor:
-        """Features side by side `[n, sum of r_m]`, an observed one of length 1."""
-        return torch.cat([features[name] / features[name].shape[1] ** 0.5 for name in self.names], dim=1)
-
-    def _across(self, rows: Tensor) -> Tensor:
-        """What of the rows `[..., d]` lies across the axis of popularity."""
-        return rows - (rows @ self.popularity_axis)[..., None] * self.popularity_axis
-
-    @torch.no_grad()
-    def relatives(self, features: Mapping[str, Tensor], observed: Tensor, degree: Tensor) -> Graph:
-        """`[n, n]`, each row with the touched ones among the items nearest to it by any modality, real or generated,
-        and their weights, from completed features `[n, r_m]`, the observed mask `[n, M]` and degrees `[n]`."""
-        everyone = torch.arange(len(degree), device=degree.device)
-        total: Any = sp.csr_array((len(degree), len(degree)), dtype=np.float32)
-        for column, name in enumerate(self.names):
-            found, cosines = nearest(
-                features[name],
-                features[name],
-                self.config.cold_neighbours,
-                allowed=observed[:, column],
-                exclude=everyone,
-            )
-            found[features[name].norm(dim=1) == 0] = -1  # says nothing
-            total = total + neighbour_graph(found, self.kindred(cosines, degree[found]), len(degree))
-        total.eliminate_zeros()
-        return Graph(rescaled(total), degree.device)
-
-    def kindred(self, cosines: Tensor, degree: Tensor) -> Tensor:
-        """How much neighbours tell of an untouched item `[...]`, from their cosines and degrees `[...]`; untouched ones
-        nothing."""
-        c = self.config
-        near = ((cosines - 1) / c.cold_temperature).exp()
-        return torch.where(degree > 0, near * degree.clamp_min(1).pow(c.cold_popularity), 0)
 
     def item_taste(self, preference: Tensor, interactions: InteractionGraphs, kin: Graph, cold: Tensor) -> Tensor:
         """p_i^m (eq. 2) `[M, n, d]`, with the neighbours' mean for `cold` items (bool `[n]`)."""
@@ -703,82 +401,22 @@ class DGMRec(nn.Module):
         column, tower = self.names.index(name), self.tower(name)
         generals = [self.known_general(other, evidence, taste[c]) for c, other in enumerate(self.names) if c != column]
         # Blocks of unit length have small entries; brought to the size of the parts beside them.
-        inputs = torch.cat(self._evidence(name, evidence), dim=1) * EVIDENCE_SCALE
+        inputs = torch.cat(tower.known(evidence), dim=1) * EVIDENCE_SCALE
         general = self._activate(self._noisy(tower.general_generator, torch.cat([*generals, inputs], dim=1), generator))
         specific = self._activate(
             self._noisy(tower.specific_generator, torch.cat([taste[column], inputs], dim=1), generator)
         )
         return Learned(general, specific, tower.decode(torch.cat([general, specific], dim=1)))
 
-    def read(self, name: str, *, shared: bool, near: bool) -> None:
-        """Choose whether a modality is generated from the co-interaction means of itself, and from its mean over the
-        neighbours by other modalities.
-
-        Both come from the very features that are to be guessed. Where data are dense, what a mean over others lacks of
-        the whole tells the item's own feature, and a regression learns that rather than what holds for an item whose
-        feature nobody has.
-        """
-        tower = self.tower(name)
-        tower.told_by.copy_(interaction_columns(self.ranks, self.config.factors, unread=None if shared else name))
-        tower.shown_by.copy_(content_columns(self.ranks, name, near=near))
-
-    def _evidence(self, name: str, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """From interactions and from content, what is read for a modality; the rest zero."""
-        tower = self.tower(name)
-        return evidence.from_interactions(name) * tower.told_by, evidence.from_content(name) * tower.shown_by
-
     def generate(self, name: str, evidence: Evidence, taste: Tensor) -> Generation:
-        """Generate one modality for every row of the evidence, whether it is observed or not: the base, and from it the
-        share of the learned generator's step that held-out cells bear out.
+        """Generate one modality for every row of the evidence, see `Tower.generation`.
 
         Args:
             name: the modality to generate; its own observed feature is not looked at.
             evidence: of `n` rows. taste: `[M, n, d]`.
         """
         tower = self.tower(name)
-        base = self.base(name, evidence)
-        length = vectors.length(base).clamp_max(1)
-        direction = vectors.unit(base)
-        if tower.trust > 0:
-            learned = tower.projection.direction(self.learned(name, evidence, taste).signal)
-            step = vectors.unit(learned) - direction
-            direction = vectors.unit(direction + tower.trust * step)
-        direction = self._leaning(tower, direction, length)
-        return Generation(tower.projection.signal(direction * length), self._facts(name, evidence, length))
-
-    def _leaning(self, tower: Tower, direction: Tensor, sure: Tensor) -> Tensor:
-        """Directions `[n, r_m]` drawn towards the mean of the real ones nearest to them, by how unsure they are."""
-        there = tower.real.any(dim=1)
-        if not self.config.lean or not there.any():
-            return direction
-        found, _ = nearest(direction, tower.real, leaned_on(int(there.sum())), allowed=there)
-        real, _ = mean_of(tower.real, found)
-        return vectors.unit(direction + self.config.lean * (1 - sure) * vectors.unit(real))
-
-    def _facts(self, name: str, evidence: Evidence, length: Tensor) -> Tensor:
-        column = self.names.index(name)
-        others = [c for c in range(len(self.names)) if c != column]
-        own = evidence.observed[:, others].to(length.dtype).mean(dim=1, keepdim=True) if others else length * 0
-        valid = torch.stack([evidence.near_valid[:, column], evidence.shared_valid[:, column]], dim=1).to(length.dtype)
-        known = torch.cat([own, valid], dim=1)
-        return torch.cat([torch.ones_like(length), length, known, length * known], dim=1)
-
-    def base(self, name: str, evidence: Evidence) -> Tensor:
-        """The closed form that generation starts from: directions `[n, r_m]` as long as the cosine that they expect."""
-        tower, shown = self.tower(name), evidence.from_content(name)
-        touched, described = evidence.touched()[:, None], evidence.described(name)[:, None]
-        closest = self._closest(name, evidence)
-        alone: Tensor = described * (shown @ tower.from_content_alone + tower.from_closest[1] * closest)
-        if not touched.any():
-            return alone
-        told = evidence.from_interactions(name) @ tower.from_interactions
-        content = described * (shown @ tower.from_content + tower.from_closest[0] * closest)
-        return torch.where(touched, told + content, alone)
-
-    def _closest(self, name: str, evidence: Evidence) -> Tensor:
-        """`Evidence.closest` as directions among the components `[n, r_m]`."""
-        closest = evidence.closest[name]
-        return self.tower(name).projection.direction(closest * closest.shape[1] ** 0.5)
+        return tower.generation(evidence, self.learned(name, evidence, taste).signal if tower.trust > 0 else None)
 
     def _noisy(self, mlp: nn.Module, inputs: Tensor, generator: torch.Generator | None) -> Tensor:
         assert isinstance(mlp, nn.Sequential)
@@ -788,10 +426,6 @@ class DGMRec(nn.Module):
             hidden = hidden * (keep >= self.config.dropout) / (1 - self.config.dropout)
         output: Tensor = mlp[2](hidden)
         return output
-
-    def confidence(self, name: str, generation: Generation) -> Tensor:
-        """Expected centred cosine between the generated and the true feature `[n]`, in 0..1."""
-        return (generation.facts @ self.tower(name).calibration).clamp(0, 1)
 
     @torch.no_grad()
     def complete(self, evidence: Evidence, taste: Tensor) -> dict[str, Tensor]:
@@ -904,7 +538,7 @@ class DGMRec(nn.Module):
             tower, have = self.tower(name), observed[:, a]
             general, specific = parts[a].chunk(2, dim=1)
             if c.club:
-                mean, log_variance = self.q(name, general[have], frozen=True)
+                mean, log_variance = tower.club_q(general[have], frozen=True)
                 total["club"] = total["club"] + c.club * losses.club(specific[have], mean, log_variance)
             for b in range(a + 1, len(self.names)):
                 both = have & observed[:, b]
@@ -944,17 +578,6 @@ class DGMRec(nn.Module):
             + losses.cosine_gap(direction(made.signal), direction(target), cells)
         )
 
-    def q(self, name: str, general: Tensor, *, frozen: bool = False) -> tuple[Tensor, Tensor]:
-        """CLUB's q(s | g): mean and log variance `[b, d]`. `frozen` keeps gradients out of q's own weights."""
-        mlp = self.tower(name).q
-        if frozen:
-            weights = {key: value.detach() for key, value in mlp.named_parameters()}
-            output = torch.func.functional_call(mlp, weights, (general,))
-        else:
-            output = mlp(general)
-        mean, log_variance = output.chunk(2, dim=1)
-        return mean, torch.tanh(log_variance)
-
     def q_loss(self, out: Embeddings, evidence: Evidence) -> Tensor:
         """Negative log likelihood of q on the present parts, for q's own optimiser."""
         total = out.parts.new_zeros(())
@@ -962,50 +585,15 @@ class DGMRec(nn.Module):
             have = evidence.observed[:, column]
             if have.any():
                 general, specific = out.parts[column][have].detach().chunk(2, dim=1)
-                total = total - losses.gaussian_log_likelihood(specific, *self.q(name, general)).mean()
+                total = total - losses.gaussian_log_likelihood(specific, *self.tower(name).club_q(general)).mean()
         return total
 
     # --- closed forms ------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def fit_base(self, evidence: Evidence, cells: Tensor) -> dict[str, Tensor]:
-        """Fit each modality's closed forms on `cells` (bool `[n, M]`), one after the other: the directions of the
-        features from interactions, then what that leaves from content; and from content alone, for untouched items.
-        How much of what is left after each the closest items tell is one number: what is alike by one modality is alike
-        by another, and the nearer the more, which a linear map of features cannot see.
-        The same cells are what guesses lean on.
-
-        Returns by modality the base `[n, r_m]` of touched items' cells, of one that was learned from by a fit without
-        its fold; zero rows for other items.
-
-        Fitted apart, each learns from all the items that have what it reads.
-        """
-        guesses = {}
-        for column, name in enumerate(self.names):
-            tower = self.tower(name)
-            target = vectors.unit(tower.projection.direction(evidence.own[name]))
-            told, shown = self._evidence(name, evidence)
-            touched, described = (cells[:, column] & some for some in (evidence.touched(), evidence.described(name)))
-            first = ridge.fit(told, target, touched)
-            tower.from_interactions.copy_(first.weights)
-            # What the first leaves of cells that it learned from is too little to learn from.
-            second = ridge.fit(shown, target, touched & described, base=first.estimate)
-            tower.from_content.copy_(second.weights)
-            alone = ridge.fit(shown, target, described)
-            tower.from_content_alone.copy_(alone.weights)
-            closest = self._closest(name, evidence)
-            if self.config.closest:
-                rest = target - first.estimate - second.estimate
-                tower.from_closest[0] = _share(closest, rest, touched & described)
-                tower.from_closest[1] = _share(closest, target - alone.estimate, described)
-            content = evidence.described(name)[:, None] * (second.estimate + tower.from_closest[0] * closest)
-            guesses[name] = evidence.touched()[:, None] * (first.estimate + content)
-            rows = cells[:, column].nonzero().squeeze(1)
-            if len(rows) > len(tower.real):
-                rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
-            tower.real.zero_()
-            tower.real[: len(rows)] = target[rows[: len(tower.real)]]
-        return guesses
+        """Fit each modality's closed forms on `cells` (bool `[n, M]`), see `Tower.fit_base`: by modality the base
+        `[n, r_m]` of touched items' cells."""
+        return {name: self.tower(name).fit_base(evidence, cells[:, column]) for column, name in enumerate(self.names)}
 
     @torch.no_grad()
     def update_mean_generals(self, out: Embeddings, observed: Tensor) -> None:
@@ -1014,44 +602,6 @@ class DGMRec(nn.Module):
             have = observed[:, column]
             if have.any():
                 self.tower(name).mean_general.copy_(out.parts[column][have, : self.config.embedding_size].mean(dim=0))
-
-    @torch.no_grad()
-    def fit_calibration(self, name: str, facts: Tensor, cosines: Tensor) -> None:
-        """Least squares from generation facts `[k, FACTS]` to the measured centred cosines `[k]`."""
-        if len(cosines):
-            self.tower(name).calibration.copy_(ridge.solve(facts, cosines[:, None], 1.0)[:, 0])
-
-
-def leaned_on(count: int) -> int:
-    """On how many of `count` real features a guess leans: a twentieth, as more of them are no longer near, and at most
-    `EVIDENCE_NEIGHBOURS`."""
-    return min(EVIDENCE_NEIGHBOURS, -(-count // 20))
-
-
-def share_of_new(degree: Tensor) -> float:
-    """The share of the untouched items, of degrees `[n]`, that is more than would be ignored by chance.
-
-    Of f_1 items touched once and f_2 touched twice, Chao's estimate (1984, bias-corrected) of those that were there and
-    met nobody is f_1 (f_1 - 1) / (2 (f_2 + 1)).
-    """
-    never, once, twice = (int((degree == count).sum()) for count in range(3))
-    return max(0.0, 1 - once * (once - 1) / (2 * (twice + 1)) / never) if never else 0.0
-
-
-def _centred_ridge(inputs: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weighted ridge with a free intercept: inputs `[n, k]`, targets `[n, t]` -> slopes `[k, t]`, intercept `[t]`."""
-    share = (weights / weights.sum())[None]
-    inputs_mean, targets_mean = share @ inputs, share @ targets
-    centred = inputs - inputs_mean
-    slopes = ridge.solve(centred * weights[:, None].sqrt(), (targets - targets_mean) * weights[:, None].sqrt(), penalty)
-    return slopes, (targets_mean - inputs_mean @ slopes)[0]
-
-
-def _share(told: Tensor, target: Tensor, rows: Tensor) -> Tensor:
-    """The number, not below zero, by which what is told `[n, r]` comes nearest to the target `[n, r]` in the given rows
-    (bool `[n]`)."""
-    told, target = told[rows], target[rows]
-    return ((told * target).sum() / (told.square().sum() + 1)).clamp_min(0)
 
 
 def _mean_of(layers: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Weights of trained modules for NumPy.
 
 A service computes a row or two at a time, and there a call of torch takes several times as long as the arithmetic. What
-these compute is what the modules of `models.dgmrec` compute without gradients and noise. Large weights are shared with
+these compute is what the modules of `models.tower` compute without gradients and noise. Large weights are shared with
 the modules, which must not be trained any further.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.dgmrec import Projection, Tower
+from models.projection import Projection
+from models.tower import Tower
 
 Array = NDArray[np.float32]
 
@@ -69,7 +70,7 @@ class MLP:
 
 
 class FrozenProjection:
-    """`models.dgmrec.Projection`."""
+    """`models.projection.Projection`."""
 
     def __init__(self, projection: Projection) -> None:
         self.mean, self._components = numpy_of(projection.mean), numpy_of(projection.components)
@@ -98,7 +99,7 @@ class FrozenProjection:
 
 
 class FrozenTower:
-    """`models.dgmrec.Tower`, but for what only training needs."""
+    """`models.tower.Tower`, but for what only training needs."""
 
     def __init__(self, tower: Tower) -> None:
         self.projection = FrozenProjection(tower.projection)

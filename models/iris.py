@@ -27,9 +27,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from models import ridge, vectors
-from models.dgmrec import Projection
 from models.graph import Graph, Matrix
 from models.modality import ModalitySpec
+from models.projection import Projection
 
 LARGEST = 20.0  # of f_ij: its exponential stays far from overflow
 NOTHING = 1e-12

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
-from models.dgmrec import EVIDENCE_SCALE, DGMRec, DGMRecConfig, leaned_on
+from models.dgmrec import DGMRec, DGMRecConfig
 from models.frozen import Array, FrozenTower, Linear, length, numpy_of, sigmoid, unit
 from models.modality import ModalitySpec
+from models.tower import EVIDENCE_SCALE, leaned_on
 from models.vocabulary import Vocabulary
 
 Mask = NDArray[np.bool_]
@@ -30,7 +31,7 @@ TABLES = (
     "item_message",  # [n, d]
     "item_id",  # [n, d], LightGCN's collaborative part
     "id_length",  # [1], the mean length of the collaborative parts of items that somebody touched
-    "item_expected",  # [n, d], see DGMRec.settle
+    "item_expected",  # [n, d], see Settling.settle
     "item_degree",  # [n], number of training interactions
     "item_taste",  # [n, M, d]
     "mean_taste",  # [M, d], over the items that somebody touched
@@ -97,7 +98,8 @@ class OnlineDGMRec:
         columns = range(len(model.names))
         self._others = [[other for other in columns if other != column] for column in columns]
         self._general = Linear([model.general])
-        self._axis, self._untouched_map = numpy_of(model.popularity_axis), numpy_of(model.untouched_map)
+        settling = model.settling
+        self._axis, self._untouched_map = numpy_of(settling.popularity_axis), numpy_of(settling.untouched_map)
         self._taste = Linear([model.tower(name).taste for name in model.names])
         count = len(model.names)
         weight = numpy_of(model.weight.exp()) / np.float32(1 + count)
@@ -300,16 +302,17 @@ class OnlineDGMRec:
             cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
             later: bool `[b]`, items that came after training, all of which are new.
         """
-        model, config = self.model, self.model.config
+        settling, config = self.model.settling, self.model.config
         near = np.exp((cosines - np.float32(1)) / np.float32(config.cold_temperature))
         weight = np.where(degree > 0, near * np.maximum(degree, 1) ** np.float32(config.cold_popularity), 0)
         weight = weight / np.maximum(weight.sum(axis=1, keepdims=True), np.float32(1e-12))
         mixed = np.einsum("bk,bkd->bd", weight, neighbours)
         content = np.concatenate([features[name] / np.float32(rank**0.5) for name, rank in self.ranks.items()], axis=1)
         across = mixed - (mixed @ self._axis)[:, None] * self._axis
-        offset = np.where(later, np.float32(config.cold_lift), numpy_of(model.untouched_offset))[:, None] * self._axis
-        expected = numpy_of(model.untouched_typical) + content @ self._untouched_map
-        return np.asarray(expected + np.float32(config.cold_kernel) * across + offset, dtype=np.float32)
+        lift = np.where(later, np.float32(config.cold_lift), numpy_of(settling.untouched_offset))
+        expected = numpy_of(settling.untouched_typical) + content @ self._untouched_map
+        told = expected + np.float32(config.cold_kernel) * across
+        return np.asarray(told + lift[:, None] * self._axis, dtype=np.float32)
 
     def preference(self, user_id: Array) -> Array:
         """p_u^m `[b, M, d]` from collaborative parts `[b, d]`."""
@@ -367,7 +370,7 @@ class OnlineDGMRec:
         own = self.combine(self.tables["item_id"][row], modal)
         lacking = self.tables["item_expected"][row] - own
         lacking -= (lacking @ self._axis) * self._axis
-        prior = numpy_of(self.model.prior_users)
+        prior = numpy_of(self.model.settling.prior_users)
         return np.asarray(own + prior / (self.tables["item_degree"][row] + prior) * lacking, dtype=np.float32)
 
     def item_message(self, item_id: Array, degree: int) -> Array:

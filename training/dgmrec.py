@@ -69,7 +69,7 @@ class TopNData:
 
 @dataclass(frozen=True)
 class Settled:
-    """Embeddings `out` whose items are those of `DGMRec.settle`, and what is `expected` of each item `[n, d]`."""
+    """Embeddings `out` whose items are those of `Settling.settle`, and what is `expected` of each item `[n, d]`."""
 
     out: Embeddings
     expected: Tensor
@@ -164,7 +164,7 @@ class DGMRecTask:
         self._set_side(features, evidence)
 
     def _read(self, own: dict[str, Tensor], factors: Tensor, group: Tensor) -> dict[str, int]:
-        """Choose what each modality is generated from: whether from means of itself (`DGMRec.read`), and in how many
+        """Choose what each modality is generated from: whether from means of itself (`Tower.read`), and in how many
         folds its co-interaction means are then cut (`folded_means`), which is answered.
 
         Several groups of cells (`[n, M]`, their numbers) are hidden one after the other and asked for as cells that
@@ -183,7 +183,7 @@ class DGMRecTask:
 
         def asked(folds: Mapping[str, int], near: bool) -> dict[str, Asked]:
             for name, count in folds.items():
-                self.module.read(name, shared=count > 0, near=near)
+                self.module.tower(name).read(shared=count > 0, near=near)
             answers: dict[str, list[Asked]] = {name: [] for name in folds}
             for evidence, means in rounds:
                 folded = {name: means[count][name] if count else evidence.shared[name] for name, count in folds.items()}
@@ -200,20 +200,21 @@ class DGMRecTask:
             # What a modality answers does not depend on what the others read.
             without = by_folds[folds[name]][name]
             near = _mean(by_near[name].by_content()) > _mean(without.by_content())
-            self.module.read(name, shared=folds[name] > 0, near=near)
+            self.module.tower(name).read(shared=folds[name] > 0, near=near)
         return folds
 
     def _asked_back(self, evidence: Evidence, own: dict[str, Tensor]) -> dict[str, Asked]:
         """The base's answers for the cells that the evidence lacks, by modality."""
         found = {}
         for column, name in enumerate(self.module.names):
+            tower = self.module.tower(name)
             rows = (self.raw.observed[:, column] & ~evidence.observed[:, column]).nonzero().squeeze(1)
-            truth, some = self.module.tower(name).projection.direction(own[name][rows]), evidence.select(rows)
+            truth, some = tower.projection.direction(own[name][rows]), evidence.select(rows)
             all_of, none_of = (torch.full((len(rows),), value, device=self.device) for value in (True, False))
             by_users = some.without(name, others=all_of, interactions=none_of)
             by_content = some.without(name, others=none_of, interactions=all_of)
             full, told, shown = (
-                F.cosine_similarity(self.module.base(name, way), truth, dim=1) for way in (some, by_users, by_content)
+                F.cosine_similarity(tower.base(way), truth, dim=1) for way in (some, by_users, by_content)
             )
             found[name] = Asked(full, told, shown, some.described(name))
         return found
@@ -229,7 +230,7 @@ class DGMRecTask:
             guess = told.get(name, torch.zeros_like(evidence.own[name]))
             if self.config.imputation == "generate":
                 tower = self.module.tower(name)
-                guess = tower.projection.signal(self.module.base(name, evidence))
+                guess = tower.projection.signal(tower.base(evidence))
             elif self.config.imputation == "nn":
                 guess = evidence.near[name]
             filled[name] = torch.where(evidence.observed[:, [column]], evidence.own[name], guess)
@@ -419,7 +420,7 @@ class DGMRecTask:
         features, read = self.side.features, None
         if self.config.denoise and self.guesses:
             read = self.module.denoised(features, self.guesses, observed)
-        items, expected = self.module.settle(out, features, observed, degree, read)
+        items, expected = self.module.settling.settle(out, features, observed, degree, read)
         return Settled(replace(out, items=items), expected)
 
     def _ranking(
@@ -481,9 +482,9 @@ class DGMRecTask:
             even = torch.arange(len(cosines), device=self.device) % 2 == 0
             served = torch.empty_like(cosines)
             for half in (even, ~even):
-                self.module.fit_calibration(name, facts[~half], cosines[~half])
+                self.module.tower(name).fit_calibration(facts[~half], cosines[~half])
                 served[half] = (facts[half] @ self.module.tower(name).calibration).clamp(0, 1)
-            self.module.fit_calibration(name, facts, cosines)
+            self.module.tower(name).fit_calibration(facts, cosines)
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.

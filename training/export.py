@@ -54,7 +54,7 @@ def serving_model(task: DGMRecTask, dataset: Dataset) -> OnlineDGMRec:
     tables["observed"] = evidence.observed.to(torch.uint8)
     with torch.no_grad():
         made = {name: module.generate(name, evidence, out.taste) for name in module.names}
-        tables["confidence"] = torch.stack([module.confidence(name, made[name]) for name in module.names], dim=1)
+        tables["confidence"] = torch.stack([module.tower(name).confidence(made[name]) for name in module.names], dim=1)
     spread = task.spread(evidence)
     tables["rung_weight"] = spread.weights
     for name in module.names:

@@ -97,7 +97,7 @@ def test_round_trip(w: World, online: OnlineDGMRec, tmp_path: Path) -> None:
 
 
 def test_a_bundle_tells_what_is_read(w: World, tmp_path: Path) -> None:
-    w.model.read("m1", shared=False, near=False)
+    w.model.tower("m1").read(shared=False, near=False)
     w.model.tower("m1").from_closest.copy_(torch.tensor([0.0, 0.4]))
     again = OnlineDGMRec.load(Bundle.load(save(online_of(w), tmp_path / "bundle")))
     assert [again.reads_neighbours(name, touched=True) for name in again.names] == [True, False]
@@ -164,7 +164,7 @@ def test_nothing_trains_any_more(online: OnlineDGMRec) -> None:
 @pytest.mark.parametrize(("shared", "near"), [(True, True), (False, True), (True, False)])
 def test_generate(rows: list[int], trust: float, changes: dict[str, Any], shared: bool, near: bool) -> None:
     w = world(config=SMALL.model_copy(update=changes))
-    w.model.read("m1", shared=shared, near=near)
+    w.model.tower("m1").read(shared=shared, near=near)
     w.model.fit_base(w.evidence, w.batch.observed)
     for name in w.batch.names:
         w.model.tower(name).calibration.fill_(0.1)
@@ -185,7 +185,7 @@ def test_generate(rows: list[int], trust: float, changes: dict[str, Any], shared
         features, confidence = made[name]
         expected = w.model.generate(name, evidence, taste)
         np.testing.assert_allclose(features, expected.features[rows], atol=1e-5)
-        np.testing.assert_allclose(confidence, w.model.confidence(name, expected)[rows], atol=1e-6)
+        np.testing.assert_allclose(confidence, w.model.tower(name).confidence(expected)[rows], atol=1e-6)
 
 
 @pytest.mark.parametrize("changes", [{}, {"activation": "sigmoid"}, {"gate": "tanh"}, {"gate": "none"}], ids=str)
@@ -213,7 +213,7 @@ def test_untouched_items_are_expected_as_in_training(changes: dict[str, Any]) ->
     w = world(config=SMALL.model_copy(update=changes))
     online = online_of(w)
     out = w.forward()
-    items, _ = w.model.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree)
+    items, _ = w.model.settling.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree)
     rows = np.flatnonzero(out.cold)
     assert len(rows)
     around = neighbours_of(w, rows)
@@ -221,7 +221,8 @@ def test_untouched_items_are_expected_as_in_training(changes: dict[str, Any]) ->
     before = online.untouched(features, *around, np.zeros(len(rows), np.bool_))
     np.testing.assert_allclose(before, items[rows], atol=1e-5)
     later = online.untouched(features, *around, np.ones(len(rows), np.bool_))
-    lifted = (w.model.config.cold_lift - w.model.untouched_offset) * w.model.popularity_axis
+    settling = w.model.settling
+    lifted = (w.model.config.cold_lift - settling.untouched_offset) * settling.popularity_axis
     np.testing.assert_allclose(later, items[rows] + lifted, atol=1e-5)
     for row in np.flatnonzero(~out.cold):
         np.testing.assert_allclose(online.settled(row, out.item_modal[row].numpy()), items[row], atol=1e-5)

@@ -21,6 +21,16 @@ SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4, factors=4
 RUNG_SETTINGS = {"neigh-mean": {}, "multi-hop": {"hops": 2}, "pers-pagerank": {"restart": 0.3}, "heat": {"time": 1.0}}
 
 
+def small(**changes: object) -> DGMRecConfig:
+    """Settings of a small model."""
+    return DGMRecConfig.model_validate(SMALL.model_dump() | changes)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """A source of noise."""
+    return torch.Generator().manual_seed(seed)
+
+
 def linear_batch(
     dims: Sequence[int], *, n: int = ITEMS, missing: float = 0.3, noise: float = 0.1, seed: int = 0
 ) -> ModalBatch:
@@ -109,7 +119,7 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
 def online_of(w: World) -> OnlineDGMRec:
     """The model of a world with the tables that the trainer's export makes."""
     out = w.forward()
-    _, expected = w.model.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree)
+    _, expected = w.model.settling.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree)
     tables = w.model.fold_in_tables(w.graphs)
     for name in ("user_residual", "user_message"):
         tables[name] = tables[name] * (w.graphs.user_degree > 0)[:, None]

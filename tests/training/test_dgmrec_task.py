@@ -405,7 +405,7 @@ def test_before_training_the_base_is_generated() -> None:
         lacking = torch.from_numpy(~observed[:, column])
         tower = task.module.tower(name)
         assert tower.trust == 0
-        base = task.module.base(name, task.side.evidence)
+        base = task.module.tower(name).base(task.side.evidence)
         assert base[lacking].any()
         torch.testing.assert_close(task.side.features[name][lacking], tower.projection.signal(base)[lacking])
 
@@ -419,7 +419,7 @@ def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:
     taste = learnt.embed().taste
     for column, name in enumerate(learnt.module.names):
         made = learnt.module.generate(name, learnt.side.evidence, taste)
-        confidence = learnt.module.confidence(name, made)
+        confidence = learnt.module.tower(name).confidence(made)
         assert ((confidence >= 0) & (confidence <= 1)).all()
         assert confidence[~learnt.side.evidence.observed[:, column]].mean() > 0.2
         assert learnt.module.tower(name).calibration.any()

@@ -153,7 +153,7 @@ def test_tables(exported: Exported) -> None:
     for column, name in enumerate(task.module.names):
         assert np.array_equal(tables[f"feature.{name}"], task.side.features[name].numpy())
         made = task.module.generate(name, task.side.evidence, out.taste)
-        confidence = task.module.confidence(name, made).detach()
+        confidence = task.module.tower(name).confidence(made).detach()
         np.testing.assert_allclose(tables["confidence"][:, column], confidence, atol=1e-6)
     assert tables["confidence"].shape == (ITEMS, 2)
 

@@ -338,5 +338,5 @@ def _generated(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], 
         made = module.generate(name, evidence, taste)
         raw = module.tower(name).projection.back(made.features).cpu()
         filled[name] = torch.where(batch.observed[:, [column]], batch.features[name], raw)
-        confidence[name] = module.confidence(name, made).cpu()
+        confidence[name] = module.tower(name).confidence(made).cpu()
     return filled, confidence

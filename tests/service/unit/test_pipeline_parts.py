@@ -517,7 +517,7 @@ def test_neighbours_are_named_where_they_are_read(
     near: bool, closest: tuple[float, float], trust: float, touched: bool, read: bool
 ) -> None:
     w = world()
-    w.model.read("m1", shared=True, near=near)
+    w.model.tower("m1").read(shared=True, near=near)
     w.model.tower("m1").from_closest.copy_(torch.tensor(closest))
     w.model.tower("m1").trust.fill_(trust)
     engine = cast(Engine, SimpleNamespace(model=online_of(w)))

@@ -76,7 +76,7 @@ def test_generation(demo_bundle: Path, trust: float) -> None:
         for name, (features, confidence) in made.items():
             expected = model.generate(name, evidence, taste)
             alike(features, expected.features)
-            alike(confidence, model.confidence(name, expected))
+            alike(confidence, model.tower(name).confidence(expected))
             alike(online.unproject(name, features), model.tower(name).projection.back(expected.features))
     alone = Known(*(
         {name: block[:1] for name, block in value.items()} if isinstance(value, dict) else value[:1]

@@ -1,0 +1,71 @@
+"""What a raw feature says of its item: its signal."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from models import vectors
+
+
+class Projection(nn.Module):
+    """From a raw feature to its signal: centred, rotated to principal components whose deviations are raised to the
+    power 1 - `whitening`, and brought to the length sqrt(r). Fitted on observed rows only.
+
+    What tells items apart in a centred feature is its direction, and little of it lies in the few components that hold
+    most of the variance. Signals keep the direction and forget the length; `direction` undoes the whitening.
+    """
+
+    mean: Tensor
+    components: Tensor
+    deviation: Tensor
+    length: Tensor
+
+    def __init__(self, dim: int, rank: int, whitening: float) -> None:
+        super().__init__()
+        self.whitening = whitening
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("components", torch.eye(dim, rank))
+        self.register_buffer("deviation", torch.ones(min(dim, rank)))  # of each component, largest 1
+        self.register_buffer("length", torch.ones(()))  # of a centred raw feature, root mean square
+
+    def fit(self, rows: Tensor) -> None:
+        """Fit on observed rows `[k, dim]`; without any the map only scales."""
+        if len(rows) == 0:
+            return
+        centred = (rows - rows.mean(dim=0)).double()
+        _, vectors = torch.linalg.eigh(centred.T @ centred)
+        components = vectors.flip(1)[:, : self.components.shape[1]]
+        # Eigenvectors have no sign of their own: the largest entry is made positive.
+        sign = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()
+        self.components.copy_(components * sign)
+        deviation = (centred.float() @ self.components).pow(2).mean(dim=0).sqrt()
+        # Components that hardly vary are noise of rounding; blown up they would be all that counts.
+        self.deviation.copy_((deviation / deviation.max().clamp_min(1e-12)).clamp_min(1e-2))
+        self.mean.copy_(rows.mean(dim=0))
+        length = centred.pow(2).sum(dim=1).mean().sqrt()
+        self.length.copy_(length.where(length > 1e-6, 1))  # rows that do not differ say nothing of the length
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Signals `[n, r]` of raw features `[n, dim]`; zero where a feature is the mean."""
+        centred = (raw - self.mean) @ self.components
+        tiny = vectors.length(centred) <= 1e-5 * self.length
+        signal: Tensor = self._whitened(centred) * centred.shape[1] ** 0.5
+        return signal.masked_fill(tiny, 0)
+
+    def signal(self, direction: Tensor) -> Tensor:
+        """The signals `[n, r]` of directions among the components, of length up to 1."""
+        weight: Tensor = vectors.length(direction) * direction.shape[1] ** 0.5
+        return self._whitened(direction) * weight
+
+    def direction(self, signal: Tensor) -> Tensor:
+        """The inverse of `signal`."""
+        weight: Tensor = vectors.length(signal) / signal.shape[1] ** 0.5
+        return vectors.unit(signal * self.deviation**self.whitening) * weight
+
+    def _whitened(self, centred: Tensor) -> Tensor:
+        return vectors.unit(centred / self.deviation**self.whitening)
+
+    def back(self, signal: Tensor) -> Tensor:
+        """Raw features `[n, dim]` of signals, at the modality's usual distance from its mean."""
+        return self.direction(signal) @ self.components.T * self.length + self.mean
