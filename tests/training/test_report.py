@@ -9,9 +9,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
+from training.report import plots
 from training.report.page import ReportError, make_report
 
 NASTY = '<script>alert("&")</script>'
@@ -346,3 +348,15 @@ def test_real_results() -> None:
     page, left_out = make_report([Path(__file__).parents[2] / "docs" / "results"], title="x")
     assert left_out == []
     assert len(Page(page).tables) > 20
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("values", [(0.1, 0.2), (0.0501, 0.0553), (-0.00002, 0.00003), (12345.0, 23456.0)])
+def test_ticks_leave_room_for_the_axis_label(values: tuple[float, float], small: bool) -> None:
+    series = [plots.Series("one", list(enumerate(values)))]
+    svg = ET.fromstring(plots.lines("Loss", series, x="epoch", y="weighted loss", small=small).svg)
+    ticks = [word for word in svg.iter("text") if word.get("text-anchor") == "end"]
+    assert len(ticks) > 1
+    for tick in ticks:
+        assert float(tick.get("x", 0)) - 6.2 * len(tick.text or "") > 18  # the label stands at 13, half a letter wide
+        assert float(tick.get("x", 0)) < float(svg.get("viewBox", "").split()[2]) / 2

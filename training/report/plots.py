@@ -15,6 +15,7 @@ from xml.etree import ElementTree as ET
 
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 44
+LABEL = 27  # beside the ticks of the y axis, for its label
 COLOURS = 8  # see --c0 ... --c7 of page.css
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 MARKS = ("circle", "square", "triangle", "diamond")
@@ -88,14 +89,11 @@ def lines(
     series = [one for one in series if one.points]
     xs = [point[0] for one in series for point in one.points]
     ys = [value for one in series for value in _reach(one)]
-    canvas = _Canvas(title, small=small)
-    canvas.axes(
-        _ticks(min(xs), max(xs), 5, whole=whole) if ticks is None else dict(ticks),
-        _ticks(0 if zero else min(ys), max(ys), 4 if small else 5),
-        (min(xs), max(xs)),
-        x,
-        y,
-    )
+    x_ticks = _ticks(min(xs), max(xs), 5, whole=whole) if ticks is None else dict(ticks)
+    y_ticks = _ticks(0 if zero else min(ys), max(ys), 4 if small else 5)
+    widest = max(len(text) for text in y_ticks.values())
+    canvas = _Canvas(title, left=max(46 if small else LEFT, LABEL + widest * _LETTER), small=small)
+    canvas.axes(x_ticks, y_ticks, (min(xs), max(xs)), x, y)
     markers = all(len(one.points) <= 12 for one in series)
     for number, one in enumerate(series):
         canvas.line(one, number, markers=markers)
@@ -156,7 +154,7 @@ class _Canvas:
     ) -> None:
         width: float = WIDTH
         if small:
-            width, height, left, foot = 250, 150, 46, 36
+            width, height, foot = 250, 150, 36
         self.left, self.right, self.top, self.bottom = left, width - right, top, height - foot
         self.width = width
         self.svg = ET.Element("svg", viewBox=f"0 0 {width:g} {height:g}", role="img")

@@ -189,7 +189,8 @@ def _section(name: str, protocol: str, condition: str, members: Sequence[Result]
     }
     blocks = make.get(protocol, _other)(compared)
     blocks += [block for block in (_ablation(group) for group in _variants(members)) if block]
-    blocks += [_curves(member) for member in members if _histories(member)]
+    whole_first = sorted(members, key=lambda member: member.variant is not None)
+    blocks += [_curves(member) for member in whole_first if _histories(member)]
     blocks.append(_provenance(members))
     title = TITLES.get(protocol, protocol)
     about = " ".join(filter(None, [ABOUT.get(protocol, ""), f"Condition: {condition}." if condition else ""]))
