@@ -6,6 +6,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Torch's index may be out of reach where a mirror provides the same builds: fail over quickly.
 PIP_RETRIES ?= 1
 export PIP_RETRIES
+# Threads that spin while they wait take the processor from those they wait for wherever something else runs as well.
+OMP_WAIT_POLICY ?= PASSIVE
+export OMP_WAIT_POLICY
 # ONNX Runtime would otherwise report each start to its maker.
 export ORT_DISABLE_TELEMETRY := 1
 

@@ -186,7 +186,7 @@ def test_wheel_carries_code_and_migrations(tmp_path: Path) -> None:
 
 
 def test_command_line_entry_point_is_declared() -> None:
-    assert tomllib.loads(read("pyproject.toml"))["project"]["scripts"]["lacuna"] == "training.cli:main"
+    assert tomllib.loads(read("pyproject.toml"))["project"]["scripts"]["lacuna"] == "training.__main__:main"
 
 
 # Image and composition

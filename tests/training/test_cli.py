@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -251,6 +252,23 @@ def test_train_where_nothing_can_be_written(lacuna: Run, data: Path, tmp_path: P
     (tmp_path / "file").write_text("")
     sentence = refused(lacuna("train", "dgmrec", "--data", data, "--out", tmp_path / "file" / "b", *TINY))
     assert "file" in sentence
+
+
+@pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_wait_without_spinning_unless_told_otherwise(chosen: dict[str, str], policy: str) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    told = subprocess.run(
+        [sys.executable, "-m", "training", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "OMP_DISPLAY_ENV": "true", **chosen},
+    )
+    assert "COMMAND" in told.stdout
+    found = set(re.findall(r"OMP_WAIT_POLICY ?= ?'(\w+)'", told.stderr))
+    if not found:
+        pytest.skip("PyTorch's OpenMP does not tell its settings here")
+    assert found == {policy}
 
 
 def test_interrupted_training_says_how_to_go_on(lacuna: Run, data: Path, tmp_path: Path) -> None:
