@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -252,6 +253,10 @@ def test_train_where_nothing_can_be_written(lacuna: Run, data: Path, tmp_path: P
     (tmp_path / "file").write_text("")
     sentence = refused(lacuna("train", "dgmrec", "--data", data, "--out", tmp_path / "file" / "b", *TINY))
     assert "file" in sentence
+
+
+def test_version(lacuna: Run) -> None:
+    assert lacuna("--version")[:2] == (0, f"lacuna {importlib.metadata.version('lacuna')}\n")
 
 
 @pytest.mark.parametrize(("chosen", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
