@@ -15,11 +15,11 @@ from xml.etree import ElementTree as ET
 
 WIDTH, HEIGHT = 440, 270
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 12, 44
-LABEL = 27  # beside the ticks of the y axis, for its label
+LABEL = 30  # beside the ticks of the y axis, for its label
 COLOURS = 8  # see --c0 ... --c7 of page.css
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 MARKS = ("circle", "square", "triangle", "diamond")
-_LETTER = 6.2  # width of one at the font's size, on average
+_LETTER, _DIGIT = 6.2, 7.2  # width of one at the font's size, on average
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def lines(
     x_ticks = _ticks(min(xs), max(xs), 5, whole=whole) if ticks is None else dict(ticks)
     y_ticks = _ticks(0 if zero else min(ys), max(ys), 4 if small else 5)
     widest = max(len(text) for text in y_ticks.values())
-    canvas = _Canvas(title, left=max(46 if small else LEFT, LABEL + widest * _LETTER), small=small)
+    canvas = _Canvas(title, left=max(46 if small else LEFT, LABEL + widest * _DIGIT), small=small)
     canvas.axes(x_ticks, y_ticks, (min(xs), max(xs)), x, y)
     markers = all(len(one.points) <= 12 for one in series)
     for number, one in enumerate(series):

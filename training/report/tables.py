@@ -98,7 +98,8 @@ class Column:
 
 
 def compare(results: Sequence[Result], columns: Sequence[Column], caption: str, note: str = "") -> Table | None:
-    """Results as rows, best first by the first column that all agree to have; columns without a figure are left out.
+    """Results as rows, best first by the first column that all agree to have; columns and rows without any figure are
+    left out.
 
     The best of a column is bold, with all that show the same digits; where only one has a figure, none is.
     """
@@ -107,7 +108,8 @@ def compare(results: Sequence[Result], columns: Sequence[Column], caption: str, 
     if not found:
         return None
     first, leading = found[0]
-    order = sorted(range(len(results)), key=lambda row: _place(leading[row], first.lower))
+    told = [row for row in range(len(results)) if any(spreads[row] for _, spreads in found)]
+    order = sorted(told, key=lambda row: _place(leading[row], first.lower))
     best = [_best(column, spreads) for column, spreads in found]
     rows = []
     for row in order:
