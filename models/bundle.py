@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import numpy as np
@@ -26,6 +27,7 @@ from models.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+REASON = 300  # letters of what went wrong that a message quotes
 # The catalogue that a bundle may bring: POST bodies without the withheld cells, their raw features by modality
 # `[n, dim_m]` with `<modality>.observed` uint8 `[n]`, rows in the order of the items, and the feedback events.
 CATALOGUE_ITEMS = "catalogue/items.jsonl"
@@ -140,8 +142,9 @@ class Bundle:
         try:
             yield
         except (ValidationError, RuntimeError, KeyError, TypeError, ValueError) as error:
+            reason = shorten(str(error), REASON)
             raise BundleError(
-                f"the bundle {self.path} holds an {model} model that this Lacuna cannot read: {error}"
+                f"the {model} model of the bundle {self.path} does not fit this Lacuna, train it anew: {reason}"
             ) from error
 
     def tensors(self, name: str) -> dict[str, NDArray[Any]]:

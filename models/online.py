@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
 
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
 from models.dgmrec import DGMRec, DGMRecConfig
@@ -125,7 +124,7 @@ class OnlineDGMRec:
         specs = [ModalitySpec(modality.name, modality.dim) for modality in bundle.manifest.modalities]
         users, items = bundle.vocabulary("users"), bundle.vocabulary("items")
         arrays = bundle.tensors(entry.file)
-        try:
+        with bundle.reading("dgmrec"):
             config = DGMRecConfig.model_validate(entry.config)
             model = DGMRec(config, specs, len(users), len(items))
             model.load_state_dict(
@@ -137,10 +136,6 @@ class OnlineDGMRec:
             )
             own = [f"{table}.{name}" for table in BY_MODALITY for name in model.names]
             tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *own)}
-        except (ValidationError, RuntimeError, KeyError) as error:
-            raise BundleError(
-                f"the dgmrec model of the bundle {bundle.path} does not fit this Lacuna: {str(error).splitlines()[0]}"
-            ) from None
         return cls(model, tables, users, items)
 
     def save(self, writer: BundleWriter, metrics: Mapping[str, float]) -> ModelEntry:

@@ -314,5 +314,5 @@ def test_a_bundle_without_or_with_a_damaged_one(tmp_path: Path) -> None:
     entry = bundle.manifest.models["iris"]
     for config in ({"model": {"mispelt": 1}, "sizes": {}}, {**entry.config, "sizes": {"text": 9}}, {}):
         odd = entry.model_copy(update={"config": config})
-        with pytest.raises(BundleError, match="an iris model that this Lacuna cannot read"):
+        with pytest.raises(BundleError, match=r"the iris model of .* does not fit this Lacuna"):
             Reranker.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {"iris": odd}})))

@@ -196,7 +196,7 @@ def test_a_bundle_without_or_with_a_damaged_one(tmp_path: Path) -> None:
     assert Rater.load(Bundle(bundle.path, without)) is None
     entry = bundle.manifest.models["lrmm"]
     odd = entry.model_copy(update={"config": {**entry.config, "model": {"hidden": 8, "mispelt": 1}}})
-    with pytest.raises(BundleError, match="an lrmm model that this Lacuna cannot read"):
+    with pytest.raises(BundleError, match=r"the lrmm model of .* does not fit this Lacuna"):
         Rater.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {"lrmm": odd}})))
 
 
