@@ -215,11 +215,12 @@ class DGMRec(nn.Module):
         """
         if self.config.start == "random":
             return
-        for embedding, found in zip(
-            (self.users, self.items), spectral_embedding(interactions, self.config.embedding_size), strict=True
-        ):
-            there = found.any(dim=0)  # a small catalogue has fewer; those that are left stay random
-            embedding.weight.copy_(torch.where(there, found * START, embedding.weight))
+        degrees = interactions.user_degree, interactions.item_degree
+        found = spectral_embedding(interactions, self.config.embedding_size)
+        for embedding, told, degree in zip((self.users, self.items), found, degrees, strict=True):
+            # A small catalogue has fewer columns, and not all of it hangs together; what is left stays random.
+            there = told.any(dim=0) & (told.any(dim=1) | (degree == 0))[:, None]
+            embedding.weight.copy_(torch.where(there, told * START, embedding.weight))
 
     def collaborate(self, interactions: InteractionGraphs) -> tuple[Tensor, Tensor]:
         """LightGCN: the mean over layers of the propagated embeddings. `[U, d]`, `[n, d]`."""

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
@@ -175,19 +176,39 @@ def nearest(
 
 def spectral_embedding(interactions: InteractionGraphs, size: int) -> tuple[Tensor, Tensor]:
     """The leading singular vectors of D_u^-1/2 R D_i^-1/2, each times the root of its singular value: users `[U, size]`
-    and items `[n, size]`, brought to a root mean square of 1. Columns that the matrix is too small for are zero."""
-    matrix = interactions.symmetric.matrix.astype(np.float64)
+    and items `[n, size]`, brought to a root mean square of 1. Columns that the matrix is too small for are zero.
+
+    Of a graph in several parts only the largest is looked at, and the rows of all others are zero. Each part, be it a
+    single pair, has a singular value of 1 to itself: in sparse data the small ones would fill most of the columns with
+    what concerns nobody else, and which mixture of them is found depends on rounding.
+    """
+    whole = sp.csr_array(interactions.symmetric.matrix.astype(np.float64))
+    parts = _largest_part(whole)
+    matrix = whole[parts[0]][:, parts[1]]
     rank = min(size, min(matrix.shape) - 1)
-    sides = [np.zeros((count, size), np.float32) for count in matrix.shape]
+    sides = [np.zeros((count, size), np.float32) for count in whole.shape]
     if rank > 0 and matrix.nnz:
         # A start of its own, or else it would be drawn anew at each call.
         start = np.random.default_rng(0).standard_normal(min(matrix.shape))
         left, values, right = svds(sp.csc_array(matrix), k=rank, v0=start)
-        for side, vectors in zip(sides, (left, right.T), strict=True):
+        for side, part, vectors in zip(sides, parts, (left, right.T), strict=True):
             scaled = vectors * np.sqrt(np.maximum(values, 0))
-            side[:, :rank] = scaled / max(float(np.sqrt((scaled**2).mean())), 1e-12)
+            side[part, :rank] = scaled / max(float(np.sqrt((scaled**2).mean())), 1e-12)
     users, items = (torch.from_numpy(side).to(interactions.user_degree.device) for side in sides)
     return users, items
+
+
+def _largest_part(matrix: Matrix) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The rows and columns of a bipartite graph `[U, n]` that are in its largest connected part; all of them where no
+    edge is outside."""
+    (users, items), edges = matrix.shape, matrix.tocoo()
+    square = (users + items, users + items)
+    graph = sp.csr_array((edges.data, (edges.row, users + edges.col)), shape=square)
+    _, part = connected_components(graph, directed=False)
+    inside = part == np.bincount(part).argmax()
+    if inside[:users][np.diff(matrix.indptr) > 0].all():
+        return np.arange(users), np.arange(items)
+    return inside[:users].nonzero()[0], inside[users:].nonzero()[0]
 
 
 def mean_graph(neighbours: Tensor, n_columns: int) -> Matrix:

@@ -261,3 +261,17 @@ def test_spectral_embedding() -> None:
     assert not users[:, 6:].any()
     none = np.array([], dtype=np.int64)
     assert not spectral_embedding(InteractionGraphs.build(none, none, 4, 3), 2)[0].any()
+
+
+def test_spectral_embedding_looks_at_the_largest_part() -> None:
+    """Pairs that nothing joins to the rest have singular values of 1, and no say; nor has an item without users."""
+    r = np.zeros((19, 18), dtype=bool)
+    r[:9, :7] = np.random.default_rng(0).random((9, 7)) < 0.4
+    alone = InteractionGraphs.build(*r[:9, :7].nonzero(), 9, 7)
+    r[np.arange(9, 19), np.arange(7, 17)] = True
+    graphs = InteractionGraphs.build(*r.nonzero(), 19, 18)
+    for found, expected in zip(spectral_embedding(graphs, 3), spectral_embedding(alone, 3), strict=True):
+        torch.testing.assert_close(found[: len(expected)], expected)
+        assert not found[len(expected) :].any()
+    for found, again in zip(spectral_embedding(graphs, 5), spectral_embedding(graphs, 5), strict=True):
+        assert torch.equal(found, again)
