@@ -16,7 +16,8 @@ modalities m; z_i^m the signal of a raw feature (see `Projection`); g general an
 * The collaborative embeddings are trained by ranking alone. Alignment (eq. 20) draws the modal parts towards them and
   not the other way, and the content losses read taste without bending it. L_ui (eq. 21) is off by default
   (`user_item`); what it is worth by itself has not been measured.
-* The collaborative embeddings start from the leading singular vectors of the interactions (`start`).
+* The collaborative embeddings start from the leading singular vectors of the largest connected part of the interactions
+  (`start`).
 * In training, the positive item is taken out of what its user is made of (eq. 6 and LightGCN's last step), since what
   is to be recommended is not in the history yet (`leave_out`).
 * A pair counts the less the longer its user's history is (`user_power`): measured is how users are served, and a few
