@@ -24,8 +24,8 @@ demo: $(VENV)/.runtime ## Make the demo catalogue, train on it, serve it on http
 serve: $(VENV)/.runtime ## Serve the bundle that LACUNA_BUNDLE names (ARGS="--bundle DIR" works too)
 	$(BIN)/lacuna serve $(ARGS)
 
-test: $(VENV)/.dev ## Run the test suite with coverage (ARGS="-k name" is passed to pytest)
-	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered $(ARGS)
+test: $(VENV)/.dev ## Run the test suite with coverage, in two processes (ARGS="-k name" is passed to pytest)
+	$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile --cov --cov-report=term:skip-covered $(ARGS)
 
 check: $(VENV)/.dev ## Lint, formatting, types, directions of import
 	$(BIN)/ruff check .

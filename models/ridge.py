@@ -3,6 +3,7 @@ the generator's base."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,33 +44,70 @@ def fit(inputs: Tensor, target: Tensor, rows: Tensor, *, base: Tensor | None = N
         rows: bool `[n]`, what to learn from.
     """
     chosen = rows.nonzero().squeeze(1)
+    weights = inputs.new_zeros(inputs.shape[1], target.shape[1])
     if len(chosen) < FEWEST_ROWS:
-        return Fit(inputs.new_zeros(inputs.shape[1], target.shape[1]), torch.zeros_like(target))
-    a, t = inputs[chosen].double(), target[chosen].double()
+        return Fit(weights, torch.zeros_like(target))
+    read = inputs[chosen].any(dim=0).nonzero().squeeze(1)  # what says nothing of these rows gets no weight
+    a, t = inputs[chosen][:, read].double(), target[chosen].double()
     start = torch.zeros_like(t) if base is None else base[chosen].double()
-    fold = torch.arange(len(chosen), device=a.device) % FOLDS
-    folds = [(fold == number).nonzero().squeeze(1) for number in range(FOLDS)]
-    grams = [a[held].T @ a[held] for held in folds]
-    moments = [a[held].T @ (t - start)[held] for held in folds]
+    ridges = (_by_columns if len(a) >= len(read) else _by_rows)(a, t - start)
+    tried = [(ridges.left_out(penalty), penalty) for penalty in PENALTIES]
+    made, penalty = max(tried, key=lambda one: float(F.cosine_similarity(start + one[0], t, dim=1).sum()))
+    weights[read] = ridges.weights(penalty).to(inputs.dtype)
+    return Fit(weights, (inputs @ weights).index_copy(0, chosen, made.to(inputs.dtype)))
+
+
+@dataclass(frozen=True)
+class _Ridges:
+    """The ridges from some inputs `[k, w]` to a target `[k, r]`, by their penalty.
+
+    Attributes:
+        left_out: what is answered for each row by the ridge without the row's fold `[k, r]`.
+        weights: of the ridge of all rows `[w, r]`.
+    """
+
+    left_out: Callable[[float], Tensor]
+    weights: Callable[[float], Tensor]
+
+
+def _by_columns(inputs: Tensor, target: Tensor) -> _Ridges:
+    """From the products of the inputs' columns: (X^T X + penalty)^-1 X^T Y."""
+    folds = [inside.nonzero().squeeze(1) for inside in _folds(inputs)]
+    grams = [inputs[held].T @ inputs[held] for held in folds]
+    moments = [inputs[held].T @ target[held] for held in folds]
     gram, moment = torch.stack(grams).sum(dim=0), torch.stack(moments).sum(dim=0)
 
     def left_out(penalty: float) -> Tensor:
-        made = torch.empty_like(t)
+        made = torch.empty_like(target)
         for held, own_gram, own_moment in zip(folds, grams, moments, strict=True):
-            made[held] = a[held] @ _solved(gram - own_gram, moment - own_moment, penalty)
+            made[held] = inputs[held] @ _solved(gram - own_gram, moment - own_moment, penalty)
         return made
 
-    def quality(made: Tensor) -> float:
-        return float(F.cosine_similarity(start + made, t, dim=1).sum())
+    return _Ridges(left_out, lambda penalty: _solved(gram, moment, penalty))
 
-    tried = [(left_out(penalty), penalty) for penalty in PENALTIES]
-    made, penalty = max(tried, key=lambda one: quality(one[0]))
-    found = _solved(gram, moment, penalty).to(inputs.dtype)
-    return Fit(found, (inputs @ found).index_copy(0, chosen, made.to(inputs.dtype)))
+
+def _by_rows(inputs: Tensor, target: Tensor) -> _Ridges:
+    """From the products of the inputs' rows, of which there are fewer: X^T (X X^T + penalty)^-1 Y."""
+    products, folds = inputs @ inputs.T, _folds(inputs)
+
+    def left_out(penalty: float) -> Tensor:
+        made = torch.empty_like(target)
+        for held in folds:
+            rest = products[~held]
+            made[held] = rest[:, held].T @ _solved(rest[:, ~held], target[~held], penalty)
+        return made
+
+    return _Ridges(left_out, lambda penalty: inputs.T @ _solved(products, target, penalty))
+
+
+def _folds(inputs: Tensor) -> list[Tensor]:
+    """The rows of each fold, bool `[k]`."""
+    fold = torch.arange(len(inputs), device=inputs.device) % FOLDS
+    return [fold == number for number in range(FOLDS)]
 
 
 def _solved(gram: Tensor, moment: Tensor, penalty: float) -> Tensor:
     shifted = gram.clone()
     shifted.diagonal().add_(penalty)
-    weights: Tensor = torch.cholesky_solve(moment, torch.linalg.cholesky(shifted))
-    return weights
+    found: Tensor = torch.cholesky_solve(moment, torch.linalg.cholesky(shifted))
+    return found

@@ -67,3 +67,14 @@ def test_the_estimate_of_a_row_does_not_know_its_target(monkeypatch: pytest.Monk
         after = ridge.fit(inputs, changed, rows).estimate
         torch.testing.assert_close(after[row], before[row])
         assert not torch.allclose(after, before)
+
+
+def test_fewer_rows_than_columns_and_columns_of_zeros() -> None:
+    inputs, target = drawn(14, 1.0)
+    rows = torch.ones(14, dtype=torch.bool)
+    wide = torch.cat([inputs, torch.zeros(14, 20)], dim=1)
+    for some in (wide, wide @ torch.linalg.qr(torch.randn(26, 26, generator=torch.Generator().manual_seed(2))).Q):
+        found = ridge.fit(some, target, rows)
+        ridges = [normal_equations(some, target, penalty) for penalty in ridge.PENALTIES]
+        assert sum(torch.allclose(found.weights, one, atol=1e-5) for one in ridges) == 1
+    torch.testing.assert_close(found.estimate, ridge.fit(inputs, target, rows).estimate)

@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
 from models.bundle import EncoderRef
 from models.dgmrec import DGMRecConfig
@@ -32,9 +33,9 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="session")
-def demo_folder(pytestconfig: pytest.Config) -> Path:
+def kept(pytestconfig: pytest.Config) -> Path:
     """Where bundles and exported encoders are kept, from one test session to the next while nothing they are made
-    from changes."""
+    from changes. The processes of one session share it (`_one_at_a_time`)."""
     total = hashlib.sha256()
     sources = [
         *(REPOSITORY / "models").rglob("*.py"),
@@ -45,11 +46,37 @@ def demo_folder(pytestconfig: pytest.Config) -> Path:
         total.update(file.read_bytes())
     assert pytestconfig.cache is not None
     folder = pytestconfig.cache.mkdir("lacuna-demo") / total.hexdigest()[:16]
-    if not folder.is_dir():
-        for old in folder.parent.iterdir():
-            shutil.rmtree(old)
-        folder.mkdir()
+    with _one_at_a_time(folder):
+        if not folder.is_dir():
+            for old in folder.parent.iterdir():
+                if old.is_dir():
+                    shutil.rmtree(old)
+            (folder / "encoders").mkdir(parents=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def demo_folder(kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder for the services of this process, with the graphs that the bundles' encoders were exported to."""
+    return _data_folder(kept, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def data_dir(kept: Path, tmp_path: Path) -> Path:
+    """The same for one test alone."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    return _data_folder(kept, folder)
+
+
+def _data_folder(kept: Path, folder: Path) -> Path:
+    (folder / "encoders").symlink_to(kept / "encoders")
+    return folder
+
+
+def _one_at_a_time(folder: Path) -> FileLock:
+    """What is kept in `folder` is made by the process that first asks for it, while the others wait."""
+    return FileLock(folder.parent / "lock")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -67,31 +94,25 @@ def _encoders_are_loaded_once() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def data_dir(demo_folder: Path, tmp_path: Path) -> Path:
-    """A data folder of the test's own, with the graphs that the bundle's encoders were exported to."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "encoders").symlink_to(demo_folder / "encoders")
-    return folder
-
-
 @pytest.fixture(scope="session")
-def plain_bundle(demo_folder: Path) -> Path:
+def plain_bundle(kept: Path) -> Path:
     """A small bundle of the demo catalogue: text, image, and `audio` as ready vectors; DGMRec alone."""
-    return _bundle(demo_folder, "plain")
+    with _one_at_a_time(kept):
+        return _bundle(kept, "plain")
 
 
 @pytest.fixture(scope="session")
-def demo_bundle(demo_folder: Path, plain_bundle: Path) -> Path:
+def demo_bundle(kept: Path, plain_bundle: Path) -> Path:
     """The same with an IRIS."""
-    return _with_iris(plain_bundle, demo_folder / "bundle")
+    with _one_at_a_time(kept):
+        return _with_iris(plain_bundle, kept / "bundle")
 
 
 @pytest.fixture(scope="session")
-def other_bundle(demo_folder: Path) -> Path:
+def other_bundle(kept: Path) -> Path:
     """The same catalogue trained again: another image encoder, other weights, and the same version string."""
-    return _with_iris(_bundle(demo_folder, "other-plain", seed=SEED + 1), demo_folder / "other")
+    with _one_at_a_time(kept):
+        return _with_iris(_bundle(kept, "other-plain", seed=SEED + 1), kept / "other")
 
 
 @pytest.fixture(scope="module", autouse=True)

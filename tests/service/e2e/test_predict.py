@@ -27,12 +27,12 @@ WORDS = {1: "awful broke returned it", 3: "it is fine nothing more", 5: "great l
 
 
 @pytest.fixture(scope="session")
-def rating_bundle(demo_bundle: Path, demo_folder: Path) -> Path:
+def rating_bundle(demo_bundle: Path, kept: Path) -> Path:
     """The demo bundle, and in it an LRMM that was trained on some reviews of its items."""
-    path = demo_folder / "rating"
+    path = kept / "rating"
     if path.is_dir():
         return path
-    data = load_dataset(demo_folder / "data")
+    data = load_dataset(kept / "data")
     rng = np.random.default_rng(0)
     events = []
     for number in range(240):
@@ -40,17 +40,17 @@ def rating_bundle(demo_bundle: Path, demo_folder: Path) -> Path:
         value = int(rng.choice([1, 3, 5], p=[0.8, 0.15, 0.05] if row % 3 == 0 else [0.05, 0.15, 0.8]))
         event = {"user": f"u{user}", "item": data.items.id(row), "type": "review", "value": value}
         events.append({**event, "text": f"{WORDS[value]} number {number}"})
-    write_dataset(demo_folder / "rated", data.records, events, name="rated (synthetic)", source="test", synthetic=True)
-    temporary = demo_folder / "rating-in-the-making"
+    write_dataset(kept / "rated", data.records, events, name="rated (synthetic)", source="test", synthetic=True)
+    temporary = kept / "rating-in-the-making"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(demo_bundle, temporary)
     with Terminal(quiet=True) as terminal:
         add_lrmm(
-            load_dataset(demo_folder / "rated"),
+            load_dataset(kept / "rated"),
             temporary,
             CONFIG,
             TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 32}),
-            DataOptions(cache=demo_folder / "encoders", threads=1),
+            DataOptions(cache=kept / "encoders", threads=1),
             terminal=terminal,
         )
     temporary.rename(path)
