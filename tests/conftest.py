@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 
 import asyncpg
@@ -14,13 +13,6 @@ import redis
 
 POSTGRES = os.environ.get("LACUNA_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
 REDIS = os.environ.get("LACUNA_TEST_REDIS", "redis://127.0.0.1:6379/15")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse tests of one id: of these, several processes (`make test`) would run one and say nothing of the others."""
-    twice = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
-    if twice:
-        raise pytest.UsageError(f"several tests are called {twice[0]}")
 
 
 def skip_without(service: str) -> None:

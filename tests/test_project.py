@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,12 @@ def test_containers_of_the_image_are_confined(compose: dict[str, Any], name: str
 def test_service_is_published_on_loopback_by_default(compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert published == {"proxy": ["${PUBLISH:-127.0.0.1:8000}:8000"]}  # whatever is scaled, one port
+
+
+# The suite
+
+
+def test_every_test_has_an_id_of_its_own(request: pytest.FixtureRequest) -> None:
+    """Of tests that share one, several processes (`make test`) would run one and say nothing of the others."""
+    count = Counter(item.nodeid for item in request.session.items)
+    assert [name for name, times in count.items() if times > 1] == []
