@@ -72,7 +72,7 @@ class _Ridges:
 
 def _by_columns(inputs: Tensor, target: Tensor) -> _Ridges:
     """From the products of the inputs' columns: (X^T X + penalty)^-1 X^T Y."""
-    folds = [inside.nonzero().squeeze(1) for inside in _folds(inputs)]
+    folds = _folds(inputs)
     grams = [inputs[held].T @ inputs[held] for held in folds]
     moments = [inputs[held].T @ target[held] for held in folds]
     gram, moment = torch.stack(grams).sum(dim=0), torch.stack(moments).sum(dim=0)
