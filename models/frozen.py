@@ -44,6 +44,12 @@ def sigmoid(values: Array) -> Array:
     return found
 
 
+def answer(told: Array, weights: Array) -> Array:
+    """`models.tower`'s closed forms: `[n, w]`, `[w + 1, r]` -> `[n, r]`, the last weights those of the constant."""
+    found: Array = told @ weights[:-1] + weights[-1]
+    return found
+
+
 class Linear:
     """Linear layers over the same inputs as one, their outputs side by side: `[..., in]` -> `[..., sum of out]`."""
 

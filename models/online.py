@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
 from models.dgmrec import DGMRec, DGMRecConfig
-from models.frozen import Array, FrozenTower, Linear, length, numpy_of, sigmoid, unit
+from models.frozen import Array, FrozenTower, Linear, answer, length, numpy_of, sigmoid, unit
 from models.modality import ModalitySpec
 from models.tower import EVIDENCE_SCALE, leaned_on
 from models.vocabulary import Vocabulary
@@ -231,13 +231,10 @@ class OnlineDGMRec:
         described = known.observed[:, self._others[column]].any(axis=1, keepdims=True)
         closest = known.closest[self.names[column]]
         closest = tower.projection.direction(closest * np.float32(closest.shape[1] ** 0.5))
-        alone: Array = described * (shown @ tower.from_content_alone + tower.from_closest[1] * closest)
-        if not touched.any():
-            return alone
-        told = known.from_interactions() @ tower.from_interactions
-        return np.where(
-            touched, told + described * (shown @ tower.from_content + tower.from_closest[0] * closest), alone
-        )
+        told = answer(known.from_interactions(), tower.from_interactions)
+        content = answer(shown, tower.from_content) + tower.from_closest[0] * closest
+        alone = answer(shown, tower.from_content_alone) + tower.from_closest[1] * closest
+        return np.where(touched, told + described * content, described * alone)
 
     def _learned(self, column: int, known: Known) -> Array:
         """The learned generator's signal `[b, r_m]`."""

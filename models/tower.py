@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
 
 from models import ridge, vectors
@@ -84,10 +85,11 @@ class Tower(nn.Module):
         self.general_generator = _mlp((len(ranks) - 1) * d + told + shown, hidden, d)  # MLP_m
         self.specific_generator = _mlp(d + told + shown, hidden, d)  # MLP'_m
         self.q = _mlp(d, hidden, 2 * d)  # CLUB's q(s | g): mean and log variance
-        # The base, closed forms: what interactions tell, what content adds, what content tells of an untouched item.
-        self.register_buffer("from_interactions", torch.zeros(told, rank))
-        self.register_buffer("from_content", torch.zeros(shown, rank))
-        self.register_buffer("from_content_alone", torch.zeros(shown, rank))
+        # The base, closed forms, each with a constant as its last row: what interactions tell, what content adds, what
+        # content tells of an untouched item.
+        self.register_buffer("from_interactions", torch.zeros(told + 1, rank))
+        self.register_buffer("from_content", torch.zeros(shown + 1, rank))
+        self.register_buffer("from_content_alone", torch.zeros(shown + 1, rank))
         # What the closest items add, to a touched item's guess and to an untouched one's.
         self.register_buffer("from_closest", torch.zeros(2))
         # Which columns of both kinds of evidence are read, see `read`.
@@ -130,19 +132,17 @@ class Tower(nn.Module):
         shown = evidence.from_content(self.name)
         touched, described = evidence.touched()[:, None], evidence.described(self.name)[:, None]
         closest = self._closest(evidence)
-        alone: Tensor = described * (shown @ self.from_content_alone + self.from_closest[1] * closest)
-        if not touched.any():
-            return alone
-        told = evidence.from_interactions(self.name) @ self.from_interactions
-        content = described * (shown @ self.from_content + self.from_closest[0] * closest)
-        return torch.where(touched, told + content, alone)
+        told = _answer(evidence.from_interactions(self.name), self.from_interactions)
+        content = _answer(shown, self.from_content) + self.from_closest[0] * closest
+        alone = _answer(shown, self.from_content_alone) + self.from_closest[1] * closest
+        return torch.where(touched, told + described * content, described * alone)
 
     @torch.no_grad()
     def fit_base(self, evidence: Evidence, cells: Tensor) -> Tensor:
         """Fit the closed forms on the modality's `cells` (bool `[n]`), one after the other: the directions of the
         features from interactions, then what that leaves from content; and from content alone, for untouched items.
         How much of what is left after each the closest items tell is one number. The same cells are what guesses lean
-        on.
+        on. Each has a constant: features are centred, but their directions are not.
 
         Returns the base `[n, r_m]` of touched items' cells, of one that was learned from by a fit without its fold;
         zero rows for other items.
@@ -150,7 +150,7 @@ class Tower(nn.Module):
         Fitted apart, each learns from all the items that have what it reads.
         """
         target = vectors.unit(self.projection.direction(evidence.own[self.name]))
-        told, shown = self.known(evidence)
+        told, shown = (F.pad(known, (0, 1), value=1.0) for known in self.known(evidence))
         touched, described = (cells & some for some in (evidence.touched(), evidence.described(self.name)))
         first = ridge.fit(told, target, touched)
         self.from_interactions.copy_(first.weights)
@@ -251,6 +251,11 @@ def leaned_on(count: int) -> int:
 
 def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, hidden), nn.Tanh(), nn.Linear(hidden, outputs))
+
+
+def _answer(told: Tensor, weights: Tensor) -> Tensor:
+    """`[n, w]`, `[w + 1, r]` -> `[n, r]`, the last weights those of the constant."""
+    return told @ weights[:-1] + weights[-1]
 
 
 def _share(told: Tensor, target: Tensor, rows: Tensor) -> Tensor:

@@ -178,6 +178,10 @@ def directions(closest: Tensor, w: World) -> Tensor:
     return functional.normalize(turned, dim=1) * closest.norm(dim=1, keepdim=True)
 
 
+def with_constant(known: Tensor) -> Tensor:
+    return torch.cat([known, torch.ones(len(known), 1)], dim=1)
+
+
 def twins(n: int = 200, hidden: int = 40) -> tuple[World, ModalBatch]:
     """Pairs of items alike in both modalities, which otherwise tell nothing of each other: no linear map can see it."""
     rng = np.random.default_rng(4)
@@ -224,11 +228,33 @@ def test_what_is_not_close_is_not_followed() -> None:
 
 
 @torch.no_grad()
+def test_directions_have_a_mean_of_their_own() -> None:
+    """Centred features of a skewed modality: most lie a little to one side, a few far to the other."""
+    rng = np.random.default_rng(6)
+    far = rng.random((300, 1)) < 0.05
+    skewed = np.where(far, 10.0, -0.5) + 0.3 * rng.standard_normal((300, 8))
+    noise = rng.standard_normal((300, 8))
+    features = {"m0": torch.from_numpy(noise).float(), "m1": torch.from_numpy(skewed).float()}
+    w = world(batch=ModalBatch(features, torch.ones(300, 2, dtype=torch.bool)))
+    w.model.fit_base(w.evidence, w.batch.observed)
+    mean = functional.normalize(directions(w.evidence.own["m1"], w), dim=1).mean(dim=0)
+    assert mean.norm() > 0.7
+    everybody, nobody = torch.ones(300, dtype=torch.bool), torch.zeros(300, dtype=torch.bool)
+    for others, interactions in ((nobody, nobody), (everybody, nobody), (nobody, everybody)):
+        hidden = w.evidence.without("m1", others=others, interactions=interactions)
+        known = hidden.touched() | hidden.described("m1")
+        base = w.model.tower("m1").base(hidden)[known]
+        assert functional.cosine_similarity(base, mean[None], dim=1).mean() > 0.9
+    for weights in ("from_interactions", "from_content_alone"):
+        assert getattr(w.model.tower("m1"), weights)[-1] @ mean > 0.05
+
+
+@torch.no_grad()
 def test_base_is_staged() -> None:
     """Interactions first, then what they leave, from content; against the normal equations of each stage."""
     w, _ = linear_world()
     tower, rows = w.model.tower("m1"), w.evidence.observed[:, 1]
-    told, shown = (block.double() for block in w.model.tower("m1").known(w.evidence))
+    told, shown = (with_constant(block).double() for block in tower.known(w.evidence))
     direction = tower.projection.direction(w.evidence.own["m1"])
     target = functional.normalize(direction, dim=1).double()
     touched, described = rows & w.evidence.touched(), rows & w.evidence.described("m1")
@@ -292,14 +318,14 @@ def test_base_of_an_untouched_item_is_from_content_alone() -> None:
     tower = w.model.tower("m1")
     everybody, nobody = torch.ones(150, dtype=torch.bool), torch.zeros(150, dtype=torch.bool)
     untouched = w.evidence.without("m1", others=nobody, interactions=everybody)
-    alone = untouched.from_content("m1") @ tower.from_content_alone
+    alone = with_constant(untouched.from_content("m1")) @ tower.from_content_alone
     alone += tower.from_closest[1] * directions(untouched.closest["m1"], w)
     torch.testing.assert_close(w.model.tower("m1").base(untouched), alone)
     assert not w.evidence.touched()[-1]
     torch.testing.assert_close(w.model.tower("m1").base(w.evidence)[-1], alone[-1])
     assert not torch.allclose(tower.from_content, tower.from_content_alone, atol=1e-3)
     lonely = w.evidence.without("m1", others=everybody, interactions=nobody)
-    told = w.evidence.from_interactions("m1") @ tower.from_interactions
+    told = with_constant(w.evidence.from_interactions("m1")) @ tower.from_interactions
     torch.testing.assert_close(w.model.tower("m1").base(lonely), told * w.evidence.touched()[:, None])
 
 
