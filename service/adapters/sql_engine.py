@@ -96,7 +96,10 @@ class SqliteDatabase:
     def __init__(self, path: Path) -> None:
         with _domain_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._opened: tuple[int, int] | None = None
         self._writer = _sqlite_engine(path, begin="BEGIN IMMEDIATE", connections=1)
+        event.listen(self._writer, "connect", self._remember)
         self._reader = _sqlite_engine(path, begin="BEGIN", connections=SQLITE_READERS)
         self._lock_file = path.with_name(f"{path.name}-lock")
         self._write_thread = ThreadPoolExecutor(1, "sqlite-writer")
@@ -107,7 +110,17 @@ class SqliteDatabase:
         return await self._run(self._read_threads, self._reader, work)
 
     async def write(self, work: Work[T]) -> T:
-        return await self._run(self._write_thread, self._writer, work)
+        return await self._run(self._write_thread, self._writer, partial(self._in_place, work))
+
+    def _remember(self, _connection: object, _record: object) -> None:
+        self._opened = _identity(self._path)
+
+    def _in_place(self, work: Work[T], connection: Connection) -> T:
+        # SQLite goes on writing into a file that was deleted or replaced, and what it wrote is gone with the process.
+        done = work(connection)
+        if _identity(self._path) != self._opened:
+            raise StoreUnavailableError("The database's file was taken away; the service has to be started anew.")
+        return done
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
@@ -193,6 +206,11 @@ def upsert(connection: Connection, table: Table, row: dict[str, Any]) -> None:
         connection.execute(sqlite.insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=values))
     else:
         connection.execute(postgresql.insert(table).values(row).on_conflict_do_update(index_elements=keys, set_=values))
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _locked(file: TextIO) -> bool:

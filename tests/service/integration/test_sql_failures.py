@@ -223,6 +223,27 @@ async def test_sqlite_gone_is_unavailable_everywhere(tmp_path: Path) -> None:
     await store.close()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_nothing_is_acknowledged_into_a_file_that_was_taken_away(tmp_path: Path, replaced: bool) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/store.db"
+    store = await SqlStore.open(url)
+    await store.write_items(create(item("a")))
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    for file in tmp_path.glob("store.db*"):
+        file.rename(kept / file.name)
+    if replaced:
+        await (await SqlStore.open(url)).close()
+    for call in (lambda: store.write_items(create(item("b"))), lambda: store.add_feedback([event()])):
+        with pytest.raises(StoreUnavailableError):
+            await call()
+    for file in kept.iterdir():
+        file.replace(tmp_path / file.name)
+    assert (await store.write_items(create(item("c")))).value.results == ["created"]
+    assert set(await store.get_items(["a", "b", "c"])) == {"a", "c"}
+    await store.close()
+
+
 def _dropping_order() -> list[str]:
     return [table.name for table in reversed(metadata.sorted_tables)]
 
