@@ -44,6 +44,10 @@ if TYPE_CHECKING:
     from models.dgmrec import DGMRecConfig
 
 EVIDENCE_SCALE = 8.0
+LENGTH = 1  # the column of a generation's facts with the base's length
+# A cosine lies some .25 around what is expected of it, and the base's length some .03 beside that; the ratio of their
+# squares, for each of the four ways in which a held-out cell is asked for.
+CALIBRATION_PENALTY = 300.0
 REAL_ROWS = 8192  # features that a guess may lean on: a request's time must not grow with the catalogue
 
 
@@ -218,9 +222,11 @@ class Tower(nn.Module):
 
     @torch.no_grad()
     def fit_calibration(self, facts: Tensor, cosines: Tensor) -> None:
-        """Least squares from generation facts `[k, FACTS]` to the measured centred cosines `[k]`."""
-        if len(cosines):
-            self.calibration.copy_(ridge.solve(facts, cosines[:, None], 1.0)[:, 0])
+        """Ridge from generation facts `[k, FACTS]` to how far the measured centred cosines `[k]` are from the base's
+        length, which is a forecast by itself: a few cells alone would be a noisier one."""
+        off = cosines - facts[:, LENGTH]
+        self.calibration.copy_(ridge.solve(facts, off[:, None], CALIBRATION_PENALTY)[:, 0])
+        self.calibration[LENGTH] += 1
 
     def denoised(self, features: Tensor, guesses: Tensor, observed: Tensor) -> Tensor:
         """Completed features `[n, r_m]` as touched items settle by them: to an observed one (bool `[n]`) is added what

@@ -413,9 +413,23 @@ def test_confidence_is_between_0_and_1() -> None:
 @torch.no_grad()
 def test_calibration_finds_what_the_facts_tell() -> None:
     w = world()
+    tower = w.model.tower("m0")
     made = w.model.generate("m0", w.evidence, w.forward().taste)
-    w.model.tower("m0").fit_calibration(made.facts.repeat(50, 1), 0.2 + 0.3 * made.facts[:, 2].repeat(50))
-    torch.testing.assert_close(w.model.tower("m0").confidence(made), 0.2 + 0.3 * made.facts[:, 2], atol=0.02, rtol=0)
-    before = w.model.tower("m0").calibration.clone()
-    w.model.tower("m0").fit_calibration(made.facts[:0], torch.zeros(0))
-    assert torch.equal(w.model.tower("m0").calibration, before)
+    truth = 0.2 + 0.3 * made.facts[:, 2]
+    tower.fit_calibration(made.facts.repeat(20_000, 1), truth.repeat(20_000))
+    torch.testing.assert_close(tower.confidence(made), truth, atol=0.02, rtol=0)
+
+
+@torch.no_grad()
+def test_few_cells_hardly_move_what_the_base_forecasts() -> None:
+    w = world()
+    tower = w.model.tower("m0")
+    made = w.model.generate("m0", w.evidence, w.forward().taste)
+    length = made.features.norm(dim=1) / w.model.ranks["m0"] ** 0.5
+    tower.fit_calibration(made.facts[:0], torch.zeros(0))
+    torch.testing.assert_close(tower.confidence(made), length)
+    tower.fit_calibration(made.facts[:5], torch.full((5,), 0.9))
+    few = (tower.confidence(made) - length).abs().max()
+    tower.fit_calibration(made.facts.repeat(100, 1), torch.full((100 * ITEMS,), 0.9))
+    many = (tower.confidence(made) - length).abs().max()
+    assert 0 < few < 0.05 < 0.2 < many
