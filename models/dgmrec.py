@@ -460,19 +460,21 @@ class DGMRec(nn.Module):
         """
         c = self.config
         u, i, j = self._without_positive(out, users, positives), out.items[positives], out.items[negatives]
-        scores = (u * i).sum(dim=1)
         weights = out.user_degree[users].pow(-c.user_power) if c.user_power else None
-        parts = {
-            "ranking": losses.bpr(scores, (u * j).sum(dim=1), weights)
-            if c.ranking == "bpr"
-            else losses.sampled_softmax(
-                scores,
-                u @ j.T,
+        if c.ranking == "bpr":
+            ranking = losses.bpr((u * i).sum(dim=1), (u * j).sum(dim=1), weights)
+        else:
+            ranking = losses.sampled_softmax_of(
+                u,
+                i,
+                j,
                 c.ranking_temperature,
                 out_of=int((interactions.item_degree > 0).sum()),
                 excluded=excluded,
                 weights=weights,
-            ),
+            )
+        parts = {
+            "ranking": ranking,
             "l2": c.l2
             * losses.l2(self.users.weight[users], self.items.weight[positives], self.items.weight[negatives]),
         }

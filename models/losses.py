@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
+BLOCK = 2**21  # scores held at once: what is done to a table that fits no cache takes the longer
 NEVER = -1e9  # a logit; an infinite one has no gradient where a row has no other
 
 
@@ -42,6 +45,73 @@ def sampled_softmax(
         scores.masked_fill_(excluded, NEVER)  # in place, as all that is done to the whole table takes time
     total = torch.logaddexp(best, scores.logsumexp(dim=1) + stands_for)
     return _weighted_mean(total - best, weights)
+
+
+def sampled_softmax_of(
+    users: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    temperature: float,
+    *,
+    out_of: int,
+    excluded: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """`sampled_softmax` of vectors `[b, d]`, `[b, d]` and `[s, d]`, whose inner products are the scores.
+
+    Where the table of all scores is large, a CPU computes it some rows at a time, the gradient along with them, so that
+    it is never there as a whole.
+    """
+    if weights is None:
+        weights = users.new_ones(len(users))
+    settings = _Settings(temperature, out_of, excluded, weights)
+    if users.device.type != "cpu" or len(users) * len(negatives) <= BLOCK:
+        return _softmax_of_rows(users, positives, negatives, settings, slice(None))
+    loss: Tensor = _SoftmaxInBlocks.apply(users, positives, negatives, settings)  # type: ignore[no-untyped-call]
+    return loss
+
+
+@dataclass(frozen=True)
+class _Settings:
+    temperature: float
+    out_of: int
+    excluded: Tensor | None
+    weights: Tensor
+
+
+def _softmax_of_rows(users: Tensor, positives: Tensor, negatives: Tensor, settings: _Settings, rows: slice) -> Tensor:
+    excluded, weights = settings.excluded, settings.weights[rows]
+    return sampled_softmax(
+        (users * positives).sum(dim=1),
+        users @ negatives.T,
+        settings.temperature,
+        out_of=settings.out_of,
+        excluded=None if excluded is None else excluded[rows],
+        weights=weights,
+    )
+
+
+class _SoftmaxInBlocks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, positives: Tensor, negatives: Tensor, settings: _Settings) -> Tensor:
+        total, weight = users.new_zeros(()), settings.weights.sum().clamp_min(1e-12)
+        towards = [torch.empty_like(users), torch.empty_like(positives), torch.zeros_like(negatives)]
+        step = max(1, BLOCK // len(negatives))
+        for start in range(0, len(users), step):
+            rows = slice(start, start + step)
+            with torch.enable_grad():
+                leaves = [block.detach().requires_grad_() for block in (users[rows], positives[rows], negatives)]
+                loss = _softmax_of_rows(*leaves, settings, rows) * (settings.weights[rows].sum() / weight)
+                found = torch.autograd.grad(loss, leaves)
+            total += loss.detach()
+            towards[0][rows], towards[1][rows] = found[:2]
+            towards[2] += found[2]
+        ctx.save_for_backward(*towards)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return *(gradients[0] * towards for towards in ctx.saved_tensors), None
 
 
 def _weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,31 @@ def test_sampled_softmax_estimates_the_whole_catalogue() -> None:
 
 def test_sampled_softmax_without_negatives_costs_nothing() -> None:
     assert losses.sampled_softmax(torch.ones(2), torch.zeros(2, 0), 0.2, out_of=5).item() == 0
+
+
+@pytest.mark.parametrize("block", [1, 30, 59, 60])  # scores held at once, of 60
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sampled_softmax_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch, block: int, weighted: bool) -> None:
+    generator = torch.Generator().manual_seed(3)
+    users, positives, negatives = (torch.randn(count, 4, generator=generator) for count in (10, 10, 6))
+    excluded = torch.rand(10, 6, generator=generator) < 0.3
+    excluded[2] = True
+    weights = torch.rand(10, generator=generator) if weighted else None
+
+    def found(whole: bool) -> list[Tensor]:
+        vectors = [rows.clone().requires_grad_() for rows in (users, positives, negatives)]
+        u, i, j = vectors
+        settings: dict[str, Any] = {"out_of": 20, "excluded": excluded, "weights": weights}
+        if whole:
+            loss = losses.sampled_softmax((u * i).sum(dim=1), u @ j.T, 0.3, **settings)
+        else:
+            loss = losses.sampled_softmax_of(u, i, j, 0.3, **settings)
+        (3 * loss).backward()  # type: ignore[no-untyped-call]
+        return [loss.detach(), *(rows.grad for rows in vectors if rows.grad is not None)]
+
+    monkeypatch.setattr(losses, "BLOCK", block)
+    for blockwise, whole in zip(found(whole=False), found(whole=True), strict=True):
+        torch.testing.assert_close(blockwise, whole)
 
 
 def test_info_nce(two: tuple[Tensor, Tensor]) -> None:
