@@ -59,13 +59,14 @@ class NegativeSampler:
         start, item = self._on(items.device)
         place = torch.full((self._n_items,), -1, device=items.device)
         place[items] = torch.arange(len(items), device=items.device)
+        users, row_of = users.unique(return_inverse=True)  # who touches much stands in many rows
         begin, count = start[users], start[users + 1] - start[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=items.device), count)
         offset = torch.arange(len(row), device=items.device) + (begin - (count.cumsum(0) - count))[row]
         column = place[item[offset]]
         found = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
         found[row[column >= 0], column[column >= 0]] = True
-        return found
+        return found[row_of]
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Where each user's items start, and the items, on a device."""
