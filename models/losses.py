@@ -100,9 +100,9 @@ class _SoftmaxInBlocks(torch.autograd.Function):
         for start in range(0, len(users), step):
             rows = slice(start, start + step)
             with torch.enable_grad():
-                leaves = [block.detach().requires_grad_() for block in (users[rows], positives[rows], negatives)]
-                loss = _softmax_of_rows(*leaves, settings, rows) * (settings.weights[rows].sum() / weight)
-                found = torch.autograd.grad(loss, leaves)
+                u, i, j = (block.detach().requires_grad_() for block in (users[rows], positives[rows], negatives))
+                loss = _softmax_of_rows(u, i, j, settings, rows) * (settings.weights[rows].sum() / weight)
+                found = torch.autograd.grad(loss, (u, i, j))
             total += loss.detach()
             towards[0][rows], towards[1][rows] = found[:2]
             towards[2] += found[2]

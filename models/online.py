@@ -234,7 +234,8 @@ class OnlineDGMRec:
         told = answer(known.from_interactions(), tower.from_interactions)
         content = answer(shown, tower.from_content) + tower.from_closest[0] * closest
         alone = answer(shown, tower.from_content_alone) + tower.from_closest[1] * closest
-        return np.where(touched, told + described * content, described * alone)
+        base: Array = np.where(touched, told + described * content, described * alone)
+        return base
 
     def _learned(self, column: int, known: Known) -> Array:
         """The learned generator's signal `[b, r_m]`."""

@@ -49,6 +49,7 @@ CONTENT_ROWS = 512
 CONTENT_EVERY = 4  # steps: the content losses settle long before the ranking does
 Q_STEPS = 3
 HELD_CELLS = 0.1
+WAYS = 4  # in which a held-out cell is asked for: with its evidence, and without parts of it
 TRUST = (0.25, 0.5, 0.75, 1.0)
 READ_ROUNDS, READ_CELLS = 5, 2000  # at most so many groups of hidden cells, for so many of each modality
 FOLDS = (0, 2, 3)
@@ -463,7 +464,7 @@ class DGMRecTask:
                     facts.append(generation.facts)
                     made.append(projection.back(generation.features) - projection.mean)
             truth = self.raw.features[name][rows] - projection.mean
-            answers[name] = (torch.cat(facts), torch.cat(made), truth.repeat(4, 1))
+            answers[name] = (torch.cat(facts), torch.cat(made), truth.repeat(WAYS, 1))
         return answers
 
     def finish(self) -> dict[str, float]:
@@ -479,7 +480,7 @@ class DGMRecTask:
         report = {}
         for name, (facts, made, truth) in self._held_generations(self.embed()).items():
             cosines = F.cosine_similarity(made, truth, dim=1)
-            even = torch.arange(len(cosines), device=self.device) % 2 == 0
+            even = torch.arange(len(cosines) // WAYS, device=self.device).repeat(WAYS) % 2 == 0  # a cell is in one half
             served = torch.empty_like(cosines)
             for half in (even, ~even):
                 self.module.tower(name).fit_calibration(facts[~half], cosines[~half])

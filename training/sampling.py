@@ -59,7 +59,7 @@ class NegativeSampler:
         start, item = self._on(items.device)
         place = torch.full((self._n_items,), -1, device=items.device)
         place[items] = torch.arange(len(items), device=items.device)
-        users, row_of = users.unique(return_inverse=True)  # who touches much stands in many rows
+        users, row_of = torch.unique(users, return_inverse=True)  # who touches much stands in many rows
         begin, count = start[users], start[users + 1] - start[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=items.device), count)
         offset = torch.arange(len(row), device=items.device) + (begin - (count.cumsum(0) - count))[row]
