@@ -175,7 +175,14 @@ def _end_with_the_supervisor() -> None:
 
 
 async def _serve(settings: Settings, listener: socket.socket, word: Connection) -> None:
-    engine = await bootstrap(settings)
+    try:
+        engine = await bootstrap(settings)
+    except Exception:
+        # It ends by itself. The supervisor, told by another worker, would interrupt it while its event loop closes, and
+        # a traceback of the loop's own thread would follow the reason.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        raise
     try:
         word.send("serving")
         await server_of(create_app(settings, engine=engine)).serve(sockets=[listener])

@@ -6,6 +6,8 @@ import asyncio
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,6 +215,29 @@ def test_workers_that_cannot_start_say_why_once(tmp_path: Path, seeded_file: Pat
     said = program.log.read_text().splitlines()
     assert [line for line in said if "is no bundle: it has no manifest.json" not in line] == []
     assert 1 <= len(said) <= 2  # each worker that got that far
+
+
+FAILS_AND_IS_TOLD_TO_STOP = """
+import os, signal
+from service import workers
+from service.settings import Settings, SettingsError
+
+async def fails(settings):
+    raise SettingsError("no bundle")
+
+def told_to_stop(error):
+    os.kill(os.getpid(), signal.SIGTERM)
+    print(error)
+    return 2
+
+workers.bootstrap, workers.complain = fails, told_to_stop
+workers._work(Settings(), None, None)
+"""
+
+
+def test_a_worker_that_failed_says_why_though_it_is_told_to_stop() -> None:
+    done = subprocess.run([sys.executable, "-c", FAILS_AND_IS_TOLD_TO_STOP], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "no bundle\n", "")
 
 
 def test_workers_end_with_their_supervisor(
