@@ -460,19 +460,19 @@ class DGMRec(nn.Module):
         """
         c = self.config
         u, i, j = self._without_positive(out, users, positives), out.items[positives], out.items[negatives]
-        weights = out.user_degree[users].pow(-c.user_power) if c.user_power else None
+        weights = out.user_degree[users].pow(-c.user_power)
+        touched = int((interactions.item_degree > 0).sum())
+
+        def softmax(positive: Tensor, negative: Tensor, rows: slice) -> Tensor:
+            others = None if excluded is None else excluded[rows]
+            return losses.sampled_softmax(
+                positive, negative, c.ranking_temperature, out_of=touched, excluded=others, weights=weights[rows]
+            )
+
         if c.ranking == "bpr":
             ranking = losses.bpr((u * i).sum(dim=1), (u * j).sum(dim=1), weights)
         else:
-            ranking = losses.sampled_softmax_of(
-                u,
-                i,
-                j,
-                c.ranking_temperature,
-                out_of=int((interactions.item_degree > 0).sum()),
-                excluded=excluded,
-                weights=weights,
-            )
+            ranking = losses.of_scores(u, i, j, weights, softmax)
         parts = {
             "ranking": ranking,
             "l2": c.l2

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
@@ -47,63 +47,37 @@ def sampled_softmax(
     return _weighted_mean(total - best, weights)
 
 
-def sampled_softmax_of(
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    temperature: float,
-    *,
-    out_of: int,
-    excluded: Tensor | None = None,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """`sampled_softmax` of vectors `[b, d]`, `[b, d]` and `[s, d]`, whose inner products are the scores.
+ScoreLoss: TypeAlias = Callable[[Tensor, Tensor, slice], Tensor]
+"""A mean, by their weights, over some rows: from the positives' scores `[k]`, the negatives' `[k, s]` and the rows."""
+
+
+def of_scores(users: Tensor, positives: Tensor, negatives: Tensor, weights: Tensor, loss: ScoreLoss) -> Tensor:
+    """The loss of vectors `[b, d]`, `[b, d]` and `[s, d]` whose inner products are the scores, rows weighing `[b]`.
 
     Where the table of all scores is large, a CPU computes it some rows at a time, the gradient along with them, so that
     it is never there as a whole.
     """
-    if weights is None:
-        weights = users.new_ones(len(users))
-    settings = _Settings(temperature, out_of, excluded, weights)
     if users.device.type != "cpu" or len(users) * len(negatives) <= BLOCK:
-        return _softmax_of_rows(users, positives, negatives, settings, slice(None))
-    loss: Tensor = _SoftmaxInBlocks.apply(users, positives, negatives, settings)  # type: ignore[no-untyped-call]
-    return loss
+        return loss((users * positives).sum(dim=1), users @ negatives.T, slice(None))
+    found: Tensor = _InBlocks.apply(users, positives, negatives, weights, loss)  # type: ignore[no-untyped-call]
+    return found
 
 
-@dataclass(frozen=True)
-class _Settings:
-    temperature: float
-    out_of: int
-    excluded: Tensor | None
-    weights: Tensor
-
-
-def _softmax_of_rows(users: Tensor, positives: Tensor, negatives: Tensor, settings: _Settings, rows: slice) -> Tensor:
-    excluded, weights = settings.excluded, settings.weights[rows]
-    return sampled_softmax(
-        (users * positives).sum(dim=1),
-        users @ negatives.T,
-        settings.temperature,
-        out_of=settings.out_of,
-        excluded=None if excluded is None else excluded[rows],
-        weights=weights,
-    )
-
-
-class _SoftmaxInBlocks(torch.autograd.Function):
+class _InBlocks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, users: Tensor, positives: Tensor, negatives: Tensor, settings: _Settings) -> Tensor:
-        total, weight = users.new_zeros(()), settings.weights.sum().clamp_min(1e-12)
+    def forward(
+        ctx: Any, users: Tensor, positives: Tensor, negatives: Tensor, weights: Tensor, loss: ScoreLoss
+    ) -> Tensor:
+        total, weight = users.new_zeros(()), weights.sum().clamp_min(1e-12)
         towards = [torch.empty_like(users), torch.empty_like(positives), torch.zeros_like(negatives)]
         step = max(1, BLOCK // len(negatives))
         for start in range(0, len(users), step):
             rows = slice(start, start + step)
             with torch.enable_grad():
                 u, i, j = (block.detach().requires_grad_() for block in (users[rows], positives[rows], negatives))
-                loss = _softmax_of_rows(u, i, j, settings, rows) * (settings.weights[rows].sum() / weight)
-                found = torch.autograd.grad(loss, (u, i, j))
-            total += loss.detach()
+                part = loss((u * i).sum(dim=1), u @ j.T, rows) * (weights[rows].sum() / weight)
+                found = torch.autograd.grad(part, (u, i, j))
+            total += part.detach()
             towards[0][rows], towards[1][rows] = found[:2]
             towards[2] += found[2]
         ctx.save_for_backward(*towards)
@@ -111,7 +85,7 @@ class _SoftmaxInBlocks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *(gradients[0] * towards for towards in ctx.saved_tensors), None
+        return *(gradients[0] * towards for towards in ctx.saved_tensors), None, None
 
 
 def _weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:

@@ -92,16 +92,19 @@ def test_sampled_softmax_in_blocks_is_the_same(monkeypatch: pytest.MonkeyPatch, 
     users, positives, negatives = (torch.randn(count, 4, generator=generator) for count in (10, 10, 6))
     excluded = torch.rand(10, 6, generator=generator) < 0.3
     excluded[2] = True
-    weights = torch.rand(10, generator=generator) if weighted else None
+    weights = torch.rand(10, generator=generator) if weighted else torch.ones(10)
+
+    def softmax(positive: Tensor, negative: Tensor, rows: slice) -> Tensor:
+        settings: dict[str, Any] = {"out_of": 20, "excluded": excluded[rows], "weights": weights[rows]}
+        return losses.sampled_softmax(positive, negative, 0.3, **settings)
 
     def found(whole: bool) -> list[Tensor]:
         vectors = [rows.clone().requires_grad_() for rows in (users, positives, negatives)]
         u, i, j = vectors
-        settings: dict[str, Any] = {"out_of": 20, "excluded": excluded, "weights": weights}
         if whole:
-            loss = losses.sampled_softmax((u * i).sum(dim=1), u @ j.T, 0.3, **settings)
+            loss = softmax((u * i).sum(dim=1), u @ j.T, slice(None))
         else:
-            loss = losses.sampled_softmax_of(u, i, j, 0.3, **settings)
+            loss = losses.of_scores(u, i, j, weights, softmax)
         (3 * loss).backward()  # type: ignore[no-untyped-call]
         return [loss.detach(), *(rows.grad for rows in vectors if rows.grad is not None)]
 
