@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.feedback import AUTO
 from training.datasets.base import SPLITS, DatasetError, Progress, PublishedMask, Record
 from training.datasets.prepared import DatasetInfo, mask_name, write_dataset
 from training.datasets.tables import load_arrays, read_table
@@ -33,13 +34,15 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
     table = _interactions_file(source)
     features = _features(source)
     n_items = len(next(iter(features.values())))
+    has_split = _has_split(table)
     return write_dataset(
         out,
         _items(features),
         _feedback(table, n_items),
         name=source.resolve().name,
         source=f"{table.name} with ready {', '.join(features)} features",
-        split=_split(table) if _has_split(table) else None,
+        split=_split(table) if has_split else None,
+        min_rating=None if has_split else AUTO,  # a published split lists what counts, whatever its rating
         masks={mask_name(file): _mask(file, n_items) for file in sorted(source.glob("missing*.npz"))},
         new_items=_new_items(source / "new_items.npy"),
         progress=progress,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from training.datasets.base import Progress, Record, decode_base64
+from models.feedback import AUTO, MinRating
+from training.datasets.base import Progress
 from training.datasets.checks import ItemCheck
 from training.datasets.prepared import (
     FEEDBACK,
@@ -34,7 +34,7 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
         out,
         name=known.name if known else source.resolve().name,
         synthetic=known.synthetic if known else False,
-        min_rating=known.min_rating if known else None,
+        min_rating=known.min_rating if known else AUTO,
         progress=progress,
     )
 
@@ -46,7 +46,7 @@ def prepare_files(
     *,
     name: str,
     synthetic: bool = False,
-    min_rating: float | None = None,
+    min_rating: MinRating = AUTO,
     progress: Progress | None = None,
 ) -> DatasetInfo:
     """Check two files of any name and copy them into a prepared dataset.
@@ -54,10 +54,10 @@ def prepare_files(
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    check = ItemCheck()
+    check = ItemCheck(pictures=True)
     return write_dataset(
         out,
-        _decodable(read_items(items, check)),
+        read_items(items, check),
         (row for row, _ in read_feedback(feedback, check.ids)),
         name=name,
         source=f"{items.name} and {feedback.name}",
@@ -65,12 +65,3 @@ def prepare_files(
         min_rating=min_rating,
         progress=progress,
     )
-
-
-def _decodable(records: Iterable[Record]) -> Iterator[Record]:
-    """The same records, refused where a file in them is not base64: better now than at the first training."""
-    for record in records:
-        for name, content in (record.get("modalities") or {}).items():
-            if isinstance(content, dict) and "base64" in content:
-                decode_base64(content["base64"], f"the item {record['id']!r}, modality {name!r}")
-        yield record

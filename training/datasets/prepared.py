@@ -32,6 +32,7 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.feedback import AUTO, MinRating, default_min_rating
 from models.vocabulary import Vocabulary
 from training.datasets.base import (
     SPLITS,
@@ -80,22 +81,23 @@ class DatasetInfo(BaseModel):
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def load_dataset(folder: str | Path) -> Dataset:
-    """Read a prepared dataset.
+def load_dataset(folder: str | Path, min_rating: MinRating = AUTO) -> Dataset:
+    """Read a prepared dataset; `min_rating` is used instead of its own, unless it is AUTO.
 
     Raises:
         DatasetError: the folder is none, was changed since it was prepared, or a row of it is bad.
     """
     path = Path(folder)
     info = read_info(path)
+    least = info.min_rating if min_rating == AUTO else min_rating
     check = ItemCheck()
     records = list(read_items(path / ITEMS, check))
     users, interactions = _collect(event for _, event in read_feedback(path / FEEDBACK, check.ids))
-    pairs = distinct_pairs(interactions, len(check.ids), info.min_rating)
+    pairs = distinct_pairs(interactions, len(check.ids), least)
     dataset = Dataset(
         name=info.name,
         synthetic=info.synthetic,
-        min_rating=info.min_rating,
+        min_rating=least,
         fingerprint=info.fingerprint,
         items=check.ids,
         users=users,
@@ -319,7 +321,7 @@ def write_dataset(
     name: str,
     source: str,
     synthetic: bool = False,
-    min_rating: float | None = None,
+    min_rating: MinRating = AUTO,
     split: Iterable[tuple[str, str, str]] | None = None,
     masks: Mapping[str, PublishedMask] | None = None,
     new_items: Sequence[str] | None = None,
@@ -331,7 +333,9 @@ def write_dataset(
 
     Items are read to their end before the first feedback event is asked for; neither is held in memory. `split` has
     (user, item, split name) for every distinct pair; `rating_split` the part of every event `[n]`; `leave_one_out`
-    holds ids. `progress` is called with what is being written ("items", "feedback") and the number of rows so far.
+    holds ids. Ratings below `min_rating` show no interest; with AUTO the ratings themselves say which
+    (`models.feedback.default_min_rating`). `progress` is called with what is being written ("items", "feedback") and
+    the number of rows so far.
 
     Raises:
         DatasetError: a row is bad (its number among the rows is the line), or `folder` holds something else.
@@ -358,12 +362,27 @@ def write_dataset(
             name=name,
             synthetic=synthetic,
             source=source,
-            min_rating=min_rating,
+            min_rating=default_min_rating(parse.ratings) if min_rating == AUTO else min_rating,
             counts=Counts(items=n_items, users=parse.n_users, feedback=n_events),
             fingerprint=fingerprint(temporary),
         )
-        (temporary / INFO).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
+        _write_info(temporary, info)
     return info
+
+
+def set_min_rating(folder: Path, min_rating: float | None) -> DatasetInfo:
+    """Say which ratings of a prepared dataset show interest; its data stay what they are.
+
+    Raises:
+        DatasetError: the folder is no prepared dataset.
+    """
+    info = read_info(folder).model_copy(update={"min_rating": min_rating})
+    _write_info(folder, info)
+    return info
+
+
+def _write_info(folder: Path, info: DatasetInfo) -> None:
+    (folder / INFO).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def _event_line(row: Record) -> bytes:

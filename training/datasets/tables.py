@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
+from models.rows import parse_json
 from training.datasets.base import SPLITS, DatasetError
 
 
@@ -29,9 +29,9 @@ def read_jsonl(file: Path) -> Iterator[tuple[int, Any]]:
             if not raw.strip():
                 continue
             try:
-                value = orjson.loads(raw)
-            except orjson.JSONDecodeError as error:
-                raise DatasetError(f"{file.name}, line {line}: not valid JSON ({error.msg})") from None
+                value = parse_json(raw)
+            except ValueError as error:
+                raise DatasetError(f"{file.name}, line {line}: not valid JSON ({error})") from None
             empty = False
             yield line, value
     if empty:
