@@ -27,6 +27,7 @@ from pydantic import (
     FiniteFloat,
     StringConstraints,
     TypeAdapter,
+    ValidationError,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -87,6 +88,13 @@ def sentence(error: Mapping[str, Any]) -> str:
         case "model_type":  # its own words name a class
             return "this has to be an object" + (", or a text" if "modalities" in error["loc"] else "")
     return str(error["msg"]).removeprefix("Value error, ")
+
+
+def row_sentence(error: ValidationError) -> str:
+    """What is wrong with a row first, and where in it."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = "/".join(map(str, first["loc"]))
+    return f"{where}: {sentence(first)}" if where else sentence(first)
 
 
 # --- values -------------------------------------------------------------------------------------------------------

@@ -102,8 +102,8 @@ async def get_user(engine: EngineDep, user: UserPath) -> Response:
     return Json(answers.user(await feedback.get_user(engine, user)))
 
 
-@router.delete("/users/{user}", status_code=204, dependencies=[WRITE], responses=problems(404))
-async def delete_user(engine: EngineDep, user: UserPath) -> Response:
-    """Erase all that is stored of a user."""
+@router.delete("/users/{user:path}", status_code=204, dependencies=[WRITE], responses=problems(404))
+async def delete_user(engine: EngineDep, user: Annotated[str, Path(min_length=1)]) -> Response:
+    """Erase all that is stored of a user, also of one whose id is no longer taken (`a/b`)."""
     await feedback.delete_user(engine, user)
     return Response(status_code=204)

@@ -169,8 +169,8 @@ async def patch_item(
 
 
 @router.delete("/items/{item_id}", status_code=204, dependencies=[WRITE], responses=problems(404, 409))
-async def delete_item(engine: EngineDep, item_id: ItemPath) -> Response:
-    """Remove an item; it is gone from every later answer."""
+async def delete_item(engine: EngineDep, item_id: Annotated[str, Path(min_length=1)]) -> Response:
+    """Remove an item, also one whose id is no longer taken; it is gone from every later answer."""
     await ingest.delete_item(engine, item_id)
     return Response(status_code=204)
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from models.encoders import ImageError, decode_image
 from models.feedback import EVENT_TYPES, RATED
-from models.rows import EVENT_ROW, ITEM_ROW, ContentObject, sentence
+from models.rows import EVENT_ROW, ITEM_ROW, ContentObject, row_sentence
 from models.vocabulary import Vocabulary
 from training.datasets.base import DatasetError, Record
 
@@ -62,7 +62,7 @@ class ItemCheck:
         try:
             item = ITEM_ROW.validate_python(row)
         except ValidationError as error:
-            raise RowError(_sentence(error)) from None
+            raise RowError(row_sentence(error)) from None
         if item.id in self.ids:
             raise RowError(f"the item {item.id!r} stands there twice")
         assert isinstance(row, dict)  # as it is valid
@@ -107,7 +107,7 @@ class EventCheck:
         try:
             event = EVENT_ROW.validate_python(row)
         except ValidationError as error:
-            raise RowError(_sentence(error)) from None
+            raise RowError(row_sentence(error)) from None
         item = self._items.get(event.item)
         if item is None:
             raise RowError(f"the item {event.item!r} is not in the catalogue")
@@ -132,9 +132,3 @@ class EventCheck:
     def n_users(self) -> int:
         """Number of distinct users so far."""
         return len(self._users)
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = "/".join(map(str, first["loc"]))
-    return f"{where}: {sentence(first)}" if where else sentence(first)
