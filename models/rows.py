@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -242,6 +243,33 @@ def _no_locations(value: dict[str, ContentObject | None]) -> dict[str, ContentOb
         if name == PICTURE:
             raise ValueError(f'{name!r} is a picture and takes {{"base64": ...}} or {{"vector": [...]}}, not a text')
     return value
+
+
+def read_pictures(row: Any, folder: Path) -> Any:
+    """An item's row whose pictures are given as paths (`"image": "photos/a.jpg"`), with their bytes instead.
+
+    Paths are relative to the `folder` of the row's file, and stay below it. All else is left as it is.
+
+    Raises:
+        ValueError: there is no such file, or it lies elsewhere.
+    """
+    modalities = row.get("modalities") if isinstance(row, dict) else None
+    if not isinstance(modalities, dict):
+        return row
+    read = {name: _read_picture(name, content, folder) for name, content in modalities.items()}
+    return {**row, "modalities": read}
+
+
+def _read_picture(name: str, content: Any, folder: Path) -> Any:
+    is_path = isinstance(content, str) and name != "text" and _LOCATION.fullmatch(content) and "://" not in content
+    if not is_path:
+        return content
+    file = (folder / content.strip()).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"{name!r}: {content} lies outside the folder of the file that names it")
+    if not file.is_file():
+        raise ValueError(f"{name!r}: there is no file {content} beside the file that names it")
+    return {"base64": base64.b64encode(file.read_bytes()).decode("ascii")}
 
 
 ContentIn = Annotated[ContentObject, BeforeValidator(_from_plain_text, json_schema_input_type=Text | ContentObject)]

@@ -45,7 +45,9 @@ BAD_ITEMS: list[tuple[Any, str]] = [
     ({"id": "x", "modalities": {"text": "w" * 20_001}}, "this may have 20000 characters at most"),
     ({"id": "x", "modalities": {"text": {"text": "a", "vector": [1]}}}, "exactly one of text, base64, url and vector"),
     ({"id": "x", "modalities": {"image": {"url": "https://shop.example/b.jpg"}}}, "pictures are not fetched here"),
-    ({"id": "x", "modalities": {"image": "photos/a.jpg"}}, "'image' is given as where a picture lies"),
+    ({"id": "x", "modalities": {"image": "photos/a.jpg"}}, r"'image': there is no file photos/a.jpg beside"),
+    ({"id": "x", "modalities": {"image": "../a.jpg"}}, r"'image': ../a.jpg lies outside the folder"),
+    ({"id": "x", "modalities": {"image": "/etc/a.png"}}, r"'image': /etc/a.png lies outside the folder"),
     ({"id": "x", "modalities": {"cover": "https://shop.example/b.jpg"}}, "'cover' is given as where a picture lies"),
     ({"id": "x", "modalities": {"image": "a red shoe"}}, "'image' is a picture and takes"),
     ({"id": "x", "modalities": {"image": {"base64": "!"}}}, "modality 'image': this is not base64"),
@@ -121,3 +123,14 @@ def test_contents_are_brought_into_one_form(tmp_path: Path) -> None:
     stored = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text("utf-8").splitlines()]
     assert stored[0]["modalities"] == {"text": "as an object", "image": picture()}
     np.testing.assert_allclose(dataset.interactions.timestamp, [1767225600])
+
+
+def test_a_picture_given_as_a_path_is_read_beside_its_file(tmp_path: Path) -> None:
+    rows = [{"id": "a", "modalities": {"image": "photos/a.PNG", "text": "photos/a.png"}}]
+    source = native(tmp_path / "shop", rows, [{"user": "u", "item": "a", "type": "view"}])
+    (source / "photos").mkdir()
+    (source / "photos" / "a.PNG").write_bytes(PICTURE)
+    READERS["lacuna"].prepare(source, tmp_path / "out")
+    dataset = load_dataset(tmp_path / "out")
+    assert dataset.content("image") == [PICTURE]
+    assert dataset.content("text") == ["photos/a.png"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.feedback import AUTO, MinRating
-from training.datasets.base import Progress
-from training.datasets.checks import ItemCheck
+from models.rows import read_pictures
+from training.datasets.base import Progress, Record
+from training.datasets.checks import ItemCheck, RowError
 from training.datasets.prepared import (
     FEEDBACK,
     INFO,
@@ -49,15 +50,22 @@ def prepare_files(
     min_rating: MinRating = AUTO,
     progress: Progress | None = None,
 ) -> DatasetInfo:
-    """Check two files of any name and copy them into a prepared dataset.
+    """Check two files of any name and copy them into a prepared dataset; pictures given as paths are read.
 
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
     check = ItemCheck(pictures=True)
+
+    def complete(row: object) -> Record:
+        try:
+            return check(read_pictures(row, items.parent))
+        except ValueError as error:
+            raise RowError(str(error)) from None
+
     return write_dataset(
         out,
-        read_items(items, check),
+        read_items(items, complete),
         (row for row, _ in read_feedback(feedback, check.ids)),
         name=name,
         source=f"{items.name} and {feedback.name}",

@@ -150,7 +150,7 @@ def fingerprint(folder: Path) -> str:
     return total.hexdigest()
 
 
-def read_items(file: Path, check: ItemCheck) -> Iterator[Record]:
+def read_items(file: Path, check: Callable[[object], Record]) -> Iterator[Record]:
     """Stream the checked item bodies of a file; `check` collects their ids.
 
     Raises:
