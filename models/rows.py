@@ -34,6 +34,7 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models import patterns
 from models.feedback import HIGHEST, LOWEST, RATED
@@ -236,13 +237,19 @@ def _no_locations(value: dict[str, ContentObject | None]) -> dict[str, ContentOb
         if content is None or content.text is None or name == "text":
             continue
         if _LOCATION.fullmatch(content.text):
-            raise ValueError(
-                f'{name!r} is given as where a picture lies; send {{"base64": ...}}, or {{"url": ...}} where the '
-                "service is set to fetch"
+            raise _at(
+                name,
+                'this is where a picture lies; send {"base64": ...}, or {"url": ...} where the service is set to fetch',
             )
         if name == PICTURE:
-            raise ValueError(f'{name!r} is a picture and takes {{"base64": ...}} or {{"vector": [...]}}, not a text')
+            raise _at(name, 'a picture is {"base64": ...} or {"vector": [...]}, not a text')
     return value
+
+
+def _at(name: str, message: str) -> ValidationError:
+    """An error that points at one key of a mapping."""
+    error = PydanticCustomError("value_error", "{reason}", {"reason": message})
+    return ValidationError.from_exception_data("modalities", [InitErrorDetails(type=error, loc=(name,), input=name)])
 
 
 def read_pictures(row: Any, folder: Path) -> Any:

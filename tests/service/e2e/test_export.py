@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from models.bundle import Bundle
+from models.feedback import DEFAULT_MIN_RATING
 from service import export
 from tests.service.running import Running, base64_of, picture, settings_for
 from training import cli
@@ -107,7 +108,7 @@ def test_what_was_erased_is_in_no_bundle_trained_afterwards(
         for file in filter(Path.is_file, folder.rglob("*")):
             for mark in (ERASED_ITEM, ERASED_USER, "words of the erased"):
                 assert mark.encode() not in file.read_bytes(), file
-    assert load_dataset(tmp_path / "next-data").min_rating is None
+    assert load_dataset(tmp_path / "next-data").min_rating == DEFAULT_MIN_RATING
     with Running(settings_for(out, tmp_path, tmp_path / "served.db")) as served:
         assert served.get("/items/kept-item")["title"] == "a green kettle"
         served.get(f"/items/{ERASED_ITEM}", status=404)
