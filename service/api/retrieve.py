@@ -27,6 +27,7 @@ async def retrieve_by_text(engine: EngineDep, query: Annotated[schemas.RetrieveQ
         target=query.target,
         include_generated=query.include_generated,
         category=query.category,
+        at="/query/text",
     )
     return Json(answers.hits(found))
 
@@ -48,5 +49,6 @@ async def retrieve_by_content(
         target=body.target,
         include_generated=body.include_generated,
         category=body.category,
+        at=schemas.query_pointer(body),
     )
     return Json(answers.hits(found))

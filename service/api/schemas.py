@@ -439,6 +439,13 @@ def to_query(body: RetrieveBody) -> dict[str, Content]:
     return {name: to_vector(values, pointer(("vector", name))) for name, values in vectors.items()}
 
 
+def query_pointer(body: RetrieveBody) -> str:
+    """The JSON pointer to what is searched by."""
+    if body.vector is not None:
+        return pointer(("vector", *body.vector))
+    return "/text" if body.text is not None else "/image"
+
+
 ITEM_ROW: TypeAdapter[ItemBody] = TypeAdapter(ItemBody)
 EVENT_ROW: TypeAdapter[EventBody] = TypeAdapter(EventBody)
 
@@ -470,6 +477,8 @@ class ModalityAnswer(BaseModel):
     generator: str | None = None
     confidence: float | None = None
     basis: list[str] = []
+    detail: str | None = Field(None, description="why what was given is no observation, and the modality missing")
+    truncated: bool = Field(False, description="the text is longer than its encoder reads")
 
 
 class WrittenAnswer(BaseModel):

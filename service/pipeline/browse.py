@@ -61,9 +61,9 @@ async def get_modality(
     return ModalityDetail(
         item=item_id,
         modality=modality,
-        report=views.report(views.state_of(item, modality), generated),
+        report=views.report_of(item, modality),
         source=observed.source if observed else None,
-        text=observed.text if observed else None,
+        text=views.text_of(observed, item.remarks.get(modality)),
         media=observed.media if observed else None,
         neighbours=near,
         vector=known.vector if vector and known is not None else None,

@@ -56,6 +56,7 @@ async def retrieve(
     target: str,
     include_generated: bool,
     category: str | None,
+    at: str = "",
 ) -> list[Hit]:
     """The items nearest to a query in one modality.
 
@@ -63,8 +64,12 @@ async def retrieve(
     be for an item; with `any`, the query's own modality is searched. Items that lack the target are reached through
     their generated feature, and say so.
 
+    Args:
+        at: the JSON pointer to the query, for errors.
+
     Raises:
-        InvalidInputError: the query cannot be encoded. UnknownModalityError: it or the target is no modality.
+        InvalidInputError: the query cannot be encoded, or says nothing. UnknownModalityError: it or the target is no
+            modality.
     """
     ((modality, content),) = query.items()
     goal = modality if target == ANY else target
@@ -72,11 +77,12 @@ async def retrieve(
     with engine.step("encode"):
         (got,) = await encode(engine, [{modality: (content, "query")}])
     if isinstance(got, InvalidInputError):
-        got.pointer = ""  # it would lead into an item
+        got.pointer = at  # its own would lead into an item
     if isinstance(got, LacunaError):
         raise got
     if modality not in got.observed:
-        raise InvalidInputError(f"The query gives nothing for the modality {modality!r}.")
+        detail = (got.remarks[modality].detail or "").rstrip(".")
+        raise InvalidInputError(f"{detail}, and nothing is left to search for.", at)
     feature = engine.model.project(modality, got.observed[modality].vector[None])[0]
     if goal != modality:
         with engine.step("impute"):

@@ -149,6 +149,7 @@ async def test_retrieve_by_text_says_through_what_it_matched(api: httpx.AsyncCli
         "target": "image",
         "include_generated": False,
         "category": "c",
+        "at": "/query/text",
     }
 
 
@@ -160,8 +161,11 @@ async def test_wrong_retrieve_query_is_refused(api: httpx.AsyncClient, query: st
 async def test_retrieve_by_picture_and_by_vector(api: httpx.AsyncClient, engine: FakeEngine) -> None:
     await api.post("/retrieve", json={"image": {"base64": "aGVsbG8="}, "target": "text"})
     assert engine.calls[-1]["query"] == {"image": MediaContent(b"hello")}
-    assert engine.calls[-1]["target"] == "text"
+    assert (engine.calls[-1]["target"], engine.calls[-1]["at"]) == ("text", "/image")
+    await api.post("/retrieve", json={"text": "a"})
+    assert engine.calls[-1]["at"] == "/text"
     await api.post("/retrieve", json={"vector": {"audio": [1, 2]}})
+    assert engine.calls[-1]["at"] == "/vector/audio"
     (content,) = engine.calls[-1]["query"].values()
     assert isinstance(content, VectorContent)
     np.testing.assert_array_equal(content.vector, np.array([1, 2], np.float32))
