@@ -203,6 +203,7 @@ async def test_list_filters(store: SqlStore) -> None:
     assert await ids(q="0%") == ["a"]
     assert await ids(q="%") == ["a"]
     assert await ids(q="_") == ["b"]
+    assert await ids(q="a\u0308rmel") == ["b"]  # however its letters are written
     assert await ids(q="") == ["a", "b", "c-Wool"]
     assert await ids(q="x" * 100_000) == []
 
