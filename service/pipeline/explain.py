@@ -14,6 +14,7 @@ from service.pipeline.ingest import not_found
 from service.pipeline.rows import Keys
 
 LISTED = 3  # reasons of an item in a list
+DIGITS = 6  # of a relevance: what lies behind them depends on how many items are explained at once
 LEAN = "popular"  # what a score rests on where no history speaks
 
 
@@ -33,7 +34,7 @@ def reasons(engine: Engine, past: Past, keys: Keys) -> dict[int, tuple[Reason, .
     reranker = explainer(engine)
     with engine.step("explain"):
         found = _explained(engine, reranker, past, keys)
-        best = np.argsort(-found.relevance, axis=1, kind="stable")[:, :LISTED]
+        best = _order(found.relevance)[:, :LISTED]
         speaking = np.take_along_axis(found.relevance, best, axis=1) > 0
         return {
             key: _reasons(engine, reranker, past, found, row, best[row][speaking[row]])
@@ -61,7 +62,7 @@ async def explain_pair(engine: Engine, user: str, item_id: str) -> Explanation:
         key = np.array([entry.key], dtype=np.int64)
         past = history.past(engine, engine.catalogue.keys(known.liked))
         found = _explained(engine, reranker, past, key)
-        order = np.argsort(-found.relevance[0], kind="stable")
+        order = _order(found.relevance)[0]
         order = order[~past.same(key)[0, order]]
         given = _reasons(engine, reranker, past, found, 0, order)
         lean = float(engine.catalogue.sides(key).lean[0])
@@ -83,6 +84,11 @@ def _explained(engine: Engine, reranker: Reranker, past: Past, keys: Keys) -> Ex
     return reranker.explain(past.sides, targets, weights=past.weights, same=past.same(keys))
 
 
+def _order(relevance: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Places in the history `[t, h]`, the most relevant first; where as relevant, the newer first."""
+    return np.argsort(-np.round(relevance, DIGITS), axis=1, kind="stable")
+
+
 def _reasons(
     engine: Engine, reranker: Reranker, past: Past, found: Explained, row: int, places: NDArray[np.int64]
 ) -> tuple[Reason, ...]:
@@ -93,7 +99,7 @@ def _reasons(
         Reason(
             entry.id,
             entry.title,
-            round(relevance, 6),
+            round(relevance, DIGITS),
             {name: round(part, 4) for name, part in zip(reranker.names, parts, strict=True)},
             {name: entry.states[name] for name in reranker.names},
         )

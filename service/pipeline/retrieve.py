@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from models.frozen import unit
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import require_modality
-from service.pipeline.catalogue import FINAL, Mask
+from service.pipeline.catalogue import COSINE, Mask
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Subject, impute
@@ -37,14 +38,9 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
     with engine.step("rank"):
         allowed = catalogue.eligible(excluded=np.array([key], dtype=np.int64))
         if by == "final":
-            # The index ranks by inner product, which favours the popular; cosine is what "similar" means.
-            query = catalogue.final(np.array([key]))[0]
-            found, _ = catalogue.indexes[FINAL].search(query[None], n * 10, allowed)
-            keys = found[0][found[0] >= 0]
-            vectors = catalogue.final(keys)
-            cosines = vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-6)
-            order = np.argsort(-cosines, kind="stable")[:n]
-            return views.hits(engine, keys[order], cosines[order].astype(np.float32))
+            # Lists are ranked by inner product, which favours the popular; cosine is what "similar" means.
+            keys, cosines = catalogue.indexes[COSINE].search(unit(catalogue.final(np.array([key]))), n, allowed)
+            return views.hits(engine, keys[0], cosines[0])
         return _by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
 
 

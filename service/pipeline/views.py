@@ -100,12 +100,8 @@ def neighbours(engine: Engine, modality: str, feature: Array, k: int, key: int |
     if k == 0:
         return ()
     mask = engine.catalogue.having(modality, excluded=key)
-    found = nearest(engine, modality, feature[None], k, mask)[0][0]
-    found = found[found >= 0]
-    unit = feature / max(float(np.linalg.norm(feature)), 1e-6)
-    others = engine.catalogue.rows.get(f"feature.{modality}", found)
-    cosines = others @ unit / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
-    return tuple(hits(engine, found, cosines.astype(np.float32), modality))
+    found, cosines = nearest(engine, modality, feature[None], k, mask)
+    return tuple(hits(engine, found[0], cosines[0], modality))
 
 
 def imputed(

@@ -116,7 +116,7 @@ def test_diversity_trades_score_for_difference(anywhere: Running) -> None:
     def of_user(user: str, diversity: float) -> tuple[float, float]:
         """How like each item is to the likest before it, and how well it scores, on average."""
         hits = ask(user, 10, diversity)
-        vectors = modal(hits) - modal(ask(user, 10 * POOL, 0)).mean(axis=0)
+        vectors = modal(hits) - modal(ask(user, POOL, 0)).mean(axis=0)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         alike = vectors @ vectors.T
         likest = [float(alike[row, :row].max()) for row in range(1, len(hits))]
