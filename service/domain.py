@@ -458,6 +458,13 @@ class NotReadyError(LacunaError):
     title = "Not ready"
 
 
+class NotFollowedError(LacunaError):
+    """This worker has not followed the change log as far as the request asks."""
+
+    slug = "not-followed"
+    title = "Not followed yet"
+
+
 class ModelNotFoundError(LacunaError):
     """No bundle of this version is known."""
 

@@ -14,7 +14,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from service.api import errors
+from service.api import errors, position
 from service.api.limits import LIMITS
 from service.domain import NotReadyError
 from service.metrics import Metrics
@@ -79,24 +79,29 @@ def _presented_key(request: Request) -> bytes:
 
 
 def require(role: Role) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that lets callers of this role or a higher one pass."""
+    """A dependency that lets callers of this role or a higher one pass, once the worker knows what they build on."""
 
     async def check(request: Request) -> None:
         keyring: Keyring = request.app.state.keyring
-        if not keyring:
-            await _count(request, request.client.host if request.client else "")
-            return
-        presented = _presented_key(request)
-        if not presented:
-            raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
-        key = keyring.find(presented)
-        if key is None:
-            raise errors.unauthorized("This key is not known.")
-        if ROLES.index(key.role) < ROLES.index(role):
-            raise errors.forbidden(role)
-        await _count(request, key.name)
+        name = _name(keyring, request, role) if keyring else (request.client.host if request.client else "")
+        await _count(request, name)
+        request.scope[position.WRITES] = role is Role.WRITE
+        await position.reach(request)
 
     return check
+
+
+def _name(keyring: Keyring, request: Request, role: Role) -> str:
+    """The name of the request's key, which must have this role or a higher one."""
+    presented = _presented_key(request)
+    if not presented:
+        raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
+    key = keyring.find(presented)
+    if key is None:
+        raise errors.unauthorized("This key is not known.")
+    if ROLES.index(key.role) < ROLES.index(role):
+        raise errors.forbidden(role)
+    return key.name
 
 
 def key_name(request: Request) -> str | None:

@@ -35,6 +35,7 @@ from service.domain import (
     MediaContent,
     ModalityDetail,
     ModalityReport,
+    NotFollowedError,
     NotServedError,
     Page,
     Patch,
@@ -68,6 +69,7 @@ class FakeEngine:
     model_version: str = "2026-01-02.1"
     timer: Any = None
     followed: Followed = field(default_factory=Followed)
+    last: int = 7  # the log's newest position
 
     @property
     def store(self) -> FakeEngine:
@@ -75,6 +77,11 @@ class FakeEngine:
 
     async def count_items(self) -> int:
         return len(self.items)
+
+    async def last_change(self) -> int:
+        if self.failure is not None:
+            raise self.failure
+        return self.last
 
     async def close(self) -> None:
         self.is_closed = True
@@ -186,6 +193,15 @@ async def impute(engine: FakeEngine, draft: Draft, *, neighbours: int = 5) -> Im
 
 def _detail(report: ModalityReport) -> ModalityDetail:
     return ModalityDetail("a", "text", report, None, None, None, (), np.ones(3, np.float32))
+
+
+# --- service.pipeline.follow --------------------------------------------------------------------------------------
+
+
+async def reach(engine: FakeEngine, position: int) -> None:
+    engine.note(position=position)
+    if position > engine.last:
+        raise NotFollowedError("not yet")
 
 
 # --- service.pipeline.browse --------------------------------------------------------------------------------------
@@ -343,6 +359,7 @@ async def stats(engine: FakeEngine) -> dict[str, Any]:
 FACADE: dict[str, tuple[Any, ...]] = {
     "ingest": (create_item, put_item, patch_item, delete_item, create_batch, impute),
     "browse": (get_item, list_items, get_modality, get_media),
+    "follow": (reach,),
     "feedback": (add_feedback, list_feedback, delete_feedback, get_user, delete_user),
     "recommend": (recommend_user, recommend_session),
     "explain": (explain_pair,),
