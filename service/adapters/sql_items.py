@@ -356,13 +356,18 @@ def items_after(connection: Connection, row: int, limit: int) -> tuple[list[Stor
 
 
 def list_items(
-    connection: Connection, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+    connection: Connection,
+    limit: int,
+    cursor: str | None,
+    categories: Sequence[str],
+    missing: str | None,
+    q: str | None,
 ) -> Page[StoredItem]:
     """A page of items in order of id."""
     query = select(items).order_by(items.c.id).limit(limit + 1)
     if cursor is not None:
         query = query.where(items.c.id > decode_cursor(cursor, CURSOR, 1)[0])
-    if category is not None:
+    for category in categories:
         member = item_categories.c.item_row == items.c.row_id
         query = query.where(exists().where(member, item_categories.c.category == category))
     if missing is not None:

@@ -118,7 +118,7 @@ async def list_items(engine: EngineDep, query: Annotated[schemas.ListQuery, Quer
         engine,
         limit=query.limit,
         cursor=query.cursor,
-        category=query.category,
+        categories=query.category,
         missing=query.missing,
         q=query.q,
     )

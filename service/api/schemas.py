@@ -25,12 +25,16 @@ from pydantic import (
     FiniteFloat,
     StringConstraints,
     TypeAdapter,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     model_validator,
 )
 
 from service.api import limits, patterns
 from service.api.errors import pointer
 from service.domain import (
+    EVENT_TYPES,
     MAX_METADATA_BYTES,
     UNSET,
     Content,
@@ -64,6 +68,11 @@ ItemId = Annotated[str, StringConstraints(pattern=patterns.ITEM_ID), AfterValida
 UserId = Annotated[str, StringConstraints(pattern=patterns.USER_ID), AfterValidator(_no_dot_segment)]
 ModalityName = Annotated[str, StringConstraints(pattern=patterns.NAME)]
 Category = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
+Categories = Annotated[
+    list[Category],
+    Field(max_length=32, description="Only items that are in it; of several, in all"),
+    AfterValidator(lambda several: list(dict.fromkeys(several))),
+]
 RecommendationId = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
 Title = Annotated[str, StringConstraints(max_length=1_000, pattern=patterns.PROSE)]
 Text = Annotated[str, StringConstraints(pattern=patterns.PROSE), AfterValidator(limits.check_text)]
@@ -72,6 +81,31 @@ ModelName = Literal["dgmrec", "iris", "popular", "latest"]
 Diversity = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[
     int, Field(ge=1, description="500 at most, unless configured otherwise"), AfterValidator(limits.check_n)
+]
+
+
+def _known_type(value: str) -> str:
+    if value not in EVENT_TYPES:
+        raise ValueError(f"an event's type is one of {', '.join(EVENT_TYPES)}")
+    return value
+
+
+EventType = Annotated[str, AfterValidator(_known_type), Field(json_schema_extra={"enum": list(EVENT_TYPES)})]
+
+
+def _one_or_several(value: object, several: ValidatorFunctionWrapHandler) -> object:
+    if value is None:
+        return []
+    if not isinstance(value, str):
+        return several(value)
+    try:
+        return several([value])
+    except ValidationError:  # its pointer would lead into a list that is none
+        raise ValueError(patterns.SENTENCES[patterns.LABEL]) from None
+
+
+OneOrSeveral = Annotated[
+    Categories, WrapValidator(_one_or_several, json_schema_input_type=Category | list[Category] | None)
 ]
 
 
@@ -249,7 +283,7 @@ class SessionBody(Strict):
     items: list[WeightedItem] = Field(min_length=1, max_length=1_000)
     n: Count = 20
     model: ModelName | None = None
-    category: Category | None = None
+    category: OneOrSeveral = []
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
@@ -266,7 +300,7 @@ class RetrieveBody(Strict):
     n: Count = 20
     target: ModalityName = "any"
     include_generated: bool = True
-    category: Category | None = None
+    category: OneOrSeveral = []
 
     @model_validator(mode="after")
     def _exactly_one(self) -> RetrieveBody:
@@ -286,7 +320,7 @@ class ListQuery(Query):
 
     limit: Count = 50
     cursor: str | None = Field(None, min_length=1, max_length=512)
-    category: Category | None = None
+    category: Categories = []
     missing: ModalityName | None = Field(None, description="Only items that lack this modality")
     q: str | None = Field(None, min_length=1, max_length=256, description="A part of the id or title")
 
@@ -322,15 +356,17 @@ class FeedbackQuery(Query):
 
     user: UserId | None = None
     item: ItemId | None = None
+    type: EventType | None = None
     limit: Count = 50
     cursor: str | None = Field(None, min_length=1, max_length=512)
 
 
 class FeedbackDeleteQuery(Query):
-    """Which events to delete: at least one of the two."""
+    """Which events to delete: at least one of these."""
 
     user: UserId | None = None
     item: ItemId | None = None
+    type: EventType | None = None
 
 
 class RecommendQuery(Query):
@@ -338,7 +374,7 @@ class RecommendQuery(Query):
 
     n: Count = 20
     model: ModelName | None = None
-    category: Category | None = None
+    category: Categories = []
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
@@ -352,7 +388,7 @@ class RetrieveQuery(Query):
     n: Count = 20
     target: ModalityName = Field("any", description="`any` or a modality")
     include_generated: bool = True
-    category: Category | None = None
+    category: Categories = []
 
 
 # --- from requests to the service's objects -----------------------------------------------------------------------

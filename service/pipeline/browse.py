@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.domain import (
     Hit,
     ItemNotFoundError,
@@ -26,16 +28,17 @@ async def get_item(engine: Engine, item_id: str) -> ItemView:
 
 
 async def list_items(
-    engine: Engine, *, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+    engine: Engine, *, limit: int, cursor: str | None, categories: Sequence[str], missing: str | None, q: str | None
 ) -> Page[ItemView]:
-    """A page of items in order of id. `missing` names a modality that is not observed.
+    """A page of items in order of id, of those in all of the categories. `missing` names a modality that is not
+    observed.
 
     Raises:
         InvalidInputError: the cursor is none of ours. UnknownModalityError: `missing` is no modality of the bundle.
     """
     if missing is not None:
         require_modality(engine, missing)
-    page = await engine.store.list_items(limit=limit, cursor=cursor, category=category, missing=missing, q=q)
+    page = await engine.store.list_items(limit=limit, cursor=cursor, categories=categories, missing=missing, q=q)
     return Page([views.item(engine, item) for item in page.items], page.next_cursor)
 
 

@@ -275,10 +275,10 @@ class Catalogue:
         """What IRIS needs of items `[k]`."""
         return Sides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
 
-    def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
-        """Which keys may be shown: available ones, of the category, without the excluded."""
+    def eligible(self, categories: Iterable[str] = (), excluded: Keys | None = None) -> Mask:
+        """Which keys may be shown: available ones, in all of the categories, without the excluded."""
         allowed = self.available.copy()
-        if category is not None:
+        for category in categories:
             members = list(self._categories.get(category, ()))  # at once: the writer may change the set meanwhile
             chosen = np.zeros(len(allowed), dtype=np.bool_)
             chosen[[key for key in members if key < len(chosen)]] = True

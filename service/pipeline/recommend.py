@@ -46,7 +46,7 @@ async def recommend_user(
     *,
     n: int,
     model: str | None,
-    category: str | None,
+    categories: Sequence[str],
     exclude_seen: bool,
     diversity: float,
     strict: bool,
@@ -67,7 +67,7 @@ async def recommend_user(
     wanted = model or DGMREC
     place = None
     if wanted in (DGMREC, IRIS) and known.liked:
-        place = _place(engine, user, wanted, n, category, exclude_seen, diversity)
+        place = _place(engine, user, wanted, n, sorted(categories), exclude_seen, diversity)
     kept = await engine.cache.get(place) if place else None
     catalogue = engine.catalogue
     with engine.step("rank"):
@@ -76,7 +76,7 @@ async def recommend_user(
             listed = Listed(wanted, None, *_unpacked(kept))
         else:
             seen = catalogue.keys(known.seen) if exclude_seen else None
-            listed = _ranked(engine, asker, catalogue.eligible(category, seen), wanted, n, diversity)
+            listed = _ranked(engine, asker, catalogue.eligible(categories, seen), wanted, n, diversity)
     if place and kept is None and listed.fallback is None:
         engine.background(engine.cache.set(place, _packed(listed), ttl_s=KEPT_S))
     return _answer(engine, asker, listed, explain=explain)
@@ -88,7 +88,7 @@ async def recommend_session(
     *,
     n: int,
     model: str | None,
-    category: str | None,
+    categories: Sequence[str],
     exclude_seen: bool,
     diversity: float,
     explain: bool = False,
@@ -109,7 +109,7 @@ async def recommend_session(
     with engine.step("rank"):
         keys = catalogue.keys(item for item, _ in items)
         weights = np.array([weight for _, weight in items], dtype=np.float32)
-        allowed = catalogue.eligible(category, keys if exclude_seen else None)
+        allowed = catalogue.eligible(categories, keys if exclude_seen else None)
         asker = Asker(None, keys, weights / max(float(weights.max()), 1e-6))
         listed = _ranked(engine, asker, allowed, model or DGMREC, n, diversity)
     return _answer(engine, asker, listed, explain=explain)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -51,7 +51,7 @@ async def retrieve(
     n: int,
     target: str,
     include_generated: bool,
-    category: str | None,
+    categories: Sequence[str],
     at: str = "",
 ) -> list[Hit]:
     """The items nearest to a query in one modality.
@@ -85,7 +85,7 @@ async def retrieve(
             (completed,) = await engine.compute(impute, engine, [Subject({modality: feature})])
         feature = completed.features[goal]
     with engine.step("rank"):
-        allowed = engine.catalogue.eligible(category)
+        allowed = engine.catalogue.eligible(categories)
         if not include_generated:
             allowed &= engine.catalogue.having(goal)[: len(allowed)]  # the catalogue may have grown in between
         return _by_modality(engine, goal, feature, n, allowed)

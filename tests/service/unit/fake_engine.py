@@ -213,9 +213,9 @@ async def get_item(engine: FakeEngine, item_id: str) -> ItemView:
 
 
 async def list_items(
-    engine: FakeEngine, *, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+    engine: FakeEngine, *, limit: int, cursor: str | None, categories: Sequence[str], missing: str | None, q: str | None
 ) -> Page[ItemView]:
-    engine.note(limit=limit, cursor=cursor, category=category, missing=missing, q=q)
+    engine.note(limit=limit, cursor=cursor, categories=categories, missing=missing, q=q)
     start = int(cursor) if cursor and cursor.isdecimal() else 0
     views = [engine.items[item_id] for item_id in sorted(engine.items)]
     more = len(views) > start + limit
@@ -260,17 +260,22 @@ async def add_feedback(
 
 
 async def list_feedback(
-    engine: FakeEngine, *, limit: int, cursor: str | None, user: str | None, item: str | None
+    engine: FakeEngine, *, limit: int, cursor: str | None, user: str | None, item: str | None, kind: str | None
 ) -> Page[Event]:
-    engine.note(limit=limit, cursor=cursor, user=user, item=item)
+    engine.note(limit=limit, cursor=cursor, user=user, item=item, kind=kind)
     return Page(engine.events[:limit], None)
 
 
-async def delete_feedback(engine: FakeEngine, *, user: str | None, item: str | None) -> int:
-    engine.note(user=user, item=item)
-    if user is None and item is None:
-        raise InvalidInputError("name a user, an item, or both")
-    kept = [event for event in engine.events if user not in (None, event.user) or item not in (None, event.item)]
+async def delete_feedback(engine: FakeEngine, *, user: str | None, item: str | None, kind: str | None) -> int:
+    engine.note(user=user, item=item, kind=kind)
+    if user is None and item is None and kind is None:
+        raise InvalidInputError("name a user, an item or a type")
+    chosen = {"user": user, "item": item, "type": kind}
+    kept = [
+        event
+        for event in engine.events
+        if any(value not in (None, getattr(event, name)) for name, value in chosen.items())
+    ]
     deleted = len(engine.events) - len(kept)
     engine.events = kept
     return deleted
@@ -286,7 +291,7 @@ async def get_user(engine: FakeEngine, user: str) -> User:
 
 async def delete_user(engine: FakeEngine, user: str) -> None:
     await get_user(engine, user)
-    await delete_feedback(engine, user=user, item=None)
+    await delete_feedback(engine, user=user, item=None, kind=None)
 
 
 # --- service.pipeline.recommend, retrieve, operate ----------------------------------------------------------------

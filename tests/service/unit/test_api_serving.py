@@ -85,11 +85,35 @@ async def test_recommend_hands_its_options_on(api: httpx.AsyncClient, engine: Fa
         "n": 7,
         "explain": False,
         "model": "popular",
-        "category": "c",
+        "categories": ["c"],
         "exclude_seen": False,
         "diversity": 0.5,
         "strict": True,
     }
+
+
+@pytest.mark.parametrize("path", ["/items", "/recommend/u1", "/retrieve?text=a"])
+async def test_categories_may_be_repeated(api: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
+    response = await api.get(path + ("&" if "?" in path else "?") + "category=x&category=y")
+    assert response.status_code == 200
+    assert engine.calls[-1]["categories"] == ["x", "y"]
+    response = await api.get(path + ("&" if "?" in path else "?") + "category=x&category=")
+    assert (response.status_code, pointers(response)) == (422, ["/query/category/1"])
+    many = "&".join(f"category={number}" for number in range(33))
+    response = await api.get(path + ("&" if "?" in path else "?") + many)
+    assert (response.status_code, pointers(response)) == (422, ["/query/category"])
+
+
+@pytest.mark.parametrize(("path", "body"), [("/recommend", {"items": [{"id": "a"}]}), ("/retrieve", {"text": "a"})])
+async def test_a_body_takes_one_category_or_several(
+    api: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
+) -> None:
+    for given, read in (("x", ["x"]), (["x", "y", "x"], ["x", "y"]), ([], []), (None, [])):
+        assert (await api.post(path, json={**body, "category": given})).status_code == 200
+        assert engine.calls[-1]["categories"] == read
+    for given, at in (("", "/category"), (["x", ""], "/category/1"), (5, "/category"), ([["x"]], "/category/0")):
+        response = await api.post(path, json={**body, "category": given})
+        assert (response.status_code, pointers(response)) == (422, [at])
 
 
 async def test_unknown_user_gets_a_fallback_or_404(api: httpx.AsyncClient) -> None:
@@ -148,7 +172,7 @@ async def test_retrieve_by_text_says_through_what_it_matched(api: httpx.AsyncCli
         "n": 3,
         "target": "image",
         "include_generated": False,
-        "category": "c",
+        "categories": ["c"],
         "at": "/query/text",
     }
 

@@ -222,8 +222,8 @@ def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
     assert made.key("a") == 0
     assert 0 not in made.indexes["image"]
     assert made.count_states()["image"] == {"absent": 1, "observed": 0, "generated": 1}
-    assert np.flatnonzero(made.eligible("x")).tolist() == [1]
-    assert np.flatnonzero(made.eligible("y")).tolist() == []
+    assert np.flatnonzero(made.eligible(["x"])).tolist() == [1]
+    assert np.flatnonzero(made.eligible(["y"])).tolist() == []
     assert made.count_categories() == {"x": 1, "y": 1, "z": 1}
 
 
@@ -235,7 +235,7 @@ def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPa
         made.remove(name)
         left = np.flatnonzero(made.rows.get("modal", np.arange(6)).any(axis=1)).tolist()
         assert left == (list(range(6)) if gone < 4 else [4, 5])
-    assert np.flatnonzero(made.eligible("x")).tolist() == [4, 5]
+    assert np.flatnonzero(made.eligible(["x"])).tolist() == [4, 5]
     assert np.array_equal(made.final(np.array([5])), before)
 
 
@@ -253,8 +253,8 @@ def test_memory_follows_the_items_that_are_there_not_those_that_were(monkeypatch
 
 def test_what_is_eligible_and_observed() -> None:
     made = catalogue(*((entry(name, "x"), derived(row)) for row, name in enumerate("abc")))
-    assert np.flatnonzero(made.eligible("x", np.array([1]))).tolist() == [0, 2]
-    assert np.flatnonzero(made.eligible("unheard-of")).tolist() == []
+    assert np.flatnonzero(made.eligible(["x"], np.array([1]))).tolist() == [0, 2]
+    assert np.flatnonzero(made.eligible(["unheard-of"])).tolist() == []
     assert np.flatnonzero(made.having("text", excluded=2)).tolist() == [0, 1]
     assert not made.having("text", "image").any()
 
