@@ -30,6 +30,7 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 MULTIPART = "multipart/form-data"
 _LENGTH_DIGITS = 20  # longer numbers are none that a server lets through
+_HIDDEN = "lacuna.hidden"  # in a request's scope
 MAX_PARTS = 65  # an item's description and its modalities
 
 # --- engine -------------------------------------------------------------------------------------------------------
@@ -83,16 +84,17 @@ def require(role: Role) -> Callable[[Request], Awaitable[None]]:
 
     async def check(request: Request) -> None:
         keyring: Keyring = request.app.state.keyring
-        name = _name(keyring, request, role) if keyring else (request.client.host if request.client else "")
-        await _count(request, name)
+        key = _key(keyring, request, role) if keyring else None
+        await _count(request, key.name if key else request.client.host if request.client else "")
+        request.scope[_HIDDEN] = key is None or key.role is not Role.READ
         request.scope[position.WRITES] = role is Role.WRITE
         await position.reach(request)
 
     return check
 
 
-def _name(keyring: Keyring, request: Request, role: Role) -> str:
-    """The name of the request's key, which must have this role or a higher one."""
+def _key(keyring: Keyring, request: Request, role: Role) -> ApiKey:
+    """The request's key, which must have this role or a higher one."""
     presented = _presented_key(request)
     if not presented:
         raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
@@ -101,7 +103,7 @@ def _name(keyring: Keyring, request: Request, role: Role) -> str:
         raise errors.unauthorized("This key is not known.")
     if ROLES.index(key.role) < ROLES.index(role):
         raise errors.forbidden(role)
-    return key.name
+    return key
 
 
 def key_name(request: Request) -> str | None:
@@ -120,6 +122,12 @@ async def _count(request: Request, name: str) -> None:
         raise errors.too_many_requests(wait_s)
 
 
+async def _sees_hidden(request: Request) -> bool:
+    return bool(request.scope.get(_HIDDEN))
+
+
+# Whether items that are not available may show: to all but the role `read`.
+HiddenDep = Annotated[bool, Depends(_sees_hidden)]
 READ = Depends(require(Role.READ))
 WRITE = Depends(require(Role.WRITE))
 ADMIN = Depends(require(Role.ADMIN))

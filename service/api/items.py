@@ -11,7 +11,18 @@ from starlette.responses import Response
 
 from service.api import answers, errors, schemas
 from service.api.answers import Json
-from service.api.deps import MERGE_PATCH, READ, WRITE, EngineDep, Upload, WithFiles, item_body, json_body, row_errors
+from service.api.deps import (
+    MERGE_PATCH,
+    READ,
+    WRITE,
+    EngineDep,
+    HiddenDep,
+    Upload,
+    WithFiles,
+    item_body,
+    json_body,
+    row_errors,
+)
 from service.api.idempotency import key_of
 from service.api.openapi import item_request, json_request, problems
 from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
@@ -183,9 +194,12 @@ async def get_modality(
     item_id: ItemPath,
     modality: ModalityPath,
     query: Annotated[schemas.ModalityQuery, Query()],
+    hidden: HiddenDep,
 ) -> Response:
     """One modality of an item: its state, its provenance, and the items whose observed feature is nearest."""
-    detail = await browse.get_modality(engine, item_id, modality, neighbours=query.neighbours, vector=query.vector)
+    detail = await browse.get_modality(
+        engine, item_id, modality, neighbours=query.neighbours, vector=query.vector, hidden=hidden
+    )
     return Json(answers.modality(detail))
 
 
@@ -240,6 +254,8 @@ async def impute(
     engine: EngineDep,
     query: Annotated[schemas.ImputeQuery, Query()],
     given: Annotated[WithFiles, item_body(schemas.ImputeBody)],
+    hidden: HiddenDep,
 ) -> Response:
     """Generate the missing modalities of an item and answer them; nothing is stored."""
-    return Json(answers.imputation(await ingest.impute(engine, _draft(given), neighbours=query.neighbours)))
+    made = await ingest.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
+    return Json(answers.imputation(made))

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from service.api import answers, schemas
 from service.api.answers import Json
-from service.api.deps import READ, EngineDep, MetricsDep, json_body
+from service.api.deps import READ, EngineDep, HiddenDep, MetricsDep, json_body
 from service.api.openapi import json_request, problems
 from service.pipeline import explain, recommend
 
@@ -26,6 +26,7 @@ async def recommend_user(
     metrics: MetricsDep,
     user: Annotated[schemas.UserId, Path()],
     query: Annotated[schemas.RecommendQuery, Query()],
+    hidden: HiddenDep,
 ) -> Response:
     """The best items for a user. An unknown user gets a named fallback, or 404 with `strict`."""
     ranked = await recommend.recommend_user(
@@ -38,6 +39,7 @@ async def recommend_user(
         diversity=query.diversity,
         strict=query.strict,
         explain=query.explain,
+        hidden=hidden,
     )
     metrics.count_fallback(ranked.fallback)
     return Json(answers.recommendations(ranked, explain=query.explain))
@@ -53,6 +55,7 @@ async def recommend_session(
     engine: EngineDep,
     metrics: MetricsDep,
     body: Annotated[schemas.SessionBody, json_body(schemas.SessionBody)],
+    hidden: HiddenDep,
 ) -> Response:
     """The best items for a session of weighted items."""
     ranked = await recommend.recommend_session(
@@ -64,6 +67,7 @@ async def recommend_session(
         exclude_seen=body.exclude_seen,
         diversity=body.diversity,
         explain=body.explain,
+        hidden=hidden,
     )
     metrics.count_fallback(ranked.fallback)
     return Json(answers.recommendations(ranked, explain=body.explain))
@@ -75,7 +79,10 @@ async def recommend_session(
     responses={200: {"model": schemas.ExplanationAnswer}, **problems(404)},
 )
 async def explain_pair(
-    engine: EngineDep, user: Annotated[schemas.UserId, Path()], item: Annotated[schemas.ItemId, Path()]
+    engine: EngineDep,
+    user: Annotated[schemas.UserId, Path()],
+    item: Annotated[schemas.ItemId, Path()],
+    hidden: HiddenDep,
 ) -> Response:
     """What each item of a user's history says of an item, the most relevant first."""
-    return Json(answers.explanation(await explain.explain_pair(engine, user, item)))
+    return Json(answers.explanation(await explain.explain_pair(engine, user, item, hidden=hidden)))

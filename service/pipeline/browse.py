@@ -43,9 +43,10 @@ async def list_items(
 
 
 async def get_modality(
-    engine: Engine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False
+    engine: Engine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False, hidden: bool = True
 ) -> ModalityDetail:
-    """One modality of one item: state, provenance, and the items whose observed feature is nearest.
+    """One modality of one item: state, provenance, and the items whose observed feature is nearest; `hidden` ones are
+    those that are not available.
 
     Raises:
         ItemNotFoundError: there is no such item. UnknownModalityError: the bundle has no such modality.
@@ -60,7 +61,7 @@ async def get_modality(
     near: tuple[Hit, ...] = ()
     if known is not None and key is not None:
         feature = engine.catalogue.rows.get(f"feature.{modality}", key)
-        near = views.neighbours(engine, modality, feature, neighbours, key)
+        near = views.neighbours(engine, modality, feature, neighbours, key, hidden=hidden)
     return ModalityDetail(
         item=item_id,
         modality=modality,

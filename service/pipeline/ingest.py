@@ -189,8 +189,9 @@ async def delete_item(engine: Engine, item_id: str) -> None:
         engine.own(done.positions)
 
 
-async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputation:
-    """Generate what a draft lacks and answer it; nothing is stored."""
+async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5, hidden: bool = True) -> Imputation:
+    """Generate what a draft lacks and answer it; nothing is stored. `hidden` items, which are not available, may be
+    named as neighbours or not."""
     timings: dict[str, float] = {}
     with engine.step("encode", timings):
         (got,) = await encode(engine, [with_title(draft.title, draft.modalities)])
@@ -199,7 +200,9 @@ async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputa
     with engine.step("impute", timings):
         (completed,) = await engine.compute(_complete_one, engine, got.observed)
     details = {
-        name: views.imputed(engine, completed, got.observed.get(name), got.remarks.get(name), name, neighbours)
+        name: views.imputed(
+            engine, completed, got.observed.get(name), got.remarks.get(name), name, neighbours, hidden=hidden
+        )
         for name in engine.model.names
     }
     return Imputation(engine.model_version, details, timings)

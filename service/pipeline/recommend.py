@@ -51,10 +51,12 @@ async def recommend_user(
     diversity: float,
     strict: bool,
     explain: bool = False,
+    hidden: bool = True,
 ) -> Recommendations:
     """The top `n` items for a user.
 
-    An unknown user gets the popular ones, and the answer says so.
+    An unknown user gets the popular ones, and the answer says so. `hidden` items of the history, which are not
+    available, may be named as reasons or not.
 
     Raises:
         UserNotFoundError: `strict`, and nothing is known of the user. NotServedError: the bundle lacks the model, or
@@ -79,7 +81,7 @@ async def recommend_user(
             listed = _ranked(engine, asker, catalogue.eligible(categories, seen), wanted, n, diversity)
     if place and kept is None and listed.fallback is None:
         engine.background(engine.cache.set(place, _packed(listed), ttl_s=KEPT_S))
-    return _answer(engine, asker, listed, explain=explain)
+    return _answer(engine, asker, listed, explain=explain, hidden=hidden)
 
 
 async def recommend_session(
@@ -92,8 +94,9 @@ async def recommend_session(
     exclude_seen: bool,
     diversity: float,
     explain: bool = False,
+    hidden: bool = True,
 ) -> Recommendations:
-    """The top `n` items for a session of weighted items, without a user.
+    """The top `n` items for a session of weighted items, without a user; `hidden` as for a user.
 
     Raises:
         InvalidInputError: an item does not exist. NotServedError: the bundle lacks the model, or one that explains.
@@ -112,7 +115,7 @@ async def recommend_session(
         allowed = catalogue.eligible(categories, keys if exclude_seen else None)
         asker = Asker(None, keys, weights / max(float(weights.max()), 1e-6))
         listed = _ranked(engine, asker, allowed, model or DGMREC, n, diversity)
-    return _answer(engine, asker, listed, explain=explain)
+    return _answer(engine, asker, listed, explain=explain, hidden=hidden)
 
 
 def _require(engine: Engine, model: str | None, *, explain: bool) -> None:
@@ -144,11 +147,11 @@ def _candidates(
     return rank.best(engine, vector, n, allowed, diversity)
 
 
-def _answer(engine: Engine, asker: Asker, listed: Listed, *, explain: bool) -> Recommendations:
+def _answer(engine: Engine, asker: Asker, listed: Listed, *, explain: bool, hidden: bool) -> Recommendations:
     reasons = {}
     if explain:
         past = history.past(engine, asker.keys, asker.weights)
-        reasons = explaining.reasons(engine, past, listed.keys)
+        reasons = explaining.reasons(engine, past, listed.keys, hidden=hidden)
     hits = views.hits(engine, listed.keys, listed.scores, reasons=reasons)
     return Recommendations(
         asker.user, uuid.uuid4().hex, listed.model, engine.model_version, listed.fallback, tuple(hits)

@@ -95,17 +95,29 @@ def hits(
     return found
 
 
-def neighbours(engine: Engine, modality: str, feature: Array, k: int, key: int | None = None) -> tuple[Hit, ...]:
-    """The items whose observed feature is nearest to a projected one `[r_m]`: what it means, in items to look at."""
+def neighbours(
+    engine: Engine, modality: str, feature: Array, k: int, key: int | None = None, *, hidden: bool
+) -> tuple[Hit, ...]:
+    """The items whose observed feature is nearest to a projected one `[r_m]`: what it means, in items to look at.
+    `hidden` ones, which are not available, may be among them or not."""
     if k == 0:
         return ()
     mask = engine.catalogue.having(modality, excluded=key)
+    if not hidden:
+        mask &= engine.catalogue.available[: len(mask)]
     found, cosines = nearest(engine, modality, feature[None], k, mask)
     return tuple(hits(engine, found[0], cosines[0], modality))
 
 
 def imputed(
-    engine: Engine, completed: Completed, observed: Observed | None, remark: Remark | None, modality: str, k: int
+    engine: Engine,
+    completed: Completed,
+    observed: Observed | None,
+    remark: Remark | None,
+    modality: str,
+    k: int,
+    *,
+    hidden: bool,
 ) -> ModalityDetail:
     """One modality of an item that is not stored, with its vector."""
     generated = completed.generated.get(modality)
@@ -117,6 +129,6 @@ def imputed(
         source=observed.source if observed else None,
         text=text_of(observed, remark),
         media=None,
-        neighbours=neighbours(engine, modality, completed.features[modality], k),
+        neighbours=neighbours(engine, modality, completed.features[modality], k, hidden=hidden),
         vector=vector,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -99,6 +100,20 @@ def test_a_category_narrows_the_list(anywhere: Running) -> None:
     lamps = {item["id"] for item in anywhere.get("/items", category="lamps", limit=500)["items"]}
     assert {hit["id"] for hit in answer["items"]} == lamps
     assert anywhere.get(f"/recommend/{USER}", category="unheard-of")["items"] == []
+
+
+def test_of_several_categories_all_must_hold(alone: Running) -> None:
+    both = alone.create(title="Mug", categories=["mugs", "rare"])["id"]
+    alone.create(title="Lamp", categories=["lamps", "rare"])
+    two = {"category": ["rare", "mugs"]}
+    for path in ("/items", f"/recommend/{USER}", "/recommend/nobody", "/retrieve?text=mug"):
+        found = alone.ask("GET", path, params=httpx.QueryParams(path.partition("?")[2]).merge(two))["items"]
+        assert [item["id"] for item in found] == [both]
+    assert alone.ask("GET", f"/recommend/{USER}", params={**two, "n": 500})["items"][0]["id"] == both  # made or kept
+    for path, body in (("/recommend", {"items": [{"id": "demo-0001"}]}), ("/retrieve", {"text": "mug"})):
+        assert [hit["id"] for hit in alone.post(path, {**body, **two})["items"]] == [both]
+        assert len(alone.post(path, {**body, "category": "rare"})["items"]) == 2
+    assert alone.ask("GET", "/items", params={"category": ["mugs", "lamps"]})["items"] == []
 
 
 def test_diversity_trades_score_for_difference(anywhere: Running) -> None:

@@ -183,8 +183,8 @@ async def create_batch(engine: FakeEngine, drafts: Sequence[Draft]) -> list[Writ
     return outcomes
 
 
-async def impute(engine: FakeEngine, draft: Draft, *, neighbours: int = 5) -> Imputation:
-    engine.note(draft=draft, neighbours=neighbours)
+async def impute(engine: FakeEngine, draft: Draft, *, neighbours: int = 5, hidden: bool = True) -> Imputation:
+    engine.note(draft=draft, neighbours=neighbours, hidden=hidden)
     details = {
         name: replace(_detail(report), item="", modality=name) for name, report in _reports(draft.modalities).items()
     }
@@ -223,9 +223,9 @@ async def list_items(
 
 
 async def get_modality(
-    engine: FakeEngine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False
+    engine: FakeEngine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False, hidden: bool = True
 ) -> ModalityDetail:
-    engine.note(item_id=item_id, modality=modality, neighbours=neighbours, vector=vector)
+    engine.note(item_id=item_id, modality=modality, neighbours=neighbours, vector=vector, hidden=hidden)
     view = _existing(engine, item_id)
     if modality not in view.modalities:
         raise UnknownModalityError(f"the bundle declares no modality {modality!r}")
@@ -321,8 +321,8 @@ def _ranked(engine: FakeEngine, user: str | None, fallback: str | None, n: int) 
     return Recommendations(user, "r-1", "dgmrec", "2026-01-02.1", fallback, hits)
 
 
-async def explain_pair(engine: FakeEngine, user: str, item_id: str) -> Explanation:
-    engine.note(user=user, item_id=item_id)
+async def explain_pair(engine: FakeEngine, user: str, item_id: str, *, hidden: bool) -> Explanation:
+    engine.note(user=user, item_id=item_id, hidden=hidden)
     view = _existing(engine, item_id)
     (hit,) = (hit for hit in _ranked(engine, user, None, len(engine.items)).items if hit.id == item_id)
     states = hit.modalities

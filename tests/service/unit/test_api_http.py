@@ -330,6 +330,23 @@ async def test_pages_of_any_origin_may_call_where_the_setting_says_so(engine: Fa
         assert response.headers["access-control-allow-origin"] == "*"
 
 
+@pytest.mark.parametrize(("role", "hidden"), [("read", False), ("write", True), ("admin", True)])
+async def test_hidden_items_are_named_to_those_who_hide_them(
+    locked: httpx.AsyncClient, engine: FakeEngine, role: str, hidden: bool
+) -> None:
+    await locked.put("/items/a", json={}, headers={"x-api-key": SECRETS["write"]})
+    for method, path, body in (
+        ("GET", "/items/a/modalities/text", None),
+        ("POST", "/impute", {}),
+        ("GET", "/recommend/u?explain=true", None),
+        ("POST", "/recommend", {"items": [{"id": "a"}], "explain": True}),
+        ("GET", "/explain/u/a", None),
+    ):
+        response = await locked.request(method, path, json=body, headers={"x-api-key": SECRETS[role]})
+        assert response.status_code == 200
+        assert engine.calls[-1]["hidden"] is hidden
+
+
 # --- start and end ------------------------------------------------------------------------------------------------
 
 

@@ -58,7 +58,7 @@ async def test_recommend_explains_where_asked(api: httpx.AsyncClient) -> None:
 
 async def test_a_pair_is_explained(api: httpx.AsyncClient, engine: FakeEngine) -> None:
     answer = (await api.get("/explain/u1/a")).json()
-    assert engine.calls[-1] == {"user": "u1", "item_id": "a"}
+    assert engine.calls[-1] == {"user": "u1", "item_id": "a", "hidden": True}
     assert answer == {
         "user": "u1",
         "item": "a",
@@ -84,6 +84,7 @@ async def test_recommend_hands_its_options_on(api: httpx.AsyncClient, engine: Fa
         "user": "u1",
         "n": 7,
         "explain": False,
+        "hidden": True,
         "model": "popular",
         "categories": ["c"],
         "exclude_seen": False,
