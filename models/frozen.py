@@ -90,6 +90,12 @@ class FrozenProjection:
         tiny = length(centred) <= self._length * np.float32(1e-5)
         return np.where(tiny, np.float32(0), unit(centred / self._scale) * self._root)
 
+    def tells(self, raw: Array) -> NDArray[np.bool_]:
+        """Which raw features `[n, dim]` tell anything of an item: zeros do not, and the mean does not, within
+        rounding."""
+        zero = length(raw)[:, 0] <= self._length * np.float32(1e-5)
+        return np.asarray(~zero & self(raw).any(axis=1))
+
     def signal(self, direction: Array) -> Array:
         """The signals `[n, r]` of directions among the components, of length up to 1."""
         return unit(direction / self._scale) * (length(direction) * self._root)

@@ -155,6 +155,10 @@ class OnlineDGMRec:
         """Raw features `[b, dim_m]` to projected ones `[b, r_m]`."""
         return self._by_name[name].projection(raw)
 
+    def tells(self, name: str, raw: Array) -> bool:
+        """Whether a raw feature `[dim_m]` tells anything of its item (see `FrozenProjection.tells`)."""
+        return bool(self._by_name[name].projection.tells(raw[None])[0])
+
     def unproject(self, name: str, projected: Array) -> Array:
         """Projected features `[b, r_m]` to raw ones `[b, dim_m]`."""
         return self._by_name[name].projection.back(projected)

@@ -134,6 +134,7 @@ UserId = Annotated[str, StringConstraints(pattern=patterns.USER_ID), AfterValida
 ModalityName = Annotated[str, StringConstraints(pattern=patterns.NAME)]
 Category = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
 RecommendationId = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
+EventType = Literal["view", "click", "cart", "purchase", "rating", "review", "like", "dislike", "return"]
 Title = Annotated[str, StringConstraints(max_length=1_000, pattern=patterns.PROSE)]
 Text = Annotated[str, StringConstraints(pattern=patterns.PROSE), AfterValidator(_bounded_text)]
 Vector = Annotated[
@@ -306,7 +307,7 @@ class EventBody(Strict):
 
     user: UserId
     item: ItemId
-    type: Literal["view", "click", "cart", "purchase", "rating", "review", "like", "dislike", "return"]
+    type: EventType
     value: FiniteFloat | None = Field(None, description="1..5 for a review, and for a rating, which needs it")
     text: Text | None = None
     timestamp: Timestamp | None = Field(None, description="RFC 3339 with an offset; now where left out")

@@ -121,6 +121,19 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """What is to be said of the content that was given for a modality.
+
+    `detail` tells why it is no observation, so that the modality counts as missing; `text` is then the text of which
+    nothing could be read. `truncated`: the encoder reads less than the whole text.
+    """
+
+    detail: str | None = None
+    truncated: bool = False
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredItem:
     """Everything that is kept of an item.
 
@@ -142,6 +155,7 @@ class StoredItem:
     model_version: str
     derived: bytes
     row: int = 0
+    remarks: Mapping[str, Remark] = field(default_factory=dict)  # by modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +212,15 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ModalityReport:
-    """State and provenance of one modality of one item. `confidence` and `basis` only when generated."""
+    """State and provenance of one modality of one item. `confidence` and `basis` only when generated; `detail` and
+    `truncated` as in `Remark`."""
 
     state: State
     generator: str | None = None
     confidence: float | None = None
     basis: tuple[str, ...] = ()
+    detail: str | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +450,13 @@ class NotReadyError(LacunaError):
 
     slug = "not-ready"
     title = "Not ready"
+
+
+class NotFollowedError(LacunaError):
+    """This worker has not followed the change log as far as the request asks."""
+
+    slug = "not-followed"
+    title = "Not followed yet"
 
 
 class ModelNotFoundError(LacunaError):

@@ -90,7 +90,8 @@ def _all(read: Callable[[sa.Connection, int, int], tuple[list[T], int]], connect
 
 def item_body(connection: sa.Connection, item: StoredItem) -> dict[str, Any]:
     """The `POST /items` body that gives this item."""
-    contents = {name: _content(connection, observed) for name, observed in item.observed.items()}
+    contents = {name: remark.text for name, remark in item.remarks.items()}  # texts of which nothing could be read
+    contents |= {name: _content(connection, observed) for name, observed in item.observed.items()}
     body = {
         "id": item.id,
         "title": item.title,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,7 +19,8 @@ from service.api import admin, errors, feedback, items, openapi, predict, recomm
 from service.api.deps import Keyring
 from service.api.idempotency import Idempotency
 from service.api.limits import Limits
-from service.api.middleware import Gate, RequestContext
+from service.api.middleware import Gate, LastResort, RequestContext
+from service.api.position import HEADER, Position
 from service.bootstrap import bootstrap, limiter_of
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
@@ -33,6 +35,8 @@ logger = logging.getLogger(__name__)
 # Routes are tried in this order, so the ones asked most come first.
 _ROUTERS = (recommend.router, retrieve.router, predict.router, items.router, feedback.router, admin.router)
 _TITLE = "Lacuna"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_EXPOSED = (HEADER, "X-Request-ID", "Retry-After")  # what a page of another origin may read of an answer's headers
 LEASE_S = 10.0  # beyond the time that a request may take
 _DESCRIPTION = "Recommendations for catalogues whose items come with holes in them."
 
@@ -79,13 +83,23 @@ def create_app(
     app.state.keyring = Keyring(settings.api_keys)
     app.state.limiter = limiter_of(settings)
     app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
+    app.add_middleware(Position)
     app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
+    app.add_middleware(LastResort)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=_METHODS,
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
     app.add_middleware(RequestContext, metrics=metrics, limits=Limits.of(settings))
     if traces is not None:
         app.add_middleware(TracedRequests, tracer=traces.tracer)
     for router in _ROUTERS:
         app.include_router(router)
-    openapi.install(app, keys_needed=bool(app.state.keyring))
+    openapi.install(app, _ROUTERS, keys_needed=bool(app.state.keyring))
     return app
 
 

@@ -146,12 +146,13 @@ class Store(Protocol):
         *,
         limit: int,
         cursor: str | None = None,
-        category: str | None = None,
+        categories: Sequence[str] = (),
         missing: str | None = None,
         q: str | None = None,
     ) -> Page[StoredItem]:
-        """A page in order of id. `missing` names a modality that is not observed; `q` is a case-insensitive part of
-        the id or title. `derived` may be left empty.
+        """A page in order of id, of the items in all of the categories. `missing` names a modality that is not
+        observed; `q` is a part of the id or title, in any case and however Unicode writes its letters. `derived` may be
+        left empty.
 
         Raises InvalidInputError on a cursor that is none of ours."""
 
@@ -195,12 +196,21 @@ class Store(Protocol):
         whose events changed await regeneration from then on."""
 
     async def list_feedback(
-        self, *, limit: int, cursor: str | None = None, user: str | None = None, item: str | None = None
+        self,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        user: str | None = None,
+        item: str | None = None,
+        kind: str | None = None,
     ) -> Page[Event]:
-        """Events, newest first."""
+        """Events, newest first; `kind` is their type."""
 
-    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> Committed[int]:
-        """Remove the events of a user, of an item, or of the pair; answers how many. The items await regeneration."""
+    async def delete_feedback(
+        self, *, user: str | None = None, item: str | None = None, kind: str | None = None
+    ) -> Committed[int]:
+        """Remove the events that are of a user, of an item and of a type, as far as these are given, one of them at
+        least; answers how many. The items await regeneration."""
 
     async def user_items(self, user: str, *, min_rating: float | None) -> list[Interaction]:
         """Every item of a user once, with the event that decides (`models.feedback`), newest first."""

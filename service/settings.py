@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -25,6 +26,7 @@ PREFIX = "LACUNA_"
 NOT_OURS = "LACUNA_TEST_"  # read by the tests
 ENV_FILE = ".env"
 DATABASE_SCHEMES = ("sqlite+aiosqlite:///", "postgresql+asyncpg://")
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
@@ -96,6 +98,9 @@ class Settings(BaseSettings):
         (), repr=False, description="name:role:key,... with the roles read, write and admin"
     )
     allow_anonymous: bool = Field(False, description="serve other machines without API keys")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose web pages may call the service, comma-separated; * for any"
+    )
     allow_image_urls: bool = Field(False, description="fetch pictures from public URLs that clients name")
     image_url_seconds: float = Field(10, gt=0, description="longest time that fetching a picture may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
@@ -148,6 +153,11 @@ class Settings(BaseSettings):
     def _parse_keys(cls, value: object) -> object:
         return parse_api_keys(value) if isinstance(value, str) else value
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _parse_origins(cls, value: object) -> object:
+        return parse_origins(value) if isinstance(value, str) else value
+
     @field_validator("data_dir", "bundle", "image_weights")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
@@ -193,6 +203,19 @@ def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
     if len({key.name for key in keys}) < len(keys) or len({key.key for key in keys}) < len(keys):
         raise ValueError("gives a name or a key twice")
     return keys
+
+
+def parse_origins(text: str) -> tuple[str, ...]:
+    """The entries of `https://shop.example,...`, or `*`.
+
+    Raises:
+        ValueError: an entry is no origin.
+    """
+    origins = tuple(dict.fromkeys(entry.strip() for entry in text.split(",") if entry.strip()))
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"takes origins as browsers send them, like https://shop.example:8443, not {origin!r}")
+    return origins
 
 
 def is_loopback(host: str) -> bool:

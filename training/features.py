@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -37,7 +37,13 @@ Mask = NDArray[np.bool_]
 Kind = Literal["text", "image"]
 
 _CHUNK = 64
-_NAMED = 10  # broken pictures that a warning lists by id
+_NAMED = 10  # of what cannot be used, listed by id in a warning
+_READING = 2  # to be raised when what is read of a content changes, so that kept features are made anew
+_UNUSABLE: Mapping[type, str] = {
+    bytes: "pictures cannot be read",
+    str: "texts hold no word that the encoder knows",
+    np.ndarray: "vectors are zero",
+}
 
 
 class FeatureError(ValueError):
@@ -65,7 +71,9 @@ def encode_dataset(
 
     Args:
         observed: bool `[n_items, M]`, columns in the order of `dataset.modalities`; the other cells come out as
-            zeros that are marked unobserved, and so do cells without content and broken pictures.
+            zeros that are marked unobserved, and so do cells without content and those that say nothing: broken
+            pictures, texts of which the encoder reads nothing, and vectors of zeros, as which many publish what is
+            missing.
         progress: called with modality, cells encoded so far and in all.
         cache_dir: where features of fixed encoders are kept between runs.
 
@@ -158,12 +166,19 @@ def _encoded(
         cells = _encode(dataset, name, contents, encoder, progress)
         if file is not None:
             _store(file, cells)
-    broken = [row for row, content in enumerate(contents) if content is not None and not cells.valid[row]]
-    if broken:
-        named = ", ".join(dataset.items.id(row) for row in broken[:_NAMED])
-        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        log.warning("%s: %d pictures cannot be read and count as missing: %s%s", name, len(broken), named, more)
+    _count_unusable(dataset, name, contents, cells)
     return cells
+
+
+def _count_unusable(dataset: Dataset, name: str, contents: Sequence[Content | None], cells: _Cells) -> None:
+    """Say in one line for each reason what counts as missing although something is given."""
+    left = [(row, contents[row]) for row in np.flatnonzero(~cells.valid).tolist() if contents[row] is not None]
+    for kind, reason in _UNUSABLE.items():
+        rows = [row for row, content in left if isinstance(content, kind)]
+        if rows:
+            named = ", ".join(dataset.items.id(row) for row in rows[:_NAMED])
+            more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+            log.warning("%s: %d %s and count as missing: %s%s", name, len(rows), reason, named, more)
 
 
 def _encode(
@@ -178,14 +193,14 @@ def _encode(
     raw: list[int] = []
     for row, content in enumerate(contents):
         if isinstance(content, np.ndarray):
-            vectors[row], valid[row] = content, True
+            vectors[row], valid[row] = content, content.any()
         elif content is not None:
             raw.append(row)
     for start in range(0, len(raw), _CHUNK):
-        usable = list(_usable(dataset, contents, raw[start : start + _CHUNK]))
+        any_encoder: Encoder[str | Image.Image] = encoder  # type: ignore[assignment]  # `_kind` chose it to fit
+        usable = list(_usable(dataset, contents, raw[start : start + _CHUNK], any_encoder))
         rows = [row for row, _ in usable]
-        if rows and encoder is not None:
-            any_encoder: Encoder[str | Image.Image] = encoder  # type: ignore[assignment]  # `_kind` chose it to fit
+        if rows:
             vectors[rows] = any_encoder.encode([content for _, content in usable])
             valid[rows] = True
         if progress is not None:
@@ -203,12 +218,13 @@ def _dim(name: str, contents: Sequence[Content | None], encoder: TextEncoder | I
 
 
 def _usable(
-    dataset: Dataset, contents: Sequence[Content | None], rows: Sequence[int]
+    dataset: Dataset, contents: Sequence[Content | None], rows: Sequence[int], encoder: Encoder[str | Image.Image]
 ) -> Iterator[tuple[int, str | Image.Image]]:
     for row in rows:
         content = contents[row]
         if isinstance(content, str):
-            yield row, content
+            if encoder.reads(content).known:
+                yield row, content
         elif isinstance(content, bytes):
             image = _picture(content, dataset, row)
             if image is not None:
@@ -230,7 +246,8 @@ def _cache_file(cache_dir: Path, dataset: Dataset, name: str, encoder: TextEncod
     """Where the features are kept; nowhere for an encoder that the next training makes anew."""
     if encoder.id == CATALOGUE:
         return None
-    key = sha256("\0".join((dataset.fingerprint, name, encoder.id, encoder.weights_sha256)).encode()).hexdigest()
+    named = (dataset.fingerprint, name, encoder.id, encoder.weights_sha256, str(_READING))
+    key = sha256("\0".join(named).encode()).hexdigest()
     return cache_dir / f"features-{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{key[:32]}.safetensors"
 
 

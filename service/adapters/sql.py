@@ -91,11 +91,11 @@ class SqlStore:
         *,
         limit: int,
         cursor: str | None = None,
-        category: str | None = None,
+        categories: Sequence[str] = (),
         missing: str | None = None,
         q: str | None = None,
     ) -> Page[StoredItem]:
-        return await self._read(sql_items.list_items, limit, cursor, category, missing, q)
+        return await self._read(sql_items.list_items, limit, cursor, categories, missing, q)
 
     async def iter_items(self, *, batch: int = 1000) -> AsyncIterator[list[StoredItem]]:
         row = 0
@@ -137,12 +137,20 @@ class SqlStore:
         return await self._write(sql_feedback.add_feedback, events, strict, renew, keep)
 
     async def list_feedback(
-        self, *, limit: int, cursor: str | None = None, user: str | None = None, item: str | None = None
+        self,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        user: str | None = None,
+        item: str | None = None,
+        kind: str | None = None,
     ) -> Page[Event]:
-        return await self._read(sql_feedback.list_feedback, limit, cursor, user, item)
+        return await self._read(sql_feedback.list_feedback, limit, cursor, user, item, kind)
 
-    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> Committed[int]:
-        return await self._write(sql_feedback.delete_feedback, user, item)
+    async def delete_feedback(
+        self, *, user: str | None = None, item: str | None = None, kind: str | None = None
+    ) -> Committed[int]:
+        return await self._write(sql_feedback.delete_feedback, user, item, kind)
 
     async def user_items(self, user: str, *, min_rating: float | None) -> list[Interaction]:
         return await self._read(sql_feedback.user_items, user, min_rating)

@@ -104,10 +104,10 @@ def _correct(connection: Connection, values: Mapping[Key, Mapping[str, Any]]) ->
 
 
 def list_feedback(
-    connection: Connection, limit: int, cursor: str | None, user: str | None, item: str | None
+    connection: Connection, limit: int, cursor: str | None, user: str | None, item: str | None, kind: str | None
 ) -> Page[Event]:
     """A page of events, newest first."""
-    query = _events().where(*_about(connection, user, item)).limit(limit + 1)
+    query = _events().where(*_about(connection, user, item, kind)).limit(limit + 1)
     if cursor is not None:
         moment, number = decode_cursor(cursor, CURSOR, 2)
         query = query.where(tuple_(feedback.c.timestamp, feedback.c.id) < (_moment(moment), decode_number(number)))
@@ -123,11 +123,11 @@ def events_after(connection: Connection, number: int, limit: int) -> tuple[list[
     return [_to_event(row) for row in rows], rows[-1].id if rows else number
 
 
-def delete_feedback(connection: Connection, user: str | None, item: str | None) -> Committed[int]:
-    """Remove the events of a user, of an item, or of the pair."""
-    if user is None and item is None:
-        raise InvalidInputError("name a user, an item, or both, whose feedback is to be removed")
-    chosen = _about(connection, user, item)
+def delete_feedback(connection: Connection, user: str | None, item: str | None, kind: str | None) -> Committed[int]:
+    """Remove the events that are of a user, of an item and of a type, as far as these are given."""
+    if user is None and item is None and kind is None:
+        raise InvalidInputError("name a user, an item or a type whose feedback is to be removed")
+    chosen = _about(connection, user, item, kind)
     users = connection.execute(select(feedback.c.user_id).where(*chosen).distinct()).scalars().all()
     if not users:
         return Committed(0)
@@ -245,12 +245,16 @@ def _events() -> Select[Any]:
     return select(*EVENT_COLUMNS).join(items, items.c.row_id == feedback.c.item_row).order_by(*newest_first)
 
 
-def _about(connection: Connection, user: str | None, item: str | None) -> list[ColumnElement[bool]]:
+def _about(
+    connection: Connection, user: str | None, item: str | None, kind: str | None = None
+) -> list[ColumnElement[bool]]:
     chosen: list[ColumnElement[bool]] = []
     if user is not None:
         chosen.append(feedback.c.user_id == user)
     if item is not None:
         chosen.append(feedback.c.item_row == item_rows(connection, [item]).get(item, -1))
+    if kind is not None:
+        chosen.append(feedback.c.type == kind)
     return chosen
 
 

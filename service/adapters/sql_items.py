@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, TypeVar
@@ -35,7 +37,7 @@ from service.adapters.tables import (
     items,
 )
 from service.adapters.tables import media as media_table
-from service.domain import Generated, Observed, Page, StoredItem, Vector
+from service.domain import Generated, Observed, Page, Remark, StoredItem, Vector
 from service.ports import Committed, GeneratedWrite, ItemWrite, Keep, Media, Stored, WriteResult
 
 T = TypeVar("T")
@@ -249,8 +251,9 @@ def _item_values(item: StoredItem) -> dict[str, Any]:
         "created_at": item.created_at,
         "updated_at": item.updated_at,
         "model_version": item.model_version,
-        "search_text": f"{item.id}\n{item.title or ''}".casefold(),
+        "search_text": folded(f"{item.id}\n{item.title or ''}"),
         "derived": item.derived,
+        "remarks": {name: asdict(remark) for name, remark in item.remarks.items()},
     }
 
 
@@ -353,20 +356,25 @@ def items_after(connection: Connection, row: int, limit: int) -> tuple[list[Stor
 
 
 def list_items(
-    connection: Connection, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+    connection: Connection,
+    limit: int,
+    cursor: str | None,
+    categories: Sequence[str],
+    missing: str | None,
+    q: str | None,
 ) -> Page[StoredItem]:
     """A page of items in order of id."""
     query = select(items).order_by(items.c.id).limit(limit + 1)
     if cursor is not None:
         query = query.where(items.c.id > decode_cursor(cursor, CURSOR, 1)[0])
-    if category is not None:
+    for category in categories:
         member = item_categories.c.item_row == items.c.row_id
         query = query.where(exists().where(member, item_categories.c.category == category))
     if missing is not None:
         part = features.c.item_row == items.c.row_id
         query = query.where(~exists().where(part, features.c.modality == missing))
     if q:
-        query = query.where(_position(connection, q.casefold()) > 0)
+        query = query.where(_position(connection, folded(q)) > 0)
     rows = connection.execute(query).all()
     page = _assemble(connection, rows[:limit])
     return Page(page, encode_cursor(CURSOR, page[-1].id) if len(rows) > limit and page else None)
@@ -381,6 +389,11 @@ def get_media(connection: Connection, sha256: str) -> Media | None:
 def count_items(connection: Connection) -> int:
     """Number of items."""
     return connection.execute(select(func.count()).select_from(items)).scalar_one()
+
+
+def folded(text: str) -> str:
+    """The text as it is searched: without regard to case and to how Unicode writes a letter."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def _position(connection: Connection, part: str) -> ColumnElement[int]:
@@ -422,6 +435,7 @@ def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping
         model_version=values["model_version"],
         derived=bytes(values["derived"]),
         row=values["row_id"],
+        remarks={name: Remark(**remark) for name, remark in values["remarks"].items()},
     )
 
 

@@ -14,7 +14,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from models.rows import parse_json
-from service.api import errors
+from service.api import errors, position
 from service.api.limits import LIMITS, row_context
 from service.domain import NotReadyError
 from service.metrics import Metrics
@@ -30,6 +30,7 @@ JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 MULTIPART = "multipart/form-data"
 _LENGTH_DIGITS = 20  # longer numbers are none that a server lets through
+_HIDDEN = "lacuna.hidden"  # in a request's scope
 MAX_PARTS = 65  # an item's description and its modalities
 
 # --- engine -------------------------------------------------------------------------------------------------------
@@ -79,24 +80,30 @@ def _presented_key(request: Request) -> bytes:
 
 
 def require(role: Role) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that lets callers of this role or a higher one pass."""
+    """A dependency that lets callers of this role or a higher one pass, once the worker knows what they build on."""
 
     async def check(request: Request) -> None:
         keyring: Keyring = request.app.state.keyring
-        if not keyring:
-            await _count(request, request.client.host if request.client else "")
-            return
-        presented = _presented_key(request)
-        if not presented:
-            raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
-        key = keyring.find(presented)
-        if key is None:
-            raise errors.unauthorized("This key is not known.")
-        if ROLES.index(key.role) < ROLES.index(role):
-            raise errors.forbidden(role)
-        await _count(request, key.name)
+        key = _key(keyring, request, role) if keyring else None
+        await _count(request, key.name if key else request.client.host if request.client else "")
+        request.scope[_HIDDEN] = key is None or key.role is not Role.READ
+        request.scope[position.WRITES] = role is Role.WRITE
+        await position.reach(request)
 
     return check
+
+
+def _key(keyring: Keyring, request: Request, role: Role) -> ApiKey:
+    """The request's key, which must have this role or a higher one."""
+    presented = _presented_key(request)
+    if not presented:
+        raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
+    key = keyring.find(presented)
+    if key is None:
+        raise errors.unauthorized("This key is not known.")
+    if ROLES.index(key.role) < ROLES.index(role):
+        raise errors.forbidden(role)
+    return key
 
 
 def key_name(request: Request) -> str | None:
@@ -115,6 +122,12 @@ async def _count(request: Request, name: str) -> None:
         raise errors.too_many_requests(wait_s)
 
 
+async def _sees_hidden(request: Request) -> bool:
+    return bool(request.scope.get(_HIDDEN))
+
+
+# Whether items that are not available may show: to all but the role `read`.
+HiddenDep = Annotated[bool, Depends(_sees_hidden)]
 READ = Depends(require(Role.READ))
 WRITE = Depends(require(Role.WRITE))
 ADMIN = Depends(require(Role.ADMIN))

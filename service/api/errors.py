@@ -22,6 +22,7 @@ from service.domain import (
     ItemNotFoundError,
     LacunaError,
     ModelNotFoundError,
+    NotFollowedError,
     NotReadyError,
     NotServedError,
     StoreFullError,
@@ -39,10 +40,16 @@ STATUSES: Mapping[type[LacunaError], int] = {
     ConflictError: 409,
     NotServedError: 503,
     NotReadyError: 503,
+    NotFollowedError: 503,
     StoreUnavailableError: 503,
     StoreFullError: 507,
 }
-RETRY_AFTER_S: Mapping[type[LacunaError], int] = {NotReadyError: 2, StoreUnavailableError: 5, StoreFullError: 60}
+RETRY_AFTER_S: Mapping[type[LacunaError], int] = {
+    NotReadyError: 2,
+    NotFollowedError: 1,
+    StoreUnavailableError: 5,
+    StoreFullError: 60,
+}
 
 MAX_ERRORS = 100  # a body of ten thousand bad rows is answered by the first hundred
 
@@ -253,6 +260,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "conflict": "The item kept changing while it was written; send the request again.",
     "not-served": "The active bundle does not hold the model that this needs.",
     "not-ready": "The service is starting, or one of its parts is away; try again after Retry-After seconds.",
+    "not-followed": "The worker that answers has not heard yet of the write that X-Lacuna-Position names; try again.",
     "model-not-found": "No bundle of this version is known.",
     "store-unavailable": "The database does not answer; try again after Retry-After seconds.",
     "store-full": "The database has no room for this write, and nothing of it was done; reading goes on.",

@@ -85,15 +85,16 @@ def _sentence(found: Sequence[errors.FieldError], index: int) -> str:
 async def list_feedback(engine: EngineDep, query: Annotated[schemas.FeedbackQuery, Query()]) -> Response:
     """A page of events, newest first."""
     page = await feedback.list_feedback(
-        engine, limit=query.limit, cursor=query.cursor, user=query.user, item=query.item
+        engine, limit=query.limit, cursor=query.cursor, user=query.user, item=query.item, kind=query.type
     )
     return Json(answers.page([answers.event(one) for one in page.items], page.next_cursor))
 
 
 @router.delete("/feedback", dependencies=[WRITE], responses={200: {"model": schemas.DeletedAnswer}, **problems()})
 async def delete_feedback(engine: EngineDep, query: Annotated[schemas.FeedbackDeleteQuery, Query()]) -> Response:
-    """Delete the events of a user, of an item, or of the pair."""
-    return Json({"deleted": await feedback.delete_feedback(engine, user=query.user, item=query.item)})
+    """Delete the events that are of a user, of an item and of a type, as far as these are given."""
+    deleted = await feedback.delete_feedback(engine, user=query.user, item=query.item, kind=query.type)
+    return Json({"deleted": deleted})
 
 
 @router.get("/users/{user}", dependencies=[READ], responses={200: {"model": schemas.UserAnswer}, **problems(404)})

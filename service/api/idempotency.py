@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api import errors
 from service.api.deps import key_name
 from service.api.limits import LIMITS
+from service.api.position import WRITES
 from service.domain import LacunaError, StoreUnavailableError
 from service.pipeline.engine import Engine
 from service.ports import Answer
@@ -70,6 +71,7 @@ class Idempotency:
 
     async def _once(self, engine: Engine, key: str, body: _Body, scope: Scope, send: Send) -> None:
         claim = await engine.store.claim(key, _fingerprint(scope, body.data), lease_s=self._lease_s)
+        scope[WRITES] = True
         if isinstance(claim, Answer):
             await _replay(claim, send)
         elif claim == "busy":

@@ -12,7 +12,18 @@ from starlette.responses import Response
 from models.rows import ITEM_ROW, ImputeBody, ItemBody, ItemId, ModalityName
 from service.api import answers, errors, schemas
 from service.api.answers import Json
-from service.api.deps import MERGE_PATCH, READ, WRITE, EngineDep, Upload, WithFiles, item_body, json_body, row_errors
+from service.api.deps import (
+    MERGE_PATCH,
+    READ,
+    WRITE,
+    EngineDep,
+    HiddenDep,
+    Upload,
+    WithFiles,
+    item_body,
+    json_body,
+    row_errors,
+)
 from service.api.idempotency import key_of
 from service.api.limits import row_context
 from service.api.openapi import item_request, json_request, problems
@@ -120,7 +131,7 @@ async def list_items(engine: EngineDep, query: Annotated[schemas.ListQuery, Quer
         engine,
         limit=query.limit,
         cursor=query.cursor,
-        category=query.category,
+        categories=query.category,
         missing=query.missing,
         q=query.q,
     )
@@ -185,9 +196,12 @@ async def get_modality(
     item_id: ItemPath,
     modality: ModalityPath,
     query: Annotated[schemas.ModalityQuery, Query()],
+    hidden: HiddenDep,
 ) -> Response:
     """One modality of an item: its state, its provenance, and the items whose observed feature is nearest."""
-    detail = await browse.get_modality(engine, item_id, modality, neighbours=query.neighbours, vector=query.vector)
+    detail = await browse.get_modality(
+        engine, item_id, modality, neighbours=query.neighbours, vector=query.vector, hidden=hidden
+    )
     return Json(answers.modality(detail))
 
 
@@ -242,6 +256,8 @@ async def impute(
     engine: EngineDep,
     query: Annotated[schemas.ImputeQuery, Query()],
     given: Annotated[WithFiles, item_body(ImputeBody)],
+    hidden: HiddenDep,
 ) -> Response:
     """Generate the missing modalities of an item and answer them; nothing is stored."""
-    return Json(answers.imputation(await ingest.impute(engine, _draft(given), neighbours=query.neighbours)))
+    made = await ingest.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
+    return Json(answers.imputation(made))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from models.frozen import unit
 from models.reranker import Sides
 from service.domain import State
 from service.pipeline.rows import Array, Keys, Rows
@@ -23,7 +24,7 @@ from service.ports import VectorIndex
 Mask = NDArray[np.bool_]
 
 FINAL = "items"
-TARGETS = "iris:targets"  # as no modality can be named
+COSINE, TARGETS = "items:cosine", "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 _FEATURE, _SIDE = "feature.", "side."
 _PARTS = ("parts", "taste", "final", "message", "modal")
@@ -138,6 +139,7 @@ class Catalogue:
         self._keys: dict[str, int] = {}
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
+        self.indexes[COSINE] = make_index(shape.size)
         if shape.sides:
             self.indexes[TARGETS] = make_index(shape.sides["q"][0] + 1)
         self.rows = Rows(shape.fields())
@@ -241,7 +243,9 @@ class Catalogue:
                 self.indexes[name].upsert(keys[there], vectors[there] / length[there, None])
             if not there.all():
                 self.indexes[name].remove(keys[~there])
-        self.indexes[FINAL].upsert(keys, np.stack([derived.final for _, derived in rows]))
+        final = np.stack([derived.final for _, derived in rows])
+        self.indexes[FINAL].upsert(keys, final)
+        self.indexes[COSINE].upsert(keys, unit(final))
         if TARGETS in self.indexes:
             rows_of = [np.append(derived.sides["q"], derived.sides["lean"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
@@ -271,10 +275,10 @@ class Catalogue:
         """What IRIS needs of items `[k]`."""
         return Sides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
 
-    def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
-        """Which keys may be shown: available ones, of the category, without the excluded."""
+    def eligible(self, categories: Iterable[str] = (), excluded: Keys | None = None) -> Mask:
+        """Which keys may be shown: available ones, in all of the categories, without the excluded."""
         allowed = self.available.copy()
-        if category is not None:
+        for category in categories:
             members = list(self._categories.get(category, ()))  # at once: the writer may change the set meanwhile
             chosen = np.zeros(len(allowed), dtype=np.bool_)
             chosen[[key for key in members if key < len(chosen)]] = True
@@ -302,9 +306,9 @@ class Catalogue:
         return counts
 
     def count_categories(self) -> dict[str, int]:
-        """Number of items by category, the largest first."""
+        """Number of items by category, the largest first, ties by name."""
         counts = [(name, len(keys)) for name, keys in list(self._categories.items())]
-        return dict(sorted(counts, key=lambda row: -row[1]))
+        return dict(sorted(counts, key=lambda row: (-row[1], row[0])))
 
 
 def _grown(array: NDArray, size: int) -> NDArray:  # type: ignore[type-arg]  # of whatever it was

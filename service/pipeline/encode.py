@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from models.bundle import ModalityEntry
-from models.encoders import ImageError, decode_image
+from models.encoders import ImageError, TextEncoder, decode_image
 from service.domain import (
     Content,
     FetchError,
@@ -21,6 +21,7 @@ from service.domain import (
     LacunaError,
     MediaContent,
     Observed,
+    Remark,
     TextContent,
     UnknownModalityError,
     UrlContent,
@@ -31,6 +32,10 @@ from service.ports import Media
 
 TEXT = "text"
 TITLE_SOURCE = "title"
+# Why what was given is no observation.
+UNREAD = "The encoder knows no word of this text, so it counts as missing."
+ZERO = "A feature of zeros says nothing of an item, so it counts as missing."
+MEAN = "The mean of all features says nothing of an item, so it counts as missing."
 Contents = Mapping[str, tuple[Content, str]]  # by modality, with what `Observed.source` will say
 # Images are answered as what they were checked to be, whatever their sender called them.
 _TYPES = {
@@ -44,10 +49,20 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What became of one item's content: its features, and the files to store."""
+    """What became of one item's content: its features, the files to store, and what is to be said of it."""
 
     observed: dict[str, Observed]
     media: tuple[Media, ...] = ()
+    remarks: Mapping[str, Remark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """By modality what goes into its encoder (text, picture) or is its feature already (array), and the remarks on
+    what was given."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    remarks: dict[str, Remark] = field(default_factory=dict)
 
 
 def with_title(title: str | None, modalities: Mapping[str, Content]) -> dict[str, tuple[Content, str]]:
@@ -104,8 +119,11 @@ def _encode_all(engine: Engine, drafts: Sequence[Contents | LacunaError]) -> lis
     prepared = [got if isinstance(got, LacunaError) else _prepare_row(engine, got) for got in drafts]
     vectors: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.float32]]] = {}
     for name in engine.model.names:
-        rows = [row for row, got in enumerate(prepared) if not isinstance(got, LacunaError) and name in got]
-        raw = [(row, cast("dict[str, Any]", prepared[row])[name]) for row in rows]
+        raw = [
+            (row, got.values[name])
+            for row, got in enumerate(prepared)
+            if not isinstance(got, LacunaError) and name in got.values
+        ]
         for row, value in raw:
             if isinstance(value, np.ndarray):
                 vectors[row, name] = value
@@ -117,7 +135,9 @@ def _encode_all(engine: Engine, drafts: Sequence[Contents | LacunaError]) -> lis
     return [
         got
         if isinstance(got, LacunaError)
-        else _finished(engine, cast("Contents", drafts[row]), {name: vectors[row, name] for name in got})
+        else _finished(
+            engine, cast("Contents", drafts[row]), {name: vectors[row, name] for name in got.values}, got.remarks
+        )
         for row, got in enumerate(prepared)
     ]
 
@@ -132,16 +152,18 @@ def _declared(engine: Engine, modality: str) -> ModalityEntry:
     return declared[modality]
 
 
-def _prepare_row(engine: Engine, contents: Contents) -> dict[str, Any] | LacunaError:
-    """What goes into each modality's encoder (text, picture) or is its feature already (array)."""
-    prepared: dict[str, Any] = {}
+def _prepare_row(engine: Engine, contents: Contents) -> _Prepared | LacunaError:
+    prepared = _Prepared()
     try:
         for name, (content, source) in contents.items():
             if source == TITLE_SOURCE and name not in engine.model.names:  # a bundle without text has no use for titles
                 continue
             value = _prepare(engine, _declared(engine, name), content, source)
-            if value is not None:
-                prepared[name] = value
+            remark = unread(engine, name, value, source) if isinstance(value, str) else None
+            if remark is not None:
+                prepared.remarks[name] = remark
+            if value is not None and (remark is None or remark.detail is None):
+                prepared.values[name] = value
     except LacunaError as error:
         return error
     return prepared
@@ -197,10 +219,15 @@ def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> np
     return vector
 
 
-def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any]) -> Encoded:
+def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any], remarks: Mapping[str, Remark]) -> Encoded:
     observed: dict[str, Observed] = {}
     media: list[Media] = []
+    remarks = dict(remarks)
     for name, vector in vectors.items():
+        silent = silence(engine, name, vector)
+        if silent is not None:
+            remarks[name] = silent
+            continue
         content, source = contents[name]
         encoder = "" if isinstance(content, VectorContent) else encoder_identity(engine, name)
         text = content.text if isinstance(content, TextContent) and source != TITLE_SOURCE else None
@@ -211,7 +238,22 @@ def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any]) ->
             kind = media_type(content.data)
             media.append(Media(sha256, content.data, kind))
         observed[name] = Observed(np.asarray(vector, dtype=np.float32), source, encoder, text, sha256, kind)
-    return Encoded(observed, tuple(media))
+    return Encoded(observed, tuple(media), remarks)
+
+
+def unread(engine: Engine, modality: str, text: str, source: str) -> Remark | None:
+    """What the encoder leaves unread of a text, if anything: all of it, or its end."""
+    reading = cast("TextEncoder", engine.encoders[modality]).reads(text)
+    if not reading.known:
+        return Remark(UNREAD, text=None if source == TITLE_SOURCE else text)
+    return Remark(truncated=True) if reading.truncated else None
+
+
+def silence(engine: Engine, modality: str, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Remark | None:
+    """Why a feature is no observation, where it is none."""
+    if engine.model.tells(modality, vector):
+        return None
+    return Remark(MEAN if vector.any() else ZERO)
 
 
 def encoder_identity(engine: Engine, modality: str) -> str:

@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HISTORIES = 50_000
+# The newest position in the change log of what the request at hand has written; 0 for nothing.
+WRITTEN: ContextVar[int] = ContextVar("written", default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,7 @@ class Engine:
     def own(self, positions: range) -> None:
         """Note that changes of this worker's own are in its memory, and tell the other workers."""
         if positions:
+            WRITTEN.set(positions[-1])
             self.followed.applied.update(positions)
             self.bell.ring()
 

@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 from models.reranker import Explained, Reranker
 from service.domain import Explanation, NotServedError, Reason, UserNotFoundError
 from service.pipeline import follow, history
+from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past
 from service.pipeline.ingest import not_found
 from service.pipeline.rows import Keys
 
 LISTED = 3  # reasons of an item in a list
+DIGITS = 6  # of a relevance: what lies behind them depends on how many items are explained at once
 LEAN = "popular"  # what a score rests on where no history speaks
 
 
@@ -28,21 +30,24 @@ def explainer(engine: Engine) -> Reranker:
     return engine.reranker
 
 
-def reasons(engine: Engine, past: Past, keys: Keys) -> dict[int, tuple[Reason, ...]]:
-    """The items of a history that speak most for each of the items `[t]`, by key."""
+def reasons(engine: Engine, past: Past, keys: Keys, *, hidden: bool) -> dict[int, tuple[Reason, ...]]:
+    """The items of a history that speak most for each of the items `[t]`, by key; `hidden` ones, which are not
+    available, count, but may be named or not."""
     reranker = explainer(engine)
     with engine.step("explain"):
         found = _explained(engine, reranker, past, keys)
-        best = np.argsort(-found.relevance, axis=1, kind="stable")[:, :LISTED]
-        speaking = np.take_along_axis(found.relevance, best, axis=1) > 0
+        named = np.where(_named(engine, past, hidden=hidden), found.relevance, np.float32(-np.inf))
+        best = _order(named)[:, :LISTED]
+        speaking = np.take_along_axis(named, best, axis=1) > 0
         return {
             key: _reasons(engine, reranker, past, found, row, best[row][speaking[row]])
             for row, key in enumerate(keys.tolist())
         }
 
 
-async def explain_pair(engine: Engine, user: str, item_id: str) -> Explanation:
+async def explain_pair(engine: Engine, user: str, item_id: str, *, hidden: bool = True) -> Explanation:
     """All that the items of a user's history say of an item, the most relevant first; those that speak against it last.
+    Items that are `hidden`, not available, count, but may be named or not.
 
     Raises:
         NotServedError: the bundle holds no model that explains. ItemNotFoundError: there is no such item.
@@ -53,7 +58,7 @@ async def explain_pair(engine: Engine, user: str, item_id: str) -> Explanation:
         await follow.refresh(engine, [item_id])  # another worker may have it
     known = await history.history(engine, user)
     entry = engine.catalogue.entry(item_id)
-    if entry is None:
+    if entry is None or not (hidden or entry.available):
         raise not_found(item_id)
     if not known.seen:
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
@@ -61,9 +66,9 @@ async def explain_pair(engine: Engine, user: str, item_id: str) -> Explanation:
         key = np.array([entry.key], dtype=np.int64)
         past = history.past(engine, engine.catalogue.keys(known.liked))
         found = _explained(engine, reranker, past, key)
-        order = np.argsort(-found.relevance[0], kind="stable")
+        order = _order(found.relevance)[0]
         order = order[~past.same(key)[0, order]]
-        given = _reasons(engine, reranker, past, found, 0, order)
+        given = _reasons(engine, reranker, past, found, 0, order[_named(engine, past, hidden=hidden)[order]])
         lean = float(engine.catalogue.sides(key).lean[0])
     return Explanation(
         user,
@@ -74,13 +79,23 @@ async def explain_pair(engine: Engine, user: str, item_id: str) -> Explanation:
         entry.states,
         given,
         engine.model_version,
-        None if given else LEAN,
+        None if len(order) else LEAN,
     )
 
 
 def _explained(engine: Engine, reranker: Reranker, past: Past, keys: Keys) -> Explained:
     targets = engine.catalogue.sides(keys)
     return reranker.explain(past.sides, targets, weights=past.weights, same=past.same(keys))
+
+
+def _named(engine: Engine, past: Past, *, hidden: bool) -> Mask:
+    """Which items of a history `[h]` may be named."""
+    return np.ones(len(past.keys), dtype=np.bool_) if hidden else engine.catalogue.available[past.keys]
+
+
+def _order(relevance: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Places in the history `[t, h]`, the most relevant first; where as relevant, the newer first."""
+    return np.argsort(-np.round(relevance, DIGITS), axis=1, kind="stable")
 
 
 def _reasons(
@@ -93,7 +108,7 @@ def _reasons(
         Reason(
             entry.id,
             entry.title,
-            round(relevance, 6),
+            round(relevance, DIGITS),
             {name: round(part, 4) for name, part in zip(reranker.names, parts, strict=True)},
             {name: entry.states[name] for name in reranker.names},
         )

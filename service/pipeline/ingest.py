@@ -24,6 +24,7 @@ from service.domain import (
     LacunaError,
     Observed,
     Patch,
+    Remark,
     StoredItem,
     UnknownModalityError,
     Written,
@@ -31,7 +32,7 @@ from service.domain import (
 from service.pipeline import documents, history, views
 from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.embed import embed
-from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, fetched, with_title
+from service.pipeline.encode import TEXT, TITLE_SOURCE, Contents, Encoded, encode, fetched, with_title
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
@@ -188,8 +189,9 @@ async def delete_item(engine: Engine, item_id: str) -> None:
         engine.own(done.positions)
 
 
-async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputation:
-    """Generate what a draft lacks and answer it; nothing is stored."""
+async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5, hidden: bool = True) -> Imputation:
+    """Generate what a draft lacks and answer it; nothing is stored. `hidden` items, which are not available, may be
+    named as neighbours or not."""
     timings: dict[str, float] = {}
     with engine.step("encode", timings):
         (got,) = await encode(engine, [with_title(draft.title, draft.modalities)])
@@ -198,7 +200,10 @@ async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputa
     with engine.step("impute", timings):
         (completed,) = await engine.compute(_complete_one, engine, got.observed)
     details = {
-        name: views.imputed(engine, completed, got.observed.get(name), name, neighbours) for name in engine.model.names
+        name: views.imputed(
+            engine, completed, got.observed.get(name), got.remarks.get(name), name, neighbours, hidden=hidden
+        )
+        for name in engine.model.names
     }
     return Imputation(engine.model_version, details, timings)
 
@@ -253,7 +258,7 @@ async def _patched(engine: Engine, previous: StoredItem, patch: Patch, timings: 
         previous.categories if patch.categories is UNSET else patch.categories,
         _patched_metadata(previous, patch),
         previous.available if patch.available is UNSET else patch.available,
-        Encoded({**observed, **got.observed}, got.media),
+        Encoded({**observed, **got.observed}, got.media, {**_kept_remarks(previous, patch, contents), **got.remarks}),
         previous,
         () if same else await visitors_of(engine, previous.id),
     )
@@ -270,9 +275,22 @@ def _patched_contents(
     if text is not None and text.source == TITLE_SOURCE and title != previous.title:
         del kept[TEXT]
     contents = with_title(title, {name: content for name, content in patch.modalities.items() if content is not None})
-    if TEXT in kept or (TEXT not in patch.modalities and title == previous.title):
+    has_text = TEXT in kept or _unread(previous) is not None
+    if TEXT not in patch.modalities and (has_text or title == previous.title):
         contents.pop(TEXT, None)
     return kept, contents
+
+
+def _unread(item: StoredItem) -> str | None:
+    """An item's text of which the encoder could read nothing."""
+    remark = item.remarks.get(TEXT)
+    return remark.text if remark else None
+
+
+def _kept_remarks(previous: StoredItem, patch: Patch, encoded: Contents) -> dict[str, Remark]:
+    """Remarks on contents that a patch neither removes nor replaces."""
+    changed = patch.modalities.keys() | encoded.keys()
+    return {name: remark for name, remark in previous.remarks.items() if name not in changed}
 
 
 def _patched_metadata(previous: StoredItem, patch: Patch) -> Mapping[str, Any]:
@@ -420,6 +438,7 @@ def _stored_item(engine: Engine, plan: Plan, made: Made, now: datetime) -> Store
         generated=made.generated,
         model_version=engine.model_version,
         derived=made.derived.pack(),
+        remarks=plan.encoded.remarks,
     )
 
 

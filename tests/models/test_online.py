@@ -70,6 +70,16 @@ def known_of(w: World, rows: NDArray[np.int64], taste: torch.Tensor) -> Known:
     )
 
 
+def test_zeros_and_the_mean_tell_nothing(online: OnlineDGMRec, w: World) -> None:
+    mean = w.model.tower("m0").projection.mean.numpy()
+    other = mean + np.ones_like(mean)
+    assert mean.any()
+    for silent in (np.zeros_like(mean), mean, mean * np.float32(1 + 1e-7), np.full_like(mean, 1e-30)):
+        assert not online.tells("m0", silent)
+    assert online.tells("m0", other)
+    assert online.tells("m0", mean * 2)
+
+
 # --- bundle --------------------------------------------------------------------------------------------------------
 
 

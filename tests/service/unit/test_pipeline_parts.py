@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,10 +11,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from models.feedback import Interaction
 from models.imputers import spread
 from models.online import Known
+from models.reranker import Reranker, Sides
+from service.adapters.faiss_index import FaissIndex
 from service.domain import State
 from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
@@ -94,6 +98,81 @@ def test_popular_items_with_as_many_users_are_in_order_of_age() -> None:
     assert len(rank.popular(engine_of(made), 3, np.zeros(made.capacity, dtype=np.bool_))[0]) == 0
 
 
+def test_of_items_created_at_once_the_later_row_is_the_newer() -> None:
+    made = catalogue(*((entry(name, created=9.0), derived()) for name in "abcd"))
+    for n in range(1, 5):
+        assert rank.latest(engine_of(made), n, made.eligible())[0].tolist() == [3, 2, 1, 0][:n]
+        assert rank.popular(engine_of(made), n, made.eligible())[0].tolist() == [0, 1, 2, 3][:n]
+
+
+def crowd(count: int = 700) -> Catalogue:
+    """Items many of which are alike."""
+    rng = np.random.default_rng(3)
+    kinds = [derived(seed, modal=(rng.normal(), rng.normal())) for seed in range(90)]
+    made = Catalogue(SHAPE, FaissIndex)
+    made.put([(entry(f"i{key}", key=key), kinds[rng.integers(90)]) for key in range(count)])
+    return made
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.2, 1.0])
+def test_the_first_places_of_a_list_do_not_depend_on_its_length(diversity: float) -> None:
+    made = crowd()
+    engine, vector = engine_of(made), np.array([0.6, -0.8], dtype=np.float32)
+    keys, scores = rank.best(engine, vector, 500, made.eligible(), diversity)
+    assert len(keys) == 500
+    for index in made.indexes.values():  # and a merge changes nothing
+        index.merge()  # type: ignore[attr-defined]  # a FaissIndex
+    for n in (1, 2, 19, 20, 21, 60, 250, 499):
+        first, its = rank.best(engine, vector, n, made.eligible(), diversity)
+        assert first.tolist() == keys[:n].tolist()
+        assert its.tobytes() == scores[:n].tobytes()
+    if diversity == 0:
+        assert np.array_equal(np.lexsort((keys, -scores)), np.arange(500))  # ties by key
+
+
+class Plain:
+    """Instead of IRIS: items are scored by their `lean`, equal ones with other last bits wherever they stand."""
+
+    def alike(self, past: Any, *, weights: Any) -> NDArray[np.float32]:  # noqa: ARG002
+        return np.array([0.3, -0.1, 1.0], dtype=np.float32)
+
+    def score(self, past: Any, targets: Sides, *, weights: Any, same: Any) -> NDArray[np.float32]:  # noqa: ARG002
+        noise = np.arange(len(targets)) * np.float32(1e-7)
+        return np.asarray(targets.lean + noise, dtype=np.float32)
+
+
+def reranked_crowd(n: int, diversity: float = 0.0) -> tuple[list[int], list[float]]:
+    """Keys and scores of a list of 60 items of 12 kinds."""
+    shapes = {"p": (2,), "q": (2,), "lean": (), "history": (1,), "target": (1,), "without": (1, 1)}
+    rng = np.random.default_rng(5)
+    made = Catalogue(replace(SHAPE, sides=shapes), FaissIndex)
+    kinds = [{name: rng.normal(size=dims).astype(np.float32) for name, dims in shapes.items()} for _ in range(12)]
+    made.put([(entry(f"i{key}", key=key), replace(derived(key % 30), sides=kinds[key % 12])) for key in range(60)])
+    past, vector = history.past(engine_of(made), np.array([1, 2])), np.array([0.6, -0.8], dtype=np.float32)
+    reranker = cast(Reranker, Plain())
+    keys, scores = rank.reranked(engine_of(made), reranker, vector, past, n, made.eligible(), diversity)
+    return keys.tolist(), scores.tolist()
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.7])
+def test_the_first_places_of_a_reranked_list_do_not_depend_on_its_length(
+    monkeypatch: pytest.MonkeyPatch, diversity: float
+) -> None:
+    monkeypatch.setattr(rank, "CANDIDATES", 8)
+    keys, scores = reranked_crowd(60, diversity)
+    assert sorted(keys) == list(range(60))
+    for n in range(1, 60):
+        assert reranked_crowd(n, diversity) == (keys[:n], scores[:n])
+
+
+def test_between_items_that_iris_cannot_tell_apart_the_key_decides() -> None:
+    keys, scores = reranked_crowd(60)
+    # Those that stand in the history themselves have another history than their likes.
+    alike = [(score, key) for key, score in zip(keys, scores, strict=True) if key not in (1, 2)]
+    assert alike == sorted(alike, key=lambda pair: (-pair[0], pair[1]))
+    assert len({score for score, _ in alike}) == 12
+
+
 def test_the_score_of_the_latest_is_their_time_to_the_second() -> None:
     now = 1_790_000_000.0
     made = catalogue(*((entry(name, created=now + step), derived()) for step, name in enumerate("abc")))
@@ -144,8 +223,8 @@ def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
     assert made.key("a") == 0
     assert 0 not in made.indexes["image"]
     assert made.count_states()["image"] == {"absent": 1, "observed": 0, "generated": 1}
-    assert np.flatnonzero(made.eligible("x")).tolist() == [1]
-    assert np.flatnonzero(made.eligible("y")).tolist() == []
+    assert np.flatnonzero(made.eligible(["x"])).tolist() == [1]
+    assert np.flatnonzero(made.eligible(["y"])).tolist() == []
     assert made.count_categories() == {"x": 1, "y": 1, "z": 1}
 
 
@@ -157,7 +236,7 @@ def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPa
         made.remove(name)
         left = np.flatnonzero(made.rows.get("modal", np.arange(6)).any(axis=1)).tolist()
         assert left == (list(range(6)) if gone < 4 else [4, 5])
-    assert np.flatnonzero(made.eligible("x")).tolist() == [4, 5]
+    assert np.flatnonzero(made.eligible(["x"])).tolist() == [4, 5]
     assert np.array_equal(made.final(np.array([5])), before)
 
 
@@ -175,8 +254,8 @@ def test_memory_follows_the_items_that_are_there_not_those_that_were(monkeypatch
 
 def test_what_is_eligible_and_observed() -> None:
     made = catalogue(*((entry(name, "x"), derived(row)) for row, name in enumerate("abc")))
-    assert np.flatnonzero(made.eligible("x", np.array([1]))).tolist() == [0, 2]
-    assert np.flatnonzero(made.eligible("unheard-of")).tolist() == []
+    assert np.flatnonzero(made.eligible(["x"], np.array([1]))).tolist() == [0, 2]
+    assert np.flatnonzero(made.eligible(["unheard-of"])).tolist() == []
     assert np.flatnonzero(made.having("text", excluded=2)).tolist() == [0, 1]
     assert not made.having("text", "image").any()
 
