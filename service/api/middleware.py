@@ -67,6 +67,9 @@ class RequestContext:
             await (refused.response() if refused else self._app)(inner, receive, tagged_send)
         except ClientDisconnect:
             status = _CLIENT_CLOSED
+        except asyncio.CancelledError:  # by a server that stops, which would answer 500 itself
+            if not status:
+                await errors.STOPPING.response()(inner, receive, tagged_send)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if status:
