@@ -255,14 +255,17 @@ class _Import:
         some: list[Line] = []
         size = 0
         for line in lines:
-            if isinstance(line, Refusal):
-                self._refused.append(line)
-                continue
-            if some and (len(some) == SENT_AT_ONCE[self._kind] or size + len(line.data) > SENT_BYTES):
+            length = 0 if isinstance(line, Refusal) else len(line.data) + 1
+            if some and (len(some) + len(self._refused) >= SENT_AT_ONCE[self._kind] or size + length > SENT_BYTES):
                 yield some
                 some, size = [], 0
-            some.append(line)
-            size += len(line.data) + 1
+            if isinstance(line, Line):
+                some.append(line)
+                size += length
+                continue
+            self._refused.append(line)
+            if not some:  # nothing before it is under way
+                self._set_down()
         if some:
             yield some
 

@@ -12,6 +12,7 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
@@ -86,6 +87,7 @@ class SqliteDatabase:
 
     def __init__(self, path: Path, *, existing: bool = False) -> None:
         self._path = path
+        self._existing = existing
         if not existing:
             with self._errors():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,8 @@ class SqliteDatabase:
 
     def _reason(self, error: Exception) -> str:
         code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
-        return (_why_not_opened(self._path) if code & 0xFF == sqlite3.SQLITE_CANTOPEN else "") or reason_of(error)
+        unopened = code & 0xFF == sqlite3.SQLITE_CANTOPEN
+        return (_why_not_opened(self._path, existing=self._existing) if unopened else "") or reason_of(error)
 
 
 class PostgresDatabase:
@@ -281,15 +284,22 @@ def reason_of(error: Exception) -> str:
     return " ".join(text.split()) or type(said).__name__
 
 
-def _why_not_opened(path: Path) -> str:
+def _why_not_opened(path: Path, *, existing: bool) -> str:
     """What SQLite means by "unable to open database file", where that shows."""
-    if os.path.isdir(path):
-        return "it is a directory"
-    if not os.path.lexists(path.parent):
-        return "its folder does not exist"
-    if not os.path.exists(path) and os.access(path.parent, os.W_OK):
-        return "it does not exist"
-    return "" if os.access(path if os.path.exists(path) else path.parent, os.R_OK | os.W_OK) else "permission denied"
+    place = path
+    try:
+        path.parent.stat()
+        if stat.S_ISDIR(path.stat().st_mode):
+            return "it is a directory"
+    except FileNotFoundError:
+        place = path.parent
+        if not place.exists():
+            return "its folder does not exist"
+        if existing:
+            return "it does not exist"
+    except OSError as error:
+        return reason_of(error)
+    return "" if os.access(place, os.R_OK | os.W_OK, effective_ids=True) else f"permission denied: {place}"
 
 
 @contextmanager
