@@ -100,7 +100,7 @@ async def create(url: str, file: Path, *, force: bool = False) -> About:
     """
     store = await SqlStore.open_existing(url, older=True)
     try:
-        _check_place(file, force=force)
+        _check_place(file, url, force=force)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=".backup-") as folder:
             copy = Path(folder) / DATABASE
             about = await store.database.read(lambda source: _copy_out(source, copy, force=force))
@@ -136,7 +136,7 @@ async def _migrate(copy: Path, file: Path) -> None:
         raise BackupError(f"{file} cannot be restored: {error.reason.removesuffix('.')}.") from error
 
 
-def _check_place(file: Path, *, force: bool) -> None:
+def _check_place(file: Path, url: str, *, force: bool) -> None:
     """A backup goes into a folder, as a new file or in place of another backup."""
     if not file.parent.is_dir():
         raise BackupError(f"The folder {file.parent} does not exist.")
@@ -144,6 +144,8 @@ def _check_place(file: Path, *, force: bool) -> None:
         return
     if not file.is_file():
         raise BackupError(f"{file} exists and is no file.")
+    if url.startswith(SQLITE) and file.samefile(url.removeprefix(SQLITE)):
+        raise BackupError(f"{file} is the database itself.")
     if file.stat().st_size and not force and not _is_backup(file):
         raise BackupError(f"{file} exists and is no backup (--force replaces it).")
 

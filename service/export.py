@@ -68,7 +68,7 @@ async def export(url: str, folder: Path, *, force: bool = False) -> tuple[int, i
         if not force:
             await store.database.read(_require_content)
             if (folder / PREPARED).exists():
-                raise ExportError(f"{folder} is a prepared dataset; --force replaces its items and feedback.")
+                raise ExportError(f"{folder} is a prepared dataset (--force replaces its items and feedback).")
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as files:
             items, feedback = (files.enter_context(replacing(folder / name)) for name in (ITEMS, FEEDBACK))

@@ -40,7 +40,7 @@ def complain(error: Exception) -> int:
     """One sentence on stderr; the exit code."""
     sentence = sentence_of(error)
     reason = getattr(error, "reason", "")  # of a database: why it does not answer
-    if reason and reason != str(error):
+    if reason not in sentence:
         sentence = f"{sentence.removesuffix('.')}: {' '.join(reason.split())}."
     sys.stderr.write(f"{sentence}\n")
     return REFUSED

@@ -260,7 +260,7 @@ def _naming(address: SqliteFile | PostgresServer) -> Iterator[None]:
     except StoreUnavailableError as error:
         reason = error.reason.rstrip(".")
         message = f"LACUNA_DATABASE_URL names {address}, which cannot be used: {reason}."
-        raise type(error)(message) from error
+        raise type(error)(message, reason) from error
 
 
 def migrate(connection: Connection, revision: str = "head") -> None:
