@@ -365,10 +365,18 @@ class PredictedRating:
 
 
 class LacunaError(Exception):
-    """Base of the service's own errors. `slug` is the stable problem type; the message is for people."""
+    """Base of the service's own errors. `slug` is the stable problem type; the message is for people.
+
+    Attributes:
+        reason: what the log says and the message, which clients read, does not; without one, the message.
+    """
 
     slug = "error"
     title = "Error"
+
+    def __init__(self, message: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class InvalidInputError(LacunaError):

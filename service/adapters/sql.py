@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from alembic.util.exc import CommandError
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, delete, func, insert, select
 
 from models.feedback import Interaction
 from service.adapters import sql_feedback, sql_idempotency, sql_items, sql_reviews
-from service.adapters.sql_engine import Database, open_database, upsert
+from service.adapters.sql_engine import Database, Work, open_database, upsert
 from service.adapters.tables import changes, imputation_errors, meta
 from service.domain import ChangesLostError, Event, Page, Review, StoredItem, StoreUnavailableError, User, Vector
 from service.ports import (
@@ -31,6 +33,7 @@ from service.ports import (
     Side,
     Stored,
 )
+from service.urls import PostgresServer, SqliteFile, parse_database
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -54,20 +57,51 @@ class SqlStore:
         self.database = database
 
     @classmethod
-    async def open(cls, url: str) -> SqlStore:
+    async def open(cls, url: str, *, check: Callable[[Connection], None] | None = None) -> SqlStore:
         """Connect, create or migrate the tables, and answer the store. Several processes may do so at once.
+
+        Args:
+            check: called before the tables are touched; what it raises leaves them as they are.
 
         Raises:
             ValueError: the URL names neither a SQLite file nor a PostgreSQL database.
-            StoreUnavailableError: no answer, or a schema newer than this version's.
+            StoreUnavailableError: no answer, or a schema newer than this version's; the message names the setting.
         """
-        database = open_database(url)
+
+        def prepare(connection: Connection) -> None:
+            if check is not None:
+                check(connection)
+            migrate(connection)
+
+        address = _address(url)
+        with _naming(address):
+            store = cls(open_database(address))
+            await store._begin(store.database.write, prepare)
+        return store
+
+    @classmethod
+    async def open_existing(cls, url: str, *, older: bool = False) -> SqlStore:
+        """Connect to read what is there: nothing is created or migrated, and a SQLite file is only read.
+
+        Args:
+            older: whether the tables of an older version will do.
+
+        Raises:
+            ValueError: the URL names neither a SQLite file nor a PostgreSQL database.
+            StoreUnavailableError: no answer, or no tables of this version; the message names the setting.
+        """
+        address = _address(url)
+        with _naming(address):
+            store = cls(open_database(address, existing=True))
+            await store._begin(store.database.read, partial(_require_schema, older=older))
+        return store
+
+    async def _begin(self, run: Callable[[Work[None]], Awaitable[None]], work: Work[None]) -> None:
         try:
-            await database.write(migrate)
+            await run(work)
         except BaseException:
-            await database.close()
+            await self.close()
             raise
-        return cls(database)
 
     async def ping(self) -> None:
         await self._read(_ping)
@@ -223,19 +257,57 @@ class SqlStore:
         return await self.database.write(lambda connection: query(connection, *args, **options))
 
 
-def migrate(connection: Connection) -> None:
-    """Bring the tables to this version's schema, inside the caller's transaction.
+def _address(url: str) -> SqliteFile | PostgresServer:
+    try:
+        return parse_database(url)
+    except ValueError as error:
+        raise ValueError(f"The URL of the database {error}.") from None
+
+
+@contextmanager
+def _naming(address: SqliteFile | PostgresServer) -> Iterator[None]:
+    """Say of a database that cannot be opened which one it is, where it was named, and why."""
+    try:
+        yield
+    except StoreUnavailableError as error:
+        reason = error.reason.rstrip(".")
+        message = f"LACUNA_DATABASE_URL names {address}, which cannot be used: {reason}."
+        raise type(error)(message, reason) from error
+
+
+def migrate(connection: Connection, revision: str = "head") -> None:
+    """Bring the tables to a version of the schema, this Lacuna's, inside the caller's transaction.
 
     Raises:
         StoreUnavailableError: the database's schema is newer.
     """
+    _known_revision(connection)
+    config = _migrations()
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def _migrations() -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.attributes["connection"] = connection
-    try:
-        command.upgrade(config, "head")
-    except CommandError as error:
-        raise StoreUnavailableError("The database was written by a newer Lacuna; use that version.") from error
+    return config
+
+
+def _require_schema(connection: Connection, *, older: bool) -> None:
+    found = _known_revision(connection)
+    if found is None:
+        raise StoreUnavailableError("it holds no tables of Lacuna.")
+    if not older and found != ScriptDirectory.from_config(_migrations()).get_current_head():
+        raise StoreUnavailableError("an older Lacuna wrote it; start the service over it once, which migrates it.")
+
+
+def _known_revision(connection: Connection) -> str | None:
+    """The version of the schema, or None where there are no tables. Raises StoreUnavailableError: it is newer."""
+    found = MigrationContext.configure(connection).get_current_revision()
+    known = {script.revision for script in ScriptDirectory.from_config(_migrations()).walk_revisions()}
+    if found is not None and found not in known:
+        raise StoreUnavailableError("a newer Lacuna wrote it; use that version.")
+    return found
 
 
 def _ping(connection: Connection) -> None:

@@ -10,29 +10,32 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import os
 import sqlite3
+import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, Table, create_engine, event, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import (
-    ArgumentError,
     DatabaseError,
     DBAPIError,
     InterfaceError,
     OperationalError,
     ResourceClosedError,
+    SQLAlchemyError,
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from service.domain import InvalidInputError, StoreFullError, StoreUnavailableError
+from service.urls import PostgresServer, SqliteFile
 
 T = TypeVar("T")
 Work = Callable[[Connection], T]
@@ -68,39 +71,31 @@ class Database(Protocol):
         """Finish what runs and release connections."""
 
 
-def open_database(url: str) -> Database:
-    """The database behind `sqlite+aiosqlite:///...` or `postgresql+asyncpg://...`.
+def open_database(address: SqliteFile | PostgresServer, *, existing: bool = False) -> Database:
+    """The database at an address; with `existing` nothing is created there, and a SQLite file is only read.
 
     Raises:
-        ValueError: the URL is of another kind.
         StoreUnavailableError: the SQLite file's folder cannot be made.
     """
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise ValueError("the database URL cannot be read") from None
-    match parsed.get_backend_name():
-        case "sqlite" if parsed.database and parsed.database != ":memory:":
-            return SqliteDatabase(Path(parsed.database))
-        case "sqlite":
-            raise ValueError("a SQLite database needs a file: sqlite+aiosqlite:///path/to/file")
-        case "postgresql":
-            return PostgresDatabase(parsed)
-        case other:
-            raise ValueError(f"the database is SQLite or PostgreSQL, not {other}")
+    if isinstance(address, SqliteFile):
+        return SqliteDatabase(address.path, existing=existing)
+    return PostgresDatabase(address)
 
 
 class SqliteDatabase:
     """One writer thread with one connection, and some reader threads: in WAL mode readers never wait."""
 
-    def __init__(self, path: Path) -> None:
-        with _domain_errors():
-            path.parent.mkdir(parents=True, exist_ok=True)
+    def __init__(self, path: Path, *, existing: bool = False) -> None:
         self._path = path
+        self._existing = existing
+        if not existing:
+            with self._errors():
+                path.parent.mkdir(parents=True, exist_ok=True)
+        open_engine = partial(_sqlite_engine, path, existing=existing)
         self._opened: tuple[int, int] | None = None
-        self._writer = _sqlite_engine(path, begin="BEGIN IMMEDIATE", connections=1)
+        self._writer = open_engine(begin="BEGIN IMMEDIATE", connections=1)
         event.listen(self._writer, "connect", self._remember)
-        self._reader = _sqlite_engine(path, begin="BEGIN", connections=SQLITE_READERS)
+        self._reader = open_engine(begin="BEGIN", connections=SQLITE_READERS)
         self._lock_file = path.with_name(f"{path.name}-lock")
         self._write_thread = ThreadPoolExecutor(1, "sqlite-writer")
         self._read_threads = ThreadPoolExecutor(SQLITE_READERS, "sqlite-reader")
@@ -124,7 +119,7 @@ class SqliteDatabase:
 
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
-        with _domain_errors():
+        with self._errors():
             file = self._lock_file.open("w")
         with file:  # closing it, or dying, releases the lock
             while not _locked(file):
@@ -134,7 +129,7 @@ class SqliteDatabase:
     async def _run(self, threads: ThreadPoolExecutor, engine: Engine, work: Work[T]) -> T:
         if self._closed:
             raise StoreUnavailableError("The database was closed.")
-        with _domain_errors():
+        with self._errors():
             return await asyncio.get_running_loop().run_in_executor(threads, partial(_transaction, engine, work))
 
     async def close(self) -> None:
@@ -143,18 +138,30 @@ class SqliteDatabase:
             await asyncio.to_thread(threads.shutdown)
             engine.dispose()
 
+    def _errors(self) -> AbstractContextManager[None]:
+        return _domain_errors(self._reason)
+
+    def _reason(self, error: Exception) -> str:
+        code = getattr(getattr(error, "orig", None), "sqlite_errorcode", 0)
+        unopened = code & 0xFF == sqlite3.SQLITE_CANTOPEN
+        return (_why_not_opened(self._path, existing=self._existing) if unopened else "") or reason_of(error)
+
 
 class PostgresDatabase:
     """PostgreSQL, with one writer at a time over all processes."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, server: PostgresServer) -> None:
         self._engine: AsyncEngine = create_async_engine(
-            url.set(drivername="postgresql+asyncpg"),
+            server.url,
             pool_size=10,
             max_overflow=10,
             pool_timeout=POSTGRES_TIMEOUT_S,
             pool_pre_ping=True,  # after a restart of the server the first request must not pay for dead connections
-            connect_args={"timeout": POSTGRES_CONNECT_TIMEOUT_S, "command_timeout": POSTGRES_TIMEOUT_S},
+            connect_args={
+                **server.arguments,
+                "timeout": POSTGRES_CONNECT_TIMEOUT_S,
+                "command_timeout": POSTGRES_TIMEOUT_S,
+            },
         )
         self._reader = self._engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         self._closed = False
@@ -235,9 +242,11 @@ def _transaction(engine: Engine, work: Work[T]) -> T:
         return work(connection)
 
 
-def _sqlite_engine(path: Path, *, begin: str, connections: int) -> Engine:
+def _sqlite_engine(path: Path, *, existing: bool, begin: str, connections: int) -> Engine:
+    new = URL.create("sqlite", database=str(path))
+    old = URL.create("sqlite", database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
     engine = create_engine(
-        URL.create("sqlite", database=str(path)),
+        old if existing else new,
         connect_args={"check_same_thread": False, "timeout": SQLITE_BUSY_MS / 1000},
         pool_size=connections,
         max_overflow=0,
@@ -247,9 +256,12 @@ def _sqlite_engine(path: Path, *, begin: str, connections: int) -> Engine:
         connection.isolation_level = None  # the driver opens no transactions of its own; `start` does
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")  # an answered write outlives a power cut; NORMAL only a crash
-        cursor.execute("PRAGMA foreign_keys = ON")
+        if existing:
+            cursor.execute("PRAGMA query_only = ON")
+        else:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = FULL")  # an answered write outlives a power cut; NORMAL only a crash
+            cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
     def start(connection: Connection) -> None:
@@ -260,8 +272,38 @@ def _sqlite_engine(path: Path, *, begin: str, connections: int) -> Engine:
     return engine
 
 
+def reason_of(error: Exception) -> str:
+    """What a driver says went wrong, in its own words and without the statement that it happened in."""
+    said: BaseException = (error.orig if isinstance(error, DBAPIError) else None) or error
+    said = said.__cause__ or said  # SQLAlchemy wraps what asyncpg raises
+    if isinstance(said, TimeoutError):
+        return "it does not answer in time"
+    if isinstance(said, OSError) and said.strerror:
+        return f"{said.strerror}: {said.filename}" if said.filename else said.strerror
+    text = str(said.args[0]) if isinstance(said, SQLAlchemyError) and said.args else str(said)
+    return " ".join(text.split()) or type(said).__name__
+
+
+def _why_not_opened(path: Path, *, existing: bool) -> str:
+    """What SQLite means by "unable to open database file", where that shows."""
+    place = path
+    try:
+        path.parent.stat()
+        if stat.S_ISDIR(path.stat().st_mode):
+            return "it is a directory"
+    except FileNotFoundError:
+        place = path.parent
+        if not place.exists():
+            return "its folder does not exist"
+        if existing:
+            return "it does not exist"
+    except OSError as error:
+        return reason_of(error)
+    return "" if os.access(place, os.R_OK | os.W_OK, effective_ids=True) else f"permission denied: {place}"
+
+
 @contextmanager
-def _domain_errors() -> Iterator[None]:
+def _domain_errors(reason: Callable[[Exception], str] = reason_of) -> Iterator[None]:
     """Turn what drivers raise into the service's errors; the rest is a defect and passes."""
     try:
         yield
@@ -271,12 +313,12 @@ def _domain_errors() -> Iterator[None]:
         if _is_about_data(error):
             raise InvalidInputError("text must not contain NUL characters or lone surrogates") from error
         if _is_about_room(error):
-            raise StoreFullError("The database has no room for this write.") from error
+            raise StoreFullError("The database has no room for this write.", reason(error)) from error
         if _is_about_connection(error):
-            raise StoreUnavailableError("The database does not answer.") from error
+            raise StoreUnavailableError("The database does not answer.", reason(error)) from error
         raise
     except (OSError, PoolTimeoutError, ResourceClosedError) as error:
-        raise StoreUnavailableError("The database does not answer.") from error
+        raise StoreUnavailableError("The database does not answer.", reason(error)) from error
 
 
 def _is_about_data(error: DBAPIError) -> bool:

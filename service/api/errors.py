@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from service.domain import (
     UserNotFoundError,
 )
 from service.logging import REQUEST_ID
+
+logger = logging.getLogger(__name__)
 
 STATUSES: Mapping[type[LacunaError], int] = {
     InvalidInputError: 422,
@@ -176,6 +179,14 @@ KEY_REUSED = Problem(
     422,
     "This Idempotency-Key was used for another request; a new request takes a new key.",
 )
+STOPPING = Problem(
+    "stopping",
+    "Stopping",
+    503,
+    "The service is stopping and did not wait any longer. A write may have been done if all of it was sent; reading "
+    "tells.",
+    headers={"Retry-After": "5"},
+)
 INTERNAL = Problem(
     "internal-error", "Internal error", 500, "The service failed; its log tells more under this request's id."
 )
@@ -195,6 +206,13 @@ def problem_of(error: LacunaError) -> Problem:
         errors = (FieldError(error.pointer, detail),)
     headers = {"Retry-After": str(RETRY_AFTER_S[known])} if known in RETRY_AFTER_S else {}
     return Problem(error.slug, error.title, STATUSES[known], detail, errors, headers)
+
+
+def answer(error: LacunaError) -> Response:
+    """The problem that a domain error is, as a response; what a client is not told of it goes to the log."""
+    if error.reason != str(error):
+        logger.warning("%s: %s", str(error).removesuffix("."), error.reason)
+    return problem_of(error).response()
 
 
 def field_errors(errors: Iterable[Any], prefix: str = "") -> list[FieldError]:
@@ -224,7 +242,7 @@ Handler = Callable[[Request, Any], Any]
 
 
 async def _on_domain_error(_: Request, error: LacunaError) -> Response:
-    return problem_of(error).response()
+    return answer(error)
 
 
 async def _on_problem(_: Request, error: ProblemError) -> Response:
@@ -272,6 +290,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "too-many-requests": "The key has made its requests of this minute; try again after Retry-After seconds.",
     "overloaded": "The service works on as many requests as it can; try again after Retry-After seconds.",
     "timed-out": "The request took longer than the configured limit; whether a write was done, reading tells.",
+    "stopping": "The service was told to stop before the request was through; try again after Retry-After seconds.",
     "request-in-progress": "The first request with this Idempotency-Key is being worked on.",
     "idempotency-key-reused": "This Idempotency-Key was used for a request with another body; take a new one.",
     "not-found": "There is nothing at this path.",

@@ -67,7 +67,7 @@ class Idempotency:
         try:
             await self._once(engine, f"{sender}:{given}", body, scope, send)
         except LacunaError as error:  # of the keys' table, before anything was answered
-            await errors.problem_of(error).response()(scope, body.receive, send)
+            await errors.answer(error)(scope, body.receive, send)
 
     async def _once(self, engine: Engine, key: str, body: _Body, scope: Scope, send: Send) -> None:
         claim = await engine.store.claim(key, _fingerprint(scope, body.data), lease_s=self._lease_s)
@@ -104,7 +104,7 @@ async def _release(engine: Engine, key: str) -> None:
     try:
         await engine.store.release(key)
     except StoreUnavailableError as error:
-        logger.warning("an idempotency key stays taken until its lease is over: %s", error)
+        logger.warning("an idempotency key stays taken until its lease is over: %s", error.reason)
 
 
 @dataclass

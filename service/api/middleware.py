@@ -96,6 +96,9 @@ class LastResort:
             await (refused.response() if refused else self._app)(scope, receive, noting_send)
         except ClientDisconnect:
             raise
+        except asyncio.CancelledError:  # by a server that stops, which would answer 500 itself
+            if not has_begun:
+                await errors.STOPPING.response()(scope, receive, send)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if has_begun:

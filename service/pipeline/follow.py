@@ -60,7 +60,7 @@ async def follow(engine: Engine, interval_s: float, kept_s: float) -> None:
 
 def _note_failure(engine: Engine, error: LacunaError) -> None:
     if not engine.followed.failing:
-        log.warning("cannot follow the change log: %s", error)
+        log.warning("cannot follow the change log: %s", error.reason)
     engine.followed.failing = True
 
 
@@ -245,5 +245,5 @@ async def _regenerate(engine: Engine) -> None:
                 await regenerate(engine, item, mark)
             except StoreUnavailableError as error:
                 engine.stale[item] = None
-                log.warning("items wait for their generated parts: %s", error)
+                log.warning("items wait for their generated parts: %s", error.reason)
                 return

@@ -452,6 +452,19 @@ async def test_metrics_are_told_while_the_store_is_away(api: httpx.AsyncClient, 
     assert "lacuna_requests_total" in response.text
 
 
+async def test_the_log_says_why_the_store_is_away_and_the_answer_does_not(
+    api: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.failure = domain.StoreUnavailableError("The database does not answer.", 'role "shop" does not exist')
+    response = await api.get("/items/a")
+    assert (response.status_code, response.json()["detail"]) == (503, "The database does not answer.")
+    assert 'The database does not answer: role "shop" does not exist' in caplog.text
+    caplog.clear()
+    engine.failure = domain.ItemNotFoundError("There is no such item.")
+    assert (await api.get("/items/a")).status_code == 404
+    assert caplog.text == ""
+
+
 async def test_models_and_stats(api: httpx.AsyncClient) -> None:
     assert (await api.get("/models")).json()["models"][0]["version"] == "2026-01-02.1"
     assert (await api.get("/stats")).json()["modalities"]["text"]["observed"] == 0
