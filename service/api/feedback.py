@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from models.rows import EVENT_ROW, UserId
+from models.rows import EVENT_ROW
 from service.api import answers, errors, schemas
 from service.api.answers import Json
 from service.api.deps import READ, WRITE, EngineDep, json_body, row_errors
@@ -24,7 +24,7 @@ from service.ports import Answer, Keep
 
 router = APIRouter(tags=["feedback"])
 
-UserPath = Annotated[UserId, Path()]
+StoredUser = Annotated[str, Path(min_length=1)]  # also one whose id would no longer be taken
 Rejected = dict[int, list[errors.FieldError]]
 
 
@@ -97,14 +97,14 @@ async def delete_feedback(engine: EngineDep, query: Annotated[schemas.FeedbackDe
     return Json({"deleted": deleted})
 
 
-@router.get("/users/{user}", dependencies=[READ], responses={200: {"model": schemas.UserAnswer}, **problems(404)})
-async def get_user(engine: EngineDep, user: UserPath) -> Response:
+@router.get("/users/{user:path}", dependencies=[READ], responses={200: {"model": schemas.UserAnswer}, **problems(404)})
+async def get_user(engine: EngineDep, user: StoredUser) -> Response:
     """What is stored of a user, in numbers."""
     return Json(answers.user(await feedback.get_user(engine, user)))
 
 
 @router.delete("/users/{user:path}", status_code=204, dependencies=[WRITE], responses=problems(404))
-async def delete_user(engine: EngineDep, user: Annotated[str, Path(min_length=1)]) -> Response:
+async def delete_user(engine: EngineDep, user: StoredUser) -> Response:
     """Erase all that is stored of a user, also of one whose id is no longer taken (`a/b`)."""
     await feedback.delete_user(engine, user)
     return Response(status_code=204)
