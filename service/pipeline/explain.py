@@ -30,7 +30,7 @@ def explainer(engine: Engine) -> Reranker:
     return engine.reranker
 
 
-def reasons(engine: Engine, past: Past, keys: Keys, *, hidden: bool) -> dict[int, tuple[Reason, ...]]:
+def reasons(engine: Engine, past: Past, keys: Keys, *, hidden: bool = True) -> dict[int, tuple[Reason, ...]]:
     """The items of a history that speak most for each of the items `[t]`, by key; `hidden` ones, which are not
     available, count, but may be named or not."""
     reranker = explainer(engine)

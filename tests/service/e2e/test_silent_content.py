@@ -9,12 +9,16 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from models.bundle import CATALOGUE_FEATURES
+from models.bundle import CATALOGUE_FEATURES, CATALOGUE_ITEMS
+from service.domain import Observed, Remark
 from service.export import export
-from service.pipeline.encode import MEAN, UNREAD, ZERO
+from service.pipeline import renew
+from service.pipeline.encode import MEAN, UNREAD, ZERO, Encoded
+from tests.contracts import stores
 from tests.service.conftest import AUDIO
 from tests.service.running import Running, base64_of, fresh_id, picture, settings_for, sign
 
@@ -148,6 +152,18 @@ def test_what_could_not_be_read_is_exported(alone: Running, tmp_path: Path) -> N
     assert body["modalities"] == {"text": "🧦"}
 
 
+def test_content_that_another_encoder_finds_silent_is_missing_from_then_on() -> None:
+    vector = np.ones(3, dtype=np.float32)
+    observed = {name: Observed(vector, "vector") for name in ("text", "image", "audio")}
+    old = {"text": Remark(truncated=True), "audio": Remark(truncated=True)}
+    before = stores.item("a", observed=observed, remarks=old)
+    encoded: Any = dict.fromkeys(("text", "image"))
+    again = Observed(vector * 2, "media")
+    after = renew._with(before, encoded, Encoded({"image": again}, (), {"text": Remark(UNREAD)}))
+    assert after.observed == {"image": again, "audio": observed["audio"]}
+    assert after.remarks == {"text": Remark(UNREAD), "audio": Remark(truncated=True)}
+
+
 def test_a_bundles_silent_features_are_seeded_as_missing(
     plain_bundle: Path, demo_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -158,12 +174,19 @@ def test_a_bundles_silent_features_are_seeded_as_missing(
     rows = features["audio.observed"].nonzero()[0][:2]
     features["audio"][rows] = 0
     save_file(features, bundle / CATALOGUE_FEATURES)
-    sign(bundle, CATALOGUE_FEATURES)
+    bodies = [json.loads(line) for line in (bundle / CATALOGUE_ITEMS).read_text("utf-8").splitlines()]
+    told, unread = [body for body in bodies if "text" in body["modalities"]][:2]
+    told["modalities"]["text"], unread["modalities"]["text"] = LONG, "🧦"
+    (bundle / CATALOGUE_ITEMS).write_text("\n".join(map(json.dumps, bodies)), "utf-8")
+    sign(bundle, CATALOGUE_FEATURES, CATALOGUE_ITEMS)
     with (
         caplog.at_level(logging.WARNING),
         Running(settings_for(bundle, demo_folder, tmp_path / "lacuna.db")) as service,
     ):
-        assert caplog.text.count("2 features of the bundle's items say nothing and count as missing") == 1
+        assert caplog.text.count("3 features of the bundle's items say nothing and count as missing") == 1
+        assert service.get(f"/items/{told['id']}")["modalities"]["text"] == {"state": "observed", "truncated": True}
+        silent = service.get(f"/items/{unread['id']}")
+        assert (silent["text"], silent["modalities"]["text"]["detail"]) == ("🧦", UNREAD)
         for row in rows.tolist():
             report = audio(service.get(f"/items/demo-{row:04d}"))
             assert (report["state"], report["detail"]) == ("generated", ZERO)
