@@ -117,6 +117,14 @@ class Settings(BaseSettings):
     max_n: int = Field(500, ge=1, description="longest list that may be asked for")
     max_batch: int = Field(1000, ge=1, description="most items, or pairs, in one request")
     max_feedback: int = Field(10_000, ge=1, description="most feedback events in one request")
+    max_request_pixels: int = Field(
+        100_000_000, ge=1, description="most pixels of all the pictures in one request together"
+    )
+    max_bodies_bytes: int = Field(
+        64 << 20,
+        ge=1024,
+        description="most bytes of request bodies that a process holds at once; more are answered 503",
+    )
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:

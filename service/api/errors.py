@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -45,6 +46,7 @@ STATUSES: Mapping[type[LacunaError], int] = {
 RETRY_AFTER_S: Mapping[type[LacunaError], int] = {NotReadyError: 2, StoreUnavailableError: 5, StoreFullError: 60}
 
 MAX_ERRORS = 100  # a body of ten thousand bad rows is answered by the first hundred
+ROW_ERRORS = 10  # of each row, where every row has an answer of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,31 @@ class ProblemError(Exception):
 # --- problems of the HTTP layer itself ----------------------------------------------------------------------------
 
 
-def invalid(errors: Iterable[FieldError]) -> Problem:
-    """422 with the values that are wrong."""
+def invalid(errors: Iterable[FieldError], total: int | None = None) -> Problem:
+    """422 with the values that are wrong: the first of `total`, or all of them."""
     found = tuple(errors)
     first = found[0]
     detail = f"{first.pointer}: {first.detail}" if first.pointer else first.detail
-    if len(found) > 1:
-        detail += f" (and {len(found) - 1} more)"
+    more = (total or len(found)) - 1
+    if more:
+        detail += f" (and {more} more)"
     return Problem("invalid-input", "Invalid input", 422, detail, found[:MAX_ERRORS])
+
+
+def invalid_fields(error: ValidationError, most: int = MAX_ERRORS) -> Problem:
+    """422 with what pydantic found, the first `most` of it."""
+    return invalid(validation_errors(error, most=most), error.error_count())
+
+
+def too_many_values() -> ProblemError:
+    """422 where there are more values than any body may hold."""
+    detail = "this holds more values than it can have use for"
+    return ProblemError(invalid([FieldError("", detail)]))
+
+
+def too_long_name(most: int) -> ProblemError:
+    """422 where a field has a name that none can have."""
+    return ProblemError(invalid([FieldError("", f"a field's name has more than {most} characters")]))
 
 
 def malformed(detail: str) -> ProblemError:
@@ -114,6 +133,13 @@ def unsupported_media_type(accepted: Sequence[str]) -> ProblemError:
     """415 that names what is accepted."""
     detail = f"Send the body as {' or '.join(accepted)}."
     return ProblemError(Problem("unsupported-media-type", "Unsupported media type", 415, detail))
+
+
+def unsupported_coding(accepted: Sequence[str]) -> ProblemError:
+    """415 that names what a body may be compressed with."""
+    detail = f"Send the body as it is, or compressed with {' or '.join(accepted)} (Content-Encoding)."
+    headers = {"Accept-Encoding": ", ".join(accepted)}
+    return ProblemError(Problem("unsupported-media-type", "Unsupported media type", 415, detail, headers=headers))
 
 
 def too_large(limit: int) -> ProblemError:
@@ -188,6 +214,11 @@ def problem_of(error: LacunaError) -> Problem:
         errors = (FieldError(error.pointer, detail),)
     headers = {"Retry-After": str(RETRY_AFTER_S[known])} if known in RETRY_AFTER_S else {}
     return Problem(error.slug, error.title, STATUSES[known], detail, errors, headers)
+
+
+def validation_errors(error: ValidationError, prefix: str = "", most: int = MAX_ERRORS) -> list[FieldError]:
+    """What pydantic found, the first `most` of it, with pointers below `prefix`."""
+    return field_errors(error.errors(include_url=False, include_input=False)[:most], prefix)
 
 
 def field_errors(errors: Iterable[Any], prefix: str = "") -> list[FieldError]:
@@ -266,8 +297,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "model-not-found": "No bundle of this version is known.",
     "store-unavailable": "The database does not answer; try again after Retry-After seconds.",
     "store-full": "The database has no room for this write, and nothing of it was done; reading goes on.",
-    "malformed-request": "The request's bytes are no valid JSON, multipart body or URL.",
-    "unsupported-media-type": "The body's Content-Type is none that this endpoint reads.",
+    "malformed-request": "The request's bytes are no valid HTTP, JSON, multipart body, compressed body or URL.",
+    "unsupported-media-type": "The body's Content-Type is none that this endpoint reads, or its Content-Encoding none.",
     "body-too-large": "The body is over the configured limit.",
     "unauthorized": "A key is needed: Authorization: Bearer <key>, or X-API-Key.",
     "forbidden": "The key's role does not reach this far; the roles are read, write and admin.",
