@@ -97,6 +97,13 @@ def picture(kind: str, mode: str, size: tuple[int, int] = (5000, 4000), **option
     return stream.getvalue()
 
 
+def scanned(times: int) -> bytes:
+    """A progressive JPEG of 20 megapixels whose last scan comes so many times more."""
+    whole = picture("JPEG", "RGB", progressive=True, subsampling=0, quality=50)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    return whole[:-2] + last * times + whole[-2:]
+
+
 def impute(data: bytes) -> Do:
     """One picture."""
     body = json.dumps({"modalities": {"image": {"base64": base64.b64encode(data).decode()}}}).encode()
@@ -148,27 +155,27 @@ def parts(body: bytes) -> Do:
     head = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     whole = head + body + b"\r\n--x--\r\n"
     return lambda target: target.send(
-        "read", "POST", "/impute", whole, **{"Content_Type": "multipart/form-data; boundary=x"}
+        "read", "POST", "/impute", whole, Content_Type="multipart/form-data; boundary=x"
     )
 
 
 # --- connections --------------------------------------------------------------------------------------------------
 
 
-def endless_head(size: int) -> Do:
+def endless_head(size: int, line: bytes) -> Do:
     """Headers that do not end."""
-    line = b"X-Filler: " + b"x" * 8000 + b"\r\n"
+    piece = line * (MB // len(line) + 1)
 
     def send(target: Target) -> str:
         with socket.create_connection(("127.0.0.1", target.port), timeout=120) as connection:
-            try:
+            answer = b""
+            with suppress(OSError):
                 connection.sendall(b"GET /health/live HTTP/1.1\r\n")
-                for _ in range(size // len(line)):
-                    connection.sendall(line)
-                connection.sendall(b"\r\n")
+                for _ in range(size // len(piece)):
+                    connection.sendall(piece)
+                connection.sendall(b"\r\n\r\n")
+            with suppress(OSError):
                 answer = connection.recv(64)
-            except OSError as error:
-                return type(error).__name__
         return answer[9:12].decode() or "closed"
 
     return send
@@ -209,7 +216,7 @@ def pipelined(count: int) -> Do:
                 answers = b"".join(iter(lambda: connection.recv(1 << 16), b"")).count(b"HTTP/1.1 200")
             except OSError as error:
                 return type(error).__name__
-        return f"{answers} answered"
+        return f"{answers} of {count} answered"
 
     return send
 
@@ -234,6 +241,7 @@ def attacks() -> dict[str, Do]:
         "one progressive JPEG of 20 megapixels": impute(
             picture("JPEG", "RGB", progressive=True, subsampling=0, quality=50)
         ),
+        "a JPEG of 1,000 scans": impute(scanned(1000)),
         "700,000 unknown fields": posted("read", "/recommend", fields(700_000)),
         "a name of 1 MiB with 200 unknown fields": posted("read", "/impute", long_name),
         "8 MiB of empty lists": posted("read", "/recommend", filled(b"[]")),
@@ -257,7 +265,8 @@ def attacks() -> dict[str, Do]:
         ),
         "a body of 60 MiB": posted("read", "/recommend", bytes(60 * MB)),
         "5,000 requests in one piece": pipelined(5000),
-        "headers of 80 MiB": endless_head(80 * MB),
+        "80 MiB of headers": endless_head(80 * MB, b"X-A: b\r\n"),
+        "one header of 80 MiB": endless_head(80 * MB, b"x" * 8000),
         "1,100 silent connections": silent(1100),
     }
 
@@ -295,7 +304,9 @@ def measure(target: Target, attack: Do) -> Cost:
     time.sleep(0.3)
     heart.stopped.set()
     heart.join()
-    return Cost(answer, round(seconds, 2), round(status(target.pid, "VmHWM") - before, 1), round(heart.longest * 1e3, 1))
+    return Cost(
+        answer, round(seconds, 2), round(status(target.pid, "VmHWM") - before, 1), round(heart.longest * 1e3, 1)
+    )
 
 
 def start(bundle: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
@@ -349,7 +360,9 @@ def main() -> None:
                     len(found),
                 )
                 costs[name] = vars(cost)
-                print(f"{name:48} {cost.answer:32} {cost.seconds:8.2f} s {cost.peak_mib:8.1f} MiB {cost.stall_ms:8.1f} ms")
+                print(
+                    f"{name:48} {cost.answer:32} {cost.seconds:8.2f} s {cost.peak_mib:8.1f} MiB {cost.stall_ms:8.1f} ms"
+                )
         finally:
             process.kill()
     if options.json:

@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from service.connections import ConnectionLimits, allow_files
 from service.logging import complain, configure_for
 from service.main import create_app
 from service.pipeline.engine import Engine
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except SettingsError as error:
         return complain(error)
     configure_for(settings.log_level, settings.log_format)
+    allow_files(settings.max_connections)
     if settings.workers > 1:
         return Supervisor(settings, listener, _address(settings, listener)).run()
     return _serve(settings, listener)
@@ -76,7 +78,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         app = create_app(settings, on_ready=announce, on_failure=stop)
     except SettingsError as error:
         return complain(error)
-    server = server_of(app)
+    server = server_of(app, ConnectionLimits.of(settings))
     # Once it has shut down, uvicorn raises the signal that told it to once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt):

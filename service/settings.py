@@ -125,6 +125,15 @@ class Settings(BaseSettings):
         ge=1024,
         description="most bytes of request bodies that a process holds at once; more are answered 503",
     )
+    max_connections: int = Field(1_000, ge=1, description="most connections to a process")
+    max_address_connections: int = Field(
+        500, ge=1, description="most connections to a process from one address that is none of LACUNA_PROXIES"
+    )
+    proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.0/8", "::1"), description="addresses and networks, with commas, that connect for many others"
+    )
+    max_header_bytes: int = Field(64 << 10, ge=4096, description="largest URL and headers of a request, in bytes")
+    header_seconds: float = Field(10, gt=0, description="longest time that a request's headers may take to come")
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -155,6 +164,16 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_keys(cls, value: object) -> object:
         return parse_api_keys(value) if isinstance(value, str) else value
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _parse_proxies(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = tuple(part.strip() for part in value.split(",") if part.strip())
+        for network in networks:
+            ipaddress.ip_network(network)  # raises ValueError
+        return networks
 
     @field_validator("data_dir", "bundle", "image_weights")
     @classmethod
@@ -224,6 +243,8 @@ def _default_text(name: str, default: object) -> str:
         return "sqlite+aiosqlite:///{DATA_DIR}/lacuna.db"
     if default is None or default == ():
         return ""
+    if isinstance(default, tuple):
+        return ",".join(default)
     return str(int(default)) if isinstance(default, bool) else str(default)
 
 

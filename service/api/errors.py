@@ -195,6 +195,20 @@ KEY_REUSED = Problem(
     422,
     "This Idempotency-Key was used for another request; a new request takes a new key.",
 )
+NO_HTTP = Problem("malformed-request", "Malformed request", 400, "The request is no HTTP/1.1.")
+HEADERS_TOO_SLOW = Problem(
+    "request-timeout", "Request timeout", 408, "The request's headers took longer to come than they may."
+)
+HEADERS_TOO_LARGE = Problem(
+    "headers-too-large", "Headers too large", 431, "The request's URL and headers are larger, or more, than accepted."
+)
+TOO_MANY_CONNECTIONS = Problem(
+    "too-many-connections",
+    "Too many connections",
+    503,
+    "There are as many connections as the service takes, or takes from one address; try again in a moment.",
+    headers={"Retry-After": "1"},
+)
 INTERNAL = Problem(
     "internal-error", "Internal error", 500, "The service failed; its log tells more under this request's id."
 )
@@ -304,6 +318,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "forbidden": "The key's role does not reach this far; the roles are read, write and admin.",
     "too-many-requests": "The key has made its requests of this minute; try again after Retry-After seconds.",
     "overloaded": "The service works on as many requests as it can; try again after Retry-After seconds.",
+    "request-timeout": "The headers of the request did not arrive in time.",
+    "headers-too-large": "The URL and the headers together are over the configured limit, or the headers too many.",
+    "too-many-connections": "The process has as many connections as it takes; try again after Retry-After seconds.",
     "timed-out": "The request took longer than the configured limit; whether a write was done, reading tells.",
     "request-in-progress": "The first request with this Idempotency-Key is being worked on.",
     "idempotency-key-reused": "This Idempotency-Key was used for a request with another body; take a new one.",

@@ -44,7 +44,7 @@ async def add_feedback(
     is_little = len(body.feedback) <= FEW
     rows = _read(body.feedback, now) if is_little else await in_thread(request, _read, body.feedback, now)
     if query.strict and rows.errors:
-        raise errors.ProblemError(errors.invalid(rows.errors))
+        raise errors.ProblemError(errors.invalid(rows.errors, rows.wrong))
 
     def answer(outcome: FeedbackOutcome) -> Json:
         return Json(answers.feedback(_in_body_order(outcome, rows)))
@@ -58,11 +58,12 @@ async def add_feedback(
 
 @dataclass
 class _Rows:
-    """A body's rows, by their numbers: the usable ones as events, of the others what is wrong, also as sentences."""
+    """A body's rows, by their numbers: the usable ones as events, the others with a sentence each."""
 
     events: dict[int, Event] = field(default_factory=dict)
-    errors: list[errors.FieldError] = field(default_factory=list)
     unusable: list[tuple[int, str]] = field(default_factory=list)
+    errors: list[errors.FieldError] = field(default_factory=list)  # the first
+    wrong: int = 0  # errors in all
 
 
 def _read(rows: Sequence[object], now: datetime) -> _Rows:
@@ -72,8 +73,10 @@ def _read(rows: Sequence[object], now: datetime) -> _Rows:
             read.events[index] = schemas.to_event(read_row(schemas.EVENT_ROW, row), now)
         except errors.ProblemError as error:
             found = error.problem.errors
-            read.errors += [replace(one, pointer=f"/feedback/{index}{one.pointer}") for one in found]
+            read.wrong += len(found)
             read.unusable.append((index, _sentence(found)))
+            if len(read.errors) < errors.MAX_ERRORS:
+                read.errors += [replace(one, pointer=f"/feedback/{index}{one.pointer}") for one in found]
     return read
 
 
