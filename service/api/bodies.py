@@ -50,11 +50,10 @@ class Bodies:
         try:
             await self._app(scope, body.receive, body.send)
         except errors.ProblemError as error:  # of the body, met by a layer that answers no problems
-            if body.is_answered:
-                raise
             await error.problem.response()(scope, receive, body.send)
         finally:
             self.held -= body.held
+        await body.finish()
 
 
 class _Body:
@@ -62,7 +61,7 @@ class _Body:
 
     def __init__(self, bodies: Bodies, scope: Scope, receive: Receive, send: Send, until: float) -> None:
         self.held = 0
-        self.is_answered = False
+        self._kept: list[Message] = []  # of the answer
         self._bodies = bodies
         self._receive = receive
         self._send = send
@@ -127,14 +126,23 @@ class _Body:
         return message
 
     async def send(self, message: Message) -> None:
-        """Send a message of the answer, the first once the body has been read to its end."""
-        if message["type"] == "http.response.start" and not self.is_answered:
-            self.is_answered = True
-            with suppress(TimeoutError):
-                await self._drain()
-            if self._more:
-                message["headers"] = [*message.get("headers", ()), _CLOSE]
-        await self._send(message)
+        """Send a message of the answer, or keep it where the client still sends."""
+        if self._more or self._kept:
+            self._kept.append(message)
+        else:
+            await self._send(message)
+
+    async def finish(self) -> None:
+        """Read on to the body's end, then send what was kept. By now the request takes nobody's place."""
+        if not self._kept:
+            return
+        with suppress(TimeoutError):
+            await self._drain()
+        if self._more:
+            start = self._kept[0]
+            start["headers"] = [*start.get("headers", ()), _CLOSE]
+        for message in self._kept:
+            await self._send(message)
 
     async def _drain(self) -> None:
         if self._declared > DRAINED_BYTES or (self._waits and not self._read):
