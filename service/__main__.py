@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from service.connections import ConnectionLimits, allow_files
 from service.logging import complain, configure_for, run
 from service.main import create_app
 from service.pipeline.engine import Engine
@@ -35,6 +36,7 @@ def _main(options: dict[str, Any]) -> int:
     settings = Settings.load(**options)
     listener = _listen(settings)
     configure_for(settings.log_level, settings.log_format)
+    allow_files(settings.max_connections)
     if settings.workers > 1:
         return Supervisor(settings, listener, _address(settings, listener)).run()
     return _serve(settings, listener)
@@ -74,7 +76,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         server.should_exit = True
 
     announce = functools.partial(_announce, _address(settings, listener))
-    server = server_of(create_app(settings, on_ready=announce, on_failure=stop))
+    server = server_of(create_app(settings, on_ready=announce, on_failure=stop), ConnectionLimits.of(settings))
     # Once it has shut down, uvicorn raises the signal that told it to once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt):

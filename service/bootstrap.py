@@ -56,7 +56,7 @@ async def bootstrap(settings: Settings) -> Engine:
         model=model,
         encoders=encoders,
         catalogue=catalogue,
-        limits=Limits(settings.max_image_pixels, settings.max_text_chars),
+        limits=Limits(settings.max_image_pixels, settings.max_text_chars, settings.max_request_pixels),
         bell=_bell(settings),
         fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",

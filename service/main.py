@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api import admin, errors, feedback, items, openapi, predict, recommend, retrieve
+from service.api.bodies import Bodies
 from service.api.deps import Keyring
 from service.api.idempotency import Idempotency
 from service.api.limits import Limits
@@ -82,10 +84,14 @@ def create_app(
     app.state.traces = traces
     app.state.keyring = Keyring(settings.api_keys)
     app.state.limiter = limiter_of(settings)
+    app.state.reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
     app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
     app.add_middleware(Position)
     app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
     app.add_middleware(LastResort)
+    app.add_middleware(
+        Bodies, most=settings.max_body_bytes, together=settings.max_bodies_bytes, seconds=settings.request_seconds
+    )
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -125,6 +131,7 @@ def _lifespan(
 
 
 async def _close(app: FastAPI) -> None:
+    app.state.reader.shutdown(wait=False)
     if app.state.limiter is not None:
         await app.state.limiter.close()
     if app.state.traces is not None:

@@ -128,6 +128,28 @@ class Settings(BaseSettings):
     max_n: int = Field(500, ge=1, le=MOST, description="longest list that may be asked for")
     max_batch: int = Field(1000, ge=1, le=MOST, description="most items, or pairs, in one request")
     max_feedback: int = Field(10_000, ge=1, le=MOST, description="most feedback events in one request")
+    max_request_pixels: int = Field(
+        100_000_000, ge=1, le=MOST, description="most pixels of all the pictures in one request together"
+    )
+    max_bodies_bytes: int = Field(
+        64 << 20,
+        ge=1024,
+        le=2**40,
+        description="most bytes of request bodies that a process holds at once; more are answered 503",
+    )
+    max_connections: int = Field(1_000, ge=1, le=MOST, description="most connections to a process")
+    max_address_connections: int = Field(
+        500, ge=1, le=MOST, description="most connections to a process from one address that is none of LACUNA_PROXIES"
+    )
+    proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.0/8", "::1"), description="addresses and networks, with commas, that connect for many others"
+    )
+    max_header_bytes: int = Field(
+        64 << 10, ge=4096, le=1 << 20, description="largest URL and headers of a request, in bytes"
+    )
+    header_seconds: float = Field(
+        10, gt=0, le=3600, description="longest time that a request's headers may take to come"
+    )
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -163,6 +185,16 @@ class Settings(BaseSettings):
     @classmethod
     def _parse_origins(cls, value: object) -> object:
         return parse_origins(value) if isinstance(value, str) else value
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _parse_proxies(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = tuple(part.strip() for part in value.split(",") if part.strip())
+        for network in networks:
+            ipaddress.ip_network(network)  # raises ValueError
+        return networks
 
     @model_validator(mode="before")
     @classmethod
@@ -261,6 +293,8 @@ def _default_text(name: str, default: object) -> str:
         return "sqlite+aiosqlite:///{DATA_DIR}/lacuna.db"
     if default is None or default == ():
         return ""
+    if isinstance(default, tuple):
+        return ",".join(default)
     return str(int(default)) if isinstance(default, bool) else str(default)
 
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from models.rows import EVENT_ROW
 from service.api import answers, errors, schemas
 from service.api.answers import Json
-from service.api.deps import READ, WRITE, EngineDep, json_body, row_errors
+from service.api.deps import READ, WRITE, EngineDep, json_body
 from service.api.idempotency import key_of
-from service.api.limits import row_context
 from service.api.openapi import json_request, problems
+from service.api.reading import in_thread, read_row
 from service.domain import Event, FeedbackOutcome
 from service.pipeline import feedback
 from service.ports import Answer, Keep
@@ -25,7 +24,7 @@ from service.ports import Answer, Keep
 router = APIRouter(tags=["feedback"])
 
 StoredUser = Annotated[str, Path(min_length=1)]  # also one whose id would no longer be taken
-Rejected = dict[int, list[errors.FieldError]]
+FEW = 20  # rows that are read on the event loop
 
 
 @router.post(
@@ -42,43 +41,55 @@ async def add_feedback(
 ) -> Response:
     """Store up to 10,000 events. Rows that cannot be used are named and left out; with `strict` nothing is stored
     where one of them cannot."""
-    events, rejected = _read(body.feedback, datetime.now(UTC))
-    if query.strict and rejected:
-        raise errors.ProblemError(errors.invalid(error for row in rejected.values() for error in row))
+    now = datetime.now(UTC)
+    is_little = len(body.feedback) <= FEW
+    rows = _read(body.feedback, now) if is_little else await in_thread(request, _read, body.feedback, now)
+    if query.strict and rows.errors:
+        raise errors.ProblemError(errors.invalid(rows.errors, rows.wrong))
 
     def answer(outcome: FeedbackOutcome) -> Json:
-        return Json(answers.feedback(_in_body_order(outcome, list(events), rejected)))
+        return Json(answers.feedback(_in_body_order(outcome, rows)))
 
     key = key_of(request)
     kept: Keep[FeedbackOutcome] | None = None
     if key is not None:
         kept = Keep(key, lambda outcome: Answer(200, bytes(answer(outcome).body)))
-    return answer(await feedback.add_feedback(engine, list(events.values()), strict=query.strict, kept=kept))
+    return answer(await feedback.add_feedback(engine, list(rows.events.values()), strict=query.strict, kept=kept))
 
 
-def _read(rows: Sequence[object], now: datetime) -> tuple[dict[int, Event], Rejected]:
-    """The usable rows as events and the errors of the others, both by index."""
-    events: dict[int, Event] = {}
-    rejected: Rejected = {}
-    context = row_context()
+@dataclass
+class _Rows:
+    """A body's rows, by their numbers: the usable ones as events, the others with a sentence each."""
+
+    events: dict[int, Event] = field(default_factory=dict)
+    unusable: list[tuple[int, str]] = field(default_factory=list)
+    errors: list[errors.FieldError] = field(default_factory=list)  # the first
+    wrong: int = 0  # errors in all
+
+
+def _read(rows: Sequence[object], now: datetime) -> _Rows:
+    read = _Rows()
     for index, row in enumerate(rows):
         try:
-            events[index] = schemas.to_event(EVENT_ROW.validate_python(row, context=context), now)
-        except ValidationError as error:
-            rejected[index] = row_errors(error, f"/feedback/{index}")
-    return events, rejected
+            read.events[index] = schemas.to_event(read_row(EVENT_ROW, row), now)
+        except errors.ProblemError as error:
+            found = error.problem.errors
+            read.wrong += len(found)
+            read.unusable.append((index, _sentence(found)))
+            if len(read.errors) < errors.MAX_ERRORS:
+                read.errors += [replace(one, pointer=f"/feedback/{index}{one.pointer}") for one in found]
+    return read
 
 
-def _in_body_order(outcome: FeedbackOutcome, sent: Sequence[int], rejected: Rejected) -> FeedbackOutcome:
-    """The outcome with the body's row numbers; `sent[k]` is the row that was the pipeline's k-th event."""
-    unreadable = [(index, _sentence(found, index)) for index, found in rejected.items()]
+def _sentence(found: Sequence[errors.FieldError]) -> str:
+    return "; ".join(f"{one.pointer[1:]}: {one.detail}" if one.pointer else one.detail for one in found)
+
+
+def _in_body_order(outcome: FeedbackOutcome, rows: _Rows) -> FeedbackOutcome:
+    """The outcome with the body's row numbers, where the pipeline's are those of the events that it got."""
+    sent = list(rows.events)
     refused = [(sent[index], detail) for index, detail in outcome.rejected]
-    return replace(outcome, rejected=tuple(unreadable + refused))
-
-
-def _sentence(found: Sequence[errors.FieldError], index: int) -> str:
-    parts = ((error.pointer.removeprefix(f"/feedback/{index}/"), error.detail) for error in found)
-    return "; ".join(detail if name.startswith("/") else f"{name}: {detail}" for name, detail in parts)
+    return replace(outcome, rejected=(*rows.unusable, *refused))
 
 
 @router.get("/feedback", dependencies=[READ], responses={200: {"model": schemas.EventPage}, **problems()})

@@ -11,12 +11,11 @@ import logging
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import errors
 from service.api.deps import key_name
-from service.api.limits import LIMITS
 from service.api.position import WRITES
 from service.domain import LacunaError, StoreUnavailableError
 from service.pipeline.engine import Engine
@@ -124,13 +123,14 @@ class _Body:
 
 
 async def _read(receive: Receive) -> _Body:
-    """The body, or so much of it that the route finds it too large."""
+    """The body. Raises ProblemError where it cannot be used, ClientDisconnect where its sender is gone."""
     parts: list[bytes] = []
-    size, more, limit = 0, True, LIMITS.get().body_bytes
-    while more and size <= limit:
+    more = True
+    while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         parts.append(message.get("body", b""))
-        size += len(parts[-1])
         more = message.get("more_body", False)
     return _Body(b"".join(parts), receive)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from models.rows import ITEM_ROW, ImputeBody, ItemBody, ItemId, ModalityName
@@ -22,11 +21,10 @@ from service.api.deps import (
     WithFiles,
     item_body,
     json_body,
-    row_errors,
 )
 from service.api.idempotency import key_of
-from service.api.limits import row_context
 from service.api.openapi import item_request, json_request, problems
+from service.api.reading import in_thread, read_row
 from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
 from service.pipeline import browse, ingest, retrieve
 from service.ports import Answer, Keep
@@ -87,9 +85,11 @@ async def create_item(
     responses={200: {"model": schemas.BatchAnswer}, **problems(body=True)},
     openapi_extra=json_request(schemas.BatchBody),
 )
-async def create_batch(engine: EngineDep, body: Annotated[schemas.BatchBody, json_body(schemas.BatchBody)]) -> Response:
+async def create_batch(
+    engine: EngineDep, request: Request, body: Annotated[schemas.BatchBody, json_body(schemas.BatchBody)]
+) -> Response:
     """Create up to 1,000 items. Each row is answered as if it had come alone."""
-    rows = [_row(row) for row in body.items]
+    rows = await in_thread(request, _rows, body.items)
     outcomes = await ingest.create_batch(engine, [row for row in rows if isinstance(row, Draft)])
     done = iter(outcomes)
     return Json(
@@ -102,12 +102,16 @@ async def create_batch(engine: EngineDep, body: Annotated[schemas.BatchBody, jso
     )
 
 
+def _rows(rows: Sequence[object]) -> list[Draft | errors.Problem]:
+    return [_row(row) for row in rows]
+
+
 def _row(row: object) -> Draft | errors.Problem:
     try:
-        body = ITEM_ROW.validate_python(row, context=row_context())
+        body = read_row(ITEM_ROW, row)
         return schemas.to_draft(body, body.id)
-    except ValidationError as error:
-        return errors.invalid(row_errors(error))
+    except errors.ProblemError as error:
+        return error.problem
     except LacunaError as error:
         return errors.problem_of(error)
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_OPEN = frozenset({"/health/live", "/health/ready", "/metrics"})
+_MOST_PARAMETERS = 100
 _CLIENT_CLOSED = 499  # no answer was sent; the number that nginx made customary
 
 
@@ -174,10 +175,12 @@ def _route(scope: Scope) -> str:
 
 
 def _odd_url(scope: Scope) -> errors.Problem | None:
-    """What is wrong with the URL's bytes, if anything: they are percent-encoded UTF-8 without NUL."""
+    """What is wrong with the URL's bytes, if anything: they are percent-encoded UTF-8 without NUL, and few."""
     url: bytes = scope.get("raw_path", b"") + b"?" + scope["query_string"]
     if not url.isascii():
         return errors.malformed("The URL holds bytes that must be percent-encoded.").problem
+    if scope["query_string"].count(b"&") >= _MOST_PARAMETERS:
+        return errors.invalid([errors.FieldError("", f"the URL may have {_MOST_PARAMETERS} parameters at most")])
     if b"%" not in url:
         return None
     plain = unquote_to_bytes(url)

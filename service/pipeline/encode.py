@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from models.bundle import ModalityEntry
-from models.encoders import ImageError, TextEncoder, decode_image
+from models.encoders import ImageEncoder, ImageError, TextEncoder, decode_image
 from service.domain import (
     Content,
     FetchError,
@@ -27,7 +27,7 @@ from service.domain import (
     UrlContent,
     VectorContent,
 )
-from service.pipeline.engine import Engine
+from service.pipeline.engine import Engine, Limits
 from service.ports import Media
 
 TEXT = "text"
@@ -79,15 +79,38 @@ def _source(content: Content) -> str:
     return "vector" if isinstance(content, VectorContent) else "media"
 
 
-async def encode(engine: Engine, drafts: Sequence[Contents]) -> list[Encoded | LacunaError]:
-    """Features of several items' contents, each row with its own outcome; one encoder call for each modality."""
+class PixelBudget:
+    """The pixels that one request may still have decoded, whatever number of pictures they come in."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limit = self._left = limits.request_pixels
+
+    def spend(self, pixels: int) -> None:
+        """Take a picture's pixels. Raises ImageError where they are more than are left."""
+        if pixels > self._left:
+            raise ImageError(
+                f"with this picture of {pixels:,} pixels, those of the request have more than the {self._limit:,} "
+                "that are accepted together"
+            )
+        self._left -= pixels
+
+
+async def encode(
+    engine: Engine, drafts: Sequence[Contents], budget: PixelBudget | None = None
+) -> list[Encoded | LacunaError]:
+    """Features of several items' contents, each row with its own outcome.
+
+    `budget` is what is left to a request that has its rows encoded in several calls. Pictures are decoded and encoded
+    one after the other, so that only one of them is in memory; other content goes through one call for each encoder.
+    """
+    budget = budget or PixelBudget(engine.limits)
     given = [content for contents in drafts for content, _ in contents.values()]
     rows: Sequence[Contents | LacunaError] = drafts
     if any(isinstance(content, UrlContent) for content in given):
         rows = await asyncio.gather(*(_fetched_row(engine, contents) for contents in drafts))
     if all(isinstance(content, VectorContent) for content in given):  # only looked at, which is sooner done than passed
-        return _encode_all(engine, rows)
-    return await engine.compute(_encode_all, engine, rows)
+        return _encode_all(engine, rows, budget)
+    return await engine.compute(_encode_all, engine, rows, budget)
 
 
 async def _fetched_row(engine: Engine, contents: Contents) -> Contents | LacunaError:
@@ -115,8 +138,10 @@ async def fetched(engine: Engine, modality: str, content: Content) -> Content:
         raise FetchError(str(error), pointer) from None
 
 
-def _encode_all(engine: Engine, drafts: Sequence[Contents | LacunaError]) -> list[Encoded | LacunaError]:
-    prepared = [got if isinstance(got, LacunaError) else _prepare_row(engine, got) for got in drafts]
+def _encode_all(
+    engine: Engine, drafts: Sequence[Contents | LacunaError], budget: PixelBudget
+) -> list[Encoded | LacunaError]:
+    prepared = [got if isinstance(got, LacunaError) else _prepare_row(engine, got, budget) for got in drafts]
     vectors: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.float32]]] = {}
     for name in engine.model.names:
         raw = [
@@ -152,13 +177,13 @@ def _declared(engine: Engine, modality: str) -> ModalityEntry:
     return declared[modality]
 
 
-def _prepare_row(engine: Engine, contents: Contents) -> _Prepared | LacunaError:
+def _prepare_row(engine: Engine, contents: Contents, budget: PixelBudget) -> _Prepared | LacunaError:
     prepared = _Prepared()
     try:
         for name, (content, source) in contents.items():
             if source == TITLE_SOURCE and name not in engine.model.names:  # a bundle without text has no use for titles
                 continue
-            value = _prepare(engine, _declared(engine, name), content, source)
+            value = _prepare(engine, _declared(engine, name), content, source, budget)
             remark = unread(engine, name, value, source) if isinstance(value, str) else None
             if remark is not None:
                 prepared.remarks[name] = remark
@@ -169,7 +194,7 @@ def _prepare_row(engine: Engine, contents: Contents) -> _Prepared | LacunaError:
     return prepared
 
 
-def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: str) -> Any:
+def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: str, budget: PixelBudget) -> Any:
     pointer = f"/modalities/{modality.name}" if source != TITLE_SOURCE else "/title"
     kind = modality.encoder.kind if modality.encoder else None
     if isinstance(content, VectorContent):
@@ -184,10 +209,13 @@ def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: 
             raise InvalidInputError(f"A text has at most {engine.limits.text_chars} characters.", pointer)
         return content.text
     _require_kind(modality, "image", "a picture")
+    encoder = cast("ImageEncoder", engine.encoders[modality.name])
+    data = cast("MediaContent", content).data
     try:
-        return decode_image(cast("MediaContent", content).data, max_pixels=engine.limits.image_pixels)
+        picture = decode_image(data, max_pixels=engine.limits.image_pixels, spend=budget.spend)
     except ImageError as error:
         raise InvalidImageError(_sentence(str(error)), pointer) from None
+    return encoder.encode([picture])[0]
 
 
 def _require_kind(modality: ModalityEntry, given: str, what: str) -> None:

@@ -44,6 +44,7 @@ class Limits:
 
     image_pixels: int = 20_000_000
     text_chars: int = 20_000
+    request_pixels: int = 100_000_000  # of all its pictures together
 
 
 class NoTimer:

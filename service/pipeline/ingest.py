@@ -32,7 +32,7 @@ from service.domain import (
 from service.pipeline import documents, history, views
 from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.embed import embed
-from service.pipeline.encode import TEXT, TITLE_SOURCE, Contents, Encoded, encode, fetched, with_title
+from service.pipeline.encode import TEXT, TITLE_SOURCE, Contents, Encoded, PixelBudget, encode, fetched, with_title
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
@@ -100,22 +100,25 @@ async def create_batch(
         if draft.id in taken or first.setdefault(draft.id, row) != row:
             outcomes[row] = _exists(draft.id)
     fresh = [row for row, outcome in enumerate(outcomes) if outcome is None]
+    budget = PixelBudget(engine.limits)
     for start in range(0, len(fresh), CHUNK):
         rows = fresh[start : start + CHUNK]
-        for row, outcome in zip(rows, await _create(engine, [drafts[row] for row in rows], kept), strict=True):
+        for row, outcome in zip(rows, await _create(engine, [drafts[row] for row in rows], budget, kept), strict=True):
             outcomes[row] = outcome
     # A row whose namesake failed before it deserves its own try.
     for row, draft in enumerate(drafts):
         if first.get(draft.id, row) != row and not isinstance(outcomes[first[draft.id]], Written):
-            (outcomes[row],) = await _create(engine, [draft])
+            (outcomes[row],) = await _create(engine, [draft], budget)
             first[draft.id] = row
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-async def _create(engine: Engine, drafts: Sequence[Draft], kept: Kept | None = None) -> list[Written | LacunaError]:
+async def _create(
+    engine: Engine, drafts: Sequence[Draft], budget: PixelBudget, kept: Kept | None = None
+) -> list[Written | LacunaError]:
     timings: dict[str, float] = {}
     with engine.step("encode", timings):
-        encoded = await encode(engine, [with_title(draft.title, draft.modalities) for draft in drafts])
+        encoded = await encode(engine, [with_title(draft.title, draft.modalities) for draft in drafts], budget)
     plans = {row: _planned(drafts[row], got) for row, got in enumerate(encoded) if not isinstance(got, LacunaError)}
     outcomes: list[Written | LacunaError] = [
         got if isinstance(got, LacunaError) else _exists(drafts[row].id) for row, got in enumerate(encoded)
