@@ -85,6 +85,17 @@ def create_app(
     app.state.keyring = Keyring(settings.api_keys)
     app.state.limiter = limiter_of(settings)
     app.state.reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+    _add_middleware(app, settings, metrics)
+    if traces is not None:
+        app.add_middleware(TracedRequests, tracer=traces.tracer)
+    for router in _ROUTERS:
+        app.include_router(router)
+    openapi.install(app, _ROUTERS, keys_needed=bool(app.state.keyring))
+    return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """The layers around the routes, the innermost first."""
     app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
     app.add_middleware(Position)
     app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
@@ -101,12 +112,6 @@ def create_app(
             expose_headers=_EXPOSED,
         )
     app.add_middleware(RequestContext, metrics=metrics, limits=Limits.of(settings))
-    if traces is not None:
-        app.add_middleware(TracedRequests, tracer=traces.tracer)
-    for router in _ROUTERS:
-        app.include_router(router)
-    openapi.install(app, _ROUTERS, keys_needed=bool(app.state.keyring))
-    return app
 
 
 def _lifespan(
