@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import Bundle, BundleWriter, EncoderRef, ModelEntry
+from models.feedback import HIGHEST, LOWEST
 from models.lrmm import ITEM, LRMM, USER, LRMMConfig
 from models.profiles import Array, Biases, Double, Flags, Prior, Reviewed, Scale, profiles, tastes
 from models.reviews import Projection, ReviewEncoder, TextTower, Tone
@@ -22,7 +23,6 @@ NAME = "lrmm"
 METADATA = {"text": "metadata"}  # the data's name of a content modality -> the pair's
 FILE = "lrmm.safetensors"
 USERS, ITEMS, WORDS, GRAMS = "lrmm_users", "lrmm_items", "lrmm_words", "lrmm_grams"
-LOWEST, HIGHEST = 1.0, 5.0
 COVERAGE = 0.9
 BINS = 3
 TIE = 1e-6  # errors no further apart are equal

@@ -70,9 +70,6 @@ class Draft:
     available: bool = True
 
 
-MAX_METADATA_BYTES = 64 * 1024  # of one item's metadata as JSON
-
-
 class Unset(Enum):
     """The type of UNSET, which stands for a field that a patch leaves as it is."""
 
@@ -175,9 +172,6 @@ class Review:
     text: str | None
     words: int = 0
     vector: Vector | None = None
-
-
-EVENT_TYPES = ("view", "click", "cart", "purchase", "rating", "review")
 
 
 @dataclass(frozen=True, slots=True)

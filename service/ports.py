@@ -11,13 +11,13 @@ from typing import Generic, Literal, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.feedback import Interaction
 from service.domain import Event, Generated, Page, Review, StoredItem, User, Vector
 
 Mode = Literal["create", "upsert"]
 WriteResult = Literal["created", "replaced", "exists", "conflict"]
-EventResult = Literal[
-    "new", "known", "orphan"
-]  # known: the same event is stored already; orphan: there is no such item
+# known: the same event is stored already; replaced: it was, with another value or text; orphan: there is no such item
+EventResult = Literal["new", "known", "replaced", "orphan"]
 Side = Literal["user", "item"]
 T = TypeVar("T")
 
@@ -190,8 +190,9 @@ class Store(Protocol):
         renew: Collection[str] = (),
         keep: Keep[list[EventResult]] | None = None,
     ) -> Committed[list[EventResult]]:
-        """Insert events; per event whether it is new ((user, item, type, timestamp) repeated is not). With `strict`,
-        one orphan keeps all out. The items of `renew` that got new events await regeneration from then on."""
+        """Insert events; per event whether it is new. (user, item, type, timestamp) repeated is not: it replaces the
+        stored event where its value or text differs. With `strict`, one orphan keeps all out. The items of `renew`
+        whose events changed await regeneration from then on."""
 
     async def list_feedback(
         self, *, limit: int, cursor: str | None = None, user: str | None = None, item: str | None = None
@@ -201,14 +202,17 @@ class Store(Protocol):
     async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> Committed[int]:
         """Remove the events of a user, of an item, or of the pair; answers how many. The items await regeneration."""
 
-    async def user_history(self, user: str, *, limit: int) -> list[Event]:
-        """The user's newest events, newest first."""
+    async def user_items(self, user: str, *, min_rating: float | None) -> list[Interaction]:
+        """Every item of a user once, with the event that decides (`models.feedback`), newest first."""
 
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
 
-    async def item_counts(self, items: Collection[str] | None = None) -> dict[str, int]:
-        """Number of distinct users by item, of all items or of these; items without any left out."""
+    async def interested_users(self, item: str, *, limit: int, min_rating: float | None) -> list[str]:
+        """Users who are interested in an item, newest first."""
+
+    async def item_counts(self, items: Collection[str] | None = None, *, min_rating: float | None) -> dict[str, int]:
+        """Number of interested users by item, of all items or of these; items without any left out."""
 
     async def documents(
         self, side: Side, keys: Collection[str], *, encoder: str, limit: int

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ValidationError
 from models.bundle import Bundle, BundleError, read_manifest
 from models.dgmrec import DGMRecConfig
 from models.encoders import EncoderUnavailableError
+from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 from models.iris import IRISConfig
 from models.lrmm import LRMMConfig
 from models.online import OnlineDGMRec
@@ -30,7 +31,7 @@ from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
 from training.datasets.base import DatasetError
 from training.datasets.native import prepare_files
-from training.datasets.prepared import FEEDBACK, ITEMS
+from training.datasets.prepared import FEEDBACK, ITEMS, set_min_rating
 from training.demo import NAME as DEMO_NAME
 from training.demo import prepare_demo
 from training.evaluate import (
@@ -126,6 +127,16 @@ ImageEncoderName = Annotated[
 ImageWeights = Annotated[
     Path | None, typer.Option(envvar="LACUNA_IMAGE_WEIGHTS", help="Weights of the torchvision network (safetensors).")
 ]
+MinRatingText = Annotated[
+    str | None,
+    typer.Option(
+        "--min-rating",
+        metavar="1..5|none|auto",
+        help="Ratings below it show no interest: they push the item down for that user and make nothing popular. "
+        "none: every rating shows interest. Without it, and with auto, the data decide (4, or less where ratings are "
+        "low), or what the dataset was prepared with.",
+    ),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads for computation.")]
 
@@ -159,12 +170,16 @@ def prepare(
     dataset: Annotated[str, typer.Argument(help=f"One of {', '.join(READERS)}.")],
     out: Out,
     source: Annotated[Path | None, typer.Option(help="The folder with the source's files.")] = None,
+    min_rating: MinRatingText = None,
 ) -> None:
     """Read a dataset and write it in Lacuna's own format."""
     if dataset not in READERS:
         raise CommandError(f"there is no dataset reader {dataset!r}; there are {', '.join(READERS)}")
+    least = _min_rating(min_rating)
     with Terminal() as terminal:
         info = READERS[dataset].prepare(source, out, lambda stage, done: terminal.stage(stage, done))
+        if least != AUTO:
+            info = set_min_rating(out, least)
         counts = info.counts
         terminal.say(
             f"{info.name}: {counts.items} items, {counts.users} users, {counts.feedback} feedback events in {out}"
@@ -172,6 +187,7 @@ def prepare(
         for what, reasons in (("left out", info.left_out), ("changed", info.changed)):
             for reason, number in reasons.items():
                 terminal.say(f"{what}: {number:,} {reason}")
+        terminal.say(_interest_sentence(info.min_rating))
 
 
 @app.command()
@@ -199,6 +215,7 @@ def train(
     ] = None,
     missing: Missing = 0.0,
     mask: Mask = None,
+    min_rating: MinRatingText = None,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
     catalogue: Annotated[
@@ -218,7 +235,9 @@ def train(
     if (data is None) == (from_db is None):
         raise CommandError("training needs its data: either --data DIR or --from-db URL")
     data = data or _from_database(from_db or "", out)
-    options = DataOptions(missing, mask, image_encoder, image_weights, _cache(data), threads, seed)
+    options = DataOptions(
+        missing, mask, image_encoder, image_weights, _cache(data), threads, seed, min_rating=_min_rating(min_rating)
+    )
     if model is Model.ALL:
         _train_all(
             data, out, options, {"seed": seed, **_parsed(settings)}, device, with_catalogue=catalogue, fresh=fresh
@@ -492,7 +511,8 @@ def _train(
 ) -> None:
     torch.set_num_threads(options.threads)
     config, trainer = _configs({**settings, "device": _device(device)})
-    dataset = load_dataset(data)
+    dataset = load_dataset(data, options.min_rating)
+    terminal.say(_interest_sentence(dataset.min_rating))
     try:
         manifest = make_bundle(dataset, data, out, config, trainer, options, terminal=terminal, **more)
     except KeyboardInterrupt:
@@ -553,7 +573,7 @@ def _from_database(url: str, out: Path) -> Path:
             prepared,
             name=known.name if known else prepared.name,
             synthetic=known.synthetic if known else False,
-            min_rating=known.min_rating if known else None,
+            min_rating=known.min_rating if known else AUTO,
         )
     return prepared
 
@@ -564,7 +584,9 @@ def _train_lrmm(
     torch.set_num_threads(options.threads)
     config, trainer = _rating_configs(settings)
     with Terminal() as terminal:
-        manifest = add_lrmm(load_dataset(data), out, config, trainer, options, terminal=terminal, fresh=fresh)
+        manifest = add_lrmm(
+            load_dataset(data, options.min_rating), out, config, trainer, options, terminal=terminal, fresh=fresh
+        )
         metrics = manifest.models[Model.LRMM].metrics
         shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("rmse[+F]", "mae[+F]"))
         terminal.say(f"bundle {manifest.version} in {out}: test {shown}")
@@ -586,7 +608,7 @@ def _train_iris(
     configs = _iris_configs(settings)
     with Terminal() as terminal:
         try:
-            dataset = load_dataset(data)
+            dataset = load_dataset(data, options.min_rating)
             manifest = add_iris(dataset, out, *configs, options, terminal=terminal, source=source, fresh=fresh)
         except KeyboardInterrupt:
             terminal.say("interrupted; the same command goes on where it was")
@@ -647,6 +669,26 @@ def _parsed(settings: list[str] | None) -> dict[str, Any]:
         except ValueError:
             parsed[name] = value
     return parsed
+
+
+def _min_rating(text: str | None) -> MinRating:
+    if text is None or text.lower() == AUTO:
+        return AUTO
+    if text.lower() == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not LOWEST <= value <= HIGHEST:
+        raise CommandError(f"--min-rating is a number from 1 to 5, none or auto, not {text!r}")
+    return value
+
+
+def _interest_sentence(min_rating: float | None) -> str:
+    if min_rating is None:
+        return "every rating counts as interest, also a low one (--min-rating changes it)"
+    return f"ratings of {min_rating:g} and more count as interest, lower ones push down (--min-rating changes it)"
 
 
 def _device(name: str) -> str:

@@ -19,7 +19,8 @@ from sklearn.linear_model import Ridge
 from surprise import NMF, SVD, AlgoBase, BaselineOnly, Reader, SVDpp
 from surprise import Dataset as SurpriseData
 
-from training.ratings import HIGHEST, LOWEST, RatingParts, Ratings, Rows, Values
+from models.feedback import HIGHEST, LOWEST
+from training.ratings import RatingParts, Ratings, Rows, Values
 
 MIN_REVIEWS = 3  # of the training part that a word stands in
 Setting = Mapping[str, Any]

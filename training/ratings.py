@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from training.datasets.base import EVENT_TYPES, TEST, TRAIN, VALID, Dataset
+from models.feedback import EVENT_TYPES, RATED
+from training.datasets.base import TEST, TRAIN, VALID, Dataset
 
-LOWEST, HIGHEST = 1.0, 5.0
-_RATED = (EVENT_TYPES.index("rating"), EVENT_TYPES.index("review"))
+_RATED = tuple(EVENT_TYPES.index(name) for name in RATED)
 
 Rows = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -48,22 +48,16 @@ class Ratings:
         Somebody who rates again has changed their mind, and the older rating would tell the newer one's answer.
 
         Raises:
-            RatingDataError: there are none, or one lies outside 1..5.
+            RatingDataError: there are none.
         """
         events = dataset.interactions
         rows = np.flatnonzero(np.isin(events.type, _RATED) & ~np.isnan(events.value))
         if not len(rows):
             raise RatingDataError(f"the dataset {dataset.name} has no ratings to learn from")
-        value = events.value[rows]
-        outside = (value < LOWEST) | (value > HIGHEST)
-        if outside.any():
-            raise RatingDataError(
-                f"the dataset {dataset.name} has a rating of {value[outside][0]:g}; ratings lie between 1 and 5"
-            )
         every = cls(
             user=events.user[rows],
             item=events.item[rows],
-            value=value,
+            value=events.value[rows],
             time=events.timestamp[rows],
             text=tuple(events.texts.get(int(row), "") for row in rows),
             event=rows,

@@ -66,7 +66,9 @@ def add_iris(
         training,
         trainer,
         terminal=terminal,
-        fingerprint=repr((dataset.fingerprint, config, training, trainer, content.observed.sum(dim=0).tolist())),
+        fingerprint=repr(
+            (dataset.fingerprint, dataset.min_rating, config, training, trainer, content.observed.sum(dim=0).tolist())
+        ),
         checkpoint=checkpoint,
         members_at=members_at,
     )

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from models.bundle import EncoderRef, Manifest, require_replaceable
 from models.dgmrec import DGMRecConfig
 from models.encoders import CATALOGUE, MINILM, ImageEncoder, TextEncoder, catalogue_encoder, make_encoder
+from models.feedback import AUTO, MinRating
 from models.modality import ModalBatch
 from training.catalogue_encoder import CatalogueEncoderConfig, train_catalogue_encoder
 from training.datasets.base import Dataset
@@ -47,6 +48,7 @@ class DataOptions:
             the latter's mobilenet_v2 where `image_weights` is given, else `catalogue`.
         image_weights: a local file with the weights of the torchvision network.
         cache: where features of fixed encoders are kept between runs.
+        min_rating: ratings below it show no interest (None: all do); AUTO for what the dataset says.
         levels: withhold so that equal shares of the items lack 0, 1, ..., M modalities, instead of `missing`.
     """
 
@@ -58,6 +60,7 @@ class DataOptions:
     threads: int = 2
     seed: int = 0
     levels: bool = False
+    min_rating: MinRating = AUTO
 
 
 @dataclass(frozen=True)
@@ -220,6 +223,7 @@ def run_fingerprint(dataset: Dataset, prepared: Prepared, config: DGMRecConfig, 
     total = hashlib.sha256()
     settings = {
         "data": dataset.fingerprint,
+        "min_rating": dataset.min_rating,
         "config": config.model_dump(),
         "trainer": trainer.model_dump(exclude={"patience"}),
     }

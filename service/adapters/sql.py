@@ -13,6 +13,7 @@ from alembic.config import Config
 from alembic.util.exc import CommandError
 from sqlalchemy import Connection, delete, func, insert, select
 
+from models.feedback import Interaction
 from service.adapters import sql_feedback, sql_idempotency, sql_items, sql_reviews
 from service.adapters.sql_engine import Database, open_database, upsert
 from service.adapters.tables import changes, imputation_errors, meta
@@ -143,14 +144,17 @@ class SqlStore:
     async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> Committed[int]:
         return await self._write(sql_feedback.delete_feedback, user, item)
 
-    async def user_history(self, user: str, *, limit: int) -> list[Event]:
-        return await self._read(sql_feedback.user_history, user, limit)
+    async def user_items(self, user: str, *, min_rating: float | None) -> list[Interaction]:
+        return await self._read(sql_feedback.user_items, user, min_rating)
 
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         return await self._read(sql_feedback.item_users, item, limit)
 
-    async def item_counts(self, items: Collection[str] | None = None) -> dict[str, int]:
-        return await self._read(sql_feedback.item_counts, items)
+    async def interested_users(self, item: str, *, limit: int, min_rating: float | None) -> list[str]:
+        return await self._read(sql_feedback.interested_users, item, limit, min_rating)
+
+    async def item_counts(self, items: Collection[str] | None = None, *, min_rating: float | None) -> dict[str, int]:
+        return await self._read(sql_feedback.item_counts, items, min_rating)
 
     async def documents(
         self, side: Side, keys: Collection[str], *, encoder: str, limit: int

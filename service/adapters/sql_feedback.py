@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, Select, delete, func, select, tuple_
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Subquery,
+    bindparam,
+    case,
+    delete,
+    func,
+    select,
+    tuple_,
+    update,
+)
 
+from models.feedback import EVENT_TYPES, NEGATIVE, RATED, Interaction
 from service.adapters.cursors import decode_cursor, decode_number, encode_cursor
 from service.adapters.sql_engine import insert_new
 from service.adapters.sql_idempotency import keep_answer
 from service.adapters.sql_items import chunks, item_rows, log, mark, pairs
-from service.adapters.tables import changes, feedback, items
+from service.adapters.tables import changes, feedback, items, review_vectors
 from service.domain import Event, InvalidInputError, Page, User
 from service.ports import Committed, EventResult, Keep
 
@@ -29,6 +43,7 @@ EVENT_COLUMNS = (
     feedback.c.text,
     feedback.c.recommendation_id,
 )
+Key = tuple[str, int, str, datetime]  # what tells an event from every other
 _KEY = (feedback.c.user_id, feedback.c.item_row, feedback.c.type, feedback.c.timestamp)
 
 
@@ -39,24 +54,53 @@ def add_feedback(
     renew: Collection[str],
     keep: Keep[list[EventResult]] | None,
 ) -> Committed[list[EventResult]]:
-    """Insert the events that are new and whose item exists; says which."""
+    """Insert the events that are new and whose item exists, and correct those that came before with another value or
+    text; says what became of each. Of events that repeat each other here, the last one counts."""
     rows = item_rows(connection, {event.item for event in events})
     results: list[EventResult] = ["known" if event.item in rows else "orphan" for event in events]
-    first: dict[tuple[Any, ...], int] = {}
+    first: dict[Key, int] = {}
+    values: dict[Key, dict[str, Any]] = {}
     for index, event in enumerate(events):
         if event.item in rows:
-            first.setdefault((event.user, rows[event.item], event.type, event.timestamp), index)
+            key = _key(event, rows[event.item])
+            first.setdefault(key, index)
+            values[key] = _values(event, rows[event.item])
     if not first or (strict and "orphan" in results):
         return Committed(results)
-    values = [_values(events[index], rows[events[index].item]) for index in first.values()]
-    for key in connection.execute(insert_new(connection, feedback).returning(*_KEY), values):
-        results[first[tuple(key)]] = "new"
-    fresh = [event for event, result in zip(events, results, strict=True) if result == "new"]
+    for row in connection.execute(insert_new(connection, feedback).returning(*_KEY), list(values.values())):
+        results[first[row[0], row[1], row[2], row[3]]] = "new"
+    for key in _correct(connection, {key: values[key] for key, index in first.items() if results[index] == "known"}):
+        results[first[key]] = "replaced"
+    fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
     touched = dict.fromkeys(event.item for event in fresh)
     positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
     mark(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
     keep_answer(connection, keep, results)
     return Committed(results, positions)
+
+
+def _correct(connection: Connection, values: Mapping[Key, Mapping[str, Any]]) -> list[Key]:
+    """Replace the value and text of stored events where they differ; which ones did."""
+    corrected: dict[int, Key] = {}
+    for some in chunks(values):
+        stored = select(feedback.c.id, *_KEY, feedback.c.value, feedback.c.text).where(tuple_(*_KEY).in_(some))
+        for number, *key, value, text in connection.execute(stored):
+            place = (key[0], key[1], key[2], key[3])
+            if (value, text) != (values[place]["value"], values[place]["text"]):
+                corrected[number] = place
+    if corrected:
+        change = update(feedback).where(feedback.c.id == bindparam("number"))
+        change = change.values(value=bindparam("stars"), text=bindparam("words"))
+        connection.execute(
+            change,
+            [
+                {"number": number, "stars": values[key]["value"], "words": values[key]["text"]}
+                for number, key in corrected.items()
+            ],
+        )
+        for numbers in chunks(corrected):
+            connection.execute(delete(review_vectors).where(review_vectors.c.feedback_id.in_(numbers)))
+    return list(corrected.values())
 
 
 def list_feedback(
@@ -94,9 +138,12 @@ def delete_feedback(connection: Connection, user: str | None, item: str | None) 
     return Committed(removed, positions)
 
 
-def user_history(connection: Connection, user: str, limit: int) -> list[Event]:
-    """The user's newest events, newest first."""
-    return [_to_event(row) for row in connection.execute(_events().where(feedback.c.user_id == user).limit(limit))]
+def user_items(connection: Connection, user: str, min_rating: float | None) -> list[Interaction]:
+    """The items of a user, however many, each with the event that decides; newest first."""
+    newest = _deciding(min_rating, feedback.c.user_id == user)
+    query = select(items.c.id, newest.c.timestamp, newest.c.interested).join(items, items.c.row_id == newest.c.item_row)
+    rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
+    return [Interaction(item, moment, bool(interested)) for item, moment, interested in rows]
 
 
 def item_users(connection: Connection, item: str, limit: int) -> list[str]:
@@ -111,22 +158,59 @@ def item_users(connection: Connection, item: str, limit: int) -> list[str]:
     return list(connection.execute(query).scalars())
 
 
-def item_counts(connection: Connection, item_ids: Collection[str] | None) -> dict[str, int]:
-    """Number of distinct users by item, of all items or of these."""
-    counted = select(feedback.c.item_row, func.count(feedback.c.user_id.distinct()).label("users")).group_by(
-        feedback.c.item_row
+def interested_users(connection: Connection, item: str, limit: int, min_rating: float | None) -> list[str]:
+    """Users who are interested in an item, newest first."""
+    newest = _deciding(min_rating, *_about(connection, None, item))
+    query = select(newest.c.user_id).where(newest.c.interested)
+    return list(
+        connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()).limit(limit)).scalars()
     )
+
+
+def item_counts(connection: Connection, item_ids: Collection[str] | None, min_rating: float | None) -> dict[str, int]:
+    """Number of interested users by item, of all items or of these; items without any are left out."""
     if item_ids is None:
-        every = counted.subquery()
+        every = _counted(min_rating).subquery()
         return pairs(
             connection.execute(select(items.c.id, every.c.users).join(every, every.c.item_row == items.c.row_id))
         )
     ids = {row: item_id for item_id, row in item_rows(connection, item_ids).items()}
     found: dict[str, int] = {}
     for chunk in chunks(ids):
-        for row, users in connection.execute(counted.where(feedback.c.item_row.in_(chunk))):
+        for row, users in connection.execute(_counted(min_rating, feedback.c.item_row.in_(chunk))):
             found[ids[row]] = users
     return found
+
+
+def _counted(min_rating: float | None, *chosen: ColumnElement[bool]) -> Select[Any]:
+    newest = _deciding(min_rating, *chosen)
+    counted = select(newest.c.item_row, func.count().label("users")).where(newest.c.interested)
+    return counted.group_by(newest.c.item_row)
+
+
+def _deciding(min_rating: float | None, *chosen: ColumnElement[bool]) -> Subquery:
+    """Of each (user, item) pair the event that decides, and whether it shows interest (`models.feedback`)."""
+    rank = case({name: number for number, name in enumerate(EVENT_TYPES)}, value=feedback.c.type)
+    newest_first = (feedback.c.timestamp.desc(), rank.desc())
+    place = func.row_number().over(partition_by=(feedback.c.user_id, feedback.c.item_row), order_by=newest_first)
+    numbered = select(
+        feedback.c.id,
+        feedback.c.user_id,
+        feedback.c.item_row,
+        feedback.c.timestamp,
+        _shows_interest(min_rating).label("interested"),
+        place.label("place"),
+    ).where(*chosen)
+    every = numbered.subquery()
+    return select(every).where(every.c.place == 1).subquery()
+
+
+def _shows_interest(min_rating: float | None) -> ColumnElement[bool]:
+    """`models.feedback.shows_interest` as SQL; a test compares the two."""
+    against: ColumnElement[bool] = feedback.c.type.in_(NEGATIVE)
+    if min_rating is not None:
+        against = against | feedback.c.type.in_(RATED) & feedback.c.value.is_not(None) & (feedback.c.value < min_rating)
+    return ~against
 
 
 def get_user(connection: Connection, user: str) -> User | None:
@@ -168,6 +252,10 @@ def _about(connection: Connection, user: str | None, item: str | None) -> list[C
     if item is not None:
         chosen.append(feedback.c.item_row == item_rows(connection, [item]).get(item, -1))
     return chosen
+
+
+def _key(event: Event, row: int) -> Key:
+    return event.user, row, event.type, event.timestamp
 
 
 def _values(event: Event, row: int) -> dict[str, Any]:

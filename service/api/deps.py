@@ -7,15 +7,15 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import orjson
 from fastapi import Depends
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
+from models.rows import parse_json
 from service.api import errors
-from service.api.limits import LIMITS
+from service.api.limits import LIMITS, row_context
 from service.domain import NotReadyError
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
@@ -147,15 +147,15 @@ def _media_type(request: Request) -> str:
 def decode_json(raw: bytes) -> Any:
     """JSON as RFC 8259 has it: no NaN, no lone surrogates, nothing beyond a double. Raises ProblemError."""
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
+        return parse_json(raw)
+    except ValueError as error:
         raise errors.malformed(f"The body is no JSON: {error}") from None
 
 
 def validated(model: type[B], value: object) -> B:
     """The value as the model. Raises ProblemError with a pointer to each thing that is wrong."""
     try:
-        return model.model_validate(value)
+        return model.model_validate(value, context=row_context())
     except ValidationError as error:
         raise errors.ProblemError(errors.invalid(row_errors(error))) from None
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.api import patterns
+from models.rows import sentence
 from service.api.answers import Json
 from service.domain import (
     ConflictError,
@@ -192,22 +192,12 @@ def problem_of(error: LacunaError) -> Problem:
 
 def field_errors(errors: Iterable[Any], prefix: str = "") -> list[FieldError]:
     """Pydantic's errors (of a ValidationError or of FastAPI) with JSON pointers below `prefix`."""
-    return [FieldError(prefix + pointer(error["loc"]), _sentence(error)) for error in errors]
+    return [FieldError(prefix + pointer(error["loc"]), sentence(error)) for error in errors]
 
 
 def pointer(location: Iterable[str | int]) -> str:
     """A JSON pointer (RFC 6901) from a path of keys and indices."""
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in location)
-
-
-def _sentence(error: Mapping[str, Any]) -> str:
-    if error["type"] == "string_pattern_mismatch":
-        return patterns.SENTENCES.get(error["ctx"]["pattern"], error["msg"])
-    if error["type"] == "extra_forbidden":
-        return "there is no such field"
-    if error["type"] == "model_type":  # its own words name a class
-        return "this has to be an object" + (", or a text" if "modalities" in error["loc"] else "")
-    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def http_problem(error: HTTPException) -> Problem:

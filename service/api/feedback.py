@@ -11,10 +11,12 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from models.rows import EVENT_ROW, UserId
 from service.api import answers, errors, schemas
 from service.api.answers import Json
 from service.api.deps import READ, WRITE, EngineDep, json_body, row_errors
 from service.api.idempotency import key_of
+from service.api.limits import row_context
 from service.api.openapi import json_request, problems
 from service.domain import Event, FeedbackOutcome
 from service.pipeline import feedback
@@ -22,7 +24,7 @@ from service.ports import Answer, Keep
 
 router = APIRouter(tags=["feedback"])
 
-UserPath = Annotated[schemas.UserId, Path()]
+UserPath = Annotated[UserId, Path()]
 Rejected = dict[int, list[errors.FieldError]]
 
 
@@ -58,9 +60,10 @@ def _read(rows: Sequence[object], now: datetime) -> tuple[dict[int, Event], Reje
     """The usable rows as events and the errors of the others, both by index."""
     events: dict[int, Event] = {}
     rejected: Rejected = {}
+    context = row_context()
     for index, row in enumerate(rows):
         try:
-            events[index] = schemas.to_event(schemas.EVENT_ROW.validate_python(row), now)
+            events[index] = schemas.to_event(EVENT_ROW.validate_python(row, context=context), now)
         except ValidationError as error:
             rejected[index] = row_errors(error, f"/feedback/{index}")
     return events, rejected
@@ -99,8 +102,8 @@ async def get_user(engine: EngineDep, user: UserPath) -> Response:
     return Json(answers.user(await feedback.get_user(engine, user)))
 
 
-@router.delete("/users/{user}", status_code=204, dependencies=[WRITE], responses=problems(404))
-async def delete_user(engine: EngineDep, user: UserPath) -> Response:
-    """Erase all that is stored of a user."""
+@router.delete("/users/{user:path}", status_code=204, dependencies=[WRITE], responses=problems(404))
+async def delete_user(engine: EngineDep, user: Annotated[str, Path(min_length=1)]) -> Response:
+    """Erase all that is stored of a user, also of one whose id is no longer taken (`a/b`)."""
     await feedback.delete_user(engine, user)
     return Response(status_code=204)

@@ -9,10 +9,12 @@ from fastapi import APIRouter, Path, Query, Request
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from models.rows import ITEM_ROW, ImputeBody, ItemBody, ItemId, ModalityName
 from service.api import answers, errors, schemas
 from service.api.answers import Json
 from service.api.deps import MERGE_PATCH, READ, WRITE, EngineDep, Upload, WithFiles, item_body, json_body, row_errors
 from service.api.idempotency import key_of
+from service.api.limits import row_context
 from service.api.openapi import item_request, json_request, problems
 from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
 from service.pipeline import browse, ingest, retrieve
@@ -20,8 +22,8 @@ from service.ports import Answer, Keep
 
 router = APIRouter(tags=["items"])
 
-ItemPath = Annotated[schemas.ItemId, Path()]
-ModalityPath = Annotated[schemas.ModalityName, Path()]
+ItemPath = Annotated[ItemId, Path()]
+ModalityPath = Annotated[ModalityName, Path()]
 
 # What a browser may show by itself; anything else is handed over as bytes. SVG can hold scripts and is left out.
 _SHOWN = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp", "image/tiff"})
@@ -54,10 +56,10 @@ def _media(files: Mapping[str, Upload], described: Mapping[str, object]) -> dict
     status_code=201,
     dependencies=[WRITE],
     responses={201: {"model": schemas.WrittenAnswer}, **problems(409, body=True)},
-    openapi_extra=item_request(schemas.ItemBody),
+    openapi_extra=item_request(ItemBody),
 )
 async def create_item(
-    engine: EngineDep, request: Request, given: Annotated[WithFiles, item_body(schemas.ItemBody)]
+    engine: EngineDep, request: Request, given: Annotated[WithFiles, item_body(ItemBody)]
 ) -> Response:
     """Create an item. Its missing modalities are generated before the answer."""
     key = key_of(request)
@@ -91,7 +93,7 @@ async def create_batch(engine: EngineDep, body: Annotated[schemas.BatchBody, jso
 
 def _row(row: object) -> Draft | errors.Problem:
     try:
-        body = schemas.ITEM_ROW.validate_python(row)
+        body = ITEM_ROW.validate_python(row, context=row_context())
         return schemas.to_draft(body, body.id)
     except ValidationError as error:
         return errors.invalid(row_errors(error))
@@ -167,8 +169,8 @@ async def patch_item(
 
 
 @router.delete("/items/{item_id}", status_code=204, dependencies=[WRITE], responses=problems(404, 409))
-async def delete_item(engine: EngineDep, item_id: ItemPath) -> Response:
-    """Remove an item; it is gone from every later answer."""
+async def delete_item(engine: EngineDep, item_id: Annotated[str, Path(min_length=1)]) -> Response:
+    """Remove an item, also one whose id is no longer taken; it is gone from every later answer."""
     await ingest.delete_item(engine, item_id)
     return Response(status_code=204)
 
@@ -234,12 +236,12 @@ async def similar_items(
     "/impute",
     dependencies=[READ],
     responses={200: {"model": schemas.ImputationAnswer}, **problems(body=True)},
-    openapi_extra=item_request(schemas.ImputeBody),
+    openapi_extra=item_request(ImputeBody),
 )
 async def impute(
     engine: EngineDep,
     query: Annotated[schemas.ImputeQuery, Query()],
-    given: Annotated[WithFiles, item_body(schemas.ImputeBody)],
+    given: Annotated[WithFiles, item_body(ImputeBody)],
 ) -> Response:
     """Generate the missing modalities of an item and answer them; nothing is stored."""
     return Json(answers.imputation(await ingest.impute(engine, _draft(given), neighbours=query.neighbours)))

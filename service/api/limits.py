@@ -40,6 +40,11 @@ class Limits:
 LIMITS: ContextVar[Limits] = ContextVar("limits", default=Limits())  # noqa: B039 - frozen
 
 
+def row_context() -> dict[str, int]:
+    """What the models of rows (`models.rows`) are to know of the limits."""
+    return {"text_chars": LIMITS.get().text_chars}
+
+
 def check_n(value: int) -> int:
     """A list's length. Raises ValueError beyond the limit."""
     limit = LIMITS.get().n

@@ -16,6 +16,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
+from models import rows
 from service.api import schemas
 from service.api.deps import JSON, MULTIPART
 
@@ -27,10 +28,10 @@ _BODY = (413, 415)
 # Bodies are read by dependencies of ours, so FastAPI does not find these models by itself.
 _MODELS: tuple[type[BaseModel], ...] = (
     schemas.BatchBody,
-    schemas.EventBody,
+    rows.EventBody,
     schemas.FeedbackBody,
-    schemas.ImputeBody,
-    schemas.ItemBody,
+    rows.ImputeBody,
+    rows.ItemBody,
     schemas.PairsBody,
     schemas.PatchBody,
     schemas.PutBody,

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path
 from starlette.responses import Response
 
+from models.rows import ItemId, UserId
 from service.api import answers, schemas
 from service.api.answers import Json
 from service.api.deps import READ, EngineDep, json_body
@@ -19,9 +20,7 @@ router = APIRouter(tags=["predict"])
 @router.get(
     "/predict/{user}/{item}", dependencies=[READ], responses={200: {"model": schemas.PredictionAnswer}, **problems()}
 )
-async def predict_pair(
-    engine: EngineDep, user: Annotated[schemas.UserId, Path()], item: Annotated[schemas.ItemId, Path()]
-) -> Response:
+async def predict_pair(engine: EngineDep, user: Annotated[UserId, Path()], item: Annotated[ItemId, Path()]) -> Response:
     """How a user would rate an item. Where one of them or both are unknown, the answer rests on what is known."""
     (found,) = await predict.predict(engine, [(user, item)])
     return Json(answers.prediction(found) | {"model_version": engine.model_version})

@@ -7,6 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
+from models.rows import ItemId, UserId
 from service.api import answers, schemas
 from service.api.answers import Json
 from service.api.deps import READ, EngineDep, MetricsDep, json_body
@@ -24,7 +25,7 @@ router = APIRouter(tags=["recommend"])
 async def recommend_user(
     engine: EngineDep,
     metrics: MetricsDep,
-    user: Annotated[schemas.UserId, Path()],
+    user: Annotated[UserId, Path()],
     query: Annotated[schemas.RecommendQuery, Query()],
 ) -> Response:
     """The best items for a user. An unknown user gets a named fallback, or 404 with `strict`."""
@@ -74,8 +75,6 @@ async def recommend_session(
     dependencies=[READ],
     responses={200: {"model": schemas.ExplanationAnswer}, **problems(404)},
 )
-async def explain_pair(
-    engine: EngineDep, user: Annotated[schemas.UserId, Path()], item: Annotated[schemas.ItemId, Path()]
-) -> Response:
+async def explain_pair(engine: EngineDep, user: Annotated[UserId, Path()], item: Annotated[ItemId, Path()]) -> Response:
     """What each item of a user's history says of an item, the most relevant first."""
     return Json(answers.explanation(await explain.explain_pair(engine, user, item)))

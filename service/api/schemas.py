@@ -7,37 +7,38 @@ are written by `answers`.
 
 from __future__ import annotations
 
-import base64
-import binascii
-import re
 from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import orjson
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    StringConstraints,
-    TypeAdapter,
-    model_validator,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from service.api import limits, patterns
+from models import patterns
+from models.rows import (
+    Categories,
+    Category,
+    ContentIn,
+    ContentObject,
+    EventBody,
+    ImputeBody,
+    ItemId,
+    Metadata,
+    ModalityName,
+    PatchedModalities,
+    Strict,
+    Title,
+    UserId,
+    Vector,
+)
+from service.api import limits
 from service.api.errors import pointer
 from service.domain import (
-    MAX_METADATA_BYTES,
     UNSET,
     Content,
     Draft,
     Event,
     InvalidInputError,
-    InvalidVectorError,
     MediaContent,
     Patch,
     State,
@@ -46,28 +47,9 @@ from service.domain import (
     VectorContent,
 )
 
-MAX_METADATA_DEPTH = 16
-MAX_VECTOR = 65_536
-MAX_CLOCK_AHEAD = timedelta(days=1)
-
 # --- values -------------------------------------------------------------------------------------------------------
 
-
-def _no_dot_segment(value: str) -> str:
-    """Clients resolve `.` and `..` in a path before they send it, so such an id could not be reached again."""
-    if value in {".", ".."}:
-        raise ValueError("'.' and '..' cannot stand in a path")
-    return value
-
-
-ItemId = Annotated[str, StringConstraints(pattern=patterns.ITEM_ID), AfterValidator(_no_dot_segment)]
-UserId = Annotated[str, StringConstraints(pattern=patterns.USER_ID), AfterValidator(_no_dot_segment)]
-ModalityName = Annotated[str, StringConstraints(pattern=patterns.NAME)]
-Category = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
-RecommendationId = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
-Title = Annotated[str, StringConstraints(max_length=1_000, pattern=patterns.PROSE)]
-Text = Annotated[str, StringConstraints(pattern=patterns.PROSE), AfterValidator(limits.check_text)]
-Floats = Annotated[list[FiniteFloat], Field(min_length=1, max_length=MAX_VECTOR)]
+SearchText = Annotated[str, StringConstraints(pattern=patterns.PROSE), AfterValidator(limits.check_text)]
 ModelName = Literal["dgmrec", "iris", "popular", "latest"]
 Diversity = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[
@@ -75,96 +57,7 @@ Count = Annotated[
 ]
 
 
-def _bounded_metadata(value: dict[str, Any]) -> dict[str, Any]:
-    stack: list[tuple[object, int]] = [(value, 1)]
-    while stack:
-        node, level = stack.pop()
-        if level > MAX_METADATA_DEPTH:
-            raise ValueError(f"metadata may be nested {MAX_METADATA_DEPTH} levels deep at most")
-        if isinstance(node, str) and "\0" in node:
-            raise ValueError("no string may hold the NUL character")
-        if isinstance(node, dict):
-            stack += [(child, level + 1) for child in (*node.keys(), *node.values())]
-        elif isinstance(node, list):
-            stack += [(child, level + 1) for child in node]
-    if len(orjson.dumps(value)) > MAX_METADATA_BYTES:
-        raise ValueError(f"metadata may take {MAX_METADATA_BYTES} bytes as JSON at most")
-    return value
-
-
-Metadata = Annotated[dict[str, Any], AfterValidator(_bounded_metadata)]
-
-_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-def _moment(value: object) -> datetime:
-    if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
-        raise ValueError("a timestamp is RFC 3339 with an offset, like 2026-01-31T12:00:00Z")
-    try:
-        moment = datetime.fromisoformat(value.upper())
-    except ValueError:
-        raise ValueError("no such date or time") from None
-    now = datetime.now(UTC)
-    in_reach = _EPOCH.year <= moment.year <= now.year + 1  # nearer the ends of the calendar an offset could overflow
-    if not in_reach or not _EPOCH <= moment <= now + MAX_CLOCK_AHEAD:
-        raise ValueError(f"a timestamp lies between {_EPOCH.year} and a day from now")
-    return moment.astimezone(UTC)
-
-
-Timestamp = Annotated[
-    datetime,
-    BeforeValidator(_moment, json_schema_input_type=Annotated[str, Field(json_schema_extra={"format": "date-time"})]),
-]
-
 # --- requests -----------------------------------------------------------------------------------------------------
-
-
-class Strict(BaseModel):
-    """A request's object: nothing is coerced, nothing unknown passes."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class ContentObject(Strict):
-    """A modality's content as an object: exactly one of its fields."""
-
-    text: Text | None = None
-    base64: str | None = Field(None, min_length=1, description="A picture's bytes, base64")
-    url: str | None = Field(
-        None, min_length=1, max_length=2_048, description="A picture's public URL, where the service is set to fetch"
-    )
-    vector: Floats | None = Field(None, description="A ready feature vector of the modality's length")
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> ContentObject:
-        if len(self.model_fields_set) != 1 or getattr(self, next(iter(self.model_fields_set))) is None:
-            raise ValueError("exactly one of text, base64, url and vector must be given")
-        return self
-
-
-def _from_plain_text(value: object) -> object:
-    return {"text": value} if isinstance(value, str) else value
-
-
-ContentIn = Annotated[ContentObject, BeforeValidator(_from_plain_text, json_schema_input_type=Text | ContentObject)]
-Modalities = Annotated[dict[ModalityName, ContentIn], Field(max_length=64)]
-
-
-class ImputeBody(Strict):
-    """An item without an id, for `POST /impute`."""
-
-    title: Title | None = None
-    modalities: Modalities = {}
-    categories: list[Category] = Field([], max_length=32)
-    metadata: Metadata = {}
-    available: bool = True
-
-
-class ItemBody(ImputeBody):
-    """An item as a client describes it."""
-
-    id: ItemId
 
 
 class PutBody(ImputeBody):
@@ -177,9 +70,9 @@ class PatchBody(Strict):
     """A JSON merge patch (RFC 7396) of an item: null removes a modality or the title, what is left out stays."""
 
     title: Title | None = None
-    modalities: Annotated[dict[ModalityName, ContentIn | None], Field(max_length=64)] = {}
-    categories: Annotated[list[Category], Field(max_length=32)] | None = None
-    metadata: Metadata = {}
+    modalities: PatchedModalities = Field({})
+    categories: Categories | None = None
+    metadata: Metadata = Field({})
     available: bool = True
 
 
@@ -191,26 +84,6 @@ class BatchBody(Strict):
         description="1,000 rows at most, unless configured otherwise",
         json_schema_extra={"items": {"$ref": "#/components/schemas/ItemBody"}},
     )
-
-
-class EventBody(Strict):
-    """One feedback event."""
-
-    user: UserId
-    item: ItemId
-    type: Literal["view", "click", "cart", "purchase", "rating", "review"]
-    value: FiniteFloat | None = Field(None, description="1..5 for a review, and for a rating, which needs it")
-    text: Text | None = None
-    timestamp: Timestamp | None = Field(None, description="RFC 3339 with an offset; now where left out")
-    recommendation_id: RecommendationId | None = None
-
-    @model_validator(mode="after")
-    def _rating_in_range(self) -> EventBody:
-        if self.type == "rating" and (self.value is None or not 1 <= self.value <= 5):
-            raise ValueError("a rating needs a value between 1 and 5")
-        if self.type == "review" and self.value is not None and not 1 <= self.value <= 5:
-            raise ValueError("a review's value lies between 1 and 5")
-        return self
 
 
 class FeedbackBody(Strict):
@@ -258,9 +131,9 @@ class SessionBody(Strict):
 class RetrieveBody(Strict):
     """A search by exactly one of text, picture and ready vector."""
 
-    text: Text | None = None
+    text: SearchText | None = None
     image: ContentIn | None = None
-    vector: Annotated[dict[ModalityName, Floats], Field(min_length=1, max_length=1)] | None = Field(
+    vector: Annotated[dict[ModalityName, Vector], Field(min_length=1, max_length=1)] | None = Field(
         None, description="The modality's name mapped to the query's vector"
     )
     n: Count = 20
@@ -348,7 +221,7 @@ class RecommendQuery(Query):
 class RetrieveQuery(Query):
     """A search by text."""
 
-    text: Text
+    text: SearchText
     n: Count = 20
     target: ModalityName = Field("any", description="`any` or a modality")
     include_generated: bool = True
@@ -362,27 +235,14 @@ def to_content(body: ContentObject, at: str) -> Content:
     """The content that the body holds; `at` is the JSON pointer to it. Raises InvalidInputError."""
     if body.text is not None:
         return TextContent(body.text)
-    if body.base64 is not None:
-        return MediaContent(_decode_base64(body.base64, f"{at}/base64"))
-    if body.vector is not None:
-        return to_vector(body.vector, f"{at}/vector")
-    return UrlContent(body.url or "")
-
-
-def to_vector(values: list[float], at: str) -> VectorContent:
-    """A vector as float32. Raises InvalidVectorError where a value is too large for that."""
-    with np.errstate(over="ignore"):
-        vector = np.asarray(values, dtype=np.float32)
-    if not np.isfinite(vector).all():
-        raise InvalidVectorError("a value is too large for a 32-bit float", at)
-    return VectorContent(vector)
-
-
-def _decode_base64(value: str, at: str) -> bytes:
+    if (vector := body.array) is not None:
+        return VectorContent(vector)
+    if body.base64 is None:
+        return UrlContent(body.url or "")
     try:
-        return base64.b64decode(value, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidInputError("this is not base64", at) from None
+        return MediaContent(body.data or b"")
+    except ValueError as error:
+        raise InvalidInputError(str(error), f"{at}/base64") from None
 
 
 def _contents(modalities: Mapping[str, ContentObject]) -> dict[str, Content]:
@@ -436,11 +296,8 @@ def to_query(body: RetrieveBody) -> dict[str, Content]:
     if body.image is not None:
         return {"image": to_content(body.image, "/image")}
     vectors = body.vector or {}
-    return {name: to_vector(values, pointer(("vector", name))) for name, values in vectors.items()}
+    return {name: VectorContent(np.asarray(values, dtype=np.float32)) for name, values in vectors.items()}
 
-
-ITEM_ROW: TypeAdapter[ItemBody] = TypeAdapter(ItemBody)
-EVENT_ROW: TypeAdapter[EventBody] = TypeAdapter(EventBody)
 
 # --- answers, for the OpenAPI document ----------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ async def add_feedback(
     if outcome.rejected and strict:
         row, detail = outcome.rejected[0]
         raise InvalidInputError(detail, f"/feedback/{row}/item")
-    fresh = [event for event, result in results if result == "new"]
+    fresh = [event for event, result in results if result in ("new", "replaced")]
     users, items = {event.user for event in fresh}, {event.item for event in fresh}
     documents.forget(engine, items)
     _follow(engine, users, [event.item for event in fresh if event.item in renew])
@@ -113,7 +113,7 @@ async def delete_user(engine: Engine, user: str) -> None:
 
 
 async def _items_of(engine: Engine, user: str) -> list[str]:
-    return list(dict.fromkeys(event.item for event in await engine.store.user_history(user, limit=EVERYTHING)))
+    return [one.item for one in await engine.store.user_items(user, min_rating=engine.min_rating)]
 
 
 def _not_found(user: str) -> UserNotFoundError:

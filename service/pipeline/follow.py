@@ -153,7 +153,7 @@ async def _forget_items(engine: Engine, gone: Collection[str]) -> None:
 async def _count(engine: Engine, items: Collection[str]) -> None:
     for some in _portions(items):
         async with engine.lock(*some):  # of the item that was counted, not of a later one with its id
-            users = await engine.store.item_counts(some)
+            users = await engine.store.item_counts(some, min_rating=engine.min_rating)
             await engine.compute(engine.catalogue.set_popularity, {item: users.get(item, 0) for item in some})
 
 

@@ -1,31 +1,32 @@
-"""Users' histories: what they have seen and what they showed interest in, and the vector that follows from it."""
+"""Users' histories: what they have seen, like and have turned down, and the vector that follows from it."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.feedback import Interaction
 from models.reranker import Sides
-from service.domain import Event
 from service.pipeline.catalogue import Mask
 from service.pipeline.engine import HISTORIES, Engine
 from service.pipeline.rows import Array, Keys
 
-EVENTS = 2000  # the newest events of a user that count
+PROFILE = 2000  # the newest items of a user that the profile is made of
 SPEAKING = 500  # the newest items of a user that IRIS reads
-_RATED = ("rating", "review")
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Items of a user's newest events, newest first, each once: all of them, and those that showed interest."""
+    """A user's items, newest first, each once: all of them; the newest PROFILE that the user is interested in; and
+    those that the user has turned down."""
 
     seen: tuple[str, ...]
     liked: tuple[str, ...]
+    disliked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ async def history(engine: Engine, user: str) -> History:
 async def _load(engine: Engine, user: str) -> History:
     itself = asyncio.current_task()
     try:
-        found = of_events(await engine.store.user_history(user, limit=EVENTS), engine.min_rating)
+        found = of_items(await engine.store.user_items(user, min_rating=engine.min_rating))
         # A write that came in between has dropped this task, and what was read is not kept.
         if engine.loading.get(user) is itself:
             engine.histories[user] = found
@@ -88,17 +89,11 @@ def forget(engine: Engine, users: Iterable[str]) -> None:
         engine.loading.pop(user, None)
 
 
-def of_events(events: list[Event], min_rating: float | None) -> History:
-    """The history of events, newest first."""
-    seen = dict.fromkeys(event.item for event in events)
-    liked = dict.fromkeys(event.item for event in events if shows_interest(event, min_rating))
-    return History(tuple(seen), tuple(liked))
-
-
-def shows_interest(event: Event, min_rating: float | None) -> bool:
-    """Whether an event counts as a positive interaction: all do, but ratings below the bundle's bound."""
-    rated = event.type in _RATED and event.value is not None
-    return min_rating is None or not rated or (event.value or 0.0) >= min_rating
+def of_items(items: Sequence[Interaction]) -> History:
+    """The history of interactions, newest first."""
+    seen = tuple(one.item for one in items)
+    liked = tuple(one.item for one in items if one.interested)
+    return History(seen, liked[:PROFILE], tuple(one.item for one in items if not one.interested))
 
 
 def profile(engine: Engine, user: str | None, keys: Keys, weights: NDArray[np.float32] | None = None) -> Profile:

@@ -9,8 +9,8 @@ from typing import Any
 
 import orjson
 
+from models.rows import MAX_METADATA_BYTES
 from service.domain import (
-    MAX_METADATA_BYTES,
     UNSET,
     ConflictError,
     Content,
@@ -301,7 +301,8 @@ def merged(target: Mapping[str, Any], patch: Mapping[str, Any]) -> dict[str, Any
 async def visitors_of(engine: Engine, item_id: str) -> list[Visitor]:
     """The newest users who showed interest in an item, as the model sees them without it."""
     visitors = []
-    for user in await engine.store.item_users(item_id, limit=VISITORS):
+    users = await engine.store.interested_users(item_id, limit=VISITORS, min_rating=engine.min_rating)
+    for user in users:
         liked = (await history.history(engine, user)).liked
         if item_id not in liked:
             continue

@@ -72,6 +72,13 @@ def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: fl
     return keys[order], scores[order]
 
 
+def appended(keys: Keys, scores: Scores, more: Keys, low: Scores) -> tuple[Keys, Scores]:
+    """A list with another behind it, whose scores are lowered as one where they reach into those before them."""
+    if len(scores) and len(low):
+        low = low - max(float(low[0] - scores[-1]), 0.0)
+    return np.concatenate([keys, more]), np.concatenate([scores, low])
+
+
 def popular(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
     """The items with the most users, whose number is the score; ties by age, the newest first."""
     catalogue = engine.catalogue

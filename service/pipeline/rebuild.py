@@ -51,7 +51,7 @@ async def load_catalogue(engine: Engine) -> None:
         await _embed_anew(engine, await encode_anew(engine, pending))
     if not is_known:
         await engine.store.set_meta(SERVED, engine.identity)
-    await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts())
+    await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts(min_rating=engine.min_rating))
 
 
 async def is_prepared(engine: Engine) -> bool:
@@ -63,7 +63,7 @@ async def _embed_anew(engine: Engine, items: Sequence[StoredItem]) -> None:
     """Observed features first, then generation, then propagation layer by layer: each step reads what the one before
     has put into the catalogue for all items."""
     await _each(engine, items, _observed_only)
-    await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts())
+    await engine.compute(engine.catalogue.set_popularity, await engine.store.item_counts(min_rating=engine.min_rating))
     trained = [item for item in items if _seen_in_training(engine, item)]
     await _each(engine, trained, _as_trained)
     others = [item for item in items if not _seen_in_training(engine, item)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import orjson
@@ -23,11 +23,13 @@ DGMREC, IRIS, POPULAR, LATEST = "dgmrec", "iris", "popular", "latest"
 
 @dataclass(frozen=True, slots=True)
 class Asker:
-    """Whom a list is for: the items `[k]` of the history, newest first, and how much each counts (None: all alike)."""
+    """Whom a list is for: the items `[k]` of the history, newest first, how much each counts (None: all alike), and the
+    items that the user has turned down, which come after all others."""
 
     user: str | None
     keys: Keys
     weights: Array | None = None
+    disliked: Keys = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ async def recommend_user(
     kept = await engine.cache.get(place) if place else None
     catalogue = engine.catalogue
     with engine.step("rank"):
-        asker = Asker(user, catalogue.keys(known.liked))
+        asker = Asker(user, catalogue.keys(known.liked), disliked=catalogue.keys(known.disliked))
         if kept is not None:
             listed = Listed(wanted, None, *_unpacked(kept))
         else:
@@ -127,7 +129,14 @@ def _ranked(engine: Engine, asker: Asker, allowed: Mask, wanted: str, n: int, di
     fallback = used if used != wanted else None
     if fallback:
         engine.fallbacks[fallback] += 1
-    return Listed(used, fallback, *_candidates(engine, asker, allowed, used, n, diversity))
+    welcome = allowed.copy()
+    welcome[asker.disliked] = False
+    keys, scores = _candidates(engine, asker, welcome, used, n, diversity)
+    left = allowed & ~welcome
+    if len(keys) < n and left.any():
+        last = _candidates(engine, asker, left, used, n - len(keys), diversity)
+        keys, scores = rank.appended(keys, scores, *last)
+    return Listed(used, fallback, keys, scores)
 
 
 def _candidates(

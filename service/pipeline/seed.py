@@ -3,9 +3,9 @@ feedback. What an interrupted start has left undone, the next one does."""
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from models.rows import EVENT_ROW, ITEM_ROW, decode_base64, row_sentence
 from service.domain import Event, Observed, StoredItem
 from service.pipeline.encode import TEXT, TITLE_SOURCE, encoder_identity, media_type
 from service.pipeline.engine import Engine
@@ -38,18 +40,36 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
     features = bundle.tensors(CATALOGUE_FEATURES)
     now = datetime.fromtimestamp(engine.clock(), UTC)
     undated = bundle.manifest.created_at  # the same in a second attempt, so that no event is stored twice
-    count = 0
+    left_out: Counter[str] = Counter()
+    read = stored = events = 0
     for rows in _chunked(items, ITEMS):
-        stored = [_item(engine, body, features, count + place, now) for place, body in enumerate(rows)]
-        count += len(rows)
-        media = {file.sha256: file for _, files in stored for file in files}
-        await engine.store.write_items([ItemWrite(item, "create") for item, _ in stored], list(media.values()))
-    events = 0
+        kept = [
+            _item(engine, body, features, read + place, now)
+            for place, body in enumerate(rows)
+            if _is_valid(ITEM_ROW, body, left_out)
+        ]
+        read += len(rows)
+        media = {file.sha256: file for _, files in kept for file in files}
+        await engine.store.write_items([ItemWrite(item, "create") for item, _ in kept], list(media.values()))
+        stored += len(kept)
     for rows in _chunked(feedback, EVENTS) if feedback else ():
-        done = await engine.store.add_feedback([_event(row, undated) for row in rows])
+        valid = [_event(row, undated) for row in rows if _is_valid(EVENT_ROW, row, left_out)]
+        done = await engine.store.add_feedback(valid)
         events += done.value.count("new")
     await engine.store.set_meta(META, bundle.version)
-    log.info("seeded the empty database with %d items and %d events of bundle %s", count, events, bundle.version)
+    log.info("seeded the empty database with %d items and %d events of bundle %s", stored, events, bundle.version)
+    for reason, count in left_out.most_common():
+        log.warning("%d rows of the bundle's catalogue were left out: %s", count, reason)
+
+
+def _is_valid(row_type: TypeAdapter[Any], row: Mapping[str, Any], left_out: Counter[str]) -> bool:
+    """Whether a row is one that the API would take. A bundle may be older than the rules."""
+    try:
+        row_type.validate_python(row)
+    except ValidationError as error:
+        left_out[row_sentence(error)] += 1
+        return False
+    return True
 
 
 def _chunked(file: Path, size: int) -> Iterator[list[dict[str, Any]]]:
@@ -76,7 +96,7 @@ def _item(
         vector = np.asarray(features[name][row], dtype=np.float32)
         content = contents.get(name)
         if isinstance(content, dict) and "base64" in content:
-            data = base64.b64decode(content["base64"])
+            data = decode_base64(content["base64"])
             file = Media(hashlib.sha256(data).hexdigest(), data, media_type(data))
             media.append(file)
             observed[name] = Observed(

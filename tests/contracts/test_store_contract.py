@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
@@ -12,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from models.feedback import EVENT_TYPES, RATED, deciding_events, interest_of, shows_interest
 from service.adapters.cursors import encode_cursor
 from service.adapters.sql import SqlStore
 from service.domain import ChangesLostError, Generated, InvalidInputError, Observed, StoreUnavailableError, User
@@ -163,7 +165,7 @@ async def test_delete_takes_all_that_hangs_on_an_item(store: SqlStore) -> None:
     assert (await store.delete_item("a")).value
     assert not (await store.delete_item("a")).value
     assert await store.get_item("a") is None
-    assert [found.item for found in await store.user_history("u1", limit=9)] == ["b"]
+    assert [found.item for found in await store.user_items("u1", min_rating=None)] == ["b"]
     assert (await store.write_items(create(item("a", observed={}, generated={})))).value.results == ["created"]
     assert await store.item_users("a", limit=9) == []
 
@@ -260,14 +262,88 @@ async def test_feedback_counts_once(store: SqlStore) -> None:
         "orphan",
         "new",
     ]
-    assert (await store.add_feedback([event(minute=1), event(value=2.0)])).value == ["new", "known"]
+    assert (await store.add_feedback([event(minute=1), event()])).value == ["new", "known"]
     assert (await store.add_feedback([event(item_id="gone")])).value == ["orphan"]
     assert (await store.add_feedback([])).value == []
-    history = await store.user_history("u1", limit=9)
-    assert history[0] == event(minute=1)
-    assert set(history[1:]) == {event(), rating}
-    assert [found.timestamp for found in await store.user_history("u1", limit=1)] == [NOON + timedelta(minutes=1)]
-    assert await store.user_history("nobody", limit=9) == []
+    stored = (await store.list_feedback(limit=9, user="u1")).items
+    assert stored[0] == event(minute=1)
+    assert set(stored[1:]) == {event(), rating}
+
+
+async def test_a_repeated_event_with_another_value_or_text_replaces_the_first(store: SqlStore) -> None:
+    await store.write_items(create(item("a"), item("b")))
+    first, other = event(type="rating", value=5.0), event(item_id="b", type="review", value=4.0, text="nice")
+    assert (await store.add_feedback([first, other])).value == ["new", "new"]
+    await store.save_review_vectors("e", [(2, 1, vector(2, 1))])
+    since = await store.last_change()
+    corrected, reworded = replace(first, value=1.0), replace(other, text="broke after a week")
+    assert (await store.add_feedback([corrected, other])).value == ["replaced", "known"]
+    assert (await store.add_feedback([corrected, reworded])).value == ["known", "replaced"]
+    assert set((await store.list_feedback(limit=9)).items) == {corrected, reworded}
+    assert await kinds(store, since) == [
+        ("feedback", "u1"), ("item-feedback", "a"), ("feedback", "u1"), ("item-feedback", "b")
+    ]  # fmt: skip
+    (review,) = (await store.documents("item", ["b"], encoder="e", limit=9))["b"]
+    assert (review.text, review.vector) == ("broke after a week", None)  # the vector was of the words before
+    assert (await store.add_feedback([replace(first, value=2.0), replace(first, value=3.0)])).value == [
+        "replaced",
+        "known",
+    ]  # fmt: skip
+    assert (await store.list_feedback(limit=9, item="a")).items == [replace(first, value=3.0)]
+
+
+async def test_the_newest_event_of_a_pair_decides(store: SqlStore) -> None:
+    await store.write_items(create(*(item(key) for key in "abcd")))
+    await store.add_feedback(
+        [
+            event(item_id="a", type="rating", value=5.0),
+            event(item_id="a", type="rating", value=1.0, minute=1),
+            event(item_id="b", type="dislike"),
+            event(item_id="b", type="purchase", minute=2),
+            event(item_id="c", type="view", minute=3),
+            event(item_id="c", type="rating", value=2.0, minute=3),  # of one moment, what was said outweighs
+            event(item_id="d", type="review", text="no stars", minute=4),
+        ]
+    )
+    found = await store.user_items("u1", min_rating=4.0)
+    assert [(one.item, one.interested) for one in found] == [("d", True), ("c", False), ("b", True), ("a", False)]
+    assert [one.timestamp for one in found] == [NOON + timedelta(minutes=minute) for minute in (4, 3, 2, 1)]
+    assert [one.interested for one in await store.user_items("u1", min_rating=None)] == [True] * 4
+    assert await store.user_items("nobody", min_rating=4.0) == []
+    assert await store.item_counts(min_rating=4.0) == {"b": 1, "d": 1}
+    assert await store.item_counts(["a", "b"], min_rating=None) == {"a": 1, "b": 1}
+    assert await store.interested_users("a", limit=9, min_rating=4.0) == []
+    assert await store.interested_users("a", limit=9, min_rating=1.0) == ["u1"]
+
+
+async def test_sql_and_python_agree_on_what_shows_interest(store: SqlStore) -> None:
+    rng = np.random.default_rng(5)
+    await store.write_items(create(*(item(str(key)) for key in range(4))))
+    events = []
+    for _ in range(300):
+        kind = EVENT_TYPES[rng.integers(len(EVENT_TYPES))]
+        value = None if kind not in RATED or (kind == "review" and rng.random() < 0.3) else float(rng.integers(1, 6))
+        user, key = f"u{rng.integers(3)}", str(rng.integers(4))
+        events.append(event(user, key, type=kind, value=value, minute=int(rng.integers(6))))
+    await store.add_feedback(events)
+    stored = (await store.list_feedback(limit=400)).items
+    for min_rating in (None, 3.0, 4.0):
+        pairs = np.array([int(one.user[1:]) * 4 + int(one.item) for one in stored])
+        kinds_of = np.array([EVENT_TYPES.index(one.type) for one in stored], dtype=np.uint8)
+        values = np.array([np.nan if one.value is None else one.value for one in stored])
+        newest = deciding_events(pairs, kinds_of, np.array([one.timestamp.timestamp() for one in stored]))
+        interested = interest_of(kinds_of, values, min_rating)
+        scalar = [shows_interest(one.type, one.value, min_rating) for one in stored]
+        assert interested.tolist() == scalar
+        expected = {(stored[k].user, stored[k].item): bool(interested[k]) for k in newest}
+        found = {
+            (user, one.item): one.interested
+            for user in ("u0", "u1", "u2")
+            for one in await store.user_items(user, min_rating=min_rating)
+        }
+        assert found == expected
+        counts = Counter(key for (_, key), liked in expected.items() if liked)
+        assert await store.item_counts(min_rating=min_rating) == counts
 
 
 async def test_the_same_moment_in_another_zone_is_the_same_event(store: SqlStore) -> None:
@@ -323,9 +399,9 @@ async def test_users_and_counts_of_items(store: SqlStore) -> None:
     assert await store.item_users("a", limit=9) == ["u1", "u2", "u3"]
     assert await store.item_users("a", limit=2) == ["u1", "u2"]
     assert await store.item_users("nowhere", limit=9) == []
-    assert await store.item_counts() == {"a": 3, "b": 1}
-    assert await store.item_counts(["b", "nothing"]) == {"b": 1}
-    assert await store.item_counts([]) == {}
+    assert await store.item_counts(min_rating=None) == {"a": 3, "b": 1}
+    assert await store.item_counts(["b", "nothing"], min_rating=None) == {"b": 1}
+    assert await store.item_counts([], min_rating=None) == {}
     assert await store.get_user("u1") == User("u1", 3, 2, NOON, NOON + timedelta(minutes=9))
     assert await store.get_user("nobody") is None
 
@@ -611,7 +687,7 @@ async def test_any_text_is_kept(store: SqlStore, odd: str) -> None:
     await store.add_feedback([event(odd[:100], text=odd)])
     found = await store.list_items(limit=2, category=odd, q=odd[:50])
     assert [content(each) for each in found.items] == [content(written)]
-    assert (await store.user_history(odd[:100], limit=1))[0].text == odd
+    assert (await store.list_feedback(limit=1, user=odd[:100])).items[0].text == odd
 
 
 async def test_lone_surrogate_is_invalid_input(store: SqlStore) -> None:

@@ -151,7 +151,7 @@ async def check_index(engine: Engine) -> None:
     """The catalogue in memory is what the store says, to the bit."""
     catalogue = engine.catalogue
     items = [item async for batch in engine.store.iter_items() for item in batch]
-    counts = await engine.store.item_counts()
+    counts = await engine.store.item_counts(min_rating=engine.min_rating)
     assert len(catalogue) == len(items)
     assert {entry.id for entry in catalogue.entries.values()} == {item.id for item in items}
     places = dict.fromkeys(catalogue.indexes, 0)

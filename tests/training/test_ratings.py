@@ -43,13 +43,6 @@ def test_nothing_rated(tmp_path: Path) -> None:
         Ratings.of(dataset)
 
 
-@pytest.mark.parametrize("value", [0, 5.5, -1])
-def test_ratings_outside_the_scale(tmp_path: Path, value: float) -> None:
-    dataset = dataset_of(tmp_path / "out", [{"user": "u", "item": "a", "type": "rating", "value": value}])
-    with pytest.raises(RatingDataError, match=f"a rating of {value:g}; ratings lie between 1 and 5"):
-        Ratings.of(dataset)
-
-
 def test_random_parts_cover_everything_once() -> None:
     parts = random_parts(1003, seed=3)
     assert [len(parts.train), len(parts.valid), len(parts.test)] == [803, 100, 100]

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.feedback import HIGHEST, LOWEST
 from training.datasets.base import DatasetError, Located, Place, Progress, Record
 from training.datasets.prepared import DatasetInfo, write_dataset
-from training.datasets.records import HIGHEST, LOWEST, Records, moment
+from training.datasets.records import Records, moment
 from training.datasets.tables import read_objects, read_rating_split
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")

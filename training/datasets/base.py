@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +12,10 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.feedback import deciding_events, interest_of
+from models.rows import decode_base64
 from models.vocabulary import Vocabulary
 
-EVENT_TYPES = ("view", "click", "cart", "purchase", "rating", "review")
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
 
@@ -25,8 +24,6 @@ Content = str | bytes | Vector
 Record = dict[str, Any]
 Progress = Callable[[str, int], None]
 R_co = TypeVar("R_co", covariant=True)
-
-_RATED = (EVENT_TYPES.index("rating"), EVENT_TYPES.index("review"))
 
 
 class DatasetError(ValueError):
@@ -195,16 +192,14 @@ class Dataset:
 
 
 def distinct_pairs(interactions: Interactions, n_items: int, min_rating: float | None) -> NDArray[np.int64]:
-    """Distinct (user, item) pairs `[n, 2]` of the events that show interest, in the order of first occurrence.
-
-    Only ratings and reviews with a value below `min_rating` show none.
-    """
+    """Distinct (user, item) pairs `[n, 2]` whose newest event shows interest (`models.feedback`), in the order of their
+    first occurrence."""
     user, item = interactions.user, interactions.item
-    if min_rating is not None:
-        interest = ~(np.isin(interactions.type, _RATED) & (interactions.value < min_rating))
-        user, item = user[interest], item[interest]
-    _, first = np.unique(user * n_items + item, return_index=True)
-    first.sort()
+    keys = user * n_items + item
+    newest = deciding_events(keys, interactions.type, interactions.timestamp)
+    interested = interest_of(interactions.type[newest], interactions.value[newest], min_rating)
+    _, first = np.unique(keys, return_index=True)  # in the order of the keys, as `newest` is
+    first = np.sort(first[interested])
     return np.stack([user[first], item[first]], axis=1)
 
 
@@ -222,21 +217,12 @@ def _content_of(record: Record, modality: str) -> object:
 def _decoded(record: Record, modality: str) -> Content | None:
     match _content_of(record, modality):
         case {"base64": str(data)}:
-            return decode_base64(data, f"the item {record['id']!r}, modality {modality!r}")
+            try:
+                return decode_base64(data)
+            except ValueError as error:
+                raise DatasetError(f"the item {record['id']!r}, modality {modality!r}: {error}") from None
         case {"vector": values}:
             return np.asarray(values, dtype=np.float32)
         case str(text):
             return text
     return None
-
-
-def decode_base64(data: str, whose: str) -> bytes:
-    """The bytes of a base64 text.
-
-    Raises:
-        DatasetError: it is none; the message begins with `whose`.
-    """
-    try:
-        return base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise DatasetError(f"{whose}: not valid base64") from None

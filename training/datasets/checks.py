@@ -1,27 +1,29 @@
-"""Checks of single rows: item bodies and feedback events."""
+"""Rows of datasets, validated by the models that the service validates with (`models.rows`)."""
 
 from __future__ import annotations
 
-import re
+from array import array
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
 
+from models.encoders import ImageError, decode_image
+from models.feedback import EVENT_TYPES, RATED
+from models.rows import EVENT_ROW, ITEM_ROW, ContentObject, row_sentence
 from models.vocabulary import Vocabulary
-from training.datasets.base import EVENT_TYPES, DatasetError, Record, Vector
+from training.datasets.base import DatasetError, Record
 
 T = TypeVar("T")
 
-_ITEM_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_USER_ID = re.compile(r"[^\x00-\x1f\x7f-\x9f]{1,128}")
-_ITEM_FIELDS = {"id", "title", "modalities", "categories", "metadata", "available"}
-_EVENT_FIELDS = {"user", "item", "type", "value", "text", "timestamp", "recommendation_id"}
+MAX_PIXELS = 20_000_000  # as the service has it unless set otherwise
+_NUMBERS = {name: number for number, name in enumerate(EVENT_TYPES)}
 
 
-class _RowError(ValueError):
+class RowError(ValueError):
     """What is wrong with one row; `located` adds the file and the line."""
 
 
@@ -40,145 +42,93 @@ def located(check: Callable[[object], T], row: object, file: Path, line: int) ->
     """`check(row)`, its complaint turned into a DatasetError that names file and line."""
     try:
         return check(row)
-    except _RowError as error:
+    except RowError as error:
         raise DatasetError(f"{file.name}, line {line}: {error}") from None
 
 
 class ItemCheck:
-    """Checks item bodies one after another, collects their ids and turns ready vectors into float32 arrays."""
+    """Validates item bodies one after another, collects their ids and brings contents into one form: a text is a
+    string, a picture `{"base64": ...}` without line breaks, a ready vector a float32 array `[dim]`.
 
-    def __init__(self) -> None:
+    `pictures` says whether pictures are decoded, too: what cannot be is better refused now than at the first training.
+    """
+
+    def __init__(self, *, pictures: bool = False) -> None:
         self.ids = Vocabulary()
+        self._pictures = pictures
         self._dims: dict[str, int] = {}
 
     def __call__(self, row: object) -> Record:
-        record = _record(row, _ITEM_FIELDS)
-        key = record.get("id")
-        if not isinstance(key, str) or not _ITEM_ID.fullmatch(key):
-            raise _RowError(f"id must be 1 to 128 characters of A-Z a-z 0-9 . _ : -, got {key!r}")
-        if key in self.ids:
-            raise _RowError(f"the item {key!r} stands there twice")
-        _typed(record, "title", str, "text")
-        _typed(record, "metadata", dict, "an object")
-        _typed(record, "available", bool, "true or false")
-        _typed(record, "categories", list, "a list of texts")
-        if not all(isinstance(category, str) for category in record.get("categories") or ()):
-            raise _RowError("categories must be a list of texts")
-        _typed(record, "modalities", dict, "an object")
-        modalities = record.get("modalities")
-        if modalities:
-            record["modalities"] = {name: self._content(name, content) for name, content in modalities.items()}
-        self.ids.add(key)
-        return record
+        try:
+            item = ITEM_ROW.validate_python(row)
+        except ValidationError as error:
+            raise RowError(row_sentence(error)) from None
+        if item.id in self.ids:
+            raise RowError(f"the item {item.id!r} stands there twice")
+        assert isinstance(row, dict)  # as it is valid
+        contents = {name: self._content(name, content) for name, content in item.modalities.items()}
+        self.ids.add(item.id)
+        return {**row, "modalities": contents} if contents else row
 
-    def _content(self, name: str, content: object) -> object:
-        if isinstance(content, str):
-            return content
-        if isinstance(content, dict) and len(content) == 1:
-            match content:
-                case {"base64": str()}:
-                    return content
-                case {"vector": values}:
-                    return {"vector": self._vector(name, values)}
-        raise _RowError(f'modality {name!r} must be a text, {{"base64": ...}} or {{"vector": [...]}}')
+    def _content(self, name: str, content: ContentObject) -> object:
+        if content.text is not None:
+            return content.text
+        if (vector := content.array) is not None:
+            expected = self._dims.setdefault(name, len(vector))
+            if len(vector) != expected:
+                raise RowError(
+                    f"the vector of modality {name!r} has {len(vector)} numbers, those before have {expected}"
+                )
+            return {"vector": vector}
+        if content.base64 is None:
+            raise RowError(f"modality {name!r}: pictures are not fetched here; send {{'base64': ...}}")
+        return {"base64": self._picture(name, content)}
 
-    def _vector(self, name: str, values: object) -> Vector:
-        vector = _as_vector(values)
-        if vector is None:
-            raise _RowError(f"the vector of modality {name!r} must be a list of finite numbers")
-        expected = self._dims.setdefault(name, len(vector))
-        if len(vector) != expected:
-            raise _RowError(f"the vector of modality {name!r} has {len(vector)} numbers, those before have {expected}")
-        return vector
+    def _picture(self, name: str, content: ContentObject) -> str:
+        try:
+            data = content.data
+            if self._pictures:
+                decode_image(data or b"", max_pixels=MAX_PIXELS)
+        except (ValueError, ImageError) as error:
+            raise RowError(f"modality {name!r}: {error}") from None
+        text = content.base64 or ""
+        return "".join(text.partition(",")[2].split()) if text[:5].lower() == "data:" else "".join(text.split())
 
 
 class EventCheck:
-    """Parses feedback events on the items of a vocabulary."""
+    """Validates feedback events on the items of a vocabulary."""
 
     def __init__(self, items: Vocabulary) -> None:
         self._items = items
         self._users: set[str] = set()
+        self._ratings = array("d")
 
     def __call__(self, row: object) -> Event:
-        record = _record(row, _EVENT_FIELDS)
-        _typed(record, "text", str, "text")
-        _typed(record, "recommendation_id", str, "text")
-        kind = record.get("type")
-        if kind not in EVENT_TYPES:
-            raise _RowError(f"type must be one of {', '.join(EVENT_TYPES)}, got {kind!r}")
-        value = _value(record.get("value"))
-        if kind == "rating" and value != value:
-            raise _RowError("a rating needs a value")
+        try:
+            event = EVENT_ROW.validate_python(row)
+        except ValidationError as error:
+            raise RowError(row_sentence(error)) from None
+        item = self._items.get(event.item)
+        if item is None:
+            raise RowError(f"the item {event.item!r} is not in the catalogue")
+        self._users.add(event.user)
+        if event.type in RATED and event.value is not None:
+            self._ratings.append(event.value)
         return Event(
-            user=self._user(record.get("user")),
-            item=self._item(record.get("item")),
-            type=EVENT_TYPES.index(kind),
-            value=value,
-            timestamp=_timestamp(record.get("timestamp")),
-            text=record.get("text"),
+            user=event.user,
+            item=item,
+            type=_NUMBERS[event.type],
+            value=float("nan") if event.value is None else event.value,
+            timestamp=float("nan") if event.timestamp is None else event.timestamp.timestamp(),
+            text=event.text,
         )
 
-    def _user(self, user: object) -> str:
-        if not isinstance(user, str) or (user not in self._users and not _USER_ID.fullmatch(user)):
-            raise _RowError(f"user must be 1 to 128 characters without control characters, got {user!r}")
-        self._users.add(user)
-        return user
+    @property
+    def ratings(self) -> NDArray[np.float64]:
+        """The ratings so far `[n]`."""
+        return np.array(self._ratings, dtype=np.float64)
 
     @property
     def n_users(self) -> int:
         """Number of distinct users so far."""
         return len(self._users)
-
-    def _item(self, item: object) -> int:
-        row = self._items.get(item) if isinstance(item, str) else None
-        if row is None:
-            raise _RowError(f"the item {item!r} is not in the catalogue")
-        return row
-
-
-def _record(row: object, fields: set[str]) -> Record:
-    if not isinstance(row, dict):
-        raise _RowError("must be a JSON object")
-    unknown = row.keys() - fields
-    if unknown:
-        raise _RowError(f"unknown field {min(unknown)!r}")
-    return row
-
-
-def _typed(record: Record, name: str, kind: type, words: str) -> None:
-    value = record.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise _RowError(f"{name} must be {words}")
-
-
-def _as_vector(values: object) -> Vector | None:
-    """A non-empty vector of finite numbers as float32, or None where it is none."""
-    try:
-        vector = np.asarray(values)
-    except ValueError:  # nested lists of unequal lengths
-        return None
-    if vector.ndim != 1 or not vector.size or vector.dtype.kind not in "iuf":
-        return None
-    with np.errstate(over="ignore"):
-        vector = np.ascontiguousarray(vector, dtype=np.float32)
-    return vector if np.isfinite(vector).all() else None
-
-
-def _value(value: object) -> float:
-    if value is None:
-        return float("nan")
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise _RowError(f"value must be a number, got {value!r}")
-    return float(value)
-
-
-def _timestamp(value: object) -> float:
-    if value is None:
-        return float("nan")
-    try:
-        parsed = datetime.fromisoformat(value)  # type: ignore[arg-type]  # anything but a string raises TypeError
-    except (TypeError, ValueError):
-        raise _RowError(f"timestamp must be RFC 3339, got {value!r}") from None
-    if parsed.tzinfo is None:
-        raise _RowError(f"timestamp needs a time zone, got {value!r}")
-    return parsed.timestamp()

@@ -18,14 +18,14 @@ import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from models.feedback import AUTO, HIGHEST, LOWEST
 from training.datasets.base import SPLITS, DatasetError, Located, Place, Progress, PublishedMask, Record
 from training.datasets.item_tables import ITEM_NAMES, ItemTable, find_item_table
 from training.datasets.prepared import DatasetInfo, mask_name, published_mask, write_dataset
 from training.datasets.ready import Features, find_features
 from training.datasets.records import (
     HALF_STARS,
-    HIGHEST,
-    LOWEST,
+    MAPPED,
     Records,
     in_scale,
     is_item_id,
@@ -94,6 +94,7 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
         name=source.resolve().name,
         source=_told(interactions, features, catalogue),
         split=interactions.split() if interactions.has_split else None,
+        min_rating=None if interactions.has_split else AUTO,  # a published split lists what counts, whatever its rating
         masks={mask_name(file): _mask(file, features.n_items) for file in masks},
         new_items=_new_items(source / "new_items.npy"),
         tally=records.tally,
@@ -156,7 +157,7 @@ def _scale(table: Table, records: Records) -> tuple[float, float] | None:
     if lowest >= LOWEST and highest <= HIGHEST:
         return LOWEST, HIGHEST
     if lowest == HALF_STARS and highest <= HIGHEST:
-        records.tally.changed["ratings mapped linearly from 0.5..5 onto 1..5"] += len(values)
+        records.tally.changed[MAPPED] += len(values)
         return HALF_STARS, HIGHEST
     records.tally.changed[f"ratings from {lowest:g} to {highest:g}, no scale of 1..5, read as views"] += len(values)
     return None

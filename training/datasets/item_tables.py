@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from models.rows import MAX_VALUE, MAX_VECTOR
 from training.datasets.base import DatasetError, Located, Place, Record, Vector
-from training.datasets.ready import MAX_VECTOR, modality_name
+from training.datasets.ready import modality_name
 from training.datasets.records import Records, as_number, number
 from training.datasets.tables import Aliases, find_columns, find_file, read_columns, read_table
 
@@ -113,9 +114,7 @@ def find_item_table(source: Path) -> ItemTable | None:
 
 
 def _vector(raw: str, name: str, place: Place) -> Vector:
-    values = [number(value, name, place) for value in raw.replace(",", " ").split()]
-    with np.errstate(over="ignore"):
-        vector = np.array(values, dtype=np.float32)
-    if not 1 <= len(vector) <= MAX_VECTOR or not np.isfinite(vector).all():
-        raise place.error(f"{name} must be a list of finite numbers")
-    return vector
+    values = np.array([number(value, name, place) for value in raw.replace(",", " ").split()], dtype=np.float64)
+    if not 1 <= len(values) <= MAX_VECTOR or np.abs(values).max() > MAX_VALUE:
+        raise place.error(f"{name} must be 1 to {MAX_VECTOR} numbers between -1e6 and 1e6")
+    return values.astype(np.float32)

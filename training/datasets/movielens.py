@@ -21,9 +21,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from models.feedback import HIGHEST, LOWEST
 from training.datasets.base import DatasetError, LeaveOneOut, Located, Progress, PublishedMask, Record
 from training.datasets.prepared import DatasetInfo, mask_name, read_mask, write_dataset
-from training.datasets.records import HALF_STARS, HIGHEST, LOWEST, Records, in_scale, moment, number, whole_number
+from training.datasets.records import HALF_STARS, MAPPED, Records, in_scale, moment, number, whole_number
 from training.datasets.tables import (
     Aliases,
     find_file,
@@ -267,13 +268,12 @@ def _first(row: Mapping[str, object], names: Iterable[str]) -> object:
 
 
 def _feedback(layout: Layout, ratings: Path, records: Records) -> Iterator[Located[Record | None]]:
-    mapped = "ratings mapped linearly from 0.5..5 onto 1..5"
     for place, row in layout.read_ratings(ratings):
         value, timestamp = None, None
         if "rating" in row:
             value = in_scale(number(row["rating"], "rating", place), layout.lowest, HIGHEST, "rating", place)
             if layout.lowest != LOWEST:
-                records.tally.changed[mapped] += 1
+                records.tally.changed[MAPPED] += 1
         if "timestamp" in row:
             timestamp = moment(whole_number(row["timestamp"], "timestamp", place), "timestamp", place)
         kind = "view" if value is None else "rating"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from training.datasets.base import Progress, Record, decode_base64
-from training.datasets.checks import ItemCheck
+from models.feedback import AUTO, MinRating
+from models.rows import read_pictures
+from training.datasets.base import Progress, Record
+from training.datasets.checks import ItemCheck, RowError
 from training.datasets.prepared import (
     FEEDBACK,
     INFO,
@@ -34,7 +35,7 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
         out,
         name=known.name if known else source.resolve().name,
         synthetic=known.synthetic if known else False,
-        min_rating=known.min_rating if known else None,
+        min_rating=known.min_rating if known else AUTO,
         progress=progress,
     )
 
@@ -46,18 +47,25 @@ def prepare_files(
     *,
     name: str,
     synthetic: bool = False,
-    min_rating: float | None = None,
+    min_rating: MinRating = AUTO,
     progress: Progress | None = None,
 ) -> DatasetInfo:
-    """Check two files of any name and copy them into a prepared dataset.
+    """Check two files of any name and copy them into a prepared dataset; pictures given as paths are read.
 
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    check = ItemCheck()
+    check = ItemCheck(pictures=True)
+
+    def complete(row: object) -> Record:
+        try:
+            return check(read_pictures(row, items.parent))
+        except ValueError as error:
+            raise RowError(str(error)) from None
+
     return write_dataset(
         out,
-        _decodable(read_items(items, check)),
+        read_items(items, complete),
         (row for row, _ in read_feedback(feedback, check.ids)),
         name=name,
         source=f"{items.name} and {feedback.name}",
@@ -65,12 +73,3 @@ def prepare_files(
         min_rating=min_rating,
         progress=progress,
     )
-
-
-def _decodable(records: Iterable[Record]) -> Iterator[Record]:
-    """The same records, refused where a file in them is not base64: better now than at the first training."""
-    for record in records:
-        for name, content in (record.get("modalities") or {}).items():
-            if isinstance(content, dict) and "base64" in content:
-                decode_base64(content["base64"], f"the item {record['id']!r}, modality {name!r}")
-        yield record

@@ -33,6 +33,7 @@ import orjson
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from models.feedback import AUTO, MinRating, default_min_rating
 from models.vocabulary import Vocabulary
 from training.datasets.base import (
     SPLITS,
@@ -91,22 +92,23 @@ class DatasetInfo(BaseModel):
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def load_dataset(folder: str | Path) -> Dataset:
-    """Read a prepared dataset.
+def load_dataset(folder: str | Path, min_rating: MinRating = AUTO) -> Dataset:
+    """Read a prepared dataset; `min_rating` is used instead of its own, unless it is AUTO.
 
     Raises:
         DatasetError: the folder is none, was changed since it was prepared, or a row of it is bad.
     """
     path = Path(folder)
     info = read_info(path)
+    least = info.min_rating if min_rating == AUTO else min_rating
     check = ItemCheck()
     records = list(read_items(path / ITEMS, check))
     users, interactions = _collect(event for _, event in read_feedback(path / FEEDBACK, check.ids))
-    pairs = distinct_pairs(interactions, len(check.ids), info.min_rating)
+    pairs = distinct_pairs(interactions, len(check.ids), least)
     dataset = Dataset(
         name=info.name,
         synthetic=info.synthetic,
-        min_rating=info.min_rating,
+        min_rating=least,
         fingerprint=info.fingerprint,
         items=check.ids,
         users=users,
@@ -159,7 +161,7 @@ def fingerprint(folder: Path) -> str:
     return total.hexdigest()
 
 
-def read_items(file: Path, check: ItemCheck) -> Iterator[Record]:
+def read_items(file: Path, check: Callable[[object], Record]) -> Iterator[Record]:
     """Stream the checked item bodies of a file; `check` collects their ids.
 
     Raises:
@@ -336,7 +338,7 @@ def write_dataset(
     name: str,
     source: str,
     synthetic: bool = False,
-    min_rating: float | None = None,
+    min_rating: MinRating = AUTO,
     split: Iterable[SplitRow | Located[SplitRow]] | None = None,
     masks: Mapping[str, PublishedMask] | None = None,
     new_items: Sequence[str] | None = None,
@@ -351,9 +353,10 @@ def write_dataset(
     Items are read to their end before the first feedback event is asked for; neither is held in memory. A row may say
     where its source has it; a row that is None there was left out by its reader. `split` has (user, item, split name)
     for every distinct pair; `rating_split` the part of every event `[n]`, those left out included; `leave_one_out`
-    holds ids. `tally` is what a reader counts while rows are asked for; `merge_repeated` drops an event that repeats an
-    earlier one in all it says. `progress` is called with what is being written ("items", "feedback") and the number of
-    rows so far.
+    holds ids. Ratings below `min_rating` show no interest; with AUTO the ratings themselves say which
+    (`models.feedback.default_min_rating`). `tally` is what a reader counts while rows are asked for; `merge_repeated`
+    drops an event that repeats an earlier one in all it says. `progress` is called with what is being written ("items",
+    "feedback") and the number of rows so far.
 
     Raises:
         DatasetError: a row is bad (where its source has it, or else its number among the rows), no row is left, a
@@ -369,8 +372,9 @@ def write_dataset(
         kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, tally, progress)
         if merge_repeated:
             kept = _merge_repeated(temporary / FEEDBACK, kept, tally)
+        least = default_min_rating(parse.ratings) if min_rating == AUTO else min_rating
         if splits:
-            _write_splits(temporary, check.ids, collector, min_rating, split, leave_one_out or {})
+            _write_splits(temporary, check.ids, collector, least, split, leave_one_out or {})
         _write_lists(temporary, check.ids, masks or {}, new_items)
         if rating_split is not None:
             _write_rating_split(temporary / RATING_SPLIT, rating_split, kept)
@@ -379,14 +383,29 @@ def write_dataset(
             name=name,
             synthetic=synthetic,
             source=source,
-            min_rating=min_rating,
+            min_rating=least,
             counts=Counts(items=n_items, users=parse.n_users, feedback=int(kept.sum())),
             fingerprint=fingerprint(temporary),
             left_out=dict(tally.left_out),
             changed=dict(tally.changed),
         )
-        (temporary / INFO).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
+        _write_info(temporary, info)
     return info
+
+
+def set_min_rating(folder: Path, min_rating: float | None) -> DatasetInfo:
+    """Say which ratings of a prepared dataset show interest; its data stay what they are.
+
+    Raises:
+        DatasetError: the folder is no prepared dataset.
+    """
+    info = read_info(folder).model_copy(update={"min_rating": min_rating})
+    _write_info(folder, info)
+    return info
+
+
+def _write_info(folder: Path, info: DatasetInfo) -> None:
+    (folder / INFO).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def _event_line(row: Record) -> bytes:

@@ -11,14 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models import patterns
+from models.rows import MAX_VALUE, MAX_VECTOR
 from training.datasets.base import DatasetError, Vector
 from training.datasets.tables import load_array
 
-MAX_VECTOR = 65_536
 SUFFIX = "_feat"
 
 _FOLDERS = ("", "feat", "features")
-_MODALITY = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_MODALITY = re.compile(patterns.NAME)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +85,13 @@ def modality_name(name: str) -> str:
     """
     modality = name.removesuffix(".npy").removesuffix(SUFFIX)
     if not _MODALITY.fullmatch(modality):
-        raise DatasetError(f"{name!r} names no modality: 1 to 64 characters of A-Z a-z 0-9 . _ -")
+        raise DatasetError(f"{name!r} names no modality: {patterns.SENTENCES[patterns.NAME]}")
     return modality
 
 
 def _checked(array: NDArray[Any], name: str) -> NDArray[np.floating[Any]]:
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array) or not 1 <= array.shape[1] <= MAX_VECTOR:
         raise DatasetError(f"{name} must be floats [items, dim], got {array.dtype}{list(array.shape)}")
-    with np.errstate(over="ignore"):
-        narrow = array.astype(np.float32, copy=False)
-    if not np.isfinite(narrow).all():
-        raise DatasetError(f"{name} holds values that are not finite")
+    if not (np.abs(array) <= MAX_VALUE).all():  # as no comparison with nan is
+        raise DatasetError(f"{name} must hold finite numbers between -1e6 and 1e6")
     return array

@@ -18,15 +18,15 @@ from typing import Any
 
 import orjson
 
+from models import patterns
+from models.feedback import HIGHEST, LOWEST
+from models.rows import MAX_METADATA_BYTES, MAX_TEXT_CHARS
 from training.datasets.base import DatasetError, Place, Record, Tally
 
 MAX_TITLE = 1_000
-MAX_TEXT = 20_000
 MAX_LABEL = 128
 MAX_CATEGORIES = 32
-MAX_METADATA = 64 * 1024
 MAX_PICTURE = 6_000_000  # bytes; in base64 just below the 8 MiB that a request's body may have
-LOWEST, HIGHEST = 1.0, 5.0
 HALF_STARS = 0.5  # the lowest rating of a scale of half stars, whose highest is 5
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 MAPPED = f"ratings mapped linearly from {HALF_STARS:g}..{HIGHEST:g} onto {LOWEST:g}..{HIGHEST:g}"
@@ -35,8 +35,8 @@ HALVES = "texts with half characters (cut surrogate pairs), replaced by U+FFFD"
 _DAY = 24 * 60 * 60
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _WHOLE = re.compile(r"[+-]?\d{1,18}", re.ASCII)
-_ITEM_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_USER_ID = re.compile(r"[^/\x00-\x1f\x7f-\x9f]{1,128}")
+_ITEM_ID = re.compile(patterns.ITEM_ID)
+_USER_ID = re.compile(patterns.USER_ID)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 _HALF = re.compile(r"[\ud800-\udfff]")
 
@@ -153,7 +153,7 @@ class Records:
             event["timestamp"] = timestamp
         return event
 
-    def text(self, raw: str, what: str = "texts", limit: int = MAX_TEXT) -> str:
+    def text(self, raw: str, what: str = "texts", limit: int = MAX_TEXT_CHARS) -> str:
         """A text as the API takes it: without NUL and half characters, trimmed, cut at the limit; "" where blank."""
         text = self.mended(raw).replace("\0", " ").strip()
         if len(text) > limit:
@@ -198,8 +198,8 @@ class Records:
     def _metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         kept = {name: self.text(value) if isinstance(value, str) else value for name, value in metadata.items()}
         kept = {name: value for name, value in kept.items() if value not in (None, "")}
-        if len(orjson.dumps(kept)) > MAX_METADATA:
-            self.tally.left_out[f"metadata of an item above {MAX_METADATA // 1024} KiB"] += 1
+        if len(orjson.dumps(kept)) > MAX_METADATA_BYTES:
+            self.tally.left_out[f"metadata of an item above {MAX_METADATA_BYTES // 1024} KiB"] += 1
             return {}
         return kept
 

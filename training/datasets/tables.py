@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
+from models.rows import parse_json
 from training.datasets.base import SPLITS, DatasetError, Located, Place
 
 # Columns by the name wanted: the names that sources give them, the first one that a table has counts.
@@ -120,8 +120,8 @@ def read_objects(file: Path, mend: Callable[[str], str]) -> Iterator[Located[dic
 
     def parse(raw: bytes, place: Place) -> Any:
         try:
-            return orjson.loads(raw)
-        except orjson.JSONDecodeError:
+            return parse_json(raw)
+        except (ValueError, RecursionError):
             return _lenient(raw, place, mend)
 
     for located in _values(file, parse):
@@ -144,9 +144,9 @@ def _values(file: Path, parse: Callable[[bytes, Place], Any]) -> Iterator[Locate
 
 def _strict_json(raw: bytes, place: Place) -> Any:
     try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise place.error(f"not valid JSON ({error.msg})") from None
+        return parse_json(raw)
+    except (ValueError, RecursionError) as error:
+        raise place.error(f"not valid JSON ({error})") from None
 
 
 def _lenient(raw: bytes, place: Place, mend: Callable[[str], str]) -> Any:

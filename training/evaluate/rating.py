@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from models.feedback import HIGHEST, LOWEST
 from models.lrmm import LRMMConfig
 from training.datasets.base import Dataset
 from training.evaluate.machine import machine
@@ -18,8 +19,6 @@ from training.progress import Terminal
 from training.rate import encoded_ratings, review_sentences
 from training.rating_peers import RATING_PEERS, PeerRatings, tune_rating_peer
 from training.ratings import (
-    HIGHEST,
-    LOWEST,
     RatingDataError,
     RatingParts,
     Ratings,

@@ -66,7 +66,7 @@ WRONG_EVENTS: list[tuple[Any, str]] = [
     ({**EVENT, "user": "a\tb"}, "/feedback/0/user"),
     ({**EVENT, "user": "x" * 129}, "/feedback/0/user"),
     ({**EVENT, "item": "no such id"}, "/feedback/0/item"),
-    ({**EVENT, "type": "like"}, "/feedback/0/type"),
+    ({**EVENT, "type": "wish"}, "/feedback/0/type"),
     ({**EVENT, "colour": "red"}, "/feedback/0/colour"),
     ({**EVENT, "text": "a\0"}, "/feedback/0/text"),
     ({**EVENT, "value": "4"}, "/feedback/0/value"),

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from models.feedback import Interaction
 from models.imputers import spread
 from models.online import Known
-from service.domain import Event, State
+from service.domain import State
 from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
@@ -287,22 +288,22 @@ async def test_background_work_that_fails_is_logged_and_done(caplog: pytest.LogC
 
 
 class SlowStore:
-    """Answers a user's events when it is told to."""
+    """Answers a user's items when it is told to."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
+        self.items: list[Interaction] = []
         self.asked = 0
         self.go = asyncio.Event()
 
-    async def user_history(self, user: str, *, limit: int) -> list[Event]:
+    async def user_items(self, _user: str, **_: object) -> list[Interaction]:
         self.asked += 1
-        found = [event for event in self.events if event.user == user][:limit]
+        found = list(self.items)
         await self.go.wait()
         return found
 
 
-def event(item: str, kind: str = "view", value: float | None = None) -> Event:
-    return Event("u", item, kind, datetime(2026, 1, 1, tzinfo=UTC), value)
+def interaction(item: str, *, interested: bool = True) -> Interaction:
+    return Interaction(item, datetime(2026, 1, 1, tzinfo=UTC), interested)
 
 
 def reading(store: SlowStore) -> Engine:
@@ -329,7 +330,7 @@ async def test_a_write_while_a_history_is_read_is_not_lost() -> None:
     engine = reading(store)
     before = asyncio.create_task(history.history(engine, "u"))
     await asyncio.sleep(0)
-    store.events.append(event("a"))
+    store.items.append(interaction("a"))
     history.forget(engine, ["u"])
     after = asyncio.create_task(history.history(engine, "u"))
     await asyncio.sleep(0)
@@ -361,13 +362,11 @@ async def test_the_least_used_histories_are_dropped(monkeypatch: pytest.MonkeyPa
     assert list(engine.histories) == ["a", "c"]
 
 
-def test_low_ratings_show_no_interest() -> None:
-    events = [
-        event("a", "rating", 2), event("b", "rating", 4), event("c"), event("d", "review"), event("e", "review", 1),
-        event("c", "click"), event("f", "view", 1),
-    ]  # fmt: skip
-    assert history.of_events(events, 4.0) == history.History(("a", "b", "c", "d", "e", "f"), ("b", "c", "d", "f"))
-    assert history.of_events(events, None).liked == ("a", "b", "c", "d", "e", "f")
+def test_a_history_is_all_that_was_seen_and_the_newest_that_are_liked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "PROFILE", 2)
+    items = [interaction("a"), interaction("b", interested=False), interaction("c"), interaction("d")]
+    assert history.of_items(items) == history.History(("a", "b", "c", "d"), ("a", "c"), ("b",))
+    assert history.of_items([]) == history.History((), (), ())
 
 
 # --- small things -------------------------------------------------------------------------------------------------

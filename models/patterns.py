@@ -1,4 +1,4 @@
-"""Regular expressions of the API's strings, each with the sentence for those who miss it."""
+"""Regular expressions of ids and texts, each with the sentence for those who miss it."""
 
 from __future__ import annotations
 
