@@ -14,6 +14,7 @@ Optionally masks as `missing*.npz` (`missing` bool `[n, M]`, optionally `items` 
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,10 +28,8 @@ from training.datasets.records import (
     HALF_STARS,
     MAPPED,
     Records,
-    in_scale,
     is_item_id,
     is_user_id,
-    moment,
     number,
 )
 from training.datasets.tables import Aliases, find_columns, id_list, load_array, load_arrays, read_columns, read_table
@@ -44,7 +43,7 @@ _MASK_COLUMNS = ("text", "image", "audio")  # the order of published masks that 
 _PARTS = {**dict(zip("012", SPLITS, strict=True)), **{part: part for part in SPLITS}}
 
 
-class Table:
+class InteractionTable:
     """The interactions: one file, or three that are the parts of a split."""
 
     def __init__(self, source: Path) -> None:
@@ -82,7 +81,7 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
         DatasetError: files are absent, of the wrong shape, hold pickles or values that are not finite, or disagree, or
             a row is bad; names file and line.
     """
-    interactions, features, records = Table(source), find_features(source), Records()
+    interactions, features, records = InteractionTable(source), find_features(source), Records()
     catalogue = find_item_table(source)
     if not features.names and catalogue is None:
         raise DatasetError(f"{source} holds no <modality>_feat.npy file and no item table (NAME.item or items.csv)")
@@ -103,15 +102,16 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
     )
 
 
-def _told(interactions: Table, features: Features, catalogue: ItemTable | None) -> str:
+def _told(interactions: InteractionTable, features: Features, catalogue: ItemTable | None) -> str:
     parts = [f"ready {', '.join(features.names)} features"] if features.names else []
     return f"{interactions.name} with " + " and ".join([*parts, *([catalogue.file.name] if catalogue else [])])
 
 
 def _part(label: str, place: Place) -> str:
-    if label not in _PARTS:
+    part = _PARTS.get(label.removesuffix(".0"))
+    if part is None:
         raise place.error(f"a row's part must be 0, 1, 2 or {', '.join(SPLITS)}, got {reprlib.repr(label)}")
-    return _PARTS[label]
+    return part
 
 
 # --- interactions ------------------------------------------------------------------------------------------------
@@ -133,33 +133,29 @@ def _interaction_files(source: Path) -> list[tuple[Path, str]]:
     return [(candidates[0], "")]
 
 
-def _feedback(table: Table, n_items: int | None, records: Records) -> Iterator[Located[Record | None]]:
+def _feedback(table: InteractionTable, n_items: int | None, records: Records) -> Iterator[Located[Record | None]]:
     known = None if n_items is None else set(map(str, range(n_items)))
     scale = _scale(table, records)
     for place, row in table.rows():
         if known is not None and row["item"] not in known:
             raise place.error(f"the item {reprlib.repr(row['item'])} is none of the {n_items} rows of the features")
-        value, timestamp = None, None
-        if scale and "rating" in row:
-            value = in_scale(number(row["rating"], "rating", place), *scale, "rating", place)
-        if "timestamp" in row:
-            timestamp = moment(number(row["timestamp"], "timestamp", place), "timestamp", place)
-        kind = "view" if value is None else "rating"
-        yield Located(place, records.event(row["user"], row["item"], kind, value=value, timestamp=timestamp))
+        yield Located(place, records.interaction(row, place, scale, number))
 
 
-def _scale(table: Table, records: Records) -> tuple[float, float] | None:
+def _scale(table: InteractionTable, records: Records) -> tuple[float, float] | None:
     """The scale that the ratings are of: 1..5, MovieLens's half stars, or None where they are no stars or absent."""
-    values = [number(row["rating"], "rating", place) for place, row in table.rows() if "rating" in row]
-    if not values:
-        return None
-    lowest, highest = min(values), max(values)
+    count, lowest, highest = 0, math.inf, -math.inf
+    for place, row in table.rows():
+        if "rating" not in row:
+            return None
+        value = number(row["rating"], "rating", place)
+        count, lowest, highest = count + 1, min(lowest, value), max(highest, value)
     if lowest >= LOWEST and highest <= HIGHEST:
         return LOWEST, HIGHEST
-    if lowest == HALF_STARS and highest <= HIGHEST:
-        records.tally.changed[MAPPED] += len(values)
+    if lowest >= HALF_STARS and highest <= HIGHEST:
+        records.tally.changed[MAPPED] += count
         return HALF_STARS, HIGHEST
-    records.tally.changed[f"ratings from {lowest:g} to {highest:g}, no scale of 1..5, read as views"] += len(values)
+    records.tally.changed[f"ratings from {lowest:g} to {highest:g}, no scale of 1..5, read as views"] += count
     return None
 
 
@@ -167,7 +163,7 @@ def _scale(table: Table, records: Records) -> tuple[float, float] | None:
 
 
 def _items(
-    interactions: Table, features: Features, catalogue: ItemTable | None, records: Records
+    interactions: InteractionTable, features: Features, catalogue: ItemTable | None, records: Records
 ) -> Iterator[Located[Record | None] | Record]:
     """The items: the rows of the features where these come by row, else those described and those interacted with."""
     described = catalogue.described(records) if catalogue else {}

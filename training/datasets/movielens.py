@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from models.feedback import HIGHEST, LOWEST
 from training.datasets.base import DatasetError, LeaveOneOut, Located, Progress, PublishedMask, Record
 from training.datasets.prepared import DatasetInfo, mask_name, read_mask, write_dataset
-from training.datasets.records import HALF_STARS, MAPPED, Records, in_scale, moment, number, whole_number
+from training.datasets.records import HALF_STARS, MAPPED, Records, whole_number
 from training.datasets.tables import (
     Aliases,
     find_file,
@@ -269,15 +269,9 @@ def _first(row: Mapping[str, object], names: Iterable[str]) -> object:
 
 def _feedback(layout: Layout, ratings: Path, records: Records) -> Iterator[Located[Record | None]]:
     for place, row in layout.read_ratings(ratings):
-        value, timestamp = None, None
-        if "rating" in row:
-            value = in_scale(number(row["rating"], "rating", place), layout.lowest, HIGHEST, "rating", place)
-            if layout.lowest != LOWEST:
-                records.tally.changed[MAPPED] += 1
-        if "timestamp" in row:
-            timestamp = moment(whole_number(row["timestamp"], "timestamp", place), "timestamp", place)
-        kind = "view" if value is None else "rating"
-        yield Located(place, records.event(row["user"], row["item"], kind, value=value, timestamp=timestamp))
+        if layout.lowest != LOWEST and "rating" in row:
+            records.tally.changed[MAPPED] += 1
+        yield Located(place, records.interaction(row, place, (layout.lowest, HIGHEST), whole_number))
 
 
 def _split(file: Path) -> Iterator[Located[tuple[str, str, str]]]:

@@ -157,7 +157,11 @@ def fingerprint(folder: Path) -> str:
     for file in sorted(folder.iterdir()):
         if file.name != INFO:
             with file.open("rb") as stream:
-                total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+                total.update(
+                    f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode(
+                        errors="surrogateescape"
+                    )
+                )
     return total.hexdigest()
 
 
@@ -380,9 +384,9 @@ def write_dataset(
             _write_rating_split(temporary / RATING_SPLIT, rating_split, kept)
         info = DatasetInfo(
             format=FORMAT,
-            name=name,
+            name=_encodable(name),
             synthetic=synthetic,
-            source=source,
+            source=_encodable(source),
             min_rating=least,
             counts=Counts(items=n_items, users=parse.n_users, feedback=int(kept.sum())),
             fingerprint=fingerprint(temporary),
@@ -406,6 +410,11 @@ def set_min_rating(folder: Path, min_rating: float | None) -> DatasetInfo:
 
 def _write_info(folder: Path, info: DatasetInfo) -> None:
     (folder / INFO).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
+
+
+def _encodable(name: str) -> str:
+    """A name that may come from a folder whose name is no UTF-8."""
+    return name.encode(errors="replace").decode()
 
 
 def _event_line(row: Record) -> bytes:

@@ -92,6 +92,8 @@ def modality_name(name: str) -> str:
 def _checked(array: NDArray[Any], name: str) -> NDArray[np.floating[Any]]:
     if array.ndim != 2 or array.dtype.kind != "f" or not len(array) or not 1 <= array.shape[1] <= MAX_VECTOR:
         raise DatasetError(f"{name} must be floats [items, dim], got {array.dtype}{list(array.shape)}")
-    if not (np.abs(array) <= MAX_VALUE).all():  # as no comparison with nan is
+    with np.errstate(over="ignore"):
+        within = np.abs(array.astype(np.float32)) <= MAX_VALUE  # as nan is not
+    if not within.all():
         raise DatasetError(f"{name} must hold finite numbers between -1e6 and 1e6")
     return array

@@ -11,7 +11,7 @@ import math
 import re
 import reprlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,11 @@ from typing import Any
 import orjson
 
 from models import patterns
+from models.encoders import ImageError, decode_image
 from models.feedback import HIGHEST, LOWEST
 from models.rows import MAX_METADATA_BYTES, MAX_TEXT_CHARS
 from training.datasets.base import DatasetError, Place, Record, Tally
+from training.datasets.checks import MAX_PIXELS
 
 MAX_TITLE = 1_000
 MAX_LABEL = 128
@@ -153,6 +155,30 @@ class Records:
             event["timestamp"] = timestamp
         return event
 
+    def interaction(
+        self,
+        row: Mapping[str, str],
+        place: Place,
+        scale: tuple[float, float] | None,
+        seconds: Callable[[str, str, Place], float],
+    ) -> Record | None:
+        """A table's row (user, item, optionally rating and timestamp): a rating, or a view where there is none.
+
+        Args:
+            scale: the lowest and the highest rating, which are mapped onto 1..5; None: ratings are passed over.
+            seconds: how a timestamp is read: `number` or `whole_number`.
+
+        Raises:
+            DatasetError: the rating or the timestamp is none; names the place.
+        """
+        value, timestamp = None, None
+        if scale is not None and "rating" in row:
+            value = in_scale(number(row["rating"], "rating", place), *scale, "rating", place)
+        if "timestamp" in row:
+            timestamp = moment(seconds(row["timestamp"], "timestamp", place), "timestamp", place)
+        kind = "view" if value is None else "rating"
+        return self.event(row["user"], row["item"], kind, value=value, timestamp=timestamp)
+
     def text(self, raw: str, what: str = "texts", limit: int = MAX_TEXT_CHARS) -> str:
         """A text as the API takes it: without NUL and half characters, trimmed, cut at the limit; "" where blank."""
         text = self.mended(raw).replace("\0", " ").strip()
@@ -174,6 +200,8 @@ class Records:
         Raises:
             DatasetError: it cannot be read.
         """
+        if not is_item_id(key):  # which might lead out of the folder
+            return None
         file = next((file for ending in PICTURES if (file := folder / f"{key}{ending}").is_file()), None)
         if file is None:
             return None
@@ -181,18 +209,21 @@ class Records:
             data = file.read_bytes()
         except OSError as error:
             raise DatasetError(f"{folder.name}/{file.name} cannot be read: {error}") from None
-        if not 0 < len(data) <= MAX_PICTURE:
-            self.tally.left_out["pictures" + (f" above {MAX_PICTURE:,} bytes" if data else " of no bytes")] += 1
+        if len(data) > MAX_PICTURE:
+            self.tally.left_out[f"pictures above {MAX_PICTURE:,} bytes"] += 1
+            return None
+        try:
+            decode_image(data, max_pixels=MAX_PIXELS)
+        except ImageError:
+            self.tally.left_out["pictures that cannot be decoded"] += 1
             return None
         return {"base64": base64.b64encode(data).decode("ascii")}
 
     def _categories(self, names: Iterable[str]) -> list[str]:
         labels = (self.text(_CONTROL.sub(" ", name), "categories", MAX_LABEL) for name in names)
         distinct = list(dict.fromkeys(filter(None, labels)))
-        if len(distinct) > MAX_CATEGORIES:
-            self.tally.left_out[f"categories of an item beyond the first {MAX_CATEGORIES}"] += (
-                len(distinct) - MAX_CATEGORIES
-            )
+        if beyond := distinct[MAX_CATEGORIES:]:
+            self.tally.left_out[f"categories of an item beyond the first {MAX_CATEGORIES}"] += len(beyond)
         return distinct[:MAX_CATEGORIES]
 
     def _metadata(self, metadata: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,10 +76,10 @@ def _raw_lines(file: Path) -> Iterator[bytes]:
     if not file.is_file():
         raise DatasetError(f"{file} is no file" if file.exists() else f"{file} does not exist")
     line = 0
-    opener = gzip.open if file.suffix == ".gz" else open
     try:
-        with opener(file, "rb") as stream:
-            for raw in io.BufferedReader(stream):  # gzip reads lines slowly by itself
+        # gzip's own lines are slow
+        with io.BufferedReader(gzip.open(file)) if file.suffix == ".gz" else file.open("rb") as stream:
+            for raw in stream:
                 yield raw
                 line += 1
     except (OSError, EOFError, zlib.error) as error:
@@ -324,13 +324,10 @@ def load_arrays(file: Path) -> dict[str, NDArray[Any]]:
         DatasetError: the file is damaged or holds pickled objects.
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), file.open("rb") as stream:
             warnings.simplefilter("ignore")
-            loaded = np.load(file, allow_pickle=False)
-            if isinstance(loaded, np.ndarray):
-                return {"array": loaded}
-            with loaded:
-                arrays = dict(loaded)
+            loaded = np.load(stream, allow_pickle=False)
+            arrays = {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except _DAMAGED as error:
         reason = str(error) or type(error).__name__
         raise DatasetError(f"{file.name} cannot be read as plain NumPy arrays: {reason}") from None
@@ -389,7 +386,7 @@ def read_rating_split(source: Path) -> NDArray[np.uint8] | None:
         raise DatasetError(f"{file.name} must hold the arrays {', '.join(SPLITS)}")
     if any(array.ndim != 1 or (array.size and array.dtype.kind not in "iu") for array in arrays.values()):
         raise DatasetError(f"{file.name} must hold row numbers, whole numbers in one dimension")
-    parts = [arrays[name].astype(np.int64) for name in SPLITS]
+    parts = [arrays[name].astype(np.int64) if arrays[name].size else np.zeros(0, np.int64) for name in SPLITS]
     rows = np.concatenate(parts)
     if not np.array_equal(np.sort(rows), np.arange(len(rows))):
         raise DatasetError(f"{file.name} must name every row in exactly one part")
