@@ -171,6 +171,9 @@ def prepare(
         terminal.say(
             f"{info.name}: {counts.items} items, {counts.users} users, {counts.feedback} feedback events in {out}"
         )
+        for what, reasons in (("left out", info.left_out), ("changed", info.changed)):
+            for reason, number in reasons.items():
+                terminal.say(f"{what}: {number:,} {reason}")
         terminal.say(_interest_sentence(info.min_rating))
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.training.test_datasets import PICTURE, feedback, items, native, picture
+from tests.training.sources import PICTURE
+from tests.training.test_datasets import feedback, items, native, picture
 from training.datasets import READERS, DatasetError, load_dataset
 
 PAST, FUTURE = "1969-12-31T23:59:59Z", "2500-01-01T00:00:00Z"

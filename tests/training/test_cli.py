@@ -19,6 +19,7 @@ import torch
 import training.cli as cli
 from models.bundle import Bundle
 from tests.training.commands import Run, refused
+from tests.training.sources import put
 from tests.training.tiny import ITEMS, events, vector_records, write_vectors
 from training.datasets import load_dataset, write_dataset
 
@@ -120,8 +121,8 @@ def test_prepare(lacuna: Run, source: Path, tmp_path: Path) -> None:
 
 
 def test_prepare_with_an_unknown_reader(lacuna: Run, tmp_path: Path) -> None:
-    sentence = refused(lacuna("prepare", "movielens", "--out", tmp_path / "out"))
-    assert "no dataset reader 'movielens'; there are lacuna, ml-100k" in sentence
+    sentence = refused(lacuna("prepare", "netflix", "--out", tmp_path / "out"))
+    assert "no dataset reader 'netflix'; there are lacuna, ml-100k" in sentence
 
 
 def test_prepare_without_a_source(lacuna: Run, tmp_path: Path) -> None:
@@ -129,6 +130,22 @@ def test_prepare_without_a_source(lacuna: Run, tmp_path: Path) -> None:
     missing = tmp_path / "absent"
     sentence = refused(lacuna("prepare", "lacuna", "--source", missing, "--out", tmp_path / "out"))
     assert f"{missing} does not exist" in sentence
+    missing.write_text("a file")
+    sentence = refused(lacuna("prepare", "movielens", "--source", missing, "--out", tmp_path / "out"))
+    assert f"the dataset movielens needs a source: {missing} is no folder" in sentence
+
+
+def test_prepare_says_what_it_left_out_and_changed(lacuna: Run, tmp_path: Path) -> None:
+    films = tmp_path / "ml-latest-small"
+    put(films / "ratings.csv", "userId,movieId,rating,timestamp\n1,1,4.5,1\n1,1,4.5,1\n1,2,0.5,2\n2,2,5,3\n")
+    put(films / "movies.csv", "movieId,title,genres\n1,One (1999),Drama\n2,Two,War\n2,Two,War\n")
+    code, out, err = lacuna("prepare", "movielens", "--source", films, "--out", tmp_path / "out")
+    assert (code, out) == (0, "")
+    assert [line for line in err.splitlines() if not line.endswith("...")][1:4] == [
+        "left out: 1 repeated rows of films, merged",
+        "left out: 1 repeated rows of feedback, merged",
+        "changed: 4 ratings mapped linearly from 0.5..5 onto 1..5",
+    ]
 
 
 def test_prepare_of_a_bad_row(lacuna: Run, source: Path, tmp_path: Path) -> None:

@@ -3,32 +3,18 @@
 from __future__ import annotations
 
 import base64
-import gzip
-import io
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from models.feedback import EVENT_TYPES
+from tests.training.sources import PICTURE
 from training.datasets import READERS, DatasetError, load_dataset, write_dataset
-from training.datasets.base import PublishedMask
+from training.datasets.base import Located, Place, PublishedMask, Tally
 from training.datasets.prepared import item_line, read_info
-
-DATA = Path(os.environ.get("LACUNA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
-
-def png() -> bytes:
-    stream = io.BytesIO()
-    Image.new("RGB", (8, 8), "teal").save(stream, "PNG")
-    return stream.getvalue()
-
-
-PICTURE = png()
 
 
 def picture(data: bytes = PICTURE) -> dict[str, str]:
@@ -147,30 +133,51 @@ def test_split_masks_and_new_items(tmp_path: Path) -> None:
         dataset.withheld("third")
 
 
-@pytest.mark.parametrize(
-    ("rows", "message"),
-    [
-        ([("u1", "a", "test"), ("u1", "c", "train")], "leaves out the pair 'u2', 'b'"),
-        ([("u1", "a", "test"), ("u1", "b", "train")], "line 3: the pair is not in feedback"),
-        ([("u1", "a", "test"), ("u2", "b", "train"), ("u1", "a", "train")], "line 4: the pair stands there twice"),
-        ([("u1", "a", "exam")], "line 2: expected a known user"),
-        ([("u9", "a", "test")], "line 2: expected a known user"),
-    ],
-)
+BAD_SPLITS = [
+    ([("u1", "a", "test"), ("u1", "c", "train")], "split.csv leaves out the pair 'u2', 'b'"),
+    ([("u1", "a", "test"), ("u1", "b", "train")], "split.csv, line 3: the pair is not in the feedback"),
+    ([("u1", "a", "test"), ("u2", "b", "train"), ("u1", "a", "train")], "line 4: the pair stands there twice"),
+    ([("u1", "a", "exam")], "split.csv, line 2: expected a known user"),
+    ([("u9", "a", "test")], "split.csv, line 2: expected a known user"),
+]
+GOOD_SPLIT = [("u1", "a", "test"), ("u1", "c", "train"), ("u2", "b", "valid")]
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD_SPLITS)
 def test_bad_split(tmp_path: Path, rows: list[tuple[str, str, str]], message: str) -> None:
-    prepare(tmp_path / "out", split=rows)
+    with pytest.raises(DatasetError, match=message):
+        prepare(tmp_path / "out", split=rows)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("rows", "message"), BAD_SPLITS)
+def test_a_split_that_went_bad(tmp_path: Path, rows: list[tuple[str, str, str]], message: str) -> None:
+    prepare(tmp_path / "out", split=GOOD_SPLIT)
+    (tmp_path / "out" / "split.csv").write_text("user,item,split\n" + "".join(",".join(row) + "\n" for row in rows))
     with pytest.raises(DatasetError, match=message):
         load_dataset(tmp_path / "out")
 
 
-def test_mask_and_new_items_of_unknown_items(tmp_path: Path) -> None:
+def test_a_pair_that_a_split_repeats_is_merged(tmp_path: Path) -> None:
+    prepare(tmp_path / "out", split=[*GOOD_SPLIT, ("u1", "a", "test")])
+    written = (tmp_path / "out" / "split.csv").read_text().splitlines()
+    assert written == ["user,item,split", "u1,a,test", "u1,c,train", "u2,b,valid"]
+
+
+def test_masks_and_new_items_of_unknown_items(tmp_path: Path) -> None:
     mask = PublishedMask(("z",), ("image",), np.array([[True]]))
-    prepare(tmp_path / "masked", masks={"x": mask})
+    with pytest.raises(DatasetError, match=r"missing_x.npz names the item 'z', which is not in items.jsonl"):
+        prepare(tmp_path / "masked", masks={"x": mask})
+    with pytest.raises(DatasetError, match=r"the list of new items names the item 'z'"):
+        prepare(tmp_path / "new", new_items=["z"])
+    known = PublishedMask(("a",), ("image",), np.array([[True]]))
+    prepare(tmp_path / "masked", masks={"x": known}, new_items=["a"])
+    (tmp_path / "masked" / "new_items.json").write_text('["z"]')
+    with pytest.raises(DatasetError, match=r"new_items.json names the item 'z'"):
+        load_dataset(tmp_path / "masked")
+    np.savez(tmp_path / "masked" / "missing_x.npz", items=["z"], columns=["image"], missing=[[True]])
     with pytest.raises(DatasetError, match=r"missing_x.npz names the item 'z'"):
         load_dataset(tmp_path / "masked")
-    prepare(tmp_path / "new", new_items=["z"])
-    with pytest.raises(DatasetError, match=r"new_items.json names the item 'z'"):
-        load_dataset(tmp_path / "new")
 
 
 def test_mask_of_the_wrong_shape() -> None:
@@ -241,6 +248,64 @@ def test_unusable_dataset_json(tmp_path: Path, text: str | None, message: str) -
         load_dataset(tmp_path)
 
 
+# --- where rows come from, and what is left of them --------------------------------------------------------------
+
+
+def test_a_bad_row_is_named_where_its_source_has_it(tmp_path: Path) -> None:
+    place = Place(tmp_path / "shop.csv", 17)
+    with pytest.raises(DatasetError, match=r"^shop.csv, line 17: id: an id is 1 to 128 characters"):
+        prepare(tmp_path / "out", items=[*items(), Located(place, {"id": "white space"})])
+    with pytest.raises(DatasetError, match=r"^shop.csv, line 17: the item 'z' is not in the catalogue"):
+        prepare(tmp_path / "out", feedback=[*feedback(), Located(place, {"user": "u", "item": "z", "type": "view"})])
+    with pytest.raises(DatasetError, match=r"^shop.csv, line 17: the pair is not in the feedback"):
+        prepare(tmp_path / "out", split=[*GOOD_SPLIT, Located(place, ("u2", "a", "train"))])
+
+
+def test_what_is_left_out_is_counted_and_kept(tmp_path: Path) -> None:
+    tally = Tally()
+    tally.left_out["rows nobody wants"] += 1
+    tally.changed["rows bent"] += 2
+    rows = [*feedback(), Located(Place(tmp_path, 9), None), feedback()[1], {**feedback()[1], "type": "click"}]
+    split = np.array([0, 1, 2, 0, 1, 2, 0, 1], dtype=np.uint8)
+    prepare(tmp_path / "out", feedback=rows, tally=tally, merge_repeated=True, rating_split=split)
+    info = read_info(tmp_path / "out")
+    assert info.left_out == {"rows nobody wants": 1, "repeated rows of feedback, merged": 1}
+    assert info.changed == {"rows bent": 2}
+    assert info.counts.feedback == 6
+    dataset = load_dataset(tmp_path / "out")
+    assert dataset.rating_split is not None
+    assert dataset.rating_split.tolist() == [0, 1, 2, 0, 1, 1]  # neither the row left out nor the one merged has a part
+
+
+def test_repeated_events_stay_unless_they_are_to_be_merged(tmp_path: Path) -> None:
+    prepare(tmp_path / "out", feedback=[*feedback(), feedback()[1]])
+    assert read_info(tmp_path / "out").counts.feedback == 6
+
+
+def test_names_that_are_no_utf8(tmp_path: Path) -> None:
+    mask = PublishedMask(("a",), ("image",), np.array([[True]]))
+    prepare(tmp_path / "out", name="shop \udcff", masks={"\udcff": mask})
+    assert load_dataset(tmp_path / "out").name == "shop ?"
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    tally = Tally()
+    tally.left_out["rows nobody wants"] += 3
+    nothing = [Located(Place(tmp_path, line), None) for line in (1, 2, 3)]
+    with pytest.raises(DatasetError, match=r"no row is left for feedback.jsonl \(rows nobody wants: 3\)"):
+        prepare(tmp_path / "out", feedback=nothing, tally=tally)
+
+
+def test_a_dataset_json_of_before_there_were_counts(tmp_path: Path) -> None:
+    prepare(tmp_path / "out")
+    file = tmp_path / "out" / "dataset.json"
+    old = json.loads(file.read_text())
+    del old["left_out"], old["changed"]
+    file.write_text(json.dumps(old))
+    assert load_dataset(tmp_path / "out").name == "letters"
+    assert (read_info(tmp_path / "out").left_out, read_info(tmp_path / "out").changed) == ({}, {})
+
+
 # --- our own files -----------------------------------------------------------------------------------------------
 
 
@@ -276,233 +341,3 @@ def test_empty_and_absent_files(tmp_path: Path) -> None:
         READERS["lacuna"].prepare(tmp_path / "nowhere", tmp_path / "out")
     with pytest.raises(DatasetError, match=r"the dataset lacuna needs a source$"):
         READERS["lacuna"].prepare(None, tmp_path / "out")
-
-
-# --- MovieLens ---------------------------------------------------------------------------------------------------
-
-
-def packed(file: Path, text: str) -> None:
-    with gzip.open(file, "wt", encoding="utf-8") as stream:
-        stream.write(text)
-
-
-@pytest.fixture
-def films(tmp_path: Path) -> Path:
-    """Three invented films in the layout of MovieLens 100K; nobody rated the last one."""
-    source = tmp_path / "films"
-    (source / "posters").mkdir(parents=True)
-    packed(source / "ratings.csv.gz", "user,item,rating,timestamp\n7,3,4,881250949\n7,1,1,881250950\n8,3,2,0\n")
-    packed(
-        source / "movies.csv.gz",
-        "item,title,genres,overview\n"
-        '1,"Kettle, The (1951)",Drama|Noir,\n'
-        '3,Spoons,Comedy,"Forks, too."\n'
-        "4,Unseen (1960),Drama,Dark.\n",
-    )
-    packed(source / "split_80_10_10.csv.gz", "user,item,split\n7,3,train\n7,1,test\n8,3,valid\n")
-    (source / "posters" / "3.jpg").write_bytes(PICTURE)
-    np.savez(
-        source / "missing_thirds.npz",
-        items=np.array([1, 3, 4]),
-        columns=np.array(["text", "image"]),
-        missing=np.array([[False, True], [True, True], [True, False]]),
-    )
-    np.save(source / "new_items.npy", np.array([3, 4]))
-    return source
-
-
-def test_movielens(films: Path, tmp_path: Path) -> None:
-    info = READERS["ml-100k"].prepare(films, tmp_path / "out")
-    dataset = load_dataset(tmp_path / "out", min_rating=None)
-    assert (info.name, info.synthetic, info.min_rating) == ("ml-100k", False, 4)
-    assert dataset.items.ids == ["1", "3"]
-    assert dataset.users.ids == ["7", "8"]
-    assert dataset.content("text") == ["Kettle, The (1951). Drama, Noir.", "Spoons. Comedy. Forks, too."]
-    READERS["ml-100k-overviews"].prepare(films, tmp_path / "overviews")
-    alone = load_dataset(tmp_path / "overviews")
-    assert alone.content("text") == ["Kettle, The (1951)", "Forks, too."]  # the title where there is no overview
-    assert (alone.name, alone.items.ids) == ("ml-100k", ["1", "3"])
-    assert dataset.content("image") == [None, PICTURE]
-    assert dataset.records[0]["metadata"] == {"year": 1951}
-    assert dataset.records[1]["metadata"] == {}
-    assert dataset.records[0]["categories"] == ["Drama", "Noir"]
-    assert dataset.interactions.value.tolist() == [4, 1, 2]
-    assert dataset.interactions.timestamp.tolist() == [881250949, 881250950, 0]
-    assert dataset.split is not None
-    assert dataset.split.tolist() == [0, 2, 1]
-    assert dataset.withheld("thirds").tolist() == [[False, True], [True, True]]
-    assert dataset.new_items is not None
-    assert dataset.new_items.tolist() == [1]
-
-
-def test_movielens_1m_has_no_ratings(films: Path, tmp_path: Path) -> None:
-    (films / "split_80_10_10.csv.gz").unlink()
-    packed(films / "interactions.csv.gz", "user,item\n7,3\n8,1\n")
-    packed(films / "movies.csv.gz", "item,title,year,genres,plot\n1,One (1951),1951,Drama,A plot.\n3,Two,,War,\n")
-    np.savez(
-        films / "leave_one_out.npz",
-        users=np.array([8, 7]),
-        test_item=np.array([1, 3]),
-        valid_item=np.array([1, 3]),
-        test_neg=np.array([[3], [1]]),
-        valid_neg=np.array([[3], [1]]),
-    )
-    packed(films / "ncf_test.csv.gz", "user,item\n7,3\n")
-    np.savez(films / "ncf_negatives.npz", items=np.array([[3, 1, 3]]))
-    READERS["ml-1m"].prepare(films, tmp_path / "out")
-    dataset = load_dataset(tmp_path / "out")
-    assert set(dataset.leave_one_out) == {"random", "last"}
-    fixed, last = dataset.leave_one_out["random"], dataset.leave_one_out["last"]
-    assert (fixed.users.tolist(), fixed.test.tolist()) == ([1, 0], [[0, 1], [1, 0]])
-    assert fixed.valid is not None
-    assert (last.users.tolist(), last.test.tolist(), last.valid) == ([0], [[1, 0, 1]], None)
-    assert {EVENT_TYPES[kind] for kind in dataset.interactions.type} == {"view"}
-    assert np.isnan(dataset.interactions.timestamp).all()
-    assert dataset.content("text") == ["One (1951). Drama. A plot.", "Two. War."]
-    assert dataset.split is None
-
-
-def test_movielens_bad_sources(films: Path, tmp_path: Path) -> None:
-    np.savez(films / "missing_thirds.npz", missing=np.array([[True]]))
-    with pytest.raises(DatasetError, match=r"missing_thirds.npz must hold the arrays items, columns and missing"):
-        READERS["ml-100k"].prepare(films, tmp_path / "out")
-    (films / "missing_thirds.npz").unlink()
-    packed(films / "movies.csv.gz", "item,title,genres,overview\n1,One\n")
-    with pytest.raises(DatasetError, match=r"movies.csv.gz, line 2: 2 columns, the header has 4"):
-        READERS["ml-100k"].prepare(films, tmp_path / "out")
-    packed(films / "ratings.csv.gz", "user,film\n1,1\n")
-    with pytest.raises(DatasetError, match=r"ratings.csv.gz, line 1: the column item is missing"):
-        READERS["ml-100k"].prepare(films, tmp_path / "out")
-    (films / "ratings.csv.gz").write_bytes(b"no gzip")
-    with pytest.raises(DatasetError, match=r"ratings.csv.gz cannot be read as a table"):
-        READERS["ml-100k"].prepare(films, tmp_path / "out")
-    (films / "ratings.csv.gz").unlink()
-    with pytest.raises(DatasetError, match=r"ratings.csv.gz does not exist"):
-        READERS["ml-100k"].prepare(films, tmp_path / "out")
-
-
-# --- the folder format -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def baby(tmp_path: Path) -> Path:
-    source = tmp_path / "baby"
-    source.mkdir()
-    table = "userID\titemID\trating\ttimestamp\tx_label\n0\t2\t5.0\t1400000000\t0\n0\t1\t3.0\t1400000001\t2\n"
-    (source / "baby.inter").write_text(table)
-    (source / "other.inter").write_text("userID\titemID\n0\t0\n")  # NAME.inter of the folder's name goes first
-    np.save(source / "text_feat.npy", np.eye(3, dtype=np.float16))
-    np.save(source / "image_feat.npy", np.arange(6, dtype=np.float32).reshape(3, 2))
-    np.savez(source / "missing_0.50.npz", missing=np.array([[True, False], [False, True], [False, False]]))
-    return source
-
-
-def test_folder(baby: Path, tmp_path: Path) -> None:
-    np.save(baby / "new_items.npy", np.array([1]))
-    info = READERS["folder"].prepare(baby, tmp_path / "out")
-    dataset = load_dataset(tmp_path / "out")
-    assert info.name == "baby"
-    assert dataset.items.ids == ["0", "1", "2"]
-    assert dataset.modalities == ("text", "image")
-    np.testing.assert_array_equal(np.array(dataset.content("image")), np.arange(6).reshape(3, 2))
-    assert info.min_rating is None  # what a published split lists counts, whatever its rating
-    assert dataset.pairs().tolist() == [[0, 2], [0, 1]]
-    assert dataset.split is not None
-    assert dataset.split.tolist() == [0, 2]
-    assert dataset.interactions.value.tolist() == [5, 3]
-    assert dataset.interactions.timestamp.tolist() == [1400000000, 1400000001]
-    assert dataset.withheld("0.50").tolist() == [[True, False], [False, True], [False, False]]  # text, image assumed
-    assert dataset.new_items is not None
-    assert dataset.new_items.tolist() == [1]
-
-
-def test_folder_without_split(baby: Path, tmp_path: Path) -> None:
-    (baby / "baby.inter").write_text("userID,itemID\n4,0\n")
-    READERS["folder"].prepare(baby, tmp_path / "out")
-    dataset = load_dataset(tmp_path / "out")
-    assert dataset.split is None
-    assert dataset.users.ids == ["4"]
-
-
-def test_folder_bad_tables(baby: Path, tmp_path: Path) -> None:
-    for row, message in (
-        ("0\t3\t5\t1\t0", r"baby.inter, line 2: the item '3' is none of the 3 rows"),
-        ("0\t1\tgood\t1\t0", r"baby.inter, line 2: rating and timestamp must be numbers"),
-    ):
-        (baby / "baby.inter").write_text(f"userID\titemID\trating\ttimestamp\tx_label\n{row}\n")
-        with pytest.raises(DatasetError, match=message):
-            READERS["folder"].prepare(baby, tmp_path / "out")
-    (baby / "baby.inter").rename(baby / "third.inter")
-    with pytest.raises(DatasetError, match=r"several interaction files \(other.inter, third.inter\)"):
-        READERS["folder"].prepare(baby, tmp_path / "out")
-    for name in ("other", "third"):
-        (baby / f"{name}.inter").unlink()
-    with pytest.raises(DatasetError, match=r"neither a NAME.inter nor an interactions.csv"):
-        READERS["folder"].prepare(baby, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.full((3, 2), np.nan), "values that are not finite"),
-        (np.ones(3), r"must be floats \[items, dim\]"),
-        (np.ones((3, 2), dtype=np.int64), r"must be floats \[items, dim\]"),
-        (np.ones((4, 2)), "disagree on the number of items"),
-        (np.array([{"pickled": True}], dtype=object), "cannot be read as plain NumPy arrays"),
-    ],
-)
-def test_folder_bad_features(baby: Path, tmp_path: Path, array: Any, message: str) -> None:
-    np.save(baby / "audio_feat.npy", array, allow_pickle=True)
-    with pytest.raises(DatasetError, match=message):
-        READERS["folder"].prepare(baby, tmp_path / "out")
-
-
-def test_folder_without_features_or_with_a_foreign_mask(baby: Path, tmp_path: Path) -> None:
-    np.savez(baby / "missing_0.50.npz", missing=np.ones((2, 2), dtype=np.bool_))
-    with pytest.raises(DatasetError, match=r"missing_0.50.npz must hold an array `missing` of 3 items"):
-        READERS["folder"].prepare(baby, tmp_path / "out")
-    for file in baby.glob("*_feat.npy"):
-        file.unlink()
-    with pytest.raises(DatasetError, match=r"holds no <modality>_feat.npy"):
-        READERS["folder"].prepare(baby, tmp_path / "out")
-
-
-# --- real data, where it is there --------------------------------------------------------------------------------
-
-
-def real(name: str) -> Path:
-    if not (DATA / name).is_dir():
-        pytest.skip(f"the dataset {name} is not on this machine (LACUNA_TEST_DATA names its folder)")
-    return DATA / name
-
-
-def test_real_ml_100k(tmp_path: Path) -> None:
-    info = READERS["ml-100k"].prepare(real("ml-100k"), tmp_path / "out")
-    assert info.min_rating == 4
-    assert len(load_dataset(tmp_path / "out").pairs()) == 55_375
-    dataset = load_dataset(tmp_path / "out", min_rating=None)
-    assert info.counts.model_dump() == {"items": 1682, "users": 943, "feedback": 100_000}
-    assert np.bincount(dataset.interactions.value.astype(int)).tolist() == [0, 6110, 11370, 27145, 34174, 21201]
-    assert dataset.observed().sum(axis=0).tolist() == [1682, 1663]
-    assert len(dataset.pairs()) == 100_000
-    assert dataset.split is not None
-    assert np.bincount(dataset.split).tolist() == [80_024, 9_988, 9_988]
-    lacking = dataset.withheld("two_thirds").sum(axis=1)
-    assert np.bincount(lacking).tolist() == [560, 560, 562]
-    assert dataset.new_items is not None
-    assert len(dataset.new_items) == 336
-
-
-def test_real_tiktok(tmp_path: Path) -> None:
-    info = READERS["folder"].prepare(real("tiktok"), tmp_path / "out")
-    dataset = load_dataset(tmp_path / "out")
-    assert info.counts.model_dump() == {"items": 6710, "users": 9308, "feedback": 68_722}
-    assert dataset.modalities == ("image", "audio")
-    assert dataset.split is not None
-    assert np.bincount(dataset.split).tolist() == [59_541, 6_130, 3_051]
-    assert dataset.masks["0.60"].missing.sum(axis=0).tolist() == [2681, 2685, 2685]
-    assert dataset.withheld("0.60").sum(axis=0).tolist() == [2685, 2685]
-    image = np.array(dataset.content("image"))
-    np.testing.assert_array_equal(image, np.load(DATA / "tiktok" / "image_feat.npy").astype(np.float32))
-    assert dataset.new_items is not None
-    assert len(dataset.new_items) == 1242

@@ -103,12 +103,21 @@ def test_bad_published_splits(tmp_path: Path) -> None:
     met = next(one["item"] for one in events() if one["user"] == "user-0")
     free = "item-0" if met != "item-0" else "item-1"
     for name, user, items, message in (
-        ("user", "nobody", [met, free], r"leave_one_out_fixed.npz names the user 'nobody'"),
-        ("item", "user-0", [met, "nothing"], r"leave_one_out_fixed.npz names the item 'nothing'"),
-        ("pair", "user-0", [free, met], r"leave_one_out_fixed.npz holds out a pair that is not in feedback.jsonl"),
+        ("user", "nobody", [met, free], r"the leave-one-out split 'fixed' names the user 'nobody'"),
+        ("item", "user-0", [met, "nothing"], r"the leave-one-out split 'fixed' names the item 'nothing'"),
+        (
+            "pair",
+            "user-0",
+            [free, met],
+            r"the leave-one-out split 'fixed' holds out a pair that is not in feedback.jsonl",
+        ),
     ):
         with pytest.raises(DatasetError, match=message):
-            load_dataset(write(name, LeaveOneOut(np.array([user]), np.array([items]))))
+            write(name, LeaveOneOut(np.array([user]), np.array([items])))
+    folder = write("good", LeaveOneOut(np.array(["user-0"]), np.array([[met, free]])))
+    np.savez(folder / "leave_one_out_fixed.npz", users=["nobody"], test=[[met, free]])
+    with pytest.raises(DatasetError, match=r"leave_one_out_fixed.npz names the user 'nobody'"):
+        load_dataset(folder)
     with pytest.raises(DatasetError, match=r"2 users cannot have candidates of shape \[1, 2\]"):
         LeaveOneOut(np.array(["a", "b"]), np.array([["x", "y"]]))
 

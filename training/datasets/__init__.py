@@ -29,11 +29,15 @@ class Reader:
         Raises:
             DatasetError: the source is absent or bad, or `out` holds something else than a prepared dataset.
         """
-        if self.needs_source and (source is None or not source.exists()):
-            raise DatasetError(
-                f"the dataset {self.name} needs a source" + (f": {source} does not exist" if source else "")
-            )
+        if self.needs_source:
+            self._check(source)
         return self.write(source or Path(), out, progress)
+
+    def _check(self, source: Path | None) -> None:
+        if source is not None and source.is_dir():
+            return
+        fault = "" if source is None else f": {source} " + ("is no folder" if source.exists() else "does not exist")
+        raise DatasetError(f"the dataset {self.name} needs a source{fault}")
 
 
 def _write_demo(_source: Path, out: Path, progress: Progress | None) -> DatasetInfo:
@@ -46,12 +50,14 @@ READERS: dict[str, Reader] = {
     reader.name: reader
     for reader in (
         Reader("lacuna", "a folder with items.jsonl and feedback.jsonl, as the service exports them", native.prepare),
-        Reader("ml-100k", "MovieLens 100K: posters, and as texts titles, genres and overviews", movielens.prepare_100k),
-        Reader("ml-1m", "MovieLens 1M: posters, and as texts titles, genres and plots", movielens.prepare_1m),
+        Reader("ml-100k", "MovieLens 100K, as published or with overviews and posters", movielens.prepare_100k),
+        Reader("ml-1m", "MovieLens 1M, as published or with plots and posters", movielens.prepare_1m),
+        Reader("movielens", "MovieLens 20M, 25M, 32M, latest (ratings.csv, movies.csv) or 10M", movielens.prepare_any),
         Reader("ml-100k-overviews", "the same with overviews alone", partial(movielens.prepare_100k, page=False)),
         Reader("ml-1m-plots", "the same with plots alone", partial(movielens.prepare_1m, page=False)),
-        Reader("amazon", "Amazon reviews: reviews*.json[.gz] and optionally meta*.json[.gz]", amazon.prepare),
-        Reader("folder", "NAME.inter or interactions.csv.gz beside <modality>_feat.npy files", folder.prepare),
+        Reader("amazon", "Amazon reviews of 2014, 2018 or 2023 and optionally their metadata", amazon.prepare),
+        Reader("folder", "MMRec's NAME.inter or interactions.csv beside <modality>_feat.npy files", folder.prepare),
+        Reader("recbole", "RecBole's atomic files NAME.inter and NAME.item; the same as folder", folder.prepare),
         Reader("demo", "the generated demo catalogue (synthetic); needs no source", _write_demo, needs_source=False),
     )
 }

@@ -1,28 +1,46 @@
-"""Amazon reviews as McAuley's group publishes them: `reviews*` and optionally `meta*`, one object a line.
+"""Amazon reviews as McAuley's group publishes them (2014, 2018, 2023), one object a line.
 
-Both editions' field names are read. A review's text is its summary, as the first line, and its body. Items are those
-that have reviews; `images/<asin>.jpg` beside the files becomes an item's picture. `rating_split_*.npz` (`train`,
-`valid`, `test`: row numbers into the reviews) is kept as the dataset's rating split.
+Reviews are in `reviews*`, or else in whatever does not begin with `meta`; metadata, optionally, in `meta*`; either as
+`.json` or `.jsonl`, also with `.gz`. A review's text is its summary, as the first line, and its body. Items are the
+products of the metadata, also those that nobody has reviewed, and then those that only reviews name. A file
+`images/<item>.jpg` (`.png`, `.webp`) becomes an item's picture. `rating_split_*.npz` (`train`, `valid`, `test`: row
+numbers into the reviews) is kept as the dataset's rating split.
 """
 
 from __future__ import annotations
 
-import ast
-import base64
-import gzip
+import reprlib
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from training.datasets.base import DatasetError, Progress, Record
+from models.feedback import HIGHEST, LOWEST
+from training.datasets.base import DatasetError, Located, Place, Progress, Record
 from training.datasets.prepared import DatasetInfo, write_dataset
-from training.datasets.tables import read_rating_split
+from training.datasets.records import Records, moment
+from training.datasets.tables import read_objects, read_rating_split
 
 ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz")
-METADATA = ("brand", "price")
+METADATA = ("brand", "store", "price", "main_cat", "main_category")
+_EXACT = 2**53  # whole numbers up to here survive any JSON reader
+
+
+@dataclass(frozen=True, slots=True)
+class Edition:
+    """What an edition calls the fields of a review, and how many of its units of time make a second."""
+
+    user: str
+    item: str
+    value: str
+    title: str
+    text: str
+    time: str
+    per_second: int = 1
+
+
+_2018 = Edition("reviewerID", "asin", "overall", "summary", "reviewText", "unixReviewTime")  # and 2014
+_2023 = Edition("user_id", "parent_asin", "rating", "title", "text", "timestamp", per_second=1000)
 
 
 def prepare(source: Path, out: Path, progress: Progress | None = None) -> DatasetInfo:
@@ -31,117 +49,140 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    reviews = _files(source, "reviews")
+    reviews = _files(source, "reviews") or [file for file in _files(source) if not file.name.startswith("meta")]
     if not reviews:
-        raise DatasetError(f"{source} holds no reviews*.json, .jsonl or either with .gz")
-    reviewed = dict.fromkeys(_key(row, "asin", file, line) for file in reviews for line, row in _rows(file))
+        raise DatasetError(f"{source} holds no reviews: reviews*.json or .jsonl, or others than meta*, or with .gz")
+    counted, uncounted = Records(), Records()  # the reviews are read twice
+    reviewed = dict.fromkeys(_item_of(row, place) for file in reviews for place, row in _rows(file, uncounted))
     return write_dataset(
         out,
-        _items(source, reviewed),
-        (_event(row, file, line) for file in reviews for line, row in _rows(file)),
+        _items(source, reviewed, counted),
+        (Located(place, _event(row, place, counted)) for file in reviews for place, row in _rows(file, counted)),
         name=source.resolve().name,
-        source="Amazon reviews, the reviewed items",
+        source=f"Amazon reviews, {', '.join(file.name for file in reviews)}",
         rating_split=read_rating_split(source),
+        tally=counted.tally,
+        merge_repeated=True,
         progress=progress,
     )
 
 
-def _files(source: Path, prefix: str) -> list[Path]:
-    return sorted(file for file in source.glob(f"{prefix}*") if file.name.endswith(ENDINGS))
+def _files(source: Path, prefix: str = "") -> list[Path]:
+    named = (file for file in source.glob(f"{prefix}*") if file.name.endswith(ENDINGS))
+    return sorted(file for file in named if not file.name.startswith("."))
 
 
-def _rows(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    opener = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opener(file, "rb") as stream:
-            for line, raw in enumerate(stream, start=1):
-                if raw.strip():
-                    yield line, _object(raw, file, line)
-    except (OSError, EOFError) as error:
-        raise DatasetError(f"{file.name} cannot be read: {error}") from None
+def _rows(file: Path, records: Records) -> Iterator[Located[dict[str, Any]]]:
+    return read_objects(file, records.mended)
 
 
-def _object(raw: bytes, file: Path, line: int) -> dict[str, Any]:
-    try:
-        row = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        try:
-            row = ast.literal_eval(raw.decode("utf-8"))  # metadata of the 2014 edition is Python, not JSON
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            raise DatasetError(f"{file.name}, line {line}: not valid JSON") from None
-    if not isinstance(row, dict):
-        raise DatasetError(f"{file.name}, line {line}: must be a JSON object")
-    return row
-
-
-def _key(row: dict[str, Any], name: str, file: Path, line: int) -> str:
+def _key(row: dict[str, Any], name: str, place: Place) -> str:
     key = row.get(name)
     if not isinstance(key, str) or not key:
-        raise DatasetError(f"{file.name}, line {line}: {name} must be a text, got {key!r}")
+        raise place.error(f"{name} must be a text, got {reprlib.repr(key)}")
     return key
 
 
-def _event(row: dict[str, Any], file: Path, line: int) -> Record:
-    value, moment = row.get("overall"), row.get("unixReviewTime")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 5:
-        raise DatasetError(f"{file.name}, line {line}: overall must be a number from 1 to 5, got {value!r}")
-    event: Record = {
-        "user": _key(row, "reviewerID", file, line),
-        "item": _key(row, "asin", file, line),
-        "type": "review",
-        "value": float(value),
-    }
-    text = "\n".join(part for part in (_text(row.get("summary")), _text(row.get("reviewText"))) if part)
-    if text:
-        event["text"] = text
-    if moment is not None:
-        try:
-            event["timestamp"] = datetime.fromtimestamp(moment, UTC).isoformat()
-        except (TypeError, ValueError, OverflowError, OSError):
-            raise DatasetError(f"{file.name}, line {line}: unixReviewTime is no time: {moment!r}") from None
-    return event
+# --- reviews -----------------------------------------------------------------------------------------------------
 
 
-def _items(source: Path, reviewed: dict[str, None]) -> Iterator[Record]:
-    """Bodies of the reviewed items: those with metadata in its order, then the others."""
-    left = dict(reviewed)
+def _edition(row: dict[str, Any]) -> Edition:
+    return _2018 if _2018.user in row or _2023.user not in row else _2023
+
+
+def _item_of(row: dict[str, Any], place: Place) -> str:
+    return _key(row, _edition(row).item, place)
+
+
+def _event(row: dict[str, Any], place: Place, records: Records) -> Record | None:
+    edition = _edition(row)
+    parts = (_text(row.get(edition.title)), _text(row.get(edition.text)))
+    return records.event(
+        _key(row, edition.user, place),
+        _item_of(row, place),
+        "review",
+        value=_value(row.get(edition.value), edition.value, place, records),
+        text=records.text("\n".join(filter(None, parts))),
+        timestamp=_timestamp(row.get(edition.time), edition, place),
+    )
+
+
+def _value(value: object, name: str, place: Place, records: Records) -> float | None:
+    stars = _number(value)
+    if stars == 0:
+        records.tally.changed["reviews of 0 stars, kept without a value"] += 1
+        return None
+    if stars is None or not LOWEST <= stars <= HIGHEST:
+        raise place.error(f"{name} must be a number from 1 to 5, got {reprlib.repr(value)}")
+    return float(stars)
+
+
+def _timestamp(value: object, edition: Edition, place: Place) -> str | None:
+    if value is None:
+        return None
+    units = _number(value)
+    if units is None:
+        raise place.error(f"{edition.time} is no time: {reprlib.repr(value)}")
+    return moment(units / edition.per_second, edition.time, place)
+
+
+def _number(value: object) -> float | None:
+    """A finite number that any reader of JSON reads alike, or None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < _EXACT:
+        return None
+    return value
+
+
+# --- products ----------------------------------------------------------------------------------------------------
+
+
+def _items(source: Path, reviewed: dict[str, None], records: Records) -> Iterator[Located[Record | None] | Record]:
+    """Bodies of the products: those with metadata in its order, then those that only reviews name."""
+    seen: set[str] = set()
     for file in _files(source, "meta"):
-        for line, row in _rows(file):
-            key = _key(row, "asin", file, line)
-            if key in left:
-                del left[key]
-                yield _item(key, row, source)
-    for key in left:
-        yield _item(key, {}, source)
+        for place, row in _rows(file, records):
+            key = _key(row, "parent_asin" if "parent_asin" in row else "asin", place)
+            if key in seen:
+                records.tally.left_out["metadata of a product that was described before"] += 1
+            else:
+                seen.add(key)
+                yield Located(place, _item(key, row, source, records))
+    for key in reviewed:
+        if key not in seen and (item := _item(key, {}, source, records)) is not None:
+            yield item
 
 
-def _item(key: str, row: dict[str, Any], source: Path) -> Record:
-    title, description = _text(row.get("title")), _text(row.get("description"))
-    modalities: Record = {}
-    if description:
-        modalities["text"] = f"{title}\n{description}" if title else description
-    picture = source / "images" / f"{key}.jpg"
-    if picture.is_file():
-        modalities["image"] = {"base64": base64.b64encode(picture.read_bytes()).decode("ascii")}
-    return {
-        "id": key,
-        "title": title or None,
-        "modalities": modalities,
-        "categories": _categories(row.get("categories") or row.get("category") or []),
-        "metadata": {name: row[name] for name in METADATA if row.get(name)},
-    }
+def _item(key: str, row: dict[str, Any], source: Path, records: Records) -> Record | None:
+    title = _text(row.get("title"))
+    told = "\n".join(filter(None, (_text(row.get(name)) for name in ("features", "feature", "description"))))
+    categories = _categories(row.get("categories") or row.get("category")) or _categories([row.get("main_category")])
+    return records.item(
+        key,
+        title=title,
+        modalities={
+            "text": records.text(f"{title}\n{told}" if title else told) if told else "",
+            "image": records.picture(source / "images", key),
+        },
+        categories=categories,
+        metadata={name: value for name in METADATA if (value := _plain(row.get(name)))},
+    )
 
 
 def _text(value: object) -> str:
-    """A text, or the lines of a list of texts, which the later edition has."""
+    """A text, or the lines of a list of texts, which the later editions have."""
     if isinstance(value, list):
         return "\n".join(filter(None, map(_text, value)))
     return value.replace("\0", " ").strip() if isinstance(value, str) else ""
 
 
 def _categories(value: object) -> list[str]:
-    """Each category once: the earlier edition lists paths, the later one a single path."""
+    """The names of a list: the edition of 2014 lists paths, the later ones a single path."""
     if not isinstance(value, list):
         return []
     flat = [name for entry in value for name in (entry if isinstance(entry, list) else [entry])]
-    return list(dict.fromkeys(name.strip() for name in flat if isinstance(name, str) and name.strip()))
+    return [name for name in flat if isinstance(name, str)]
+
+
+def _plain(value: object) -> str | float | None:
+    """A text or a number as it is; of anything else nothing."""
+    return value if isinstance(value, str) else _number(value)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +23,37 @@ Vector = NDArray[np.float32]
 Content = str | bytes | Vector
 Record = dict[str, Any]
 Progress = Callable[[str, int], None]
+R_co = TypeVar("R_co", covariant=True)
 
 
 class DatasetError(ValueError):
     """Data that cannot be used; the message is one sentence naming the file, the line and what is wrong."""
+
+
+class Place(NamedTuple):
+    """Where a row stands: a file and a line, counted from 1."""
+
+    file: Path
+    line: int
+
+    def error(self, words: str) -> DatasetError:
+        """The error that names this place and says what is wrong there."""
+        return DatasetError(f"{self.file.name}, line {self.line}: {words}")
+
+
+class Located(NamedTuple, Generic[R_co]):
+    """A row, and where its source has it."""
+
+    place: Place
+    row: R_co
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What of a source was left out and what was changed, by reason."""
+
+    left_out: Counter[str] = field(default_factory=Counter)
+    changed: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -40,20 +41,25 @@ from training.datasets.base import (
     DatasetError,
     Interactions,
     LeaveOneOut,
+    Located,
+    Place,
     Progress,
     PublishedMask,
     Record,
+    Tally,
     distinct_pairs,
 )
 from training.datasets.checks import Event, EventCheck, ItemCheck, located
-from training.datasets.tables import load_arrays, read_jsonl, read_rating_split, read_table
+from training.datasets.split_table import SplitRow, SplitTable
+from training.datasets.tables import id_list, load_arrays, read_jsonl, read_rating_split, read_table
 
 FORMAT = 1
 INFO, ITEMS, FEEDBACK, SPLIT, NEW_ITEMS = "dataset.json", "items.jsonl", "feedback.jsonl", "split.csv", "new_items.json"
 RATING_SPLIT = "rating_split.npz"
 LEFT_OUT = "leave_one_out_"
-_UNSPLIT = 255
 _PROGRESS_EVERY = 50
+
+Row = Record | Located[Record] | Located[Record | None]
 
 
 class Counts(BaseModel):
@@ -66,7 +72,10 @@ class Counts(BaseModel):
 
 
 class DatasetInfo(BaseModel):
-    """`dataset.json`. Ratings below `min_rating` do not count as interest; None: all of them count."""
+    """`dataset.json`. Ratings below `min_rating` do not count as interest; None: all of them count.
+
+    `left_out` and `changed` count, by reason, what of the source was left out and what was changed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     format: int
@@ -76,6 +85,8 @@ class DatasetInfo(BaseModel):
     min_rating: float | None
     counts: Counts
     fingerprint: str
+    left_out: dict[str, int] = {}
+    changed: dict[str, int] = {}
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -108,7 +119,7 @@ def load_dataset(folder: str | Path, min_rating: MinRating = AUTO) -> Dataset:
         new_items=_read_new_items(path / NEW_ITEMS, check.ids),
         rating_split=_fitting(read_rating_split(path), len(interactions)),
         leave_one_out={
-            file.stem.removeprefix(LEFT_OUT): _known_left_out(file, users, check.ids, pairs)
+            file.stem.removeprefix(LEFT_OUT): _read_left_out(file, users, check.ids, pairs)
             for file in sorted(path.glob(f"{LEFT_OUT}*.npz"))
         },
     )
@@ -146,7 +157,11 @@ def fingerprint(folder: Path) -> str:
     for file in sorted(folder.iterdir()):
         if file.name != INFO:
             with file.open("rb") as stream:
-                total.update(f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode())
+                total.update(
+                    f"{file.name}\0{hashlib.file_digest(stream, 'sha256').hexdigest()}\n".encode(
+                        errors="surrogateescape"
+                    )
+                )
     return total.hexdigest()
 
 
@@ -156,8 +171,8 @@ def read_items(file: Path, check: Callable[[object], Record]) -> Iterator[Record
     Raises:
         DatasetError: a bad row, or none at all.
     """
-    for line, row in read_jsonl(file):
-        yield located(check, row, file, line)
+    for place, row in read_jsonl(file):
+        yield located(check, row, *place)
 
 
 def read_feedback(file: Path, items: Vocabulary) -> Iterator[tuple[Record, Event]]:
@@ -167,31 +182,47 @@ def read_feedback(file: Path, items: Vocabulary) -> Iterator[tuple[Record, Event
         DatasetError: a bad row, an item that is not in `items`, or no row at all.
     """
     check = EventCheck(items)
-    for line, row in read_jsonl(file):
-        event = located(check, row, file, line)
+    for place, row in read_jsonl(file):
+        event = located(check, row, *place)
         yield row, event
 
 
 def _collect(events: Iterable[Event]) -> tuple[Vocabulary, Interactions]:
-    users = Vocabulary()
-    user, item, kind, value, timestamp = array("q"), array("q"), array("B"), array("d"), array("d")
-    texts: dict[int, str] = {}
+    collector = _Collector()
     for event in events:
+        collector.add(event)
+    return collector.users, collector.interactions()
+
+
+class _Collector:
+    """Gathers events as the arrays of `Interactions`, and their users."""
+
+    def __init__(self) -> None:
+        self.users = Vocabulary()
+        self._user, self._item, self._type = array("q"), array("q"), array("B")
+        self._value, self._timestamp = array("d"), array("d")
+        self._texts: dict[int, str] = {}
+
+    def add(self, event: Event) -> None:
+        """Add an event after those before."""
         if event.text is not None:
-            texts[len(user)] = event.text
-        user.append(users.add(event.user))
-        item.append(event.item)
-        kind.append(event.type)
-        value.append(event.value)
-        timestamp.append(event.timestamp)
-    return users, Interactions(
-        user=np.array(user, dtype=np.int64),
-        item=np.array(item, dtype=np.int64),
-        type=np.array(kind, dtype=np.uint8),
-        value=np.array(value, dtype=np.float64),
-        timestamp=np.array(timestamp, dtype=np.float64),
-        texts=texts,
-    )
+            self._texts[len(self._user)] = event.text
+        self._user.append(self.users.add(event.user))
+        self._item.append(event.item)
+        self._type.append(event.type)
+        self._value.append(event.value)
+        self._timestamp.append(event.timestamp)
+
+    def interactions(self) -> Interactions:
+        """All events so far."""
+        return Interactions(
+            user=np.array(self._user, dtype=np.int64),
+            item=np.array(self._item, dtype=np.int64),
+            type=np.array(self._type, dtype=np.uint8),
+            value=np.array(self._value, dtype=np.float64),
+            timestamp=np.array(self._timestamp, dtype=np.float64),
+            texts=self._texts,
+        )
 
 
 def _read_split(
@@ -199,39 +230,11 @@ def _read_split(
 ) -> NDArray[np.uint8] | None:
     if not file.is_file():
         return None
-    listed, parts = _split_rows(file, users, items)
-    order = np.argsort(listed, kind="stable")
-    repeated = np.flatnonzero(np.diff(listed[order]) == 0)
-    if repeated.size:
-        raise DatasetError(f"{file.name}, line {order[repeated[0] + 1] + 2}: the pair stands there twice")
-    foreign = ~np.isin(listed, interactions.user * len(items) + interactions.item)
-    if foreign.any():
-        raise DatasetError(f"{file.name}, line {int(foreign.argmax()) + 2}: the pair is not in {FEEDBACK}")
-    keys = pairs[:, 0] * len(items) + pairs[:, 1]
-    place = np.searchsorted(listed[order], keys)
-    split = np.full(len(keys), _UNSPLIT, dtype=np.uint8)
-    there = place < len(listed)
-    there[there] = listed[order][place[there]] == keys[there]
-    split[there] = parts[order][place[there]]
-    if not there.all():
-        user, item = pairs[int((~there).argmax())]
-        raise DatasetError(f"{file.name} leaves out the pair {users.id(user)!r}, {items.id(item)!r} of {FEEDBACK}")
-    return split
-
-
-def _split_rows(file: Path, users: Vocabulary, items: Vocabulary) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """The pairs of `split.csv` as keys `user row * n_items + item row`, and their parts."""
-    keys, parts = array("q"), array("B")
-    numbers = {name: number for number, name in enumerate(SPLITS)}
-    for line, row in read_table(file, ("user", "item", "split")):
-        user, item, part = users.get(row["user"]), items.get(row["item"]), numbers.get(row["split"])
-        if user is None or item is None or part is None:
-            raise DatasetError(
-                f"{file.name}, line {line}: expected a known user, a known item and one of {', '.join(SPLITS)}"
-            )
-        keys.append(user * len(items) + item)
-        parts.append(part)
-    return np.array(keys, dtype=np.int64), np.array(parts, dtype=np.uint8)
+    rows = (
+        Located(place, (row["user"], row["item"], row["split"]))
+        for place, row in read_table(file, ("user", "item", "split"))
+    )
+    return SplitTable(rows, users, items).aligned(pairs, interactions)
 
 
 def read_mask(file: Path) -> PublishedMask:
@@ -243,9 +246,19 @@ def read_mask(file: Path) -> PublishedMask:
     arrays = load_arrays(file)
     if not {"items", "columns", "missing"} <= arrays.keys():
         raise DatasetError(f"{file.name} must hold the arrays items, columns and missing")
-    return PublishedMask(
-        items=tuple(map(str, arrays["items"])), columns=tuple(map(str, arrays["columns"])), missing=arrays["missing"]
-    )
+    return published_mask(file, id_list(arrays["items"], file), id_list(arrays["columns"], file), arrays["missing"])
+
+
+def published_mask(file: Path, items: Iterable[str], columns: Iterable[str], missing: NDArray[Any]) -> PublishedMask:
+    """The mask that a file publishes.
+
+    Raises:
+        DatasetError: `missing` is not bool `[items, columns]`; names the file.
+    """
+    try:
+        return PublishedMask(tuple(items), tuple(columns), missing)
+    except DatasetError as error:
+        raise DatasetError(f"{file.name}: {error}") from None
 
 
 def mask_name(file: Path) -> str:
@@ -255,26 +268,36 @@ def mask_name(file: Path) -> str:
 
 def _known_mask(file: Path, items: Vocabulary) -> PublishedMask:
     mask = read_mask(file)
-    unknown = next((item for item in mask.items if item not in items), None)
-    if unknown is not None:
-        raise DatasetError(f"{file.name} names the item {unknown!r}, which is not in {ITEMS}")
+    _check_known(mask.items, items, file.name)
     return mask
 
 
-def _known_left_out(file: Path, users: Vocabulary, items: Vocabulary, pairs: NDArray[np.int64]) -> LeaveOneOut:
+def _check_known(ids: Iterable[str], items: Vocabulary, whose: str) -> None:
+    unknown = next((item for item in ids if item not in items), None)
+    if unknown is not None:
+        raise DatasetError(f"{whose} names the item {unknown!r}, which is not in {ITEMS}")
+
+
+def _read_left_out(file: Path, users: Vocabulary, items: Vocabulary, pairs: NDArray[np.int64]) -> LeaveOneOut:
     arrays = load_arrays(file)
     if not {"users", "test"} <= arrays.keys():
         raise DatasetError(f"{file.name} must hold the arrays users and test")
-    named = LeaveOneOut(arrays["users"], arrays["test"], arrays.get("valid"))
-    owners = _rows(named.users, users, f"{file.name} names the user")
+    return _known_left_out(
+        LeaveOneOut(arrays["users"], arrays["test"], arrays.get("valid")), file.name, users, items, pairs
+    )
+
+
+def _known_left_out(
+    named: LeaveOneOut, whose: str, users: Vocabulary, items: Vocabulary, pairs: NDArray[np.int64]
+) -> LeaveOneOut:
+    owners = _rows(named.users, users, f"{whose} names the user")
     trials = [
-        None if part is None else _rows(part, items, f"{file.name} names the item")
-        for part in (named.test, named.valid)
+        None if part is None else _rows(part, items, f"{whose} names the item") for part in (named.test, named.valid)
     ]
     known = pairs[:, 0] * len(items) + pairs[:, 1]
     for part in trials:
         if part is not None and not np.isin(owners * len(items) + part[:, 0], known).all():
-            raise DatasetError(f"{file.name} holds out a pair that is not in {FEEDBACK}")
+            raise DatasetError(f"{whose} holds out a pair that is not in {FEEDBACK}")
     assert trials[0] is not None
     return LeaveOneOut(owners, trials[0], trials[1])
 
@@ -293,9 +316,7 @@ def _read_new_items(file: Path, items: Vocabulary) -> NDArray[np.int64] | None:
     if not file.is_file():
         return None
     ids = json.loads(file.read_text("utf-8"))
-    unknown = next((item for item in ids if item not in items), None)
-    if unknown is not None:
-        raise DatasetError(f"{file.name} names the item {unknown!r}, which is not in {ITEMS}")
+    _check_known(ids, items, file.name)
     return np.array([items.row(item) for item in ids], dtype=np.int64)
 
 
@@ -315,56 +336,62 @@ def item_line(record: Record) -> bytes:
 
 def write_dataset(
     folder: str | Path,
-    items: Iterable[Record],
-    feedback: Iterable[Record],
+    items: Iterable[Row],
+    feedback: Iterable[Row],
     *,
     name: str,
     source: str,
     synthetic: bool = False,
     min_rating: MinRating = AUTO,
-    split: Iterable[tuple[str, str, str]] | None = None,
+    split: Iterable[SplitRow | Located[SplitRow]] | None = None,
     masks: Mapping[str, PublishedMask] | None = None,
     new_items: Sequence[str] | None = None,
     rating_split: NDArray[np.uint8] | None = None,
     leave_one_out: Mapping[str, LeaveOneOut] | None = None,
+    tally: Tally | None = None,
+    merge_repeated: bool = False,
     progress: Progress | None = None,
 ) -> DatasetInfo:
     """Write a prepared dataset; it appears at `folder` whole or not at all, replacing an older one.
 
-    Items are read to their end before the first feedback event is asked for; neither is held in memory. `split` has
-    (user, item, split name) for every distinct pair; `rating_split` the part of every event `[n]`; `leave_one_out`
+    Items are read to their end before the first feedback event is asked for; neither is held in memory. A row may say
+    where its source has it; a row that is None there was left out by its reader. `split` has (user, item, split name)
+    for every distinct pair; `rating_split` the part of every event `[n]`, those left out included; `leave_one_out`
     holds ids. Ratings below `min_rating` show no interest; with AUTO the ratings themselves say which
-    (`models.feedback.default_min_rating`). `progress` is called with what is being written ("items", "feedback") and
-    the number of rows so far.
+    (`models.feedback.default_min_rating`). `tally` is what a reader counts while rows are asked for; `merge_repeated`
+    drops an event that repeats an earlier one in all it says. `progress` is called with what is being written ("items",
+    "feedback") and the number of rows so far.
 
     Raises:
-        DatasetError: a row is bad (its number among the rows is the line), or `folder` holds something else.
+        DatasetError: a row is bad (where its source has it, or else its number among the rows), no row is left, a
+            split, a mask or a list of new items does not fit the rows, or `folder` holds something else.
     """
-    target = Path(folder)
+    target, tally = Path(folder), tally or Tally()
     with _replacing(target) as temporary:
         check = ItemCheck()
-        n_items = _write_lines(temporary / ITEMS, items, check, item_line, progress)
-        parse = EventCheck(check.ids)
-        n_events = _write_lines(temporary / FEEDBACK, feedback, parse, _event_line, progress)
-        if split is not None:
-            _write_split(temporary / SPLIT, split)
-        for mask, published in (masks or {}).items():
-            _write_mask(temporary / f"missing_{mask}.npz", published)
-        if new_items is not None:
-            (temporary / NEW_ITEMS).write_text(json.dumps(list(new_items)) + "\n", "utf-8")
-        if _fitting(rating_split, n_events) is not None:
-            parts = {part: np.flatnonzero(rating_split == number) for number, part in enumerate(SPLITS)}
-            np.savez_compressed(temporary / RATING_SPLIT, allow_pickle=False, **parts)
-        for split_name, left_out in (leave_one_out or {}).items():
-            _write_left_out(temporary / f"{LEFT_OUT}{split_name}.npz", left_out)
+        n_items = int(_write_lines(temporary / ITEMS, items, check, item_line, tally, progress).sum())
+        parse, collector = EventCheck(check.ids), _Collector()
+        splits = split is not None or bool(leave_one_out)
+        checked = (lambda row: collector.add(parse(row))) if splits else parse
+        kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, tally, progress)
+        if merge_repeated:
+            kept = _merge_repeated(temporary / FEEDBACK, kept, tally)
+        least = default_min_rating(parse.ratings) if min_rating == AUTO else min_rating
+        if splits:
+            _write_splits(temporary, check.ids, collector, least, split, leave_one_out or {})
+        _write_lists(temporary, check.ids, masks or {}, new_items)
+        if rating_split is not None:
+            _write_rating_split(temporary / RATING_SPLIT, rating_split, kept)
         info = DatasetInfo(
             format=FORMAT,
-            name=name,
+            name=_encodable(name),
             synthetic=synthetic,
-            source=source,
-            min_rating=default_min_rating(parse.ratings) if min_rating == AUTO else min_rating,
-            counts=Counts(items=n_items, users=parse.n_users, feedback=n_events),
+            source=_encodable(source),
+            min_rating=least,
+            counts=Counts(items=n_items, users=parse.n_users, feedback=int(kept.sum())),
             fingerprint=fingerprint(temporary),
+            left_out=dict(tally.left_out),
+            changed=dict(tally.changed),
         )
         _write_info(temporary, info)
     return info
@@ -385,32 +412,118 @@ def _write_info(folder: Path, info: DatasetInfo) -> None:
     (folder / INFO).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
 
 
+def _encodable(name: str) -> str:
+    """A name that may come from a folder whose name is no UTF-8."""
+    return name.encode(errors="replace").decode()
+
+
 def _event_line(row: Record) -> bytes:
     return orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _write_lines(
     file: Path,
-    rows: Iterable[Record],
+    rows: Iterable[Row],
     check: Callable[[object], object],
     line: Callable[[Record], bytes],
+    tally: Tally,
     progress: Progress | None,
-) -> int:
-    count = 0
+) -> NDArray[np.bool_]:
+    """Write the rows that are some; which of them `[n]` were written."""
+    kept, count = bytearray(), 0
     with file.open("wb") as stream:
-        for count, row in enumerate(rows, start=1):
-            located(check, row, file, count)
-            stream.write(line(row))
+        for number, row in enumerate(rows, start=1):
+            place, record = row if isinstance(row, Located) else (Place(file, number), row)
+            kept.append(record is not None)
+            if record is None:
+                continue
+            located(check, record, *place)
+            stream.write(line(record))
+            count += 1
             if progress and count % _PROGRESS_EVERY == 0:
                 progress(file.stem, count)
     if not count:
-        raise DatasetError(f"{file.name} is empty")
+        reasons = "; ".join(f"{reason}: {n}" for reason, n in tally.left_out.items())
+        raise DatasetError(f"no row is left for {file.name} ({reasons})" if reasons else f"{file.name} is empty")
     if progress:
         progress(file.stem, count)
-    return count
+    return np.frombuffer(kept, dtype=np.bool_)
 
 
-def _write_split(file: Path, rows: Iterable[tuple[str, str, str]]) -> None:
+def _merge_repeated(file: Path, kept: NDArray[np.bool_], tally: Tally) -> NDArray[np.bool_]:
+    """Drop the lines that repeat an earlier one; which of the rows `[n]` are left of those that were kept."""
+    with file.open("rb") as stream:
+        hashes = np.fromiter(map(hash, stream), dtype=np.int64)
+    order = np.argsort(hashes, kind="stable")
+    alike = hashes[order[1:]] == hashes[order[:-1]]
+    if not alike.any():
+        return kept
+    again = set(order[1:][alike].tolist())
+    suspects = again | set(order[:-1][alike].tolist())
+    seen: set[bytes] = set()  # two lines of one hash may still differ
+    fresh = np.ones(len(hashes), dtype=np.bool_)
+    merged = file.with_suffix(".merged")
+    with file.open("rb") as stream, merged.open("wb") as target:
+        for row, line in enumerate(stream):
+            if row in suspects and line in seen:
+                fresh[row] = False
+                continue
+            if row in suspects:
+                seen.add(line)
+            target.write(line)
+    merged.replace(file)
+    tally.left_out["repeated rows of feedback, merged"] += int((~fresh).sum())
+    left = kept.copy()
+    left[np.flatnonzero(kept)[~fresh]] = False
+    return left
+
+
+def _write_splits(
+    folder: Path,
+    items: Vocabulary,
+    feedback: _Collector,
+    min_rating: float | None,
+    split: Iterable[SplitRow | Located[SplitRow]] | None,
+    leave_one_out: Mapping[str, LeaveOneOut],
+) -> None:
+    """Write what splits the feedback, as far as it fits that feedback."""
+    users, interactions = feedback.users, feedback.interactions()
+    pairs = distinct_pairs(interactions, len(items), min_rating)
+    if split is not None:
+        table = SplitTable(_split_rows(split, folder / SPLIT), users, items)
+        table.aligned(pairs, interactions)
+        _write_split(folder / SPLIT, table.distinct())
+    for name, left_out in leave_one_out.items():
+        _known_left_out(left_out, f"the leave-one-out split {name!r}", users, items, pairs)
+        _write_left_out(folder / f"{LEFT_OUT}{name}.npz", left_out)
+
+
+def _split_rows(rows: Iterable[SplitRow | Located[SplitRow]], file: Path) -> Iterator[Located[SplitRow]]:
+    for line, row in enumerate(rows, start=2):  # below the header
+        yield row if isinstance(row, Located) else Located(Place(file, line), row)
+
+
+def _write_lists(
+    folder: Path, ids: Vocabulary, masks: Mapping[str, PublishedMask], new_items: Sequence[str] | None
+) -> None:
+    for name, mask in masks.items():
+        file = folder / f"missing_{name}.npz"
+        _check_known(mask.items, ids, file.name)
+        _write_mask(file, mask)
+    if new_items is not None:
+        _check_known(new_items, ids, "the list of new items")
+        (folder / NEW_ITEMS).write_text(json.dumps(list(new_items)) + "\n", "utf-8")
+
+
+def _write_rating_split(file: Path, split: NDArray[np.uint8], kept: NDArray[np.bool_]) -> None:
+    """The parts of the rows that were kept, by their numbers among these."""
+    if len(split) != len(kept):
+        raise DatasetError(f"the rating split names {len(split)} rows, the source has {len(kept)}")
+    parts = {part: np.flatnonzero(split[kept] == number) for number, part in enumerate(SPLITS)}
+    np.savez_compressed(file, allow_pickle=False, **parts)
+
+
+def _write_split(file: Path, rows: Iterable[SplitRow]) -> None:
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(("user", "item", "split"))
