@@ -30,8 +30,8 @@ from pydantic import TypeAdapter
 
 from models.errors import sentence_of
 from models.files import replacing
-from service.adapters.sql import SqlStore, migrate
-from service.adapters.tables import metadata
+from service.adapters.sql.store import SqlStore, migrate
+from service.adapters.sql.tables import metadata
 from service.domain import StoreUnavailableError
 from service.logging import run, say
 from service.ports import SERVED

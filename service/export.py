@@ -20,8 +20,10 @@ import orjson
 import sqlalchemy as sa
 
 from models.files import replacing
-from service.adapters import sql_feedback, sql_items, tables
-from service.adapters.sql import SqlStore
+from service.adapters.sql import feedback as sql_feedback
+from service.adapters.sql import items as sql_items
+from service.adapters.sql import tables
+from service.adapters.sql.store import SqlStore
 from service.domain import Event, Observed, StoredItem
 from service.logging import run, say
 from service.settings import Settings

@@ -20,18 +20,19 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from models.bundle import Bundle, BundleError, read_manifest
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.serving import OnlineDGMRec
 from models.errors import sentence_of
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 from models.files import replacing
-from models.iris import IRISConfig
-from models.lrmm import LRMMConfig
-from models.online import OnlineDGMRec
+from models.iris.config import IRISConfig
+from models.lrmm.config import LRMMConfig
 from training.datasets import READERS, load_dataset
 from training.datasets.native import prepare_files
 from training.datasets.prepared import FEEDBACK, ITEMS, set_min_rating
-from training.demo import NAME as DEMO_NAME
-from training.demo import prepare_demo
+from training.demo.catalogue import NAME as DEMO_NAME
+from training.demo.catalogue import prepare_demo
+from training.dgmrec.recipe import DataOptions, make_bundle
 from training.evaluate import (
     LEFT_OUT,
     MODELS,
@@ -46,15 +47,14 @@ from training.evaluate import (
 )
 from training.held_out import LeaveOneOutError
 from training.importing import Kind, import_file
-from training.iris import TRAINER as IRIS_TRAINER
-from training.iris import IRISTraining
-from training.lrmm import TRAINER as RATING_TRAINER
+from training.iris.recipe import add_iris
+from training.iris.task import TRAINER as IRIS_TRAINER
+from training.iris.task import IRISTraining
+from training.lrmm.ratings import RatingDataError
+from training.lrmm.recipe import add_lrmm
+from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.progress import Terminal
-from training.rate import add_lrmm
-from training.ratings import RatingDataError
 from training.report.page import make_report
-from training.similarity import add_iris
-from training.train import DataOptions, make_bundle
 from training.trainer import TrainerConfig
 
 C = TypeVar("C", bound=BaseModel)

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service import backup
-from service.adapters.sql import SqlStore, migrate
+from service.adapters.sql.store import SqlStore, migrate
 from tests.service.crash.shop import Act, Shop, State
 from tests.service.crash.stored import read_states
 from tests.service.e2e.test_restart import answers, busy

@@ -16,7 +16,7 @@ import pytest
 from models.bundle import Bundle
 from models.feedback import DEFAULT_MIN_RATING
 from service import export
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.service.running import Running, base64_of, fresh_id, picture, settings_for
 from training import cli
 from training.datasets import load_dataset

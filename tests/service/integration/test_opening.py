@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 import sqlalchemy as sa
 
-from service.adapters.sql import SqlStore, migrate
+from service.adapters.sql.store import SqlStore, migrate
 from service.domain import StoreUnavailableError
 from service.urls import parse_database
 from tests.conftest import POSTGRES, skip_without

@@ -20,9 +20,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from service.adapters import sql_engine
-from service.adapters.sql import MIGRATIONS, SqlStore
-from service.adapters.tables import metadata
+from service.adapters.sql import database as sql_engine
+from service.adapters.sql.store import MIGRATIONS, SqlStore
+from service.adapters.sql.tables import metadata
 from service.domain import StoreUnavailableError
 from service.ports import Answer, GeneratedWrite
 from tests.contracts.stores import NOON, create, emptied, empty, event, item
@@ -160,7 +160,7 @@ def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 OPEN_AND_WRITE = """
 import asyncio, sys
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.contracts.stores import create, item
 
 async def main(url, name):
@@ -185,7 +185,7 @@ async def test_processes_may_open_a_new_database_at_once(url: str) -> None:
 
 WRITE_FOR_EVER = """
 import asyncio, sys
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.contracts.stores import create, item
 
 async def main(url):

@@ -13,10 +13,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models.dgmrec.serving import Known
 from models.feedback import Interaction
 from models.imputers import spread
-from models.online import Known
-from models.reranker import Reranker, Sides
+from models.iris.serving import Reranker, Sides
 from service.adapters.faiss_index import FaissIndex
 from service.domain import State
 from service.pipeline import history, rank, rows
