@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models.bundle import Bundle
-from models.reranker import Reranker
+from models.iris.serving import Reranker
 from training.evaluate import machine
 
 TARGETS, HISTORY, TIMES = 20, 200, 500

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from models import ridge, vectors
+from models import linalg as ridge
+from models import vectors
 from models.graph import Graph, InteractionGraphs, nearest
 from models.modality import ModalBatch
 

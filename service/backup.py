@@ -23,8 +23,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from service.adapters.sql import SqlStore
-from service.adapters.tables import metadata
+from service.adapters.sql.store import SqlStore
+from service.adapters.sql.tables import metadata
 from service.domain import LacunaError
 from service.logging import complain
 from service.ports import SERVED

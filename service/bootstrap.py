@@ -11,18 +11,18 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from models.bundle import Bundle, BundleError
+from models.dgmrec.serving import OnlineDGMRec
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
-from models.online import OnlineDGMRec
-from models.rater import NAME as LRMM
-from models.rater import Rater
-from models.reranker import Reranker
+from models.iris.serving import Reranker
+from models.lrmm.serving import NAME as LRMM
+from models.lrmm.serving import Rater
 from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
 from service.adapters.memory_cache import MemoryCache
-from service.adapters.redis_bell import RedisBell
-from service.adapters.redis_cache import RedisCache
-from service.adapters.sql import SqlStore
+from service.adapters.redis.cache import RedisCache
+from service.adapters.redis.notifier import RedisBell
+from service.adapters.sql.store import SqlStore
 from service.pipeline import follow, snapshot
 from service.pipeline.catalogue import Catalogue, Shape
 from service.pipeline.documents import Documents

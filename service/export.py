@@ -19,8 +19,9 @@ from typing import Any, TypeVar
 import orjson
 import sqlalchemy as sa
 
-from service.adapters import sql_feedback, sql_items
-from service.adapters.sql import SqlStore
+from service.adapters.sql import feedback as sql_feedback
+from service.adapters.sql import items as sql_items
+from service.adapters.sql.store import SqlStore
 from service.domain import Event, LacunaError, Observed, StoredItem
 from service.logging import complain
 from service.settings import Settings, SettingsError

@@ -21,19 +21,21 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from models.bundle import Bundle, BundleError, read_manifest
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.serving import OnlineDGMRec
 from models.encoders import EncoderUnavailableError
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
-from models.iris import IRISConfig
-from models.lrmm import LRMMConfig
-from models.online import OnlineDGMRec
+from models.iris.config import IRISConfig
+from models.lrmm.config import LRMMConfig
+from training.baselines.ranking import PeerError
 from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
 from training.datasets.base import DatasetError
 from training.datasets.native import prepare_files
 from training.datasets.prepared import FEEDBACK, ITEMS, set_min_rating
-from training.demo import NAME as DEMO_NAME
-from training.demo import prepare_demo
+from training.demo.catalogue import NAME as DEMO_NAME
+from training.demo.catalogue import prepare_demo
+from training.dgmrec.recipe import DataOptions, TrainingDataError, make_bundle
 from training.evaluate import (
     LEFT_OUT,
     MODELS,
@@ -49,16 +51,14 @@ from training.evaluate import (
 )
 from training.features import FeatureError
 from training.held_out import LeaveOneOutError
-from training.iris import TRAINER as IRIS_TRAINER
-from training.iris import IRISTraining
-from training.lrmm import TRAINER as RATING_TRAINER
-from training.peers import PeerError
+from training.iris.recipe import add_iris
+from training.iris.task import TRAINER as IRIS_TRAINER
+from training.iris.task import IRISTraining
+from training.lrmm.ratings import RatingDataError
+from training.lrmm.recipe import add_lrmm
+from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.progress import Terminal
-from training.rate import add_lrmm
-from training.ratings import RatingDataError
 from training.report.page import ReportError, make_report
-from training.similarity import add_iris
-from training.train import DataOptions, TrainingDataError, make_bundle
 from training.trainer import TrainerConfig, UnknownMetricError
 
 C = TypeVar("C", bound=BaseModel)

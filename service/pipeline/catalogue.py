@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.reranker import Sides
+from models.iris.serving import Sides
 from service.domain import State
 from service.pipeline.rows import Array, Keys, Rows
 from service.ports import VectorIndex

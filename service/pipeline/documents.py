@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from models.encoders import TextEncoder
-from models.lrmm import ITEM, USER
-from models.profiles import Array, Double, Reviewed, within
-from models.rater import Rater
-from models.reviews import excerpt
+from models.lrmm.model import ITEM, USER
+from models.lrmm.profiles import Array, Double, Reviewed, within
+from models.lrmm.reviews import excerpt
+from models.lrmm.serving import Rater
 from service.domain import Review
 from service.pipeline.engine import Engine
 from service.ports import Side

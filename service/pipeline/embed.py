@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from models.reranker import Reranker
+from models.iris.serving import Reranker
 from service.domain import State
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine

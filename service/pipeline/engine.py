@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.bundle import Manifest
+from models.dgmrec.serving import OnlineDGMRec
 from models.encoders import ImageEncoder, TextEncoder
-from models.online import OnlineDGMRec
-from models.reranker import Reranker
+from models.iris.serving import Reranker
 from service.pipeline.catalogue import Catalogue
 from service.ports import Bell, Cache, Fetcher, StepTimer, Store
 from service.tasks import stop

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.reranker import Explained, Reranker
+from models.iris.serving import Explained, Reranker
 from service.domain import Explanation, NotServedError, Reason, UserNotFoundError
 from service.pipeline import follow, history
 from service.pipeline.engine import Engine

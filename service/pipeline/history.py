@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.feedback import Interaction
-from models.reranker import Sides
+from models.iris.serving import Sides
 from service.pipeline.catalogue import Mask
 from service.pipeline.engine import HISTORIES, Engine
 from service.pipeline.rows import Array, Keys

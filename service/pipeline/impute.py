@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.frozen import unit
+from models.dgmrec.serving import Known
+from models.dgmrec.weights import unit
 from models.imputers import CLOSEST, EVIDENCE_NEIGHBOURS, GRAPH_IMPUTERS
-from models.online import Known
 from service.domain import Generated, State
 from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine

@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from models.lrmm import ITEM, USER
-from models.profiles import Array
-from models.rater import Rater, pair_name
+from models.lrmm.model import ITEM, USER
+from models.lrmm.profiles import Array
+from models.lrmm.serving import Rater, pair_name
 from service.domain import NotServedError, PredictedRating, State
 from service.pipeline.documents import Documents, Profile, contents, profiles
 from service.pipeline.engine import Engine

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.reranker import Reranker
+from models.iris.serving import Reranker
 from service.pipeline.catalogue import FINAL, TARGETS, Mask
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past

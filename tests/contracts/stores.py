@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from service.adapters.sql import SqlStore
-from service.adapters.tables import metadata
+from service.adapters.sql.store import SqlStore
+from service.adapters.sql.tables import metadata
 from service.domain import Event, Generated, Observed, StoredItem
 from service.ports import ItemWrite, Media
 

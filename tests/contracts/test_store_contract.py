@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from models.feedback import EVENT_TYPES, RATED, deciding_events, interest_of, shows_interest
-from service.adapters.cursors import encode_cursor
-from service.adapters.sql import SqlStore
+from service.adapters.sql.cursors import encode_cursor
+from service.adapters.sql.store import SqlStore
 from service.domain import ChangesLostError, Generated, InvalidInputError, Observed, StoreUnavailableError, User
 from service.ports import Answer, EventResult, GeneratedWrite, ItemWrite, Keep, Stored
 from tests.contracts.stores import NOON, content, create, emptied, event, item, picture, vector

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.model import DGMRec, Embeddings
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.modality import ModalBatch
 from tests.models.worlds import ITEMS, SMALL, USERS, World, generator, interactions, linear_batch, small, world

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.frozen import Array
+from models.dgmrec.weights import Array
 from models.graph import InteractionGraphs
 from models.imputers import (
     CLOSEST,
@@ -45,8 +45,8 @@ from models.imputers import (
     tuned,
     user_factors,
 )
+from models.linalg import PENALTIES
 from models.modality import ModalBatch
-from models.ridge import PENALTIES
 from tests.models.worlds import interactions, linear_batch
 
 DIMS = (6, 5, 4)

@@ -9,11 +9,12 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from models import reranker as serving
 from models.bundle import Bundle, BundleError
-from models.iris import IRIS, Histories, IRISConfig
+from models.iris import serving
+from models.iris.config import IRISConfig
+from models.iris.model import IRIS, Histories
+from models.iris.serving import Array, Flags, Reranker, Sides
 from models.modality import ModalitySpec
-from models.reranker import Array, Flags, Reranker, Sides
 from models.vocabulary import Vocabulary
 from tests.models.bundles import bundle_of
 

@@ -10,11 +10,12 @@ import torch
 
 from models.bundle import Bundle, BundleError, EncoderRef
 from models.losses import sparsity
-from models.lrmm import ITEM, LRMM, USER, LRMMConfig
-from models.profiles import Biases, Prior, Reviewed, Scale
-from models.rater import Intervals, Rater
-from models.reviews import Projection
-from models.tastes import Tastes
+from models.lrmm.config import LRMMConfig
+from models.lrmm.factors import Tastes
+from models.lrmm.model import ITEM, LRMM, USER
+from models.lrmm.profiles import Biases, Prior, Reviewed, Scale
+from models.lrmm.reviews import Projection
+from models.lrmm.serving import Intervals, Rater
 from models.vocabulary import Vocabulary
 from tests.models.bundles import bundle_of
 from tests.models.test_reviews import encoder

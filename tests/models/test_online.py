@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
+from models.dgmrec.serving import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
 from models.graph import nearest
 from models.imputers import GRAPH_IMPUTERS, IMPUTERS
-from models.online import FILE, FOLD_IN_PRIOR, Known, OnlineDGMRec
 from tests.models.worlds import ITEMS, RUNG_SETTINGS, SMALL, USERS, World, online_of, world
 
 Array = NDArray[np.float32]

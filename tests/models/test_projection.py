@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.dgmrec import DGMRec
+from models.dgmrec.model import DGMRec
 from models.modality import ModalBatch, ModalitySpec
 from models.projection import Projection
 from tests.models.worlds import ITEMS, generator, linear_batch, small

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.profiles import Prior, Reviewed, Scale, fit_biases, profiles, within
-from models.reviews import (
+from models.lrmm.profiles import Prior, Reviewed, Scale, fit_biases, profiles, within
+from models.lrmm.reviews import (
     Projection,
     ReviewEncoder,
     TextTower,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import ridge
+from models import linalg as ridge
 
 
 def normal_equations(inputs: Tensor, target: Tensor, penalty: float) -> Tensor:

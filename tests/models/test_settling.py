@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.dgmrec import Embeddings
-from models.settling import share_of_new
+from models.dgmrec.cold_start import share_of_new
+from models.dgmrec.model import Embeddings
 from tests.models.worlds import ITEMS, SMALL, World, generator, small, world
 
 D = SMALL.embedding_size

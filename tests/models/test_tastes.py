@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from models.profiles import BIAS, STARS, Prior, tastes
-from models.tastes import fit_tastes, fold_in
+from models.lrmm.factors import fit_tastes, fold_in
+from models.lrmm.profiles import BIAS, STARS, Prior, tastes
 from tests.models.test_reviews import reviewed
 
 USERS, ITEMS = 40, 30

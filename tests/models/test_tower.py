@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import ridge
+from models import linalg as ridge
+from models.dgmrec.generator import leaned_on
 from models.imputers import gather_evidence
+from models.linalg import PENALTIES
 from models.modality import ModalBatch
-from models.ridge import PENALTIES
-from models.tower import leaned_on
 from tests.models.worlds import ITEMS, SMALL, World, generator, linear_batch, small, world
 
 
@@ -118,7 +118,7 @@ def test_what_guesses_may_lean_on(monkeypatch: pytest.MonkeyPatch) -> None:
     own = functional.normalize(tower.projection.direction(w.evidence.own["m0"][rows]), dim=1)
     torch.testing.assert_close(tower.real[: len(own)], own)
     assert not tower.real[len(own) :].any()
-    monkeypatch.setattr("models.tower.REAL_ROWS", 4)  # a large catalogue gives a sample, always the same
+    monkeypatch.setattr("models.dgmrec.generator.REAL_ROWS", 4)  # a large catalogue gives a sample, always the same
     few, again = world(), world()
     real = few.model.tower("m0").real
     assert real.shape[0] == 4

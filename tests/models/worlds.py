@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, ItemSide
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.model import DGMRec, Embeddings, ItemSide
+from models.dgmrec.serving import OnlineDGMRec
 from models.graph import Graph, InteractionGraphs, mean_graph, nearest, with_self_loops
 from models.imputers import Evidence, collaborative_factors, gather_evidence, spread, user_factors
 from models.modality import ModalBatch
-from models.online import OnlineDGMRec
 from models.vocabulary import Vocabulary
 
 USERS, ITEMS = 12, 30

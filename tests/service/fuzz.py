@@ -32,7 +32,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.service.crash.long import database
 from tests.service.crash.shop import Act, Shop
 from tests.service.crash.stored import read_states

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from models.bundle import CATALOGUE_FEATURES, Bundle, BundleWriter
-from models.iris import IRIS, IRISConfig
+from models.iris.config import IRISConfig
+from models.iris.model import IRIS
+from models.iris.serving import NAME, Reranker
 from models.modality import ModalitySpec
-from models.reranker import NAME, Reranker
 
 CONFIG = IRISConfig(embedding_size=8, tower_hidden=16, tower_size=8, interest_size=6, rank=12)
 

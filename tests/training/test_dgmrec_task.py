@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
 from models.graph import Matrix
 from models.imputers import GRAPH_IMPUTERS, IMPUTERS, folded_means
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
-from training.dgmrec import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
+from training.dgmrec.task import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
 from training.trainer import train
 
 module = sys.modules["training.dgmrec"]

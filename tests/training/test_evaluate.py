@@ -20,16 +20,16 @@ import training.evaluate.protocols as module
 from models.imputers import IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, TRAINER, write_vectors
+from training.baselines.ranking import PEERS
 from training.datasets import READERS, Dataset, load_dataset
 from training.datasets.base import TEST, TRAIN, PublishedMask
 from training.datasets.tables import read_table
+from training.dgmrec.bundle import serving_model
+from training.dgmrec.recipe import DataOptions, prepare_features, split_parts, train_dgmrec, withheld_cells
 from training.evaluate import MODELS, EvaluationError, Plan, Protocol, evaluate, machine
-from training.export import serving_model
 from training.masking import levels
-from training.peers import PEERS
 from training.progress import Terminal
 from training.splits import hold_out_items
-from training.train import DataOptions, prepare_features, split_parts, train_dgmrec, withheld_cells
 
 DATA = Path(os.environ.get("LACUNA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CONFIGS = (CONFIG, TRAINER.model_copy(update={"epochs": 2}))

@@ -11,14 +11,14 @@ import torch
 from safetensors.numpy import load_file
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from models.dgmrec.serving import TABLES, OnlineDGMRec
 from models.imputers import GRAPH_IMPUTERS, chosen, spread
-from models.online import TABLES, OnlineDGMRec
 from tests.training.tiny import CONFIG, EACH, ITEMS, NEW, TRAINER, USERS, lines, write_vectors
 from training.datasets import Dataset
-from training.dgmrec import DGMRecTask, TopNData
-from training.export import export_bundle, serving_model, visible
+from training.dgmrec.bundle import export_bundle, serving_model, visible
+from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec
+from training.dgmrec.task import DGMRecTask, TopNData
 from training.progress import Terminal
-from training.train import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec
 
 
 class Exported:

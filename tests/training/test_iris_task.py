@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from models.bundle import Bundle
-from models.iris import IRISConfig
+from models.iris.config import IRISConfig
+from models.iris.serving import Reranker
 from models.modality import ModalBatch
-from models.reranker import Reranker
 from tests.training.tiny import CONFIG as DGMREC
 from tests.training.tiny import ITEMS, contents, vector_records
 from tests.training.tiny import TRAINER as DGMREC_TRAINER
 from training.datasets import Dataset, load_dataset, write_dataset
+from training.dgmrec.recipe import DataOptions, make_bundle
 from training.evaluate import LeaveOneOutPlan, evaluate_left_out
 from training.held_out import measured, random_held_out
-from training.iris import (
+from training.iris.recipe import add_iris, generated_by
+from training.iris.task import (
     TRAINER,
     IRISTraining,
     TopNSource,
@@ -30,8 +32,6 @@ from training.iris import (
     train_iris,
 )
 from training.progress import Terminal
-from training.similarity import add_iris, generated_by
-from training.train import DataOptions, make_bundle
 
 CONFIG = IRISConfig(embedding_size=8, tower_hidden=8, tower_size=4, interest_size=3, rank=4)
 TRAINING = IRISTraining(factor_epochs=10, als_epochs=4, factor_users=8, als_penalty=1.0)

@@ -11,20 +11,21 @@ import pytest
 import torch
 
 from models.bundle import Bundle, EncoderRef
-from models.lrmm import ITEM, USER, LRMMConfig
+from models.lrmm.config import LRMMConfig
+from models.lrmm.model import ITEM, USER
+from models.lrmm.profiles import Prior
+from models.lrmm.serving import Rater
 from models.modality import ModalBatch
-from models.profiles import Prior
-from models.rater import Rater
 from models.vocabulary import Vocabulary
 from tests.training.test_rating_peers import ITEMS, USERS, ratings
 from training.datasets import load_dataset, write_dataset
+from training.dgmrec.recipe import DataOptions
 from training.evaluate import RatingPlan, evaluate_rating
-from training.lrmm import TRAINER, Evidence, RatingSource, measured, train_lrmm
+from training.lrmm.ratings import RatingDataError, Ratings, random_parts
+from training.lrmm.recipe import add_lrmm
+from training.lrmm.reviews import fit_reviews
+from training.lrmm.task import TRAINER, Evidence, RatingSource, measured, train_lrmm
 from training.progress import Terminal
-from training.rate import add_lrmm
-from training.ratings import RatingDataError, Ratings, random_parts
-from training.review_texts import fit_reviews
-from training.train import DataOptions
 
 CONFIG = LRMMConfig(
     members=2,

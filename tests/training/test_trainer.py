@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from tests.training.tiny import CONFIG, TRAINER, checkerboard
 from training import checkpoint
-from training.dgmrec import DGMRecTask
+from training.dgmrec.task import DGMRecTask
 from training.trainer import (
     TrainerConfig,
     TrainingResult,

@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.iris import IRISConfig
+from models.iris.config import IRISConfig
+from models.iris.serving import Reranker
 from models.modality import ModalBatch
-from models.reranker import Reranker
+from training.baselines.ranking import PEERS, PeerData, tune
 from training.datasets.base import Dataset
+from training.dgmrec.recipe import DataOptions, prepare_features
 from training.evaluate.machine import machine
 from training.held_out import HeldOut, PairScores, Trials, measured, published_held_out, random_held_out
-from training.iris import IRISTraining, TopNSource, completed, member_settings, train_iris
+from training.iris.task import IRISTraining, TopNSource, completed, member_settings, train_iris
 from training.metrics import Rows, ScoreFunction, Scores
-from training.peers import PEERS, PeerData, tune
 from training.progress import Terminal
 from training.splits import Parts
-from training.train import DataOptions, prepare_features
 from training.trainer import TrainerConfig, peak_memory_mb
 
 IRIS = "iris"

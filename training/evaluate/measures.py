@@ -13,7 +13,7 @@ from torch import Tensor
 from models.graph import nearest
 from models.imputers import observed_means
 from models.modality import ModalBatch
-from training.dgmrec import calibration_error
+from training.dgmrec.task import calibration_error
 from training.metrics import Ranks, Rows, summarise
 
 RELEVANT = 5

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.rater import Rater
-from training.lrmm import Pairs
+from models.lrmm.serving import Rater
+from training.lrmm.ratings import Rows, Values
+from training.lrmm.task import Pairs
 from training.plane import plane
-from training.ratings import Rows, Values
 
 DRAWN = 100  # pairs, as in the paper's figure 5
 SIDES = ("user", "item")

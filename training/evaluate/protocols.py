@@ -12,20 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
 from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
 from models.modality import ModalBatch
+from training.baselines.ranking import PEERS, PeerData, tune
 from training.datasets.base import Dataset
-from training.dgmrec import DGMRecTask
+from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
+from training.dgmrec.task import DGMRecTask
 from training.evaluate.machine import machine
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.masking import levels
 from training.metrics import Rows, ScoreFunction, rank_all, summarise
-from training.peers import PEERS, PeerData, tune
 from training.progress import Terminal
 from training.splits import Parts, draw_new_items
-from training.train import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
 from training.trainer import TrainerConfig, TrainingResult, peak_memory_mb
 
 

@@ -10,26 +10,18 @@ from typing import Any
 import numpy as np
 
 from models.feedback import HIGHEST, LOWEST
-from models.lrmm import LRMMConfig
+from models.lrmm.config import LRMMConfig
+from training.baselines.rating import RATING_PEERS, PeerRatings, tune_rating_peer
 from training.datasets.base import Dataset
+from training.dgmrec.recipe import DataOptions
 from training.evaluate.machine import machine
 from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
-from training.lrmm import RatingSource, measured, predicted, train_lrmm
+from training.lrmm.ratings import RatingDataError, RatingParts, Ratings, Values, published_parts, random_parts, thinned
+from training.lrmm.recipe import encoded_ratings, review_sentences
+from training.lrmm.task import RatingSource, measured, predicted, train_lrmm
+from training.lrmm.transfer import Target, transferred
 from training.progress import Terminal
-from training.rate import encoded_ratings, review_sentences
-from training.rating_peers import RATING_PEERS, PeerRatings, tune_rating_peer
-from training.ratings import (
-    RatingDataError,
-    RatingParts,
-    Ratings,
-    Values,
-    published_parts,
-    random_parts,
-    thinned,
-)
-from training.train import DataOptions
 from training.trainer import TrainerConfig, peak_memory_mb
-from training.transfer import Target, transferred
 
 PUBLISHED = 0  # the seed under which the dataset's own split runs
 FIRST = 1  # of the random splits; its reconstructions are drawn

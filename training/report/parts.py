@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.bundle import Bundle
-from models.online import OnlineDGMRec
+from models.dgmrec.serving import OnlineDGMRec
 from training.plane import plane
 from training.report.plots import Cloud, Plot, scatter
 from training.report.sections import Block, Chapter, Section

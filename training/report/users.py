@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from models.iris.serving import Explained, Reranker
 from models.modality import ModalBatch
-from models.reranker import Explained, Reranker
+from training.iris.recipe import generated_by
 from training.report.page import ReportError
 from training.report.sections import Advice, Block, Chapter, Section, Shown
-from training.similarity import generated_by
 
 RECOMMENDED, REASONS = 3, 3
 

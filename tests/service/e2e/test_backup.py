@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from service import backup
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.service.crash.shop import Act, Shop, State
 from tests.service.crash.stored import read_states
 from tests.service.e2e.test_restart import answers, busy

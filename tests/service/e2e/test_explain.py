@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from models.bundle import Bundle, BundleError
-from models.reranker import Array, Reranker, Sides
+from models.iris.serving import Array, Reranker, Sides
 from service.bootstrap import load_reranker
 from service.pipeline import history, rank
 from tests.service.irises import with_iris
 from tests.service.running import Running, base64_of, fresh_id, settings_for
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 PRODUCT = demo_item(k=3)
 USER = "shopper-005"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.service.running import Running, base64_of, fresh_id, settings_for
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 PRODUCT = demo_item(k=3)
 

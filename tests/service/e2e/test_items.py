@@ -13,7 +13,7 @@ from service.domain import MAX_METADATA_BYTES
 from service.ports import ItemWrite
 from tests.service.conftest import AUDIO
 from tests.service.running import Running, base64_of, fresh_id, picture
-from training.demo import DemoProduct, demo_item
+from training.demo.catalogue import DemoProduct, demo_item
 
 PRODUCT = demo_item(k=3)
 LANGUAGE = "A cherry red canvas low-top sneaker with polka dots, made for long walks."

@@ -12,7 +12,7 @@ from PIL import Image
 
 from service.pipeline.rank import POOL
 from tests.service.running import Running, base64_of, fresh_id, picture
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 PRODUCT = demo_item(k=3)
 LANGUAGE = "A cherry red canvas low-top sneaker with polka dots, made for long walks."

@@ -18,9 +18,9 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from service.adapters import sql_engine
-from service.adapters.sql import SqlStore
-from service.adapters.tables import metadata
+from service.adapters.sql import database as sql_engine
+from service.adapters.sql.store import SqlStore
+from service.adapters.sql.tables import metadata
 from service.domain import StoreUnavailableError
 from service.ports import Answer, GeneratedWrite
 from tests.contracts.stores import NOON, create, emptied, event, item
@@ -120,7 +120,7 @@ def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 OPEN_AND_WRITE = """
 import asyncio, sys
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.contracts.stores import create, item
 
 async def main(url, name):
@@ -145,7 +145,7 @@ async def test_processes_may_open_a_new_database_at_once(url: str) -> None:
 
 WRITE_FOR_EVER = """
 import asyncio, sys
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.contracts.stores import create, item
 
 async def main(url):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.reranker import Sides
+from models.iris.serving import Sides
 from service.domain import State
 from service.pipeline import explain, history, rank
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.dgmrec.serving import Known
 from models.feedback import Interaction
 from models.imputers import spread
-from models.online import Known
 from service.domain import State
 from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape

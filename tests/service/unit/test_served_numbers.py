@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.bundle import CATALOGUE_FEATURES, Bundle
+from models.dgmrec.serving import Known, OnlineDGMRec
 from models.imputers import Evidence
-from models.online import Known, OnlineDGMRec
-from models.reranker import Reranker
+from models.iris.serving import Reranker
 
 Array = NDArray[np.float32]
 ROWS = 40
