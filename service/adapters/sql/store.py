@@ -39,7 +39,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Query = Callable[Concatenate[Connection, P], T]
 
-MIGRATIONS = Path(__file__).parent.parent / "migrations"
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
 TRIMMED = "changes trimmed"  # the setting that holds the highest position that was trimmed from the change log
 
 
