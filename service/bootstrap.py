@@ -15,7 +15,7 @@ from models.dgmrec.serving import OnlineDGMRec
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.iris.serving import Reranker
 from models.lrmm.serving import NAME as LRMM
-from models.lrmm.serving import Rater
+from models.lrmm.serving import LRMMServing
 from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
@@ -145,18 +145,18 @@ def load_documents(
     Raises:
         BundleError, EncoderUnavailableError: each with one sentence.
     """
-    rater = Rater.load(bundle)
-    if rater is None:
+    lrmm = LRMMServing.load(bundle)
+    if lrmm is None:
         return None
     identity = bundle.manifest.files[bundle.manifest.models[LRMM].file]
-    if rater.sentence is None:
-        return Documents(rater, None, identity)
-    wanted = (rater.sentence.id, rater.sentence.weights_sha256)
+    if lrmm.sentence is None:
+        return Documents(lrmm, None, identity)
+    wanted = (lrmm.sentence.id, lrmm.sentence.weights_sha256)
     shared = (one for one in encoders.values() if (one.id, one.weights_sha256) == wanted)
     sentence = next(shared, None) or load_encoder(
-        rater.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
+        lrmm.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
     )
-    return Documents(rater, cast(TextEncoder, sentence), identity)
+    return Documents(lrmm, cast(TextEncoder, sentence), identity)
 
 
 def limiter_of(settings: Settings) -> Limiter | None:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
+from models.arrays import Array
 from models.bundle import EncoderRef, Manifest
 from models.encoders import MINILM, TextEncoder, make_encoder
 from models.lrmm.config import LRMMConfig
-from models.lrmm.profiles import Array
 from models.lrmm.serving import NAME
 from models.modality import ModalBatch
 from training.bundles import data_entry, join, no_content, open_bundle
@@ -83,9 +83,9 @@ def add_lrmm(
         fingerprint=_fingerprint(dataset, config, trainer),
         checkpoint=checkpoint,
     )
-    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.rater, trained.test)}
+    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.serving, trained.test)}
     data = data_entry(dataset, opened.content, len(ratings))
-    manifest = join(out, opened, NAME, data, lambda writer: trained.rater.save(writer, metrics))
+    manifest = join(out, opened, NAME, data, lambda writer: trained.serving.save(writer, metrics))
     checkpoint.unlink(missing_ok=True)
     return manifest
 
