@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from models.bundle import Bundle, BundleError
 from models.dgmrec.serving import OnlineDGMRec
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
-from models.iris.serving import Reranker
+from models.iris.serving import IRISServing
 from models.lrmm.serving import NAME as LRMM
 from models.lrmm.serving import LRMMServing
 from service.adapters.faiss_index import FaissIndex, use_one_thread
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 LISTS_BYTES = 8 << 20  # of cached lists, without Redis
 
-Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder], Reranker | None]
+Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder], IRISServing | None]
 
 
 async def bootstrap(settings: Settings) -> Engine:
@@ -114,13 +114,13 @@ def load(settings: Settings) -> Loaded:
     return bundle, model, encoders, load_reranker(bundle)
 
 
-def load_reranker(bundle: Bundle) -> Reranker | None:
+def load_reranker(bundle: Bundle) -> IRISServing | None:
     """What re-ranks and explains, where the bundle holds it.
 
     Raises:
         BundleError: it cannot be read, or reads modalities that are not the bundle's.
     """
-    reranker = Reranker.load(bundle)
+    reranker = IRISServing.load(bundle)
     known = {(modality.name, modality.dim) for modality in bundle.manifest.modalities}
     for spec in () if reranker is None else reranker.model.specs:
         if (spec.name, spec.dim) not in known:
@@ -131,7 +131,7 @@ def load_reranker(bundle: Bundle) -> Reranker | None:
     return reranker
 
 
-def empty_catalogue(model: OnlineDGMRec, reranker: Reranker | None) -> Catalogue:
+def empty_catalogue(model: OnlineDGMRec, reranker: IRISServing | None) -> Catalogue:
     """A catalogue that holds what the models need of items."""
     shape = Shape(model.ranks, model.size, model.layers, {} if reranker is None else reranker.shapes)
     return Catalogue(shape, FaissIndex)

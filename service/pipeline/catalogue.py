@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.iris.serving import Sides
+from models.iris.serving import ItemSides
 from service.domain import State
 from service.pipeline.rows import Array, Keys, Rows
 from service.ports import VectorIndex
@@ -32,7 +32,7 @@ _PARTS = ("parts", "taste", "final", "message", "modal")
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of an item's model state: `ranks` r_m by modality, `size` d, `layers` L of the item graph, and, where the
-    bundle holds an IRIS, the shapes of what that needs of it (`Reranker.shapes`)."""
+    bundle holds an IRIS, the shapes of what that needs of it (`IRISServing.shapes`)."""
 
     ranks: Mapping[str, int]
     size: int
@@ -67,7 +67,7 @@ class Shape:
 class Derived:
     """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
     propagation, taste, the vector that it is ranked by, what it passes on to its users, the modal part, and its row of
-    each field of IRIS' `Sides`."""
+    each field of IRIS' `ItemSides`."""
 
     features: Mapping[str, Array]
     parts: Array
@@ -243,7 +243,7 @@ class Catalogue:
                 self.indexes[name].remove(keys[~there])
         self.indexes[FINAL].upsert(keys, np.stack([derived.final for _, derived in rows]))
         if TARGETS in self.indexes:
-            rows_of = [np.append(derived.sides["q"], derived.sides["lean"]) for _, derived in rows]
+            rows_of = [np.append(derived.sides["q"], derived.sides["item_bias"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
 
     def _forget_categories(self, key: int) -> None:
@@ -267,9 +267,9 @@ class Catalogue:
         found[there] = self.popularity[keys[there]]
         return found
 
-    def sides(self, keys: Keys) -> Sides:
+    def sides(self, keys: Keys) -> ItemSides:
         """What IRIS needs of items `[k]`."""
-        return Sides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
+        return ItemSides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
 
     def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
         """Which keys may be shown: available ones, of the category, without the excluded."""

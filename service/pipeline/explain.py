@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.iris.serving import Explained, Reranker
+from models.iris.serving import Explained, IRISServing
 from service.domain import Explanation, NotServedError, Reason, UserNotFoundError
 from service.pipeline import follow, history
 from service.pipeline.engine import Engine
@@ -14,10 +14,10 @@ from service.pipeline.ingest import not_found
 from service.pipeline.rows import Keys
 
 LISTED = 3  # reasons of an item in a list
-LEAN = "popular"  # what a score rests on where no history speaks
+POPULAR = "popular"  # the fallback where a score is the item bias alone
 
 
-def explainer(engine: Engine) -> Reranker:
+def explainer(engine: Engine) -> IRISServing:
     """The model that explains.
 
     Raises:
@@ -64,27 +64,27 @@ async def explain_pair(engine: Engine, user: str, item_id: str) -> Explanation:
         order = np.argsort(-found.relevance[0], kind="stable")
         order = order[~past.same(key)[0, order]]
         given = _reasons(engine, reranker, past, found, 0, order)
-        lean = float(engine.catalogue.sides(key).lean[0])
+        item_bias = float(engine.catalogue.sides(key).item_bias[0])
     return Explanation(
         user,
         entry.id,
         entry.title,
         float(found.score[0]),
-        lean,
+        item_bias,
         entry.states,
         given,
         engine.model_version,
-        None if given else LEAN,
+        None if given else POPULAR,
     )
 
 
-def _explained(engine: Engine, reranker: Reranker, past: Past, keys: Keys) -> Explained:
+def _explained(engine: Engine, reranker: IRISServing, past: Past, keys: Keys) -> Explained:
     targets = engine.catalogue.sides(keys)
     return reranker.explain(past.sides, targets, weights=past.weights, same=past.same(keys))
 
 
 def _reasons(
-    engine: Engine, reranker: Reranker, past: Past, found: Explained, row: int, places: NDArray[np.int64]
+    engine: Engine, reranker: IRISServing, past: Past, found: Explained, row: int, places: NDArray[np.int64]
 ) -> tuple[Reason, ...]:
     """What the history's items at these places say of one target; without items that vanished meanwhile."""
     entries = [engine.catalogue.entries.get(key) for key in past.keys[places].tolist()]

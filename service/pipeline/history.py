@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.feedback import Interaction
-from models.iris.serving import Sides
+from models.iris.serving import ItemSides
 from service.pipeline.catalogue import Mask
 from service.pipeline.engine import HISTORIES, Engine
 from service.pipeline.rows import Array, Keys
@@ -44,7 +44,7 @@ class Past:
     (None: all alike)."""
 
     keys: Keys
-    sides: Sides
+    sides: ItemSides
     weights: Array | None = None
 
     def same(self, targets: Keys) -> Mask:

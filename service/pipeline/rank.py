@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.iris.serving import Reranker
+from models.iris.serving import IRISServing
 from service.pipeline.catalogue import FINAL, TARGETS, Mask
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past
@@ -29,7 +29,7 @@ def best(engine: Engine, vector: Array, n: int, allowed: Mask, diversity: float 
 
 
 def reranked(
-    engine: Engine, reranker: Reranker, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
+    engine: Engine, reranker: IRISServing, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
 ) -> tuple[Keys, Array]:
     """The `n` best by IRIS for a history, of the best by DGMRec for the user vector `[d]` and of the best by IRIS' own
     item similarities, were every interest alike: keys and scores, best first."""

@@ -80,7 +80,7 @@ def add_iris(
         if source is not None:
             add_catalogue(writer, dataset, opened.content, source)
 
-    manifest = join(out, opened, NAME, data, lambda writer: trained.reranker.save(writer, metrics), catalogue=catalogue)
+    manifest = join(out, opened, NAME, data, lambda writer: trained.serving.save(writer, metrics), catalogue=catalogue)
     _remove(kept)
     return manifest
 
