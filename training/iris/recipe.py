@@ -13,7 +13,7 @@ from models.dgmrec.serving import OnlineDGMRec
 from models.iris.config import IRISConfig
 from models.iris.serving import NAME
 from models.modality import ModalBatch
-from training.bundles import data_entry, join, open_bundle
+from training.bundles import data_entry, join, open_bundle, run_fingerprint
 from training.datasets.base import Dataset
 from training.dgmrec.bundle import add_catalogue
 from training.dgmrec.recipe import DataOptions
@@ -66,9 +66,7 @@ def add_iris(
         training,
         trainer,
         terminal=terminal,
-        fingerprint=repr(
-            (dataset.fingerprint, dataset.min_rating, config, training, trainer, content.observed.sum(dim=0).tolist())
-        ),
+        fingerprint=_fingerprint(dataset, content, config, training, trainer),
         checkpoint=checkpoint,
         members_at=members_at,
     )
@@ -83,6 +81,19 @@ def add_iris(
     manifest = join(out, opened, NAME, data, lambda writer: trained.serving.save(writer, metrics), catalogue=catalogue)
     _remove(kept)
     return manifest
+
+
+def _fingerprint(
+    dataset: Dataset, content: ModalBatch, config: IRISConfig, training: IRISTraining, trainer: TrainerConfig
+) -> str:
+    settings = {
+        "data": dataset.fingerprint,
+        "min_rating": dataset.min_rating,
+        "config": config.model_dump(),
+        "training": training.model_dump(),
+        "trainer": trainer.model_dump(),
+    }
+    return run_fingerprint(content, settings)
 
 
 def generated_by(bundle: Bundle, content: ModalBatch, ids: Sequence[str]) -> ModalBatch:
