@@ -7,5 +7,6 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Double = NDArray[np.float64]
-Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Rows = NDArray[np.int64]  # places in other arrays
+Counts = NDArray[np.int64]

@@ -8,10 +8,9 @@ from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from models.arrays import Array
 
-Vector = NDArray[np.float32]
+Vector = Array
 T = TypeVar("T")
 
 

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.arrays import Array
+
 Content = TypeVar("Content")
 Content_contra = TypeVar("Content_contra", contravariant=True)
-Network = Callable[[NDArray[Any]], NDArray[np.float32]]
+Network = Callable[[NDArray[Any]], Array]
 
 
 class EncoderUnavailableError(RuntimeError):
@@ -38,7 +40,7 @@ class Encoder(Protocol[Content_contra]):
     def weights_sha256(self) -> str:
         """Hash of the weights, in hex: two encoders with the same id and hash give the same vectors."""
 
-    def encode(self, batch: Sequence[Content_contra]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[Content_contra]) -> Array:
         """Vectors `[n, dim]` of `n` items; `[0, dim]` for none."""
 
 
@@ -75,7 +77,7 @@ class NetworkEncoder(Generic[Content]):
         self._threads = threads
         self.dim = len(self._encode_one(blank))
 
-    def encode(self, batch: Sequence[Content]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[Content]) -> Array:
         """Vectors `[n, dim]`; see `Encoder`."""
         vectors = np.empty((len(batch), self.dim), np.float32)
         if self._threads == 1 or len(batch) < 2:
@@ -87,6 +89,6 @@ class NetworkEncoder(Generic[Content]):
                 vectors[row] = vector
         return vectors
 
-    def _encode_one(self, content: Content) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = self._network(self._prepare(content))[0]
+    def _encode_one(self, content: Content) -> Array:
+        vector: Array = self._network(self._prepare(content))[0]
         return vector

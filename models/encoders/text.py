@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.arrays import Rows
 from models.bundle import file_sha256
 from models.encoders.base import EncoderUnavailableError, NetworkEncoder
 from models.encoders.runtime import compile_network
@@ -125,7 +125,7 @@ def minilm_encoder(*, cache_dir: Path | None = None, threads: int = 1) -> Networ
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
 
-    def prepare(text: str) -> NDArray[np.int64]:
+    def prepare(text: str) -> Rows:
         valid = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is legal in JSON and in str
         return np.asarray([tokenizer.encode(valid).ids], np.int64)
 

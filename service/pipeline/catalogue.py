@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Array, Counts, Double, Mask
 from models.iris.serving import ItemSides
 from service.domain import State
-from service.pipeline.rows import Array, Keys, Rows
-from service.ports import VectorIndex
-
-Mask = NDArray[np.bool_]
+from service.pipeline.rows import Rows
+from service.ports import Keys, VectorIndex
 
 FINAL = "items"
 TARGETS = "iris:targets"  # as no modality can be named
@@ -143,8 +142,8 @@ class Catalogue:
         self.rows = Rows(shape.fields())
         self.available: Mask = np.zeros(0, dtype=np.bool_)
         self.observed: Mask = np.zeros((0, len(self.names)), dtype=np.bool_)
-        self.popularity: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.created: NDArray[np.float64] = np.zeros(0, dtype=np.float64)
+        self.popularity: Counts = np.zeros(0, dtype=np.int64)
+        self.created: Double = np.zeros(0, dtype=np.float64)
         self._categories: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
@@ -260,7 +259,7 @@ class Catalogue:
         """Final vectors `[k, d]`."""
         return self.rows.get("final", keys)
 
-    def degree(self, keys: Keys) -> NDArray[np.int64]:
+    def degree(self, keys: Keys) -> Counts:
         """Number of users of items `[...]`, 0 for negative keys."""
         found = np.zeros(keys.shape, dtype=np.int64)
         there = keys >= 0

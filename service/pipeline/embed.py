@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from models.arrays import Array
 from models.iris.serving import IRISServing
 from service.domain import State
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, depth, mean_of, neighbour_keys
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 
 def embed(

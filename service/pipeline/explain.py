@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Rows
 from models.iris.serving import Explained, IRISServing
 from service.domain import Explanation, NotServedError, Reason, UserNotFoundError
 from service.pipeline import follow, history
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past
 from service.pipeline.ingest import not_found
-from service.pipeline.rows import Keys
+from service.ports import Keys
 
 LISTED = 3  # reasons of an item in a list
 POPULAR = "popular"  # the fallback where a score is the item bias alone
@@ -84,7 +84,7 @@ def _explained(engine: Engine, reranker: IRISServing, past: Past, keys: Keys) ->
 
 
 def _reasons(
-    engine: Engine, reranker: IRISServing, past: Past, found: Explained, row: int, places: NDArray[np.int64]
+    engine: Engine, reranker: IRISServing, past: Past, found: Explained, row: int, places: Rows
 ) -> tuple[Reason, ...]:
     """What the history's items at these places say of one target; without items that vanished meanwhile."""
     entries = [engine.catalogue.entries.get(key) for key in past.keys[places].tolist()]

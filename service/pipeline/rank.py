@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Array, Double, Mask
 from models.iris.serving import IRISServing
-from service.pipeline.catalogue import FINAL, TARGETS, Mask
+from service.pipeline.catalogue import FINAL, TARGETS
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
-Numbers = NDArray[np.float64]
+Numbers = Double
 Scores = Array | Numbers
 
 POOL = 5  # candidates looked at for each item asked, when diversity re-orders them

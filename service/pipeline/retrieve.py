@@ -6,15 +6,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from models.arrays import Array, Mask
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import require_modality
-from service.pipeline.catalogue import FINAL, Mask
+from service.pipeline.catalogue import FINAL
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Subject, impute
 from service.pipeline.ingest import not_found
-from service.pipeline.rows import Array
 
 ANY = "any"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
+from models.arrays import Rows
 from models.iris.config import IRISConfig
 from models.iris.serving import IRISServing
 from models.modality import ModalBatch
@@ -22,7 +22,7 @@ from training.dgmrec.recipe import DataOptions, prepare_features
 from training.evaluate.machine import machine
 from training.held_out import HeldOut, PairScores, Trials, measured, published_held_out, random_held_out
 from training.iris.task import IRISTraining, TopNSource, completed, member_settings, train_iris
-from training.metrics import Rows, ScoreFunction, Scores
+from training.metrics import ScoreFunction, Scores
 from training.progress import Terminal
 from training.splits import Parts
 from training.trainer import TrainerConfig, peak_memory_mb
@@ -146,7 +146,7 @@ def _peer(
 
 
 def _of_pairs(scores: ScoreFunction) -> PairScores:
-    def chosen(users: Rows, items: NDArray[np.int64]) -> Scores:
+    def chosen(users: Rows, items: Rows) -> Scores:
         table: Scores = np.take_along_axis(scores(users), items, axis=1)
         return table
 

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Mask, Rows
 from models.graph import nearest
 from models.imputers import observed_means
 from models.modality import ModalBatch
 from training.dgmrec.task import calibration_error
-from training.metrics import Ranks, Rows, summarise
+from training.metrics import Ranks, summarise
 
 RELEVANT = 5
 NEIGHBOURHOOD_HITS = (5, 10, 20)
@@ -37,7 +37,7 @@ def ranking_of_new(ranks: Ranks, new_items: Rows) -> dict[str, float]:
     return summarise(ranks) | _of(ranks, np.isin(ranks.items, new_items), "new")
 
 
-def _of(ranks: Ranks, chosen: NDArray[np.bool_], label: str) -> dict[str, float]:
+def _of(ranks: Ranks, chosen: Mask, label: str) -> dict[str, float]:
     if not chosen.any():
         return {}
     return {f"{name}[{label}]": value for name, value in summarise(ranks.select(chosen)).items()}

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.arrays import Array, Double, Rows
 from models.encoders import TextEncoder
+from models.files import replacing
 from models.lrmm.config import LRMMConfig
 from models.lrmm.reviews import (
     STATE_SCALE,
@@ -66,8 +67,8 @@ def sentence_vectors(
         vectors[rows] = encoder.encode([excerpts[row] for row in rows])
         terminal.stage("reviews, sentences", start + len(rows), len(with_text))
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"vectors": vectors}, file)
+        with replacing(file) as temporary:
+            save_file({"vectors": vectors}, temporary)
     return vectors
 
 

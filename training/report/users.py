@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
-from numpy.typing import NDArray
 
+from models.arrays import Mask, Rows
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
 from models.iris.serving import Explained, IRISServing
 from models.modality import ModalBatch
@@ -29,7 +29,7 @@ class Catalogue:
 
     bodies: Sequence[Mapping[str, Any]]
     content: ModalBatch  # generated cells count as present
-    observed: NDArray[np.bool_]
+    observed: Mask
     histories: Mapping[str, list[int]]
 
 
@@ -105,9 +105,7 @@ def _advised(iris: IRISServing, catalogue: Catalogue, user: str) -> Iterator[Adv
         )
 
 
-def _why(
-    iris: IRISServing, catalogue: Catalogue, found: Explained, place: int, one: int, history: NDArray[np.int64]
-) -> str:
+def _why(iris: IRISServing, catalogue: Catalogue, found: Explained, place: int, one: int, history: Rows) -> str:
     """The relevance, and the modality that most of it falls to."""
     relevance, shares = f"{found.relevance[place, one]:.3f}", found.shares[place, one]
     if not shares.any():
