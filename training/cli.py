@@ -60,7 +60,8 @@ from training.lrmm.ratings import RatingDataError
 from training.lrmm.recipe import add_lrmm
 from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.progress import Terminal
-from training.report.page import ReportError, make_report
+from training.report.page import make_report
+from training.report.results import ReportError
 from training.trainer import TrainerConfig, UnknownMetricError
 
 C = TypeVar("C", bound=BaseModel)

@@ -17,7 +17,7 @@ from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEM
 from models.iris.serving import Explained, IRISServing
 from models.modality import ModalBatch
 from training.iris.recipe import generated_by
-from training.report.page import ReportError
+from training.report.results import ReportError
 from training.report.sections import Advice, Block, Chapter, Section, Shown
 
 RECOMMENDED, REASONS = 3, 3
