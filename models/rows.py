@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -37,6 +36,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models import patterns
+from models.arrays import Array
 from models.feedback import HIGHEST, LOWEST, RATED
 
 MAX_TEXT_CHARS = 20_000  # unless the context of the validation says `text_chars`
@@ -219,7 +219,7 @@ class ContentObject(Strict):
         return None if self.base64 is None else decode_base64(self.base64)
 
     @property
-    def array(self) -> NDArray[np.float32] | None:
+    def array(self) -> Array | None:
         """The ready feature `[dim]`, where there is one."""
         return None if self.vector is None else np.asarray(self.vector, dtype=np.float32)
 

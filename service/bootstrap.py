@@ -13,9 +13,9 @@ from threadpoolctl import threadpool_limits
 from models.bundle import Bundle, BundleError
 from models.dgmrec.serving import OnlineDGMRec
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
-from models.iris.serving import Reranker
+from models.iris.serving import IRISServing
 from models.lrmm.serving import NAME as LRMM
-from models.lrmm.serving import Rater
+from models.lrmm.serving import LRMMServing
 from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 LISTS_BYTES = 8 << 20  # of cached lists, without Redis
 
-Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder], Reranker | None]
+Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder], IRISServing | None]
 
 
 async def bootstrap(settings: Settings) -> Engine:
@@ -114,13 +114,13 @@ def load(settings: Settings) -> Loaded:
     return bundle, model, encoders, load_reranker(bundle)
 
 
-def load_reranker(bundle: Bundle) -> Reranker | None:
+def load_reranker(bundle: Bundle) -> IRISServing | None:
     """What re-ranks and explains, where the bundle holds it.
 
     Raises:
         BundleError: it cannot be read, or reads modalities that are not the bundle's.
     """
-    reranker = Reranker.load(bundle)
+    reranker = IRISServing.load(bundle)
     known = {(modality.name, modality.dim) for modality in bundle.manifest.modalities}
     for spec in () if reranker is None else reranker.model.specs:
         if (spec.name, spec.dim) not in known:
@@ -131,7 +131,7 @@ def load_reranker(bundle: Bundle) -> Reranker | None:
     return reranker
 
 
-def empty_catalogue(model: OnlineDGMRec, reranker: Reranker | None) -> Catalogue:
+def empty_catalogue(model: OnlineDGMRec, reranker: IRISServing | None) -> Catalogue:
     """A catalogue that holds what the models need of items."""
     shape = Shape(model.ranks, model.size, model.layers, {} if reranker is None else reranker.shapes)
     return Catalogue(shape, FaissIndex)
@@ -145,18 +145,18 @@ def load_documents(
     Raises:
         BundleError, EncoderUnavailableError: each with one sentence.
     """
-    rater = Rater.load(bundle)
-    if rater is None:
+    lrmm = LRMMServing.load(bundle)
+    if lrmm is None:
         return None
     identity = bundle.manifest.files[bundle.manifest.models[LRMM].file]
-    if rater.sentence is None:
-        return Documents(rater, None, identity)
-    wanted = (rater.sentence.id, rater.sentence.weights_sha256)
+    if lrmm.sentence is None:
+        return Documents(lrmm, None, identity)
+    wanted = (lrmm.sentence.id, lrmm.sentence.weights_sha256)
     shared = (one for one in encoders.values() if (one.id, one.weights_sha256) == wanted)
     sentence = next(shared, None) or load_encoder(
-        rater.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
+        lrmm.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
     )
-    return Documents(rater, cast(TextEncoder, sentence), identity)
+    return Documents(lrmm, cast(TextEncoder, sentence), identity)
 
 
 def limiter_of(settings: Settings) -> Limiter | None:

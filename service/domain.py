@@ -8,10 +8,9 @@ from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from models.arrays import Array
 
-Vector = NDArray[np.float32]
+Vector = Array
 T = TypeVar("T")
 
 
@@ -299,7 +298,7 @@ class Recommendations:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a user's history says of an item: `score` is `lean`, which the item has for everybody, and all relevances.
+    """What a user's history says of an item: `score` is `item_bias`, the same for everybody, and all relevances.
 
     `fallback` names what the score rests on where no history speaks, or is None.
     """
@@ -308,7 +307,7 @@ class Explanation:
     item: str
     title: str | None
     score: float
-    lean: float
+    item_bias: float
     modalities: Mapping[str, State]
     reasons: tuple[Reason, ...]
     model_version: str

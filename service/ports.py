@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Literal, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from models.arrays import Array, Mask, Rows
 from models.feedback import Interaction
 from service.domain import Event, Generated, Page, Review, StoredItem, User, Vector
 
@@ -19,6 +17,7 @@ WriteResult = Literal["created", "replaced", "exists", "conflict"]
 # known: the same event is stored already; replaced: it was, with another value or text; orphan: there is no such item
 EventResult = Literal["new", "known", "replaced", "orphan"]
 Side = Literal["user", "item"]
+Keys = Rows  # of items, in the catalogue and in its indexes
 T = TypeVar("T")
 
 SERVED = "bundle"  # the setting of the store that tells which bundle it is served with
@@ -287,15 +286,13 @@ class VectorIndex(Protocol):
 
     dim: int
 
-    def upsert(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+    def upsert(self, keys: Keys, vectors: Array) -> None:
         """Insert or replace vectors `[n, dim]` under keys `[n]` (non-negative)."""
 
-    def remove(self, keys: NDArray[np.int64]) -> None:
+    def remove(self, keys: Keys) -> None:
         """Forget keys; unknown ones are ignored."""
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: Array, k: int, allowed: Mask | None = None) -> tuple[Keys, Array]:
         """Keys `[q, k]` and inner products `[q, k]`, best first, ties by smaller key; short rows padded with -1 and
         -inf. `allowed[key]` False (or beyond the array's end) keeps a key out."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from models.bundle import (
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.modality import ModalBatch
 from training.datasets.base import Dataset
-from training.dgmrec.recipe import DataOptions, prepare_features
+from training.dgmrec.recipe import DataOptions, prepare_features, withheld_cells
 from training.features import encode_dataset
 from training.progress import Terminal
 
@@ -101,7 +102,10 @@ def join(
 
 
 def content_under(bundle: Bundle, dataset: Dataset, options: DataOptions, terminal: Terminal) -> ModalBatch:
-    """The items' features by the encoders of a bundle, for those of its modalities that the dataset has."""
+    """The items' features by the encoders of a bundle, for those of its modalities that the dataset has.
+
+    Cells that the options withhold are not among them, as in the training of the bundle's other models.
+    """
     if not dataset.modalities:
         return no_content(dataset)
     encoders: dict[str, Any] = {
@@ -113,7 +117,7 @@ def content_under(bundle: Bundle, dataset: Dataset, options: DataOptions, termin
     }
     batch, _ = encode_dataset(
         dataset,
-        dataset.observed(),
+        dataset.observed() & ~withheld_cells(dataset, options),
         text_encoder=cast(TextEncoder | None, encoders.get("text")),
         image_encoder=cast(ImageEncoder | None, encoders.get("image")),
         progress=terminal.stage,
@@ -142,6 +146,21 @@ def data_entry(dataset: Dataset, content: ModalBatch, interactions: int) -> Data
         fingerprint=dataset.fingerprint,
         min_rating=dataset.min_rating,
     )
+
+
+def run_fingerprint(content: ModalBatch, settings: Mapping[str, Any]) -> str:
+    """Names everything a run's result depends on, so that a checkpoint of another run is not continued.
+
+    Args:
+        content: what the model sees, byte by byte: its cells, and which encoder or generator made them.
+        settings: all else, of which `str` tells one value from another: data, config, trainer.
+    """
+    digest = hashlib.sha256(repr(sorted(settings.items())).encode())
+    digest.update(repr(content.specs).encode())
+    digest.update(content.observed.numpy().tobytes())
+    for feature in content.features.values():
+        digest.update(feature.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _copy(writer: BundleWriter, folder: Path, name: str) -> None:

@@ -26,7 +26,9 @@ from models.errors import sentence_of
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 from models.files import replacing
 from models.iris.config import IRISConfig
+from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
 from models.lrmm.config import LRMMConfig
+from models.renamed import OldNames, refuse_old_names
 from training.datasets import READERS, load_dataset
 from training.datasets.native import prepare_files
 from training.datasets.prepared import FEEDBACK, ITEMS, set_min_rating
@@ -61,6 +63,7 @@ C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
+OLD_NAMES: dict[type[BaseModel], OldNames] = {LRMMConfig: LRMM_OLD_NAMES}
 
 app = typer.Typer(
     name="lacuna",
@@ -606,6 +609,11 @@ def _divided(settings: dict[str, Any], *kinds: type[BaseModel]) -> list[dict[str
     """The settings of each kind; a name that several have (seed) goes to all of them."""
     divided = [{name: value for name, value in settings.items() if name in kind.model_fields} for kind in kinds]
     unknown = settings.keys() - {name for some in divided for name in some}
+    for kind in kinds:
+        try:
+            refuse_old_names(unknown, OLD_NAMES.get(kind, {}))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
     if unknown:
         known = ", ".join(sorted({name for kind in kinds for name in kind.model_fields}))
         raise CommandError(f"there is no setting {min(unknown)!r}; there are {known}")

@@ -7,9 +7,7 @@ encoders made is kept on disk, for all cells; a mask only chooses among them aft
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -18,13 +16,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from models.arrays import Array, Mask
 from models.bundle import EncoderRef
 from models.encoders import CATALOGUE, Encoder, ImageEncoder, ImageError, TextEncoder, decode_image
+from models.files import replacing
 from models.modality import ModalBatch
 from training.catalogue_encoder import Picture
 from training.datasets.base import Content, Dataset
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 
 MAX_PIXELS = 20_000_000
 Progress = Callable[[str, int, int], None]
-Mask = NDArray[np.bool_]
 Kind = Literal["text", "image"]
 
 _CHUNK = 64
@@ -54,7 +52,7 @@ class FeatureError(ValueError):
 class _Cells:
     """One modality: vectors `[n, dim]` and which rows are real `[n]`; the others are zeros."""
 
-    vectors: NDArray[np.float32]
+    vectors: Array
     valid: Mask
 
 
@@ -109,7 +107,7 @@ def catalogue_pictures(
 
     Args: as for `encode_dataset`. Broken pictures are left out.
     """
-    texts: list[NDArray[np.float32] | None] = [None] * len(dataset.items)
+    texts: list[Array | None] = [None] * len(dataset.items)
     pictures: list[tuple[int, bytes]] = []
     for column, name in enumerate(dataset.modalities):
         contents = dataset.content(name)
@@ -264,8 +262,5 @@ def _cached(file: Path, shape: tuple[int, int]) -> _Cells | None:
 
 
 def _store(file: Path, cells: _Cells) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".features-", delete=False) as temporary:
-        pass
-    save_file({"vectors": cells.vectors, "valid": cells.valid}, temporary.name)
-    os.replace(temporary.name, file)
+    with replacing(file) as temporary:
+        save_file({"vectors": cells.vectors, "valid": cells.valid}, temporary)

@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.arrays import Array
+
 Content = TypeVar("Content")
 Content_contra = TypeVar("Content_contra", contravariant=True)
-Network = Callable[[NDArray[Any]], NDArray[np.float32]]
+Network = Callable[[NDArray[Any]], Array]
 
 
 class EncoderUnavailableError(RuntimeError):
@@ -47,7 +49,7 @@ class Encoder(Protocol[Content_contra]):
     def weights_sha256(self) -> str:
         """Hash of the weights, in hex: two encoders with the same id and hash give the same vectors."""
 
-    def encode(self, batch: Sequence[Content_contra]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[Content_contra]) -> Array:
         """Vectors `[n, dim]` of `n` items; `[0, dim]` for none."""
 
     def reads(self, content: Content_contra) -> Reading:
@@ -90,7 +92,7 @@ class NetworkEncoder(Generic[Content]):
         self._reads = reads
         self.dim = len(self._encode_one(blank))
 
-    def encode(self, batch: Sequence[Content]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[Content]) -> Array:
         """Vectors `[n, dim]`; see `Encoder`."""
         vectors = np.empty((len(batch), self.dim), np.float32)
         if self._threads == 1 or len(batch) < 2:
@@ -106,6 +108,6 @@ class NetworkEncoder(Generic[Content]):
         """What is read of a content; see `Encoder`."""
         return Reading() if self._reads is None else self._reads(content)
 
-    def _encode_one(self, content: Content) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = self._network(self._prepare(content))[0]
+    def _encode_one(self, content: Content) -> Array:
+        vector: Array = self._network(self._prepare(content))[0]
         return vector

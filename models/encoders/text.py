@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.arrays import Mask, Rows
 from models.bundle import file_sha256
 from models.encoders.base import EncoderUnavailableError, NetworkEncoder, Reading
 from models.encoders.markup import plain_text
@@ -141,7 +141,7 @@ def minilm_encoder(*, cache_dir: Path | None = None, threads: int = 1) -> Networ
         ids = np.asarray([encoding.ids], np.int64)
         return _Tokens(ids, Reading(bool(known[ids].any()), bool(encoding.overflowing)))
 
-    def prepare(text: str) -> NDArray[np.int64]:
+    def prepare(text: str) -> Rows:
         return read(text).ids
 
     network = compile_network(
@@ -166,11 +166,11 @@ def minilm_encoder(*, cache_dir: Path | None = None, threads: int = 1) -> Networ
 class _Tokens:
     """A text's tokens `[1, length]`, and how much of the text they are."""
 
-    ids: NDArray[np.int64]
+    ids: Rows
     reading: Reading
 
 
-def _telling(tokenizer: Tokenizer) -> NDArray[np.bool_]:
+def _telling(tokenizer: Tokenizer) -> Mask:
     """Which tokens `[vocabulary]` say anything: all but the tokenizer's own and punctuation."""
     telling = np.zeros(tokenizer.get_vocab_size(), np.bool_)
     own = {token.content for token in tokenizer.get_added_tokens_decoder().values()}

@@ -1,17 +1,18 @@
-"""Multimodal IRIS: item similarity that says which items of a history speak for a target, and how strongly.
+"""Multimodal IRIS: item similarity with a relevance for every item of a history.
 
 After "Multimodal Interest-Related Item Similarity model"; equation numbers are the paper's. History items i, targets j;
-p_i, q_j latent factors; z_i^m what the tower of modality m makes of an item; a_ij the interest of i for j. Where the
-paper leaves a gap, or measuring spoke for another choice:
+p_i, q_j latent factors; z_i^m the output of modality m's tower; a_ij the interest of i for j. Where the
+paper leaves a gap, or another choice measured better:
 
 * Any number of modalities: what the others share with one is the mean over them, which for two is eq. 7-8.
 * The target is never part of its own history, in training and in testing.
-* Beside the similarities stands a target's lean b_j, its popularity, as in NAIS and FISM (eq. 1).
+* A target's item bias b_j, its popularity, is added to the similarities, as in NAIS and FISM (eq. 1).
 * The interest of i for j depends on no user. So all users share one matrix of interests, and the sums over their
   histories are a product with it: no pair is computed twice (`Similarities`).
-* p and q are those of several `members` side by side, which were trained apart from different starts.
+* p and q are those of several `members` side by side, which were trained apart from different initialisations.
 * A missing modality enters as the feature that a generator made; as zero, its mean, in the ablation.
-* An item that training never met has p, q and b as its content lets expect them, by a closed form over the others.
+* An item without interactions in training has p, q and b predicted from its content, by ridge regression over the
+  others.
 """
 
 from __future__ import annotations
@@ -28,31 +29,10 @@ from torch import Tensor, nn
 from models import linalg as ridge
 from models import vectors
 from models.graph import Graph, Matrix
+from models.iris import inference
 from models.iris.config import IRISConfig
 from models.modality import ModalitySpec
 from models.projection import Projection
-
-LARGEST = 20.0  # of f_ij: its exponential stays far from overflow
-NOTHING = 1e-12
-
-
-@dataclass(frozen=True)
-class ItemSides:
-    """All that scoring needs of `n` items, computed once (see `models.iris.serving`).
-
-    Attributes:
-        p, q: `[n, d]`, latent factors as a history item and as a target.
-        lean: `[n]`, b_j.
-        history, target: `[n, k]`, what the item brings into the interest-related network in either role.
-        without: `[n, M, k]`, `history` had the item not the modality.
-    """
-
-    p: Tensor
-    q: Tensor
-    lean: Tensor
-    history: Tensor
-    target: Tensor
-    without: Tensor
 
 
 class Towers(nn.Module):
@@ -71,18 +51,19 @@ class Towers(nn.Module):
         self.share = nn.Linear(hidden, size, bias=False) if config.sharing and len(ranks) > 1 else None  # W_share
 
     def forward(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """Signals `[n, r_m]` and which of them are there, bool `[n, M]` -> hidden units `[M, n, h]`."""
+        """Signals `[n, r_m]` and which of them are present, bool `[n, M]` -> hidden units `[M, n, h]`."""
         hidden = torch.stack([F.relu(self.first[name](signals[name])) for name in self.names])
         return torch.where(present.T[..., None], hidden, 0.0)
 
     def read(self, by: Sequence[Tensor]) -> Tensor:
-        """How much of each modality's hidden units is read in all, `[M, h, k]`, where each modality's output is read by
-        a matrix `[k, s]`."""
-        own = [matrix @ _matrix(self.own, name) for name, matrix in zip(self.names, by, strict=True)]
+        """The matrices `[M, h, k]` that take each modality's hidden units to what is read, where each modality's output
+        is read by a matrix `[k, s]`."""
+        matrices = [matrix @ _matrix(self.own, name) for name, matrix in zip(self.names, by, strict=True)]
         if self.share is not None:
             others = (torch.stack(list(by)).sum(dim=0) - matrix for matrix in by)
-            own = [one + other @ self.share.weight / (len(by) - 1) for one, other in zip(own, others, strict=True)]
-        return torch.stack(own).transpose(1, 2)
+            shared = (other @ self.share.weight / (len(by) - 1) for other in others)
+            matrices = [matrix + from_others for matrix, from_others in zip(matrices, shared, strict=True)]
+        return torch.stack(matrices).transpose(1, 2)
 
 
 def _matrix(layers: nn.ModuleDict, name: str) -> Tensor:
@@ -99,9 +80,9 @@ class IRIS(nn.Module):
         n_items: number of items with latent factors of their own.
     """
 
-    typical: Tensor
+    mean_factors: Tensor
     from_content: Tensor
-    met: Tensor
+    warm: Tensor
 
     def __init__(self, config: IRISConfig, specs: Sequence[ModalitySpec], n_items: int) -> None:
         super().__init__()
@@ -111,7 +92,7 @@ class IRIS(nn.Module):
         self.config, self.names, self.specs = config, tuple(read), tuple(read.values())
         self.p = nn.Parameter(torch.randn(n_items, d) * 0.03)
         self.q = nn.Parameter(torch.randn(n_items, d) * 0.03)
-        self.lean = nn.Parameter(torch.zeros(n_items))
+        self.item_bias = nn.Parameter(torch.zeros(n_items))
         self.projections = nn.ModuleDict(
             {name: Projection(spec.dim, ranks[name], config.whitening) for name, spec in read.items()}
         )
@@ -119,11 +100,11 @@ class IRIS(nn.Module):
         self.as_history = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_1, W_3
         self.as_target = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_2, W_4
         self.bias = nn.Parameter(torch.zeros(k))
-        self.h = nn.Parameter(torch.zeros(k))  # at first every item of a history is of the same interest
-        # What content lets expect of the factors of an item that nobody has met: [p; q; b] = typical + content @ W.
-        self.register_buffer("typical", torch.zeros(2 * d + 1))
+        self.h = nn.Parameter(torch.zeros(k))  # all interests are equal at first
+        # The factors of a cold item: [p; q; b] = mean_factors + content @ W.
+        self.register_buffer("mean_factors", torch.zeros(2 * d + 1))
         self.register_buffer("from_content", torch.zeros(sum(ranks.values()) + len(ranks), 2 * d + 1))
-        self.register_buffer("met", torch.zeros(n_items, dtype=torch.bool))
+        self.register_buffer("warm", torch.zeros(n_items, dtype=torch.bool))
 
     # --- content -----------------------------------------------------------------------------------------------------
 
@@ -161,54 +142,44 @@ class IRIS(nn.Module):
 
     # --- scores ------------------------------------------------------------------------------------------------------
 
-    def interest(self, history: Tensor, target: Tensor) -> Tensor:
-        """exp(f_ij) `[n, b]`, the interests before they are weighed against the rest of a history. (eq. 4, 6)
-
-        Args:
-            history, target: the roles of the history items `[n, k]` and of the targets `[b, k]`.
-        """
-        f = history.new_zeros(len(history), len(target))  # [n, b]
-        for unit, weight in enumerate(self.h):  # one `[n, b, k]` would not fit a processor's cache
-            f = f + F.relu(history[:, unit, None] + target[:, unit]) * weight
-        return f.clamp(-LARGEST, LARGEST).exp()
-
     def similarities(self, history: Tensor, target: Tensor, columns: Tensor) -> Similarities:
         """Interests and similarities of all items for the targets in `columns` `[b]`, from the roles `[n, k]`."""
-        return Similarities(self.interest(history, target[columns]), self.p @ self.q[columns].T, columns)
+        interest = inference.interest(history, target[columns], self.h)
+        return Similarities(interest, self.p @ self.q[columns].T, columns)
 
-    def score(self, histories: Histories, found: Similarities) -> Tensor:
+    def score(self, histories: Histories, similarities: Similarities) -> Tensor:
         """r_uj + b_j `[u, b]` of some targets, which are left out of the histories. (eq. 5)"""
-        own = histories.own(found.columns)  # [u, b]
-        total, weighed = found.over(histories, own)
-        return self._smoothed(weighed, total, histories.length - own) + self.lean[found.columns]
+        own = histories.own(similarities.columns)  # [u, b]
+        total, weighted = similarities.over(histories, own)
+        return self._normalised(weighted, total, histories.length - own) + self.item_bias[similarities.columns]
 
     def equal_score(self, histories: Histories, columns: Tensor) -> Tensor:
         """The same for equal interests: FISM. The factors are multiplied one after the other."""
         own, q = histories.own(columns), self.q[columns]
-        weighed = (histories.rows @ self.p) @ q.T - own * (self.p[columns] * q).sum(dim=1)  # [u, b]
-        return self._smoothed(weighed, histories.length - own, histories.length - own) + self.lean[columns]
+        weighted = (histories.rows @ self.p) @ q.T - own * (self.p[columns] * q).sum(dim=1)  # [u, b]
+        length = histories.length - own
+        return self._normalised(weighted, length, length) + self.item_bias[columns]
 
-    def _smoothed(self, weighed: Tensor, total: Tensor, length: Tensor) -> Tensor:
-        scale = total.clamp_min(NOTHING) ** self.config.beta
-        return weighed / (scale * length.clamp_min(1) ** self.config.alpha if self.config.alpha else scale)
+    def _normalised(self, weighted: Tensor, total: Tensor, length: Tensor) -> Tensor:
+        return weighted / inference.normaliser(total, length, alpha=self.config.alpha, beta=self.config.beta)
 
-    # --- items, old and new ------------------------------------------------------------------------------------------
+    # --- cold items --------------------------------------------------------------------------------------------------
 
-    def fit_prediction(self, signals: Mapping[str, Tensor], present: Tensor, met: Tensor) -> None:
-        """Learn what content tells of the factors, from the items that training `met` (bool `[n]`)."""
-        self.met.copy_(met)
-        factors = torch.cat([self.p, self.q, self.lean[:, None]], dim=1).detach()
-        if met.any():
-            self.typical.copy_(factors[met].mean(dim=0))
+    def fit_prediction(self, signals: Mapping[str, Tensor], present: Tensor, warm: Tensor) -> None:
+        """Fit the prediction of factors from content on the items with interactions, `warm` (bool `[n]`)."""
+        self.warm.copy_(warm)
+        factors = torch.cat([self.p, self.q, self.item_bias[:, None]], dim=1).detach()
+        if warm.any():
+            self.mean_factors.copy_(factors[warm].mean(dim=0))
         inputs = self._content(signals, present)
-        found = ridge.fit(inputs, factors, met, base=self.typical.expand_as(factors))
-        self.from_content.copy_(found.weights)
+        fitted = ridge.fit(inputs, factors, warm, base=self.mean_factors.expand_as(factors))
+        self.from_content.copy_(fitted.weights)
 
     def _content(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
-        """Signals of unit length where they are there, and flags: `[n, sum r_m + M]`."""
-        there = present.to(self.p.dtype)
-        told = [vectors.unit(signals[name]) * there[:, [column]] for column, name in enumerate(self.names)]
-        return torch.cat([*told, there], dim=1)
+        """Signals of unit length where they are present, and flags: `[n, sum r_m + M]`."""
+        flags = present.to(self.p.dtype)
+        units = [vectors.unit(signals[name]) * flags[:, [column]] for column, name in enumerate(self.names)]
+        return torch.cat([*units, flags], dim=1)
 
     def projection(self, name: str) -> Projection:
         """The projection of one modality."""
@@ -218,7 +189,7 @@ class IRIS(nn.Module):
 
 
 class Histories:
-    """Which items `u` users have met: a sparse matrix `[u, n]` of ones, or of what each counts."""
+    """The items of `u` users' histories: a sparse matrix `[u, n]` of ones, or of weights."""
 
     def __init__(self, matrix: Matrix) -> None:
         self.rows = Graph(matrix)
@@ -234,7 +205,7 @@ class Histories:
         return Histories(sp.csr_array(self.rows.matrix[users.numpy()]))
 
     def dropped(self, rate: float, rng: np.random.Generator) -> Histories:
-        """The histories without a random share of their entries; the others count so much more."""
+        """Dropout of a random share of the entries; the others are scaled up."""
         if not rate:
             return self
         matrix = self.rows.matrix.copy()
@@ -245,7 +216,7 @@ class Histories:
 
 @dataclass(frozen=True)
 class Similarities:
-    """How all items speak for some targets, whoever's history they stand in.
+    """Interests and similarities of all items for some targets; they depend on no user.
 
     Attributes:
         interest: `[n, b]`, exp(f_ij).
@@ -261,7 +232,7 @@ class Similarities:
         """Sums over the histories, without the targets' own entries `[u, b]`, of the interests and of the interests
         times similarities, `[u, b]` each."""
         place = torch.arange(len(self.columns))
-        weighed = self.interest * self.similarity
-        both = histories.rows @ torch.cat([self.interest, weighed], dim=1)  # [u, 2b]
-        total, speaking = both[:, : len(place)], both[:, len(place) :]
-        return total - own * self.interest[self.columns, place], speaking - own * weighed[self.columns, place]
+        weighted = self.interest * self.similarity
+        both = histories.rows @ torch.cat([self.interest, weighted], dim=1)  # [u, 2b]
+        total, products = both[:, : len(place)], both[:, len(place) :]
+        return total - own * self.interest[self.columns, place], products - own * weighted[self.columns, place]

@@ -1,5 +1,7 @@
-"""IRIS as it is served: items' sides once, in NumPy (see `models.dgmrec.weights` for why), then scores of targets for a history
-and what speaks for them."""
+"""IRIS as it is served: items' sides once, then scores of targets for a history and the relevances behind them.
+
+All of it is NumPy (`models.dgmrec.weights` says why); torch holds the weights only.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
+from models.arrays import Array, Mask, Rows
 from models.bundle import Bundle, BundleWriter, ModelEntry
-from models.dgmrec.weights import Array, FrozenProjection, Linear, numpy_of, unit
+from models.dgmrec.weights import FrozenProjection, Linear, numpy_of, unit
+from models.iris import inference
 from models.iris.config import IRISConfig
-from models.iris.model import IRIS, NOTHING, ItemSides
+from models.iris.inference import NOTHING
+from models.iris.model import IRIS
 from models.modality import ModalitySpec
 from models.vocabulary import Vocabulary
-
-Flags = NDArray[np.bool_]
 
 NAME = "iris"
 FILE = "iris.safetensors"
@@ -28,40 +29,38 @@ AT_ONCE = 16_384  # pairs of target and history item scored at once, so that wha
 
 
 @dataclass(frozen=True)
-class Sides:
-    """All that scoring needs of `n` items, one row each (`models.iris.ItemSides` as arrays).
+class ItemSides:
+    """All that scoring needs of `n` items, one row each.
 
     Attributes:
-        p, q: `[n, d]`. lean: `[n]`. history, target: `[n, k]`. without: `[n, M, k]`.
+        p, q: `[n, d]`, latent factors as a history item and as a target.
+        item_bias: `[n]`, b_j.
+        history, target: `[n, k]`, what the item brings into the interest-related network in either role.
+        without: `[n, M, k]`, `history` had the item not the modality.
     """
 
     p: Array
     q: Array
-    lean: Array
+    item_bias: Array
     history: Array
     target: Array
     without: Array
 
     def __len__(self) -> int:
-        return len(self.lean)
+        return len(self.item_bias)
 
-    def select(self, rows: Sequence[int] | NDArray[np.int64]) -> Sides:
+    def select(self, rows: Sequence[int] | Rows | slice) -> ItemSides:
         """The sides of these rows."""
-        index = np.asarray(rows, dtype=np.int64)
-        return Sides(*(getattr(self, one.name)[index] for one in fields(self)))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Sides]) -> Sides:
-        """Several items' sides below each other; there must be one part at least."""
-        return cls(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(cls)))
+        index = rows if isinstance(rows, slice) else np.asarray(rows, dtype=np.int64)
+        return ItemSides(*(getattr(self, field.name)[index] for field in fields(self)))
 
 
 @dataclass(frozen=True)
 class Explained:
-    """Scores of T targets for a history of H items, and what speaks for them.
+    """Scores of T targets for a history of H items, and the relevances that they are made of.
 
     Attributes:
-        score: `[T]`, the sum of the relevances and the target's lean.
+        score: `[T]`, the sum of the relevances and the target's item bias.
         relevance: `[T, H]`, what each history item adds to the score, a_ij p_i . q_j |H|^-alpha; 0 for the target
             itself.
         shares: `[T, H, M]`, how the relevance falls to the history item's modalities: what it changes by were the
@@ -73,7 +72,7 @@ class Explained:
     shares: Array
 
 
-class Reranker:
+class IRISServing:
     """A trained IRIS. Features come raw and completed: a missing one is the generated one, or marked as not present."""
 
     def __init__(self, model: IRIS, items: Vocabulary) -> None:
@@ -82,9 +81,10 @@ class Reranker:
         self._projections = [FrozenProjection(model.projection(name)) for name in model.names]
         self._towers = [Linear([model.towers.first[name]]) for name in model.names]
         self._readers = numpy_of(model.readers())  # [M, h, 2k]
-        self._bias, self._typical = numpy_of(model.bias), numpy_of(model.typical)
-        self._from_content, self._met = numpy_of(model.from_content), model.met.numpy()
-        self._factors = numpy_of(model.p), numpy_of(model.q), numpy_of(model.lean)[:, None]
+        self._bias, self._h = numpy_of(model.bias), numpy_of(model.h)
+        self._mean_factors, self._from_content = numpy_of(model.mean_factors), numpy_of(model.from_content)
+        self._warm: Mask = model.warm.numpy()
+        self._factors = numpy_of(model.p), numpy_of(model.q), numpy_of(model.item_bias)[:, None]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,62 +93,68 @@ class Reranker:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of one item's row in each field of `Sides`."""
+        """Shape of one item's row in each field of `ItemSides`."""
         d, k = self.model.p.shape[1], self.model.config.interest_size
-        sizes = {"p": (d,), "q": (d,), "lean": (), "history": (k,), "target": (k,), "without": (len(self.names), k)}
-        return {one.name: sizes[one.name] for one in fields(Sides)}
+        sizes = {
+            "p": (d,),
+            "q": (d,),
+            "item_bias": (),
+            "history": (k,),
+            "target": (k,),
+            "without": (len(self.names), k),
+        }
+        return {field.name: sizes[field.name] for field in fields(ItemSides)}
 
-    def sides(self, features: Mapping[str, Array], present: Flags, ids: Sequence[str]) -> Sides:
+    def sides(self, features: Mapping[str, Array], present: Mask, ids: Sequence[str]) -> ItemSides:
         """What scoring needs of items, known or new.
 
         Args:
             features: raw, by modality `[n, dim_m]`; rows that are not present hold anything finite.
             present: `[n, M]`, columns as in `names`; a generated feature is present.
-            ids: whose latent factors are taken where training met the item, and predicted from content otherwise.
+            ids: whose latent factors are those of training where the item is warm, and predicted from content
+                otherwise.
         """
-        there = present.astype(np.float32)
+        flags = present.astype(np.float32)
         d, k = self.model.p.shape[1], len(self._bias)
         signals = [projection(features[name]) for name, projection in zip(self.names, self._projections, strict=True)]
-        factors = self._factors_of(signals, there, ids)
+        factors = self._factors_of(signals, flags, ids)
         shares = np.zeros((len(self.names), len(ids), 2 * k), np.float32)  # of each modality in both roles (eq. 7-8)
         for column, (signal, tower) in enumerate(zip(signals, self._towers, strict=True)):
-            shares[column] = (np.maximum(tower(signal), 0) * there[:, [column]]) @ self._readers[column]
+            shares[column] = (np.maximum(tower(signal), 0) * flags[:, [column]]) @ self._readers[column]
         roles = shares.sum(axis=0)
         history = roles[:, :k] + self._bias
         without = history - shares[:, :, :k]  # what a modality adds, the item lacks without it
-        p, q, lean = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
-        return Sides(p, q, lean, history, roles[:, k:], without.swapaxes(0, 1))
+        p, q, item_bias = factors[:, :d], factors[:, d : 2 * d], factors[:, 2 * d]
+        return ItemSides(p, q, item_bias, history, roles[:, k:], without.swapaxes(0, 1))
 
-    def _factors_of(self, signals: Sequence[Array], there: Array, ids: Sequence[str]) -> Array:
-        """[p; q; b] `[n, 2d + 1]` of items: predicted from content where training did not meet them."""
-        told = [unit(signal) * there[:, [column]] for column, signal in enumerate(signals)]
-        expected = self._typical + np.concatenate([*told, there], axis=1) @ self._from_content
-        factors = np.asarray(expected, dtype=np.float32)
-        rows = [self.items.get(one) for one in ids]
-        met = {place: row for place, row in enumerate(rows) if row is not None and self._met[row]}
-        if met:
-            trained = [part[list(met.values())] for part in self._factors]
-            factors[list(met)] = np.concatenate(trained, axis=1)
+    def _factors_of(self, signals: Sequence[Array], flags: Array, ids: Sequence[str]) -> Array:
+        """[p; q; b] `[n, 2d + 1]` of items: predicted from content for cold ones."""
+        units = [unit(signal) * flags[:, [column]] for column, signal in enumerate(signals)]
+        predicted = self._mean_factors + np.concatenate([*units, flags], axis=1) @ self._from_content
+        factors = np.asarray(predicted, dtype=np.float32)
+        rows = [self.items.get(item) for item in ids]
+        warm = {place: row for place, row in enumerate(rows) if row is not None and self._warm[row]}
+        if warm:
+            trained = [part[list(warm.values())] for part in self._factors]
+            factors[list(warm)] = np.concatenate(trained, axis=1)
         return factors
 
     def score(
-        self, history: Sides, targets: Sides, *, weights: Array | None = None, same: Flags | None = None
+        self, history: ItemSides, targets: ItemSides, *, weights: Array | None = None, same: Mask | None = None
     ) -> Array:
         """Scores `[T]`; arguments as for `explain`."""
-        past, wanted = _opened(history), _opened(targets)
         counts, length = _counted(history, targets, weights, same)
-        scores = wanted.lean.clone()
+        scores = targets.item_bias.copy()
         step = max(AT_ONCE // max(len(history), 1), 1)
         for start in range(0, len(targets), step):
-            some = slice(start, start + step)
-            relevance = self._relevance(past, _rows(wanted, some), counts[some], length[some])
-            scores[some] += relevance.sum(dim=1)
-        found: Array = scores.numpy()
-        return found
+            rows = slice(start, start + step)
+            relevance = self._relevance(history, targets.select(rows), counts[rows], length[rows])
+            scores[rows] += relevance.sum(axis=1)
+        return scores
 
-    def alike(self, history: Sides, *, weights: Array | None = None) -> Array:
-        """The query `[d + 1]` whose inner product with a target's `[q; lean]` is the target's score were all interests
-        1: what an index can be searched by for targets worth scoring."""
+    def alike(self, history: ItemSides, *, weights: Array | None = None) -> Array:
+        """The query `[d + 1]` whose inner product with a target's `[q; item_bias]` is the target's score were all
+        interests 1: what an index can be searched by for targets worth scoring."""
         share = np.ones(len(history), np.float32) if weights is None else weights
         length = max(float(share.sum()), 1.0)
         config = self.model.config
@@ -156,58 +162,52 @@ class Reranker:
         return query
 
     def explain(
-        self, history: Sides, targets: Sides, *, weights: Array | None = None, same: Flags | None = None
+        self, history: ItemSides, targets: ItemSides, *, weights: Array | None = None, same: Mask | None = None
     ) -> Explained:
-        """Score targets for a history and say what speaks for them.
+        """Score targets for a history, with the relevances behind it.
 
         Args:
-            history: of the H items that the user has met; may be empty, and then only the leans speak.
+            history: of the H items of the user's history; may be empty, and then only the item biases count.
             targets: of the T items in question.
             weights: `[H]`, how much each history item counts; 1 by default.
             same: `[T, H]`, where the history item is the target itself, which then is no part of its own history.
         """
-        past, wanted = _opened(history), _opened(targets)
-        counts = _counted(history, targets, weights, same)
-        relevance = self._relevance(past, wanted, *counts)
-        change = self._changes(past, wanted, relevance, *counts)
-        shares = change / change.sum(dim=2, keepdim=True).clamp_min(NOTHING)
-        return Explained((relevance.sum(dim=1) + wanted.lean).numpy(), relevance.numpy(), shares.numpy())
+        counts, length = _counted(history, targets, weights, same)
+        relevance = self._relevance(history, targets, counts, length)
+        change = self._changes(history, targets, relevance, counts, length)
+        shares = change / np.maximum(change.sum(axis=2, keepdims=True), np.float32(NOTHING))
+        return Explained(relevance.sum(axis=1) + targets.item_bias, relevance, shares)
 
-    @torch.inference_mode()
-    def _relevance(self, history: ItemSides, targets: ItemSides, counts: Tensor, length: Tensor) -> Tensor:
+    def _relevance(self, history: ItemSides, targets: ItemSides, counts: Array, length: Array) -> Array:
         interest = self._interest(history.history, targets) * counts  # [T, H]
-        return self._weighed(interest, interest.sum(dim=1, keepdim=True), history, targets, length)
+        return self._weighted(interest, interest.sum(axis=1, keepdims=True), history, targets, length)
 
-    def _interest(self, history: Tensor, targets: ItemSides) -> Tensor:
-        return self.model.interest(history, targets.target).T  # [T, H]
+    def _interest(self, history: Array, targets: ItemSides) -> Array:
+        return inference.interest(history, targets.target, self._h).T  # [T, H]
 
-    def _weighed(
-        self, interest: Tensor, total: Tensor, history: ItemSides, targets: ItemSides, length: Tensor
-    ) -> Tensor:
+    def _weighted(self, interest: Array, total: Array, history: ItemSides, targets: ItemSides, length: Array) -> Array:
         """a_ij p_i . q_j |H|^-alpha `[T, H]`. (eq. 4-5)"""
         config = self.model.config
-        scale = total.clamp_min(NOTHING) ** config.beta * length**config.alpha  # [T, 1]
+        scale = inference.normaliser(total, length, alpha=config.alpha, beta=config.beta)
         return interest / scale * (targets.q @ history.p.T)
 
-    @torch.inference_mode()
-    def _changes(
-        self, history: ItemSides, targets: ItemSides, relevance: Tensor, counts: Tensor, length: Tensor
-    ) -> Tensor:
+    def _changes(self, history: ItemSides, targets: ItemSides, relevance: Array, counts: Array, length: Array) -> Array:
         """By how much each relevance changes were one of the history item's modalities not there, `[T, H, M]`."""
         interest = self._interest(history.history, targets) * counts
-        total = interest.sum(dim=1, keepdim=True)
-        changed = []
+        total = interest.sum(axis=1, keepdims=True)
+        changes = np.zeros((*relevance.shape, len(self.names)), np.float32)
         for column in range(len(self.names)):
             other = self._interest(history.without[:, column], targets) * counts
             # Each history item loses it by itself: the others' interests stay in the sum.
-            changed.append((relevance - self._weighed(other, total - interest + other, history, targets, length)).abs())
-        return torch.stack(changed, dim=2) if changed else relevance[..., None][..., :0]
+            changed = self._weighted(other, total - interest + other, history, targets, length)
+            changes[..., column] = np.abs(relevance - changed)
+        return changes
 
     # --- bundle ------------------------------------------------------------------------------------------------------
 
     def save(self, writer: BundleWriter, metrics: Mapping[str, float]) -> ModelEntry:
         """Write weights and vocabulary into a bundle."""
-        writer.tensors(FILE, {name: one.cpu().numpy() for name, one in self.model.state_dict().items()})
+        writer.tensors(FILE, {name: tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()})
         writer.vocabulary(ITEMS, self.items)
         config: dict[str, Any] = {
             "model": self.model.config.model_dump(mode="json"),
@@ -216,7 +216,7 @@ class Reranker:
         return ModelEntry(config=config, metrics=dict(metrics), file=FILE)
 
     @classmethod
-    def load(cls, bundle: Bundle) -> Reranker | None:
+    def load(cls, bundle: Bundle) -> IRISServing | None:
         """Rebuild from a bundle; None where it holds no IRIS.
 
         Raises:
@@ -230,25 +230,13 @@ class Reranker:
             items = bundle.vocabulary(ITEMS)
             specs = [ModalitySpec(name, dim) for name, dim in entry.config["sizes"].items()]
             model = IRIS(IRISConfig.model_validate(entry.config["model"]), specs, len(items))
-            model.load_state_dict({name: torch.from_numpy(one) for name, one in arrays.items()})
+            model.load_state_dict({name: torch.from_numpy(array) for name, array in arrays.items()})
         return cls(model, items)
 
 
-def _opened(sides: Sides) -> ItemSides:
-    return ItemSides(*(_tensor(getattr(sides, one.name)) for one in fields(Sides)))
-
-
-def _rows(sides: ItemSides, rows: slice) -> ItemSides:
-    return ItemSides(*(getattr(sides, one.name)[rows] for one in fields(sides)))
-
-
-def _counted(history: Sides, targets: Sides, weights: Array | None, same: Flags | None) -> tuple[Tensor, Tensor]:
+def _counted(history: ItemSides, targets: ItemSides, weights: Array | None, same: Mask | None) -> tuple[Array, Array]:
     """How much each history item counts for each target `[T, H]`, and the histories' lengths `[T, 1]`, 1 at least."""
-    counts = torch.ones(len(targets), len(history)) if weights is None else _tensor(weights).expand(len(targets), -1)
-    counts = counts if same is None else counts * ~_tensor(same)
-    return counts, counts.sum(dim=1, keepdim=True).clamp_min(1)
-
-
-def _tensor(array: NDArray[Any]) -> Tensor:
-    # What comes straight from a database is read-only, which torch warns of.
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    shape = len(targets), len(history)
+    counts: Array = np.ones(shape, np.float32) if weights is None else np.broadcast_to(weights, shape)
+    counts = counts if same is None else counts * ~same
+    return counts, np.maximum(counts.sum(axis=1, keepdims=True), np.float32(1))

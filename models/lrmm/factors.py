@@ -1,8 +1,8 @@
-"""What is liked beyond biases: vectors of users and items whose product is part of the rating of a pair.
+"""Latent factors: vectors of users and items whose inner product is what a rating holds beyond the biases.
 
-Matrix factorisation (Koren, Bell and Volinsky, 2009) with one penalty for every user and item, which is soft
+Matrix factorisation (Koren, Bell and Volinsky, 2009) with one ridge penalty for every user and item, which is soft
 thresholding of singular values: directions of the residuals that are weaker than the penalty vanish, so that small data
-leave no tastes at all. A side's own vector is not a parameter but folded in from its ratings, given the other sides'.
+leave no factors at all. A side's own vector is no parameter but folded in from its ratings, given the other sides'.
 """
 
 from __future__ import annotations
@@ -10,50 +10,58 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-Double = NDArray[np.float64]
-Rows = NDArray[np.int64]
+from models.arrays import Double, Rows
 
 SWEEPS = 10
 VANISHED = 1e-3  # of a rating
 
 
 @dataclass(frozen=True)
-class Tastes:
+class LatentFactors:
     """Vectors of users `[n_users, k]` and items `[n_items, k]`; zeros for who has no rating."""
 
     user: Double
     item: Double
 
+    @property
+    def size(self) -> int:
+        """k, the number of factors."""
+        return int(self.user.shape[1])
 
-def fit_tastes(
-    user: Rows, item: Rows, left: Double, n_users: int, n_items: int, *, size: int, penalty: float
-) -> Tastes:
-    """Alternating least squares on `left [n]`, what biases leave of the ratings.
+    @classmethod
+    def zeros(cls, n_users: int, n_items: int, size: int) -> LatentFactors:
+        """Of users and items of whom nothing is known."""
+        return cls(np.zeros((n_users, size)), np.zeros((n_items, size)))
 
-    min sum (left_ui - p_u . q_i)^2 + penalty (|P|^2 + |Q|^2)
+
+def fit_factors(
+    user: Rows, item: Rows, residual: Double, n_users: int, n_items: int, *, size: int, penalty: float
+) -> LatentFactors:
+    """Alternating least squares on `residual [n]`, what biases leave of the ratings.
+
+    min sum (residual_ui - p_u . q_i)^2 + penalty (|P|^2 + |Q|^2)
     """
-    of_user, of_item = np.zeros((n_users, size)), np.random.default_rng(0).normal(size=(n_items, size))
     if not size:
-        return Tastes(of_user, of_item)
+        return LatentFactors.zeros(n_users, n_items, size)
+    items = np.random.default_rng(0).normal(size=(n_items, size))
     for _ in range(SWEEPS):
-        of_user = fold_in(user, of_item[item], left, n_users, penalty)
-        of_item = fold_in(item, of_user[user], left, n_items, penalty)
-        if max(np.abs(of_user).max(), np.abs(of_item).max()) < VANISHED:
-            return Tastes(np.zeros_like(of_user), np.zeros_like(of_item))
-    return Tastes(of_user, of_item)
+        users = fold_in(user, items[item], residual, n_users, penalty)
+        items = fold_in(item, users[user], residual, n_items, penalty)
+        if max(np.abs(users).max(), np.abs(items).max()) < VANISHED:
+            return LatentFactors.zeros(n_users, n_items, size)
+    return LatentFactors(users, items)
 
 
-def fold_in(group: Rows, other: Double, left: Double, n: int, penalty: float) -> Double:
+def fold_in(group: Rows, other: Double, residual: Double, n: int, penalty: float) -> Double:
     """Vectors `[n, k]` of the groups from those of the other sides of their ratings `[r, k]`: ridge regressions."""
     size = other.shape[1]
-    found = np.zeros((n, size))
+    vectors = np.zeros((n, size))
     order = np.argsort(group, kind="stable")
     ends = np.searchsorted(group[order], np.arange(n + 1))
-    shrink = penalty * np.eye(size)
-    for one in np.flatnonzero(np.diff(ends)):
-        rows = order[ends[one] : ends[one + 1]]
-        given = other[rows]
-        found[one] = np.linalg.solve(given.T @ given + shrink, given.T @ left[rows])
-    return found
+    ridge = penalty * np.eye(size)
+    for row in np.flatnonzero(np.diff(ends)):
+        ratings = order[ends[row] : ends[row + 1]]
+        inputs = other[ratings]
+        vectors[row] = np.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ residual[ratings])
+    return vectors

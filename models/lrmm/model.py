@@ -4,17 +4,18 @@ After Wang et al., EMNLP 2018 (arXiv 1808.06791); equation numbers are the paper
 what is known of the user (`user_reviews`), what is known of the item (`item_reviews`), and the item's own content (its
 text as metadata, its picture, or whatever else it has). Any subset may be absent. Where the paper leaves a gap:
 
-* No parameter belongs to a user or an item: a side is its reviews' texts (`models.lrmm.reviews`) and how they were rated
-  (`profiles`), so that whoever has just been reviewed is known, and the review being predicted can be taken out.
+* No parameter belongs to a user or an item: a side is its reviews' texts (`models.lrmm.reviews`) and the statistics of
+  their ratings (`profiles`), so that it is known from its first review on, and the review being predicted can be taken
+  out.
 * The biases of the pair are part of the sides (`use_biases`): a side that is withheld takes its bias with it.
 * A dropped modality's own autoencoder would see zeros; decoders therefore read the joint hidden state, the mean over
   the modalities present (`joint`; False is the paper's form). (eq. 17-18)
 * alpha and beta are homoscedastic uncertainty weights, since plain learnable factors shrink to zero. (eq. 22)
 * The rating is a linear and a nonlinear function of the same modalities, and the mean of several `members` that differ
   in their initial weights and drops, all computed at once.
-* What both sides together say beyond their biases, the product of their tastes (`models.lrmm.factors`), is added to the
-  rating of a pair whose sides are both known; a factor that starts at one learns how far to trust it.
-* Texts count less than stars to begin with (`text_scale`), which is what weight decay makes a prior of.
+* The affinity of both sides, the product of their latent factors (`models.lrmm.factors`), is added to the rating of a
+  pair whose sides are both known, with a learned weight that starts at one.
+* Texts are scaled against the ratings' statistics (`profiles.TEXT_SCALE`), which makes weight decay a prior on them.
 """
 
 from __future__ import annotations
@@ -55,11 +56,11 @@ class Members(nn.Module):
 
 
 class LRMM(nn.Module):
-    """Modality embeddings and which of them are there -> ratings.
+    """Modality embeddings and which of them are present -> ratings.
 
     Args:
         sizes: length d_m of each modality's embedding, by name.
-        offset: the mean rating, which is what is said of a pair of which nothing is known.
+        offset: the mean rating, which is the prediction for a pair of which nothing is known.
     """
 
     offset: Tensor
@@ -76,7 +77,7 @@ class LRMM(nn.Module):
         self.linear = Members(k, inputs, 1, zero=True)
         self.inner = Members(k, inputs, config.rating_hidden)
         self.outer = Members(k, config.rating_hidden, 1, zero=True)
-        self.trust = nn.Parameter(torch.ones(k, 1))  # in the tastes
+        self.affinity_weight = nn.Parameter(torch.ones(k, 1))
         self.uncertainty = nn.Parameter(torch.zeros(2))  # log variances of rating and reconstruction
         self.register_buffer("offset", torch.tensor(float(offset)))
 
@@ -86,26 +87,26 @@ class LRMM(nn.Module):
         Args:
             embeddings: by modality `[b, d_m]`; rows that are not present hold placeholders.
             present: bool `[b, M]`, or `[K, b, M]` where members see different ones; columns as in `names`.
-            affinity: products of the sides' tastes `[b]`; counts where both are present.
+            affinity: products of the sides' latent factors `[b]`; counts where both are present.
         """
         k = self.config.members
-        seen = present.expand(k, -1, -1) if present.dim() == 2 else present
-        there = dict(zip(self.names, torch.split(seen.to(torch.float32), 1, dim=2), strict=True))  # [K, b, 1]
-        given = {name: torch.where(there[name] > 0, embeddings[name], 0.0) for name in self.names}  # [K, b, d_m]
+        mask = present.expand(k, -1, -1) if present.dim() == 2 else present
+        flags = dict(zip(self.names, torch.split(mask.to(torch.float32), 1, dim=2), strict=True))  # [K, b, 1]
+        given = {name: torch.where(flags[name] > 0, embeddings[name], 0.0) for name in self.names}  # [K, b, d_m]
         hidden = {name: torch.sigmoid(self.encoders[name](given[name])) for name in self.names}  # [K, b, h]
-        count = torch.stack(list(there.values())).sum(0).clamp_min(1)  # [K, b, 1]
-        joint = torch.stack([hidden[name] * there[name] for name in self.names]).sum(0) / count  # [K, b, h]
+        count = torch.stack(list(flags.values())).sum(0).clamp_min(1)  # [K, b, 1]
+        joint = torch.stack([hidden[name] * flags[name] for name in self.names]).sum(0) / count  # [K, b, h]
         rebuilt = {
-            name: self.decoders[name](joint if self.config.joint else hidden[name] * there[name]) for name in self.names
+            name: self.decoders[name](joint if self.config.joint else hidden[name] * flags[name]) for name in self.names
         }
-        filled = [torch.where(there[name] > 0, given[name], rebuilt[name] * self.config.impute) for name in self.names]
-        x = torch.cat([*filled, *there.values()], dim=2)  # [K, b, sum d_m + M]
+        filled = [torch.where(flags[name] > 0, given[name], rebuilt[name] * self.config.impute) for name in self.names]
+        x = torch.cat([*filled, *flags.values()], dim=2)  # [K, b, sum d_m + M]
         x = F.dropout(x, self.config.input_dropout, self.training)
         inner = F.dropout(F.relu(self.inner(x)), self.config.dropout, self.training)
-        step = (self.linear(x) + self.outer(inner)).squeeze(2)  # [K, b]
-        step = step + self.trust * affinity * (there[USER] * there[ITEM]).squeeze(2)
-        known = seen.any(dim=2)  # of nobody and nothing, only the offset is known
-        return Prediction(self.offset + step * known, rebuilt, joint)
+        residual = (self.linear(x) + self.outer(inner)).squeeze(2)  # [K, b]
+        residual = residual + self.affinity_weight * affinity * (flags[USER] * flags[ITEM]).squeeze(2)
+        any_present = mask.any(dim=2)  # where nothing is, the offset alone is predicted
+        return Prediction(self.offset + residual * any_present, rebuilt, joint)
 
     def predict(self, embeddings: Mapping[str, Tensor], present: Tensor, affinity: Tensor) -> Tensor:
         """The members' mean rating `[b]`, within 1..5."""
@@ -125,9 +126,9 @@ class LRMM(nn.Module):
         members = len(out.rating)
         rebuilt = [
             losses.masked_mse(
-                out.rebuilt[name].flatten(0, 1), embeddings[name].repeat(members, 1), there.repeat(members)
+                out.rebuilt[name].flatten(0, 1), embeddings[name].repeat(members, 1), observed.repeat(members)
             )
-            for name, there in zip(self.names, present.unbind(1), strict=True)
+            for name, observed in zip(self.names, present.unbind(1), strict=True)
         ]
         reconstruction = torch.stack(rebuilt).mean()
         reconstruction = reconstruction + self.config.sparsity * losses.sparsity(out.hidden, self.config.rho)

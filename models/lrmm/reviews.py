@@ -1,17 +1,17 @@
 """A review's text -> one vector, made once and kept.
 
 The vector has three parts: the mean hidden state of an LSTM over the first words (Wang et al., EMNLP 2018, eq. 1-9), a
-frozen sentence embedding projected to where reviews differ, and the tone: the rating that the words alone suggest.
+frozen sentence embedding projected to its principal axes, and the sentiment: the rating that the words alone suggest.
 Decisions that the paper leaves open:
 
 * Every review is encoded by itself and a document is the mean of its reviews, newest first within L words. A new review
   is one more vector, and taking one review out leaves the others as they are.
-* The LSTM learns from the rating of the very review that it reads; a document's rating would be too weak a teacher for
-  so few reviews. What it learned never meets the review that is being predicted. Since it knows the stars of those that
-  it was taught by, its part of the vector is scaled down (`state_scale`).
-* The tone is cross-fitted: a hash of the text decides which fold a review belongs to, and its tone comes from the
-  regression on the other folds. So a review of the training part gets the tone of one that was never seen, also when it
-  is encoded again.
+* The LSTM learns from the rating of the very review that it reads; a document's rating would be too weak a target for
+  so few reviews. It never reads the review that is being predicted. Since it has fitted the ratings of those that it
+  was trained on, its part of the vector is scaled down (`STATE_SCALE`).
+* The sentiment is cross-fitted: a hash of the text decides which fold a review belongs to, and its sentiment comes from
+  the regression on the other folds. So a review of the training part gets the sentiment of one that was never seen,
+  also when it is encoded again.
 """
 
 from __future__ import annotations
@@ -22,42 +22,36 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.arrays import Array, Rows
 from models.vocabulary import Vocabulary
 
 TOKEN = re.compile(r"[a-z0-9']+|[!?]")
 HEADLINE = 12  # words of a first line that is short enough to be one
 PADDING, UNKNOWN = 0, 1
 SPECIAL = 2
-
-Array = NDArray[np.float32]
+STATE_SCALE = 0.3  # of the LSTM's part of a vector beside the sentence embedding's
 
 
 def words(text: str, limit: int) -> list[str]:
     """The first `limit` words of a text, in lower case; `!` and `?` are words."""
-    found: list[str] = []
-    for match in TOKEN.finditer(text.lower()):
-        if len(found) == limit:
-            break
-        found.append(match[0])
-    return found
+    return [match[0] for match in islice(TOKEN.finditer(text.lower()), limit)]
 
 
 def grams(text: str, limit: int) -> Counter[str]:
     """Words and pairs of words of a text, and those of its headline once more under names of their own."""
     body = words(text, limit)
     counted = Counter([*body, *map(" ".join, pairwise(body))])
-    first, newline, _ = text.partition("\n")
-    headline = words(first, HEADLINE + 1) if newline else []
+    first_line, newline, _ = text.partition("\n")
+    headline = words(first_line, HEADLINE + 1) if newline else []
     if len(headline) <= HEADLINE:
-        counted.update(f"^{one}" for one in headline)
-        counted.update(f"^{one} {other}" for one, other in pairwise(headline))
+        counted.update(f"^{word}" for word in headline)
+        counted.update(f"^{first} {second}" for first, second in pairwise(headline))
     return counted
 
 
@@ -66,7 +60,7 @@ def excerpt(text: str, limit: int) -> str:
     return " ".join(text.replace("\n", ". ", 1).split()[:limit])
 
 
-class TextTower(nn.Module):
+class TextLSTM(nn.Module):
     """Words -> mean hidden state of an LSTM; recurrent weights start orthogonal. (eq. 1-9)
 
     Args:
@@ -86,23 +80,23 @@ class TextTower(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Word ids `[b, length]`, padded with zeros -> `[b, hidden]`; zeros for a text without words."""
         states, _ = self.lstm(self.dropout(self.embedding(ids)))  # [b, length, hidden]
-        there = (ids != PADDING).to(states.dtype)  # [b, length]
-        mean: Tensor = (states * there[:, :, None]).sum(1) / there.sum(1, keepdim=True).clamp_min(1)
+        is_word = (ids != PADDING).to(states.dtype)  # [b, length]
+        mean: Tensor = (states * is_word[:, :, None]).sum(1) / is_word.sum(1, keepdim=True).clamp_min(1)
         return mean
 
     def rate(self, ids: Tensor) -> Tensor:
-        """How far above the mean rating the words sound, `[b]`: what the tower is taught by."""
+        """The rating that the words suggest, relative to the mean rating, `[b]`: what the LSTM is trained on."""
         rated: Tensor = self.rating(self.dropout(self(ids))).squeeze(1)
         return rated
 
 
 @dataclass(frozen=True)
-class Tone:
+class Sentiment:
     """Cross-fitted ridge regression on the TF-IDF of words and pairs of words.
 
     Attributes:
         grams: their rows.
-        weights: `[folds, grams]`, those of fold k learned without its reviews.
+        weights: `[folds, grams]`, those of fold k fitted without its reviews.
         idf: `[grams]`.
         bias: `[folds]`.
     """
@@ -120,11 +114,11 @@ class Tone:
     def __call__(self, text: str, limit: int) -> float:
         """The rating that the first `limit` words suggest, relative to the mean rating."""
         fold = fold_of(text, self.folds)
-        found = [(row, count) for one, count in grams(text, limit).items() if (row := self.grams.get(one)) is not None]
-        if not found:
+        counts = {row: count for gram, count in grams(text, limit).items() if (row := self.grams.get(gram)) is not None}
+        if not counts:
             return 0.0
-        rows = np.array([row for row, _ in found])
-        values = (1 + np.log(np.array([count for _, count in found]))) * self.idf[rows]
+        rows = np.array(list(counts))
+        values = (1 + np.log(np.array(list(counts.values())))) * self.idf[rows]
         return float(values @ self.weights[fold, rows] / np.linalg.norm(values) + self.bias[fold])
 
 
@@ -158,24 +152,24 @@ class Projection:
 
 
 class ReviewEncoder:
-    """Texts and their sentence embeddings -> vectors `[n, h + p + 1]`; the tone comes last.
+    """Texts and their sentence embeddings -> vectors `[n, h + p + 1]`; the sentiment comes last.
 
-    `states` and `sentences` project the tower's mean states and the sentence embeddings, so that both vary alike.
+    `states` and `sentences` project the LSTM's mean states and the sentence embeddings, so that both vary alike.
     """
 
     def __init__(
         self,
-        tower: TextTower,
+        lstm: TextLSTM,
         states: Projection,
         vocabulary: Vocabulary,
-        tone: Tone,
+        sentiment: Sentiment,
         sentences: Projection,
         limit: int,
     ) -> None:
-        self.tower = tower.eval()
+        self.lstm = lstm.eval()
         self.states = states
         self.vocabulary = vocabulary
-        self.tone = tone
+        self.sentiment = sentiment
         self.sentences = sentences
         self.limit = limit
 
@@ -187,10 +181,10 @@ class ReviewEncoder:
     def encode(self, texts: Sequence[str], sentences: Array) -> Array:
         """Vectors of texts; `sentences [n, d]` are the sentence encoder's vectors of their excerpts."""
         vectors = np.empty((len(texts), self.dim), np.float32)
-        for row, text in enumerate(texts):  # one by one: a vector does not depend, in any bit, on its company
+        for row, text in enumerate(texts):  # one at a time, so that no bit of a vector depends on the batch
             with torch.inference_mode():
-                state = self.tower(word_ids(self.vocabulary, text, self.limit)[None]).numpy()
-            parts = (self.states(state)[0], self.sentences(sentences[[row]])[0], [self.tone(text, self.limit)])
+                state = self.lstm(word_ids(self.vocabulary, text, self.limit)[None]).numpy()
+            parts = (self.states(state)[0], self.sentences(sentences[[row]])[0], [self.sentiment(text, self.limit)])
             vectors[row] = np.concatenate(parts)
         return vectors
 
@@ -204,10 +198,10 @@ def word_ids(vocabulary: Vocabulary, text: str, limit: int) -> Tensor:
 
 def frequent(counted: Mapping[str, int], least: int) -> Vocabulary:
     """What was counted at least so often, most frequent first, ties in alphabetical order."""
-    kept = sorted((-count, one) for one, count in counted.items() if count >= least)
-    return Vocabulary(one for _, one in kept)
+    kept = sorted((-count, entry) for entry, count in counted.items() if count >= least)
+    return Vocabulary(entry for _, entry in kept)
 
 
-def inverse_frequency(reviews: int, holding: NDArray[np.int64]) -> Array:
+def inverse_frequency(reviews: int, holding: Rows) -> Array:
     """Weight `[grams]` of what stands in `holding [grams]` of so many reviews: ln((1 + n) / (1 + df)) + 1."""
     return (math.log1p(reviews) - np.log1p(holding) + 1).astype(np.float32)

@@ -11,13 +11,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.arrays import Array, Double, Mask, Rows
 from models.bundle import Bundle, BundleWriter, EncoderRef, ModelEntry
 from models.feedback import HIGHEST, LOWEST
-from models.lrmm.config import LRMMConfig
-from models.lrmm.factors import Tastes
+from models.lrmm.config import OLD_NAMES, LRMMConfig
+from models.lrmm.factors import LatentFactors
 from models.lrmm.model import ITEM, LRMM, USER
-from models.lrmm.profiles import Array, Biases, Double, Flags, Prior, Reviewed, Scale, profiles, tastes
-from models.lrmm.reviews import Projection, ReviewEncoder, TextTower, Tone
+from models.lrmm.profiles import (
+    TEXT_SCALE,
+    Biases,
+    Prior,
+    Reviewed,
+    Scale,
+    bias_shrinkage,
+    fold_in_factors,
+    profiles,
+)
+from models.lrmm.reviews import Projection, ReviewEncoder, Sentiment, TextLSTM
+from models.renamed import refuse_old_names
 from models.vocabulary import Vocabulary
 
 NAME = "lrmm"
@@ -34,6 +45,11 @@ def pair_name(modality: str) -> str:
     return METADATA.get(modality, modality)
 
 
+def content_embeddings(projection: Projection, features: Array) -> Array:
+    """Embeddings `[n, d]` of the items' own raw features `[n, dim]` in one content modality."""
+    return projection(features) * np.float32(TEXT_SCALE)
+
+
 @dataclass(frozen=True)
 class Intervals:
     """Half widths of 90 % intervals by what was observed (split conformal on held-out ratings, each regime by itself).
@@ -47,39 +63,39 @@ class Intervals:
     width: Double
 
     @classmethod
-    def fit(cls, pattern: NDArray[np.int64], amount: Double, residual: Double) -> Intervals:
+    def fit(cls, pattern: Rows, review_count: Double, error: Double) -> Intervals:
         """From held-out predictions: which sides were known `[n]`, by how many reviews `[n]`, absolute errors `[n]`."""
         edges, width = np.zeros((4, BINS - 1)), np.full((4, BINS), HIGHEST - LOWEST)
-        for one in range(4):
-            mine = pattern == one
-            if not mine.any():
+        for known in range(4):
+            rows = pattern == known
+            if not rows.any():
                 continue
-            edges[one] = np.quantile(amount[mine], np.arange(1, BINS) / BINS)
-            bins = np.searchsorted(edges[one], amount[mine], side="right")
+            edges[known] = np.quantile(review_count[rows], np.arange(1, BINS) / BINS)
+            bins = np.searchsorted(edges[known], review_count[rows], side="right")
             for place in range(BINS):
-                inside = residual[mine][bins == place]
-                if len(inside):
-                    width[one, place] = _width(inside)
+                errors = error[rows][bins == place]
+                if len(errors):
+                    width[known, place] = _half_width(errors)
         return cls(edges, width)
 
-    def __call__(self, pattern: NDArray[np.int64], amount: Double) -> Double:
+    def __call__(self, pattern: Rows, review_count: Double) -> Double:
         """Half widths `[n]`."""
-        bins = (amount[:, None] >= self.edges[pattern]).sum(axis=1)
-        found: Double = self.width[pattern, bins]
-        return found
+        bins = (review_count[:, None] >= self.edges[pattern]).sum(axis=1)
+        half_widths: Double = self.width[pattern, bins]
+        return half_widths
 
 
-def _width(errors: Double) -> float:
+def _half_width(errors: Double) -> float:
     """The half width that covers nearest to COVERAGE of absolute errors `[n]`.
 
     That is the quantile that covers the next one with at least this probability, or else the largest error below it.
-    They cover much the same unless many errors are equal, as where nothing is known and everybody is told the mean.
+    They cover much the same unless many errors are equal, as where nothing is known and the mean is always predicted.
     """
     ordered = np.sort(errors)
-    enough = ordered[min(math.ceil((len(errors) + 1) * COVERAGE), len(errors)) - 1]
-    below = ordered[ordered < enough - TIE]
-    less, more = len(below) / len(errors), np.count_nonzero(ordered <= enough + TIE) / len(errors)
-    nearest = below[-1] if len(below) and COVERAGE - less < more - COVERAGE else enough
+    quantile = ordered[min(math.ceil((len(errors) + 1) * COVERAGE), len(errors)) - 1]
+    below = ordered[ordered < quantile - TIE]
+    less, more = len(below) / len(errors), np.count_nonzero(ordered <= quantile + TIE) / len(errors)
+    nearest = below[-1] if len(below) and COVERAGE - less < more - COVERAGE else quantile
     return float(nearest) + TIE  # the error at the edge stays inside, however it is rounded
 
 
@@ -94,21 +110,45 @@ class Rated:
 
 @dataclass(frozen=True)
 class Profiles:
-    """Users or items as their reviews tell of them: embeddings `[n, d]`, tastes `[n, k]`, who is known at all `[n]`."""
+    """Users or items: embeddings `[n, d]`, latent factors `[n, k]`, who has any review at all `[n]`."""
 
     embedding: Array
-    taste: Double
-    known: Flags
+    factors: Double
+    known: Mask
 
 
-class Rater:
+@dataclass(frozen=True)
+class TrainedSides:
+    """The users and items whose reviews training has seen, with their biases and latent factors."""
+
+    users: Vocabulary
+    items: Vocabulary
+    biases: Biases
+    factors: LatentFactors
+
+    def others(self, side: str, pairs: Sequence[tuple[str, str]]) -> tuple[Double, Double]:
+        """Biases `[r]` and latent factors `[r, k]` of the other sides of reviews by (user, item).
+
+        The other side is the item's where `side` is USER; of one that training has not seen both are zero.
+        """
+        vocabulary, bias, factors, place = (
+            (self.items, self.biases.item, self.factors.item, 1)
+            if side == USER
+            else (self.users, self.biases.user, self.factors.user, 0)
+        )
+        rows = [vocabulary.get(pair[place]) for pair in pairs]
+        known = np.array([row is not None for row in rows], dtype=np.bool_)
+        chosen = np.array([row or 0 for row in rows], dtype=np.int64)
+        return np.where(known, bias[chosen], 0.0), np.where(known[:, None], factors[chosen], 0.0)
+
+
+class LRMMServing:
     """A trained LRMM with all that turns reviews into its inputs.
 
     Args:
-        users, items: those whose reviews training has seen, with their `biases` and `tastes`.
-        encoder: of reviews; None where training saw no texts.
-        sentence: which encoder makes the sentence embeddings.
-        scales: of the profiles, by modality.
+        sides: what training has seen.
+        prior, scales: of the profiles, the latter by modality.
+        encoder: of reviews, and which encoder makes the sentence embeddings; None where training saw no texts.
         contents: projections of the items' own features, by the dataset's name of the modality.
     """
 
@@ -116,22 +156,18 @@ class Rater:
         self,
         model: LRMM,
         *,
-        users: Vocabulary,
-        items: Vocabulary,
-        biases: Biases,
-        tastes: Tastes,
+        sides: TrainedSides,
         prior: Prior,
         scales: Mapping[str, Scale],
-        encoder: ReviewEncoder | None,
-        sentence: EncoderRef | None,
+        encoder: tuple[ReviewEncoder, EncoderRef] | None,
         contents: Mapping[str, Projection],
         intervals: Intervals,
     ) -> None:
         self.model = model.eval()
-        self.users, self.items = users, items
-        self.biases, self.tastes = biases, tastes
+        self.sides = sides
         self.prior, self.scales = prior, scales
-        self.encoder, self.sentence = encoder, sentence
+        self.encoder = encoder[0] if encoder else None
+        self.sentence = encoder[1] if encoder else None
         self.contents = contents
         self.intervals = intervals
 
@@ -147,84 +183,51 @@ class Rater:
 
     @property
     def vector_dim(self) -> int:
-        """Length of a review's vector, the tone included."""
+        """Length of a review's vector, the sentiment included."""
         return 1 if self.encoder is None else self.encoder.dim
-
-    def others(self, side: str, pairs: Sequence[tuple[str, str]]) -> tuple[Double, Double]:
-        """Biases `[r]` and tastes `[r, k]` of the other sides of reviews by (user, item), as training found them.
-
-        The other side is the item's where `side` is USER; of a new one both are zero.
-        """
-        vocabulary, bias, taste, place = (
-            (self.items, self.biases.item, self.tastes.item, 1)
-            if side == USER
-            else (self.users, self.biases.user, self.tastes.user, 0)
-        )
-        rows = [vocabulary.get(pair[place]) for pair in pairs]
-        known = np.array([row is not None for row in rows], dtype=np.bool_)
-        chosen = np.array([row or 0 for row in rows], dtype=np.int64)
-        return np.where(known, bias[chosen], 0.0), np.where(known[:, None], taste[chosen], 0.0)
 
     def profile(self, side: str, reviewed: Reviewed, n: int) -> Profiles:
         """Profiles of `n` users or items (`side` is USER or ITEM)."""
-        shrinkage = self.config.user_shrinkage if side == USER else self.config.item_shrinkage
-        raw, known = profiles(reviewed, n, self.prior, shrinkage)
-        return Profiles(self.scales[side](raw), tastes(reviewed, raw, self.prior, self.config.taste_penalty), known)
+        raw, known = profiles(reviewed, n, self.prior, bias_shrinkage(side))
+        factors = fold_in_factors(reviewed, raw, self.prior, self.config.factor_penalty)
+        return Profiles(self.scales[side](raw), factors, known)
 
     def content(self, modality: str, features: Array) -> Array:
         """Embeddings `[n, d]` of the items' own raw features `[n, dim]` in a content modality of the data."""
-        return self.contents[modality](features) * np.float32(self.config.text_scale)
+        return content_embeddings(self.contents[modality], features)
 
     @torch.inference_mode()
-    def rate(self, embeddings: Mapping[str, Array], present: Flags, affinity: Double, amount: Double) -> Rated:
+    def rate(self, embeddings: Mapping[str, Array], present: Mask, affinity: Double, review_count: Double) -> Rated:
         """Rate pairs.
 
         Args:
             embeddings: by modality `[b, d_m]`; rows that are not present may hold anything finite.
             present: `[b, M]`, columns as in `names`.
-            affinity: products of the sides' tastes `[b]`.
-            amount: number of reviews of the sides that are present `[b]`.
+            affinity: products of the sides' latent factors `[b]`.
+            review_count: number of reviews of the sides that are present `[b]`.
         """
         tensors = {name: torch.from_numpy(embeddings[name]) for name in self.names}
-        liked = torch.from_numpy(affinity).float()
-        rating = self.model.predict(tensors, torch.from_numpy(present), liked).double().numpy()
-        pattern = self.pattern(present)
-        width = self.intervals(pattern, amount)
+        products = torch.from_numpy(affinity).float()
+        rating = self.model.predict(tensors, torch.from_numpy(present), products).double().numpy()
+        width = self.intervals(self.pattern(present), review_count)
         return Rated(rating, np.maximum(rating - width, LOWEST), np.minimum(rating + width, HIGHEST))
 
-    def pattern(self, present: Flags) -> NDArray[np.int64]:
+    def pattern(self, present: Mask) -> Rows:
         """Which sides are known `[b]`: 0 neither, 1 the user, 2 the item, 3 both."""
         user, item = (present[:, self.names.index(side)].astype(np.int64) for side in (USER, ITEM))
         return user + 2 * item
 
+    # --- bundle ------------------------------------------------------------------------------------------------------
+
     def save(self, writer: BundleWriter, metrics: Mapping[str, float]) -> ModelEntry:
         """Write weights, tables and vocabularies into a bundle."""
-        arrays: dict[str, NDArray[Any]] = {
-            f"model.{name}": tensor.cpu().numpy() for name, tensor in self.model.state_dict().items()
-        }
-        arrays |= {
-            "users.bias": self.biases.user,
-            "items.bias": self.biases.item,
-            "users.taste": self.tastes.user,
-            "items.taste": self.tastes.item,
-            "prior.shares": self.prior.shares,
-            "prior.moments": np.array([self.prior.mean, self.prior.spread]),
-            "intervals.edges": self.intervals.edges,
-            "intervals.width": self.intervals.width,
-        }
-        for side, scale in self.scales.items():
-            arrays |= {f"scale.{side}.mean": scale.mean, f"scale.{side}.factor": scale.factor}
-        for name, projection in self.contents.items():
-            arrays |= _projection(f"content.{name}", projection)
-        writer.vocabulary(USERS, self.users)
-        writer.vocabulary(ITEMS, self.items)
+        arrays = _with_prefix("model.", _arrays(self.model)) | self._tables()
+        writer.vocabulary(USERS, self.sides.users)
+        writer.vocabulary(ITEMS, self.sides.items)
         if self.encoder is not None:
-            arrays |= {f"tower.{name}": tensor.numpy() for name, tensor in self.encoder.tower.state_dict().items()}
-            arrays |= _projection("states", self.encoder.states) | _projection("sentences", self.encoder.sentences)
-            tone = self.encoder.tone
-            arrays |= {"tone.weights": tone.weights, "tone.idf": tone.idf, "tone.bias": tone.bias}
+            arrays |= _encoder_arrays(self.encoder)
             writer.vocabulary(WORDS, self.encoder.vocabulary)
-            writer.vocabulary(GRAMS, tone.grams)
+            writer.vocabulary(GRAMS, self.encoder.sentiment.grams)
         writer.tensors(FILE, arrays)
         config = {
             "model": self.config.model_dump(),
@@ -234,8 +237,27 @@ class Rater:
         }
         return ModelEntry(config=config, metrics=dict(metrics), file=FILE)
 
+    def _tables(self) -> dict[str, NDArray[Any]]:
+        """What a bundle holds beside the model and the encoder of reviews."""
+        biases, factors = self.sides.biases, self.sides.factors
+        arrays: dict[str, NDArray[Any]] = {
+            "users.bias": biases.user,
+            "items.bias": biases.item,
+            "users.factors": factors.user,
+            "items.factors": factors.item,
+            "prior.shares": self.prior.shares,
+            "prior.moments": np.array([self.prior.mean, self.prior.variance]),
+            "intervals.edges": self.intervals.edges,
+            "intervals.width": self.intervals.width,
+        }
+        for side, scale in self.scales.items():
+            arrays |= {f"scale.{side}.mean": scale.mean, f"scale.{side}.factor": scale.factor}
+        for name, projection in self.contents.items():
+            arrays |= _projection_arrays(f"content.{name}", projection)
+        return arrays
+
     @classmethod
-    def load(cls, bundle: Bundle) -> Rater | None:
+    def load(cls, bundle: Bundle) -> LRMMServing | None:
         """Rebuild from a bundle; None where it holds no LRMM.
 
         Raises:
@@ -246,35 +268,34 @@ class Rater:
             return None
         arrays = bundle.tensors(entry.file)
         with bundle.reading(NAME):
+            refuse_old_names(entry.config["model"], OLD_NAMES)
             config = LRMMConfig.model_validate(entry.config["model"])
-            mean, spread = arrays["prior.moments"]
+            mean, variance = arrays["prior.moments"]
             model = LRMM(config, entry.config["sizes"], 0.0)
             model.load_state_dict(_part(arrays, "model."))
+            biases = Biases(float(mean), arrays["users.bias"], arrays["items.bias"])
+            factors = LatentFactors(arrays["users.factors"], arrays["items.factors"])
             sentence = entry.config["sentence"]
+            encoder = (_encoder(bundle, config, arrays), EncoderRef.model_validate(sentence)) if sentence else None
             return cls(
                 model,
-                users=bundle.vocabulary(USERS),
-                items=bundle.vocabulary(ITEMS),
-                biases=Biases(float(mean), arrays["users.bias"], arrays["items.bias"]),
-                tastes=Tastes(arrays["users.taste"], arrays["items.taste"]),
-                prior=Prior(float(mean), arrays["prior.shares"], float(spread)),
+                sides=TrainedSides(bundle.vocabulary(USERS), bundle.vocabulary(ITEMS), biases, factors),
+                prior=Prior(float(mean), arrays["prior.shares"], float(variance)),
                 scales={
                     side: Scale(arrays[f"scale.{side}.mean"], arrays[f"scale.{side}.factor"]) for side in (USER, ITEM)
                 },
-                encoder=_encoder(bundle, config, arrays) if sentence else None,
-                sentence=EncoderRef.model_validate(sentence) if sentence else None,
-                contents={name: _projected(arrays, f"content.{name}") for name in entry.config["contents"]},
+                encoder=encoder,
+                contents={name: _projection(arrays, f"content.{name}") for name in entry.config["contents"]},
                 intervals=Intervals(arrays["intervals.edges"], arrays["intervals.width"]),
             )
 
 
-def _encoder(bundle: Bundle, config: LRMMConfig, arrays: Mapping[str, NDArray[Any]]) -> ReviewEncoder:
-    words = bundle.vocabulary(WORDS)
-    tower = TextTower(len(words), config.word_size, config.text_hidden, config.text_dropout)
-    tower.load_state_dict(_part(arrays, "tower."))
-    tone = Tone(bundle.vocabulary(GRAMS), arrays["tone.weights"], arrays["tone.idf"], arrays["tone.bias"])
-    states, sentences = _projected(arrays, "states"), _projected(arrays, "sentences")
-    return ReviewEncoder(tower, states, words, tone, sentences, config.review_words)
+def _arrays(module: torch.nn.Module) -> dict[str, NDArray[Any]]:
+    return {name: tensor.cpu().numpy() for name, tensor in module.state_dict().items()}
+
+
+def _with_prefix(prefix: str, arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    return {f"{prefix}{name}": array for name, array in arrays.items()}
 
 
 def _part(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, torch.Tensor]:
@@ -283,9 +304,31 @@ def _part(arrays: Mapping[str, NDArray[Any]], prefix: str) -> dict[str, torch.Te
     }
 
 
-def _projection(name: str, projection: Projection) -> dict[str, NDArray[Any]]:
+def _encoder_arrays(encoder: ReviewEncoder) -> dict[str, NDArray[Any]]:
+    sentiment = encoder.sentiment
+    return {
+        **_with_prefix("lstm.", _arrays(encoder.lstm)),
+        **_projection_arrays("states", encoder.states),
+        **_projection_arrays("sentences", encoder.sentences),
+        "sentiment.weights": sentiment.weights,
+        "sentiment.idf": sentiment.idf,
+        "sentiment.bias": sentiment.bias,
+    }
+
+
+def _encoder(bundle: Bundle, config: LRMMConfig, arrays: Mapping[str, NDArray[Any]]) -> ReviewEncoder:
+    words = bundle.vocabulary(WORDS)
+    lstm = TextLSTM(len(words), config.word_embedding_size, config.lstm_hidden, config.lstm_dropout)
+    lstm.load_state_dict(_part(arrays, "lstm."))
+    weights, idf, bias = (arrays[f"sentiment.{name}"] for name in ("weights", "idf", "bias"))
+    sentiment = Sentiment(bundle.vocabulary(GRAMS), weights, idf, bias)
+    states, sentences = _projection(arrays, "states"), _projection(arrays, "sentences")
+    return ReviewEncoder(lstm, states, words, sentiment, sentences, config.review_words)
+
+
+def _projection_arrays(name: str, projection: Projection) -> dict[str, NDArray[Any]]:
     return {f"{name}.center": projection.mean, f"{name}.axes": projection.axes}
 
 
-def _projected(arrays: Mapping[str, NDArray[Any]], name: str) -> Projection:
+def _projection(arrays: Mapping[str, NDArray[Any]], name: str) -> Projection:
     return Projection(arrays[f"{name}.center"], arrays[f"{name}.axes"])

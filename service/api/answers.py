@@ -118,7 +118,7 @@ def explanation(found: Explanation) -> dict[str, Any]:
         "item": found.item,
         "title": found.title,
         "score": found.score,
-        "lean": found.lean,
+        "item_bias": found.item_bias,
         "modalities": found.modalities,
         "reasons": [reason(given) for given in found.reasons],
         "model_version": found.model_version,

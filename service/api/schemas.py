@@ -462,13 +462,13 @@ class ReasonAnswer(BaseModel):
 
 
 class ExplanationAnswer(BaseModel):
-    """What a user's history says of an item: the score by IRIS is `lean` and all relevances together."""
+    """What a user's history says of an item: the score by IRIS is `item_bias` and all relevances together."""
 
     user: str
     item: str
     title: str | None
     score: float
-    lean: float = Field(description="the part of the score that the item has for everybody")
+    item_bias: float = Field(description="the part of the score that the item has for everybody")
     modalities: dict[str, State]
     reasons: list[ReasonAnswer]
     model_version: str

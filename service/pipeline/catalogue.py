@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Array, Counts, Double, Mask
 from models.dgmrec.weights import unit
-from models.iris.serving import Sides
+from models.iris.serving import ItemSides
 from service.domain import State
-from service.pipeline.rows import Array, Keys, Rows
-from service.ports import VectorIndex
-
-Mask = NDArray[np.bool_]
+from service.pipeline.rows import Rows
+from service.ports import Keys, VectorIndex
 
 FINAL = "items"
 COSINE, TARGETS = "items:cosine", "iris:targets"  # as no modality can be named
@@ -33,7 +32,7 @@ _PARTS = ("parts", "taste", "final", "message", "modal")
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of an item's model state: `ranks` r_m by modality, `size` d, `layers` L of the item graph, and, where the
-    bundle holds an IRIS, the shapes of what that needs of it (`Reranker.shapes`)."""
+    bundle holds an IRIS, the shapes of what that needs of it (`IRISServing.shapes`)."""
 
     ranks: Mapping[str, int]
     size: int
@@ -68,7 +67,7 @@ class Shape:
 class Derived:
     """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
     propagation, taste, the vector that it is ranked by, what it passes on to its users, the modal part, and its row of
-    each field of IRIS' `Sides`."""
+    each field of IRIS' `ItemSides`."""
 
     features: Mapping[str, Array]
     parts: Array
@@ -145,8 +144,8 @@ class Catalogue:
         self.rows = Rows(shape.fields())
         self.available: Mask = np.zeros(0, dtype=np.bool_)
         self.observed: Mask = np.zeros((0, len(self.names)), dtype=np.bool_)
-        self.popularity: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.created: NDArray[np.float64] = np.zeros(0, dtype=np.float64)
+        self.popularity: Counts = np.zeros(0, dtype=np.int64)
+        self.created: Double = np.zeros(0, dtype=np.float64)
         self._categories: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
@@ -247,7 +246,7 @@ class Catalogue:
         self.indexes[FINAL].upsert(keys, final)
         self.indexes[COSINE].upsert(keys, unit(final))
         if TARGETS in self.indexes:
-            rows_of = [np.append(derived.sides["q"], derived.sides["lean"]) for _, derived in rows]
+            rows_of = [np.append(derived.sides["q"], derived.sides["item_bias"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
 
     def _forget_categories(self, key: int) -> None:
@@ -264,16 +263,16 @@ class Catalogue:
         """Final vectors `[k, d]`."""
         return self.rows.get("final", keys)
 
-    def degree(self, keys: Keys) -> NDArray[np.int64]:
+    def degree(self, keys: Keys) -> Counts:
         """Number of users of items `[...]`, 0 for negative keys."""
         found = np.zeros(keys.shape, dtype=np.int64)
         there = keys >= 0
         found[there] = self.popularity[keys[there]]
         return found
 
-    def sides(self, keys: Keys) -> Sides:
+    def sides(self, keys: Keys) -> ItemSides:
         """What IRIS needs of items `[k]`."""
-        return Sides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
+        return ItemSides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
 
     def eligible(self, categories: Iterable[str] = (), excluded: Keys | None = None) -> Mask:
         """Which keys may be shown: available ones, in all of the categories, without the excluded."""

@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from models.iris.serving import Reranker
+from models.arrays import Array
+from models.iris.serving import IRISServing
 from service.domain import State
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, depth, mean_of, neighbour_keys
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 
 def embed(
@@ -99,7 +100,11 @@ def _vectors(engine: Engine, item_id: str, subject: Subject, expected: Array, mo
 
 
 def _sides(
-    engine: Engine, reranker: Reranker, ids: Sequence[str], subjects: Sequence[Subject], completed: Sequence[Completed]
+    engine: Engine,
+    reranker: IRISServing,
+    ids: Sequence[str],
+    subjects: Sequence[Subject],
+    completed: Sequence[Completed],
 ) -> Mapping[str, Array]:
     """What IRIS needs of the items, by field `[b, ...]`, from raw features: the observed ones, else the generated."""
     features = {

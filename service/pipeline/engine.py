@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from models.bundle import Manifest
 from models.dgmrec.serving import OnlineDGMRec
 from models.encoders import ImageEncoder, TextEncoder
-from models.iris.serving import Reranker
+from models.iris.serving import IRISServing
 from service.pipeline.catalogue import Catalogue
 from service.ports import Bell, Cache, Fetcher, StepTimer, Store
 from service.tasks import stop
@@ -118,7 +118,7 @@ class Engine:
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
     documents: Documents | None = None  # where the bundle predicts ratings
-    reranker: Reranker | None = None  # where the bundle explains
+    reranker: IRISServing | None = None  # where the bundle explains
     loading: dict[str, asyncio.Task[History]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     stale: dict[str, None] = field(default_factory=dict)

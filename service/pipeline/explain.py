@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.iris.serving import Explained, Reranker
+from models.arrays import Array, Mask, Rows
+from models.iris.serving import Explained, IRISServing
 from service.domain import Explanation, NotServedError, Reason, UserNotFoundError
 from service.pipeline import follow, history
-from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past
 from service.pipeline.ingest import not_found
-from service.pipeline.rows import Keys
+from service.ports import Keys
 
 LISTED = 3  # reasons of an item in a list
 DIGITS = 6  # of a relevance: what lies behind them depends on how many items are explained at once
-LEAN = "popular"  # what a score rests on where no history speaks
+POPULAR = "popular"  # the fallback where a score is the item bias alone
 
 
-def explainer(engine: Engine) -> Reranker:
+def explainer(engine: Engine) -> IRISServing:
     """The model that explains.
 
     Raises:
@@ -69,21 +68,21 @@ async def explain_pair(engine: Engine, user: str, item_id: str, *, hidden: bool 
         order = _order(found.relevance)[0]
         order = order[~past.same(key)[0, order]]
         given = _reasons(engine, reranker, past, found, 0, order[_named(engine, past, hidden=hidden)[order]])
-        lean = float(engine.catalogue.sides(key).lean[0])
+        item_bias = float(engine.catalogue.sides(key).item_bias[0])
     return Explanation(
         user,
         entry.id,
         entry.title,
         float(found.score[0]),
-        lean,
+        item_bias,
         entry.states,
         given,
         engine.model_version,
-        None if len(order) else LEAN,
+        None if len(order) else POPULAR,
     )
 
 
-def _explained(engine: Engine, reranker: Reranker, past: Past, keys: Keys) -> Explained:
+def _explained(engine: Engine, reranker: IRISServing, past: Past, keys: Keys) -> Explained:
     targets = engine.catalogue.sides(keys)
     return reranker.explain(past.sides, targets, weights=past.weights, same=past.same(keys))
 
@@ -93,13 +92,13 @@ def _named(engine: Engine, past: Past, *, hidden: bool) -> Mask:
     return np.ones(len(past.keys), dtype=np.bool_) if hidden else engine.catalogue.available[past.keys]
 
 
-def _order(relevance: NDArray[np.float32]) -> NDArray[np.int64]:
+def _order(relevance: Array) -> Rows:
     """Places in the history `[t, h]`, the most relevant first; where as relevant, the newer first."""
     return np.argsort(-np.round(relevance, DIGITS), axis=1, kind="stable")
 
 
 def _reasons(
-    engine: Engine, reranker: Reranker, past: Past, found: Explained, row: int, places: NDArray[np.int64]
+    engine: Engine, reranker: IRISServing, past: Past, found: Explained, row: int, places: Rows
 ) -> tuple[Reason, ...]:
     """What the history's items at these places say of one target; without items that vanished meanwhile."""
     entries = [engine.catalogue.entries.get(key) for key in past.keys[places].tolist()]

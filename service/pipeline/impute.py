@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from models.arrays import Array, Mask
 from models.dgmrec.serving import Known
 from models.dgmrec.weights import unit
 from models.imputers import CLOSEST, EVIDENCE_NEIGHBOURS, GRAPH_IMPUTERS
 from service.domain import Generated, State
-from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 Made = tuple[Array, Array]  # of one modality: what DGMRec generates for each item [b, r_m], and its confidence [b]
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from models.arrays import Array
 from models.rows import MAX_METADATA_BYTES
 from service.domain import (
     UNSET,
@@ -36,7 +37,6 @@ from service.pipeline.encode import TEXT, TITLE_SOURCE, Contents, Encoded, Pixel
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
-from service.pipeline.rows import Array
 from service.ports import GeneratedWrite, ItemWrite, Keep, Media, Stored
 
 VISITORS = 200  # the newest users of an item that its generated parts are made from

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.iris.serving import Reranker
-from service.pipeline.catalogue import FINAL, TARGETS, Mask
+from models.arrays import Array, Double, Mask
+from models.iris.serving import IRISServing
+from service.pipeline.catalogue import FINAL, TARGETS
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
-Numbers = NDArray[np.float64]
+Numbers = Double
 Scores = Array | Numbers
 
 # Whatever is asked for, the first places of a list are filled in the same way; so none of these depends on its length.
@@ -27,7 +27,7 @@ def best(engine: Engine, vector: Array, n: int, allowed: Mask, diversity: float 
 
 
 def reranked(
-    engine: Engine, reranker: Reranker, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
+    engine: Engine, reranker: IRISServing, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
 ) -> tuple[Keys, Array]:
     """The `n` best by IRIS for a history, of the best by DGMRec for the user vector `[d]` and of the best by IRIS' own
     item similarities, were every interest alike: keys and scores, best first, ties by key. Where these are too few, the
@@ -57,14 +57,16 @@ def _candidates(engine: Engine, vector: Array, query: Array, depth: int, allowed
     return keys[keys >= 0]
 
 
-def _scored(engine: Engine, reranker: Reranker, past: Past, keys: Keys) -> Array:
+def _scored(engine: Engine, reranker: IRISServing, past: Past, keys: Keys) -> Array:
     """Scores `[t]` by IRIS. Items that it cannot tell apart are scored once: a matrix product may give equal rows
     different last bits, and then these would decide between them instead of the key."""
     if not len(keys):
         return np.empty(0, dtype=np.float32)
     targets, same = engine.catalogue.sides(keys), past.same(keys)
     own = np.where(same.any(axis=1), keys, -1).astype(np.float64)  # what stands in the history has a history of its own
-    rows = np.concatenate([targets.q, targets.lean[:, None], targets.target, own[:, None]], axis=1, dtype=np.float64)
+    rows = np.concatenate(
+        [targets.q, targets.item_bias[:, None], targets.target, own[:, None]], axis=1, dtype=np.float64
+    )
     _, first, which = np.unique(rows.view(np.dtype((np.void, rows.strides[0]))), return_index=True, return_inverse=True)
     scores = reranker.score(past.sides, targets.select(first), weights=past.weights, same=same[first])
     return scores[which.reshape(-1)]

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import orjson
 
+from models.arrays import Array, Mask
 from service.domain import InvalidInputError, NotServedError, Recommendations, UserNotFoundError
 from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
-from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 KEPT_S = 60.0  # longest time that a list stays in the cache
 DGMREC, IRIS, POPULAR, LATEST = "dgmrec", "iris", "popular", "latest"

@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from models.arrays import Array, Mask
 from models.dgmrec.weights import unit
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import require_modality
-from service.pipeline.catalogue import COSINE, Mask
+from service.pipeline.catalogue import COSINE
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Subject, impute
 from service.pipeline.ingest import not_found
-from service.pipeline.rows import Array
 
 ANY = "any"
 

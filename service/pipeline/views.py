@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Array
 from service.domain import (
     Generated,
     Hit,
@@ -25,7 +26,7 @@ from service.domain import (
 )
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, nearest
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 
 def state_of(item: StoredItem, modality: str) -> State:

@@ -343,6 +343,10 @@ def test_evaluate_ratings_that_are_not_there(lacuna: Run, data: Path) -> None:
     sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "memberz=2"))
     assert "there is no setting 'memberz'" in sentence
     assert "document_words" in sentence
+    sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "taste_size=2"))
+    assert "the setting 'taste_size' is called 'factor_size' now" in sentence
+    sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "tone_folds=2"))
+    assert "the setting 'tone_folds' is gone" in sentence
 
 
 def test_train_lrmm_without_ratings(lacuna: Run, data: Path, tmp_path: Path) -> None:

@@ -13,15 +13,15 @@ import scipy.sparse as sp
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from implicit.als import AlternatingLeastSquares
 from implicit.bpr import BayesianPersonalizedRanking
-from numpy.typing import NDArray
 from scipy.linalg import LinAlgError
 from scipy.linalg.lapack import dpotrf, dpotri
 from threadpoolctl import threadpool_limits
 
+from models.arrays import Array, Rows
 from models.graph import Matrix
 from models.imputers import impute, observed_means
 from models.modality import ModalBatch
-from training.metrics import Rows, ScoreFunction, Scores, evaluate_ranking
+from training.metrics import ScoreFunction, Scores, evaluate_ranking
 from training.splits import Parts
 
 EASE_ITEMS = 10_000
@@ -122,7 +122,7 @@ def ease(data: PeerData, *, l2: float, scaling: float = 0.0) -> ScoreFunction:
     return scores
 
 
-def _ease_weights(train: Matrix, l2: float) -> NDArray[np.float32]:
+def _ease_weights(train: Matrix, l2: float) -> Array:
     n = train.shape[1]
     if n > EASE_ITEMS:
         raise PeerError(f"EASE inverts a dense items x items matrix: {n} items are more than the {EASE_ITEMS} it takes")
@@ -133,7 +133,7 @@ def _ease_weights(train: Matrix, l2: float) -> NDArray[np.float32]:
     if failed or singular:
         raise LinAlgError(f"R^T R + {l2} I has no Cholesky factor")
     lower = np.tril(inverse, -1).astype(np.float32)  # dpotri leaves the other triangle alone
-    weights: NDArray[np.float32] = lower + lower.T
+    weights: Array = lower + lower.T
     weights /= -np.diagonal(inverse).astype(np.float32)
     return weights
 
@@ -159,9 +159,7 @@ def bpr(data: PeerData, *, factors: int, learning_rate: float, regularization: f
     return lambda rows: users[rows] @ items.T
 
 
-def fitted_als(
-    train: Matrix, *, factors: int, regularization: float, alpha: float, seed: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def fitted_als(train: Matrix, *, factors: int, regularization: float, alpha: float, seed: int) -> tuple[Array, Array]:
     """Factors of users `[u, d]` and items `[n, d]` by the ALS of the package implicit."""
     with threadpool_limits(1, "blas"):  # its own threads and those of BLAS would get in each other's way
         model = AlternatingLeastSquares(

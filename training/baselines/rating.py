@@ -19,12 +19,13 @@ from sklearn.linear_model import Ridge
 from surprise import NMF, SVD, AlgoBase, BaselineOnly, Reader, SVDpp
 from surprise import Dataset as SurpriseData
 
+from models.arrays import Double, Rows
 from models.feedback import HIGHEST, LOWEST
-from training.lrmm.ratings import RatingParts, Ratings, Rows, Values
+from training.lrmm.ratings import RatingParts, Ratings
 
 MIN_REVIEWS = 3  # of the training part that a word stands in
 Setting = Mapping[str, Any]
-Predict = Callable[[Rows], Values]
+Predict = Callable[[Rows], Double]
 Progress = Callable[[int, int], None]
 Matrix = sp.csr_matrix
 
@@ -113,7 +114,7 @@ def _surprise(data: PeerRatings, model: AlgoBase) -> Predict:
     model.verbose = False
     model.fit(SurpriseData(Reader(rating_scale=(LOWEST, HIGHEST))).construct_trainset(rated))
 
-    def predict(rows: Rows) -> Values:
+    def predict(rows: Rows) -> Double:
         pairs = zip(ratings.user[rows].tolist(), ratings.item[rows].tolist(), strict=True)
         return np.array([model.predict(user, item).est for user, item in pairs])
 
@@ -131,8 +132,8 @@ def tfidf_ridge(data: PeerRatings, *, ngrams: int, penalty: float, bias: float =
     model = Ridge(alpha=penalty, solver="sparse_cg", tol=1e-3)
     model.fit(_columns(data, words, train, bias, own=False), ratings.value[train])
 
-    def predict(rows: Rows) -> Values:
-        found: Values = model.predict(_columns(data, words, rows, bias, own=True))
+    def predict(rows: Rows) -> Double:
+        found: Double = model.predict(_columns(data, words, rows, bias, own=True))
         return found
 
     return predict
@@ -198,6 +199,6 @@ def tune_rating_peer(peer: RatingPeer, data: PeerRatings, progress: Progress | N
     return best
 
 
-def rmse(truth: Values, predicted: NDArray[np.floating[Any]]) -> float:
+def rmse(truth: Double, predicted: NDArray[np.floating[Any]]) -> float:
     """Root mean squared error of predictions, cut to 1..5."""
     return float(np.sqrt(np.mean((truth - np.clip(predicted, LOWEST, HIGHEST)) ** 2)))

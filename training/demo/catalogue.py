@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Double, Mask
 from training.datasets.base import Progress, Record
 from training.datasets.prepared import DatasetInfo, write_dataset
 from training.demo.drawing import BACKGROUNDS, CATEGORIES, COLOURS, PATTERNS, STYLES, TRIMS, Look, draw_product
@@ -199,7 +199,7 @@ def demo_item(seed: int = SEED, k: int = 0) -> DemoProduct:
     return _product(f"fresh-{k:04d}", seed, _FRESH, k)
 
 
-def demo_holes(items: int = ITEMS, seed: int = SEED) -> NDArray[np.bool_]:
+def demo_holes(items: int = ITEMS, seed: int = SEED) -> Mask:
     """Which of picture and text each catalogue item lacks, bool `[items, 2]`."""
     order = np.random.default_rng([seed, _HOLES]).permutation(items)
     neither, picture, text = (round(share * items) for share in (NEITHER, NO_PICTURE - NEITHER, NO_TEXT - NEITHER))
@@ -302,7 +302,7 @@ def _events(products: Sequence[_Traits], users: int, seed: int) -> list[Record]:
     return sorted(events, key=lambda event: (event["timestamp"], event["user"]))
 
 
-def _appeal(products: Sequence[_Traits], users: int, rng: np.random.Generator) -> NDArray[np.float64]:
+def _appeal(products: Sequence[_Traits], users: int, rng: np.random.Generator) -> Double:
     """How much each shopper likes each item, `[users, items]`: taste, the item's popularity, and whim."""
     circle = rng.integers(_CIRCLES, size=users)
     appeal = np.zeros((users, len(products)))
@@ -315,7 +315,7 @@ def _appeal(products: Sequence[_Traits], users: int, rng: np.random.Generator) -
     return appeal + _WHIM * rng.gumbel(size=appeal.shape)
 
 
-def _visits(user: str, appeal: NDArray[np.float64], rng: np.random.Generator) -> Iterator[Record]:
+def _visits(user: str, appeal: Double, rng: np.random.Generator) -> Iterator[Record]:
     """One shopper's events: the items that appeal most, met in random order over a few sessions."""
     budget = int(rng.integers(_FEWEST, _MOST + 1))
     starts = rng.integers((DAYS - 1) * 86_400, size=int(rng.integers(3, 9)))

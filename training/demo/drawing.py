@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from models.arrays import Array, Double
+
 SIZE = 128
 _DRAWN = 2 * SIZE
 _RELIEF = 64  # shading is smooth: it is worked out at this size
 
 Point = tuple[float, float]
 Rgb = tuple[int, int, int]
-Plane = NDArray[np.float32]
+Plane = Array
 
 COLOURS: dict[str, Rgb] = {
     "red": (198, 48, 46),
@@ -337,11 +339,11 @@ def _texture(material: str) -> Plane:
     return _float32(factor)
 
 
-def _smear(noise: NDArray[np.float64], rows: int, columns: int) -> NDArray[np.float64]:
+def _smear(noise: Double, rows: int, columns: int) -> Double:
     """Noise averaged along both axes (wrapping around), brought back to unit variance."""
     for axis, width in enumerate((rows, columns)):
         noise = np.mean([np.roll(noise, step, axis) for step in range(width)], axis=0)
-    smeared: NDArray[np.float64] = noise / noise.std()
+    smeared: Double = noise / noise.std()
     return smeared
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from models.arrays import Rows
 from models.bundle import EncoderRef, Manifest, require_replaceable
 from models.dgmrec.config import DGMRecConfig
 from models.encoders import CATALOGUE, MINILM, ImageEncoder, TextEncoder, catalogue_encoder, make_encoder
@@ -26,7 +27,7 @@ from training.dgmrec.task import DGMRecTask, TopNData
 from training.features import catalogue_pictures, encode_dataset
 from training.masking import mask_cells, mask_levels
 from training.progress import Terminal
-from training.splits import Parts, Rows, hold_out_items, random_split
+from training.splits import Parts, hold_out_items, random_split
 from training.trainer import TrainerConfig, TrainingResult, train
 
 WEIGHTS = "image_encoder.safetensors"

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.arrays import Rows
 from models.dgmrec.config import DGMRecConfig
 from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
@@ -23,7 +24,7 @@ from training.dgmrec.task import DGMRecTask
 from training.evaluate.machine import machine
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.masking import levels
-from training.metrics import Rows, ScoreFunction, rank_all, summarise
+from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
 from training.splits import Parts, draw_new_items
 from training.trainer import TrainerConfig, TrainingResult, peak_memory_mb

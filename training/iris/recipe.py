@@ -4,6 +4,7 @@ holds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,14 +14,31 @@ from models.dgmrec.serving import OnlineDGMRec
 from models.iris.config import IRISConfig
 from models.iris.serving import NAME
 from models.modality import ModalBatch
-from training.bundles import data_entry, join, open_bundle
+from training.bundles import Opened, data_entry, join, open_bundle, run_fingerprint
 from training.datasets.base import Dataset
 from training.dgmrec.bundle import add_catalogue
 from training.dgmrec.recipe import DataOptions
-from training.held_out import measured, possible_negatives, random_held_out
+from training.held_out import HeldOut, measured, possible_negatives, random_held_out
 from training.iris.task import IRISTraining, TopNSource, completed, train_iris
 from training.progress import Terminal
 from training.trainer import TrainerConfig
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Where an interrupted training goes on: the file of the interests, and beside it one of each member."""
+
+    interests: Path
+    members: int
+
+    def member(self, number: int) -> Path:
+        """The file of one member."""
+        return self.interests.with_name(f"{self.interests.name}-{number}")
+
+    def remove(self) -> None:
+        """Remove all of them."""
+        for file in (self.interests, *map(self.member, range(self.members))):
+            file.unlink(missing_ok=True)
 
 
 def add_iris(
@@ -48,29 +66,19 @@ def add_iris(
     """
     opened = open_bundle(dataset, out, options, terminal)
     held_out = random_held_out(dataset, trainer.seed, negatives=possible_negatives(dataset))
-    content = opened.content
-    if opened.bundle is not None and training.generated:
-        content = generated_by(opened.bundle, content, dataset.items.ids)
-    content = completed(content, held_out.train, len(dataset.users), training, trainer.seed)
-    checkpoint = out.with_name(f".{out.name}.iris-checkpoint")
-
-    def members_at(member: int) -> Path:
-        return checkpoint.with_name(f"{checkpoint.name}-{member}")
-
-    kept = [checkpoint, *map(members_at, range(config.members))]
+    content = _content(dataset, opened, held_out, training, trainer.seed)
+    checkpoints = Checkpoints(out.with_name(f".{out.name}.iris-checkpoint"), config.members)
     if fresh:
-        _remove(kept)
+        checkpoints.remove()
     trained = train_iris(
         TopNSource(held_out, content, dataset.users, dataset.items),
         config,
         training,
         trainer,
         terminal=terminal,
-        fingerprint=repr(
-            (dataset.fingerprint, dataset.min_rating, config, training, trainer, content.observed.sum(dim=0).tolist())
-        ),
-        checkpoint=checkpoint,
-        members_at=members_at,
+        fingerprint=_fingerprint(dataset, content, config, training, trainer),
+        checkpoint=checkpoints.interests,
+        members_at=checkpoints.member,
     )
     metrics = {f"valid {name}": value for name, value in trained.result.best.items()}
     metrics |= measured(trained.scores, held_out.test)
@@ -80,9 +88,30 @@ def add_iris(
         if source is not None:
             add_catalogue(writer, dataset, opened.content, source)
 
-    manifest = join(out, opened, NAME, data, lambda writer: trained.reranker.save(writer, metrics), catalogue=catalogue)
-    _remove(kept)
+    manifest = join(out, opened, NAME, data, lambda writer: trained.serving.save(writer, metrics), catalogue=catalogue)
+    checkpoints.remove()
     return manifest
+
+
+def _content(dataset: Dataset, opened: Opened, held_out: HeldOut, training: IRISTraining, seed: int) -> ModalBatch:
+    """The items' content, whose missing cells the bundle's DGMRec fills, or else a ridge regression."""
+    content = opened.content
+    if opened.bundle is not None and training.generated:
+        content = generated_by(opened.bundle, content, dataset.items.ids)
+    return completed(content, held_out.train, len(dataset.users), training, seed)
+
+
+def _fingerprint(
+    dataset: Dataset, content: ModalBatch, config: IRISConfig, training: IRISTraining, trainer: TrainerConfig
+) -> str:
+    settings = {
+        "data": dataset.fingerprint,
+        "min_rating": dataset.min_rating,
+        "config": config.model_dump(),
+        "training": training.model_dump(),
+        "trainer": trainer.model_dump(),
+    }
+    return run_fingerprint(content, settings)
 
 
 def generated_by(bundle: Bundle, content: ModalBatch, ids: Sequence[str]) -> ModalBatch:
@@ -100,8 +129,3 @@ def generated_by(bundle: Bundle, content: ModalBatch, ids: Sequence[str]) -> Mod
         features[name] = features[name].index_copy(0, rows, torch.from_numpy(made))
         observed[rows, column] = True
     return ModalBatch(features, observed)
-
-
-def _remove(files: list[Path]) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
 """IRIS for the trainer: members' latent factors first, with equal interests; then interests and factors together.
 
-The loss is the log loss with K sampled negatives for each positive (eq. 12), in expectation over the samples: an item
-that the user has not met weighs as much as it would be drawn on average. So nothing is learned from the noise of
-sampling, and many users are scored for many targets at once. Entries of the histories are dropped at random, so that
-no target leans on a single one.
+The loss is the log loss with K sampled negatives for each positive (eq. 12), in expectation over the samples: every
+item that is not in the user's history is weighted by how often it would be drawn. So the gradient has no sampling
+noise, and many users are scored for many targets at once. Entries of the histories are dropped at random (dropout).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from models.graph import InteractionGraphs
 from models.imputers import impute
 from models.iris.config import IRISConfig
 from models.iris.model import IRIS, Histories
-from models.iris.serving import Reranker
+from models.iris.serving import IRISServing
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from training.baselines.ranking import fitted_als
@@ -41,8 +40,8 @@ TRAINER = TrainerConfig(
 )
 MEMBERS = 100  # more than there ever are, so that no two of them share a seed
 FEWEST_STEPS = 10  # of an epoch of a member
-STEADY = 2 / 3  # of a member's epochs pass before its learning rate begins to fall
-LEAN_SCALE = 5.0  # from the share of the users that met an item to its odds
+CONSTANT_FRACTION = 2 / 3  # of a member's epochs, after which its learning rate begins to fall
+BIAS_SCALE = 5.0  # of the share of the users with an item, whose logarithm its bias starts at
 ALS_SCALE = 27.0  # from similarities by ALS to log-odds
 USERS_AT_ONCE = 8192
 TARGETS_AT_ONCE = 8192
@@ -66,7 +65,7 @@ class IRISTraining(BaseModel):
     factor_users: int = Field(512, ge=1, description="users in a step of a member's training, at most")
     tuning_rate: float = Field(0.0, ge=0, description="learning rate of the factors beside the interests")
     generated: bool = Field(True, description="missing content is generated; False: left out, which is zero")
-    shuffled: bool = Field(False, description="each item has the content of another one: what content is worth beyond")
+    shuffled: bool = Field(False, description="each item has the content of another one: the ablation of content")
 
 
 @dataclass(frozen=True)
@@ -95,8 +94,8 @@ def completed(content: ModalBatch, pairs: Pairs, n_users: int, training: IRISTra
     present; or they are left out. Shuffled, each item has another one's."""
     if training.generated and content.names and not bool(content.observed.all()):
         graphs = InteractionGraphs.build(pairs[:, 0], pairs[:, 1], n_users, len(content))
-        had = content.observed.any(dim=0).expand_as(content.observed)
-        content = ModalBatch(impute(content, "ridge", graphs), had.clone())
+        filled = content.observed.any(dim=0).expand_as(content.observed)
+        content = ModalBatch(impute(content, "ridge", graphs), filled.clone())
     if training.shuffled:
         return content.select(torch.from_numpy(np.random.default_rng(seed).permutation(len(content))))
     return content
@@ -105,15 +104,15 @@ def completed(content: ModalBatch, pairs: Pairs, n_users: int, training: IRISTra
 # --- tasks -----------------------------------------------------------------------------------------------------------
 
 
-def expected_log_loss(scores: Tensor, positive: Tensor, unmet: Tensor) -> Tensor:
+def expected_log_loss(scores: Tensor, positive: Tensor, negative_weight: Tensor) -> Tensor:
     """The log loss of a batch, per positive, in expectation over sampled negatives. (eq. 12)
 
     Args:
-        scores: `[u, b]`. positive: 0 or 1, `[u, b]`. unmet: what an item that the user has not met weighs, `[u, 1]`.
+        scores: `[u, b]`. positive: 0 or 1, `[u, b]`. negative_weight: of an item outside the history, `[u, 1]`.
     """
-    missed = F.softplus(-scores) * positive
-    mistaken = F.softplus(scores) * (1 - positive) * unmet
-    return (missed + mistaken).sum() / positive.sum().clamp_min(1)
+    positives = F.softplus(-scores) * positive
+    negatives = F.softplus(scores) * (1 - positive) * negative_weight
+    return (positives + negatives).sum() / positive.sum().clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -122,10 +121,10 @@ class Stage:
 
     Attributes:
         scores: of targets `[b]` for histories `[u, n]`, `[u, b]`.
-        parameters: what is learned, each lot with its learning rate.
+        parameters: groups of parameters, each with its learning rate.
         users, targets: how many of them a step takes.
         epochs: after which the rates have come down to nothing.
-        steady: share of the epochs before the rates begin to fall.
+        constant_fraction: share of the epochs before the rates begin to fall.
     """
 
     scores: Callable[[Histories, Tensor], Tensor]
@@ -133,11 +132,11 @@ class Stage:
     users: int
     targets: int
     epochs: int
-    steady: float
+    constant_fraction: float
 
     def share(self, epochs: float) -> float:
         """The share of the learning rates that holds after so many epochs."""
-        return falling_share(epochs / self.epochs, self.steady)
+        return falling_share(epochs / self.epochs, self.constant_fraction)
 
 
 class IRISTask:
@@ -147,9 +146,9 @@ class IRISTask:
         self.module = module
         self._source, self._config, self._stage, self._seed = source, config, stage, seed
         self._histories = source.histories
-        met, n = self._histories.length, len(source.items)
-        self._unmet = config.negatives * met / (n - met).clamp_min(1)
-        self._optimizer = torch.optim.Adam([{"params": some, "lr": rate} for some, rate in stage.parameters])
+        length, n = self._histories.length, len(source.items)
+        self._negative_weight = config.negatives * length / (n - length).clamp_min(1)
+        self._optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in stage.parameters])
 
     def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
         """One pass over the users and the targets."""
@@ -162,7 +161,7 @@ class IRISTask:
                 group["lr"] = rate * share
             histories = self._histories if len(users) == len(self._source.users) else self._histories.select(users)
             scores = self._stage.scores(histories.dropped(self._config.drop, rng), targets)
-            loss = expected_log_loss(scores, histories.own(targets), self._unmet[users])
+            loss = expected_log_loss(scores, histories.own(targets), self._negative_weight[users])
             self._optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             self._optimizer.step()
@@ -174,9 +173,9 @@ class IRISTask:
         users, targets = len(self._source.users), len(self._source.items)
         in_order = users <= self._stage.users  # all of them at once need no shuffling
         order = np.arange(users) if in_order else rng.permutation(users)
-        for some in torch.split(torch.from_numpy(order), self._stage.users):
-            for wanted in torch.split(torch.from_numpy(rng.permutation(targets)), self._stage.targets):
-                yield some, wanted
+        for user_batch in torch.split(torch.from_numpy(order), self._stage.users):
+            for target_batch in torch.split(torch.from_numpy(rng.permutation(targets)), self._stage.targets):
+                yield user_batch, target_batch
 
     def validate(self) -> dict[str, float]:
         """Hit rates and NDCG on the validation part."""
@@ -201,15 +200,15 @@ class IRISTask:
 # --- factors ---------------------------------------------------------------------------------------------------------
 
 
-def _starting_member(source: TopNSource, config: IRISConfig, training: IRISTraining, member: int, seed: int) -> IRIS:
-    """A model of one member and without content, at its start."""
+def _initial_member(source: TopNSource, config: IRISConfig, training: IRISTraining, member: int, seed: int) -> IRIS:
+    """A model of one member and without content, before it is trained."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash((seed, member)) % 2**31)
         module = IRIS(config.model_copy(update={"members": 1, "reads": ()}), [], len(source.items))
     count = np.bincount(source.held_out.train[:, 1], minlength=len(source.items))
     share = torch.from_numpy((count + 1) / (len(source.users) + 2)).float()
     with torch.no_grad():
-        module.lean.copy_((share * LEAN_SCALE).log())
+        module.item_bias.copy_((share * BIAS_SCALE).log())
         if member < training.from_als:
             start = als_similarity(source, config.embedding_size, training, seed + member)
             module.p.copy_(start)
@@ -236,7 +235,7 @@ def als_similarity(source: TopNSource, size: int, training: IRISTraining, seed: 
 
 
 def member_settings(source: TopNSource, config: IRISConfig, training: IRISTraining, trainer: TrainerConfig) -> str:
-    """All that members depend on, which is neither content nor interests."""
+    """All that members depend on: content and interests are not among it."""
     factors = config.embedding_size, config.alpha, config.beta
     learning = training.model_dump(exclude={"tuning_rate", "generated", "shuffled"})
     return repr((source.held_out.fingerprint, factors, learning, trainer.seed, trainer.metric))
@@ -250,26 +249,26 @@ def train_member(
     member: int,
     *,
     terminal: Terminal,
-    kept: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> tuple[IRIS, float]:
     """Train one member's factors by themselves, with every interest the same; and in how many seconds.
 
     Args:
-        kept: where its checkpoints go; one that is finished is what is answered.
+        checkpoint: where its checkpoints go; a finished one is loaded instead of training.
     """
-    module = _starting_member(source, config, training, member, trainer.seed)
+    module = _initial_member(source, config, training, member, trainer.seed)
     from_als = member < training.from_als
     epochs = training.als_epochs if from_als else training.factor_epochs
     rate = training.als_rate if from_als else training.factor_rate
-    learned = [([module.p, module.q, module.lean], rate)]
+    learned = [([module.p, module.q, module.item_bias], rate)]
     users = min(training.factor_users, math.ceil(len(source.users) / FEWEST_STEPS))
-    stage = Stage(module.equal_score, learned, users, TARGETS_AT_ONCE, epochs, STEADY)
+    stage = Stage(module.equal_score, learned, users, TARGETS_AT_ONCE, epochs, CONSTANT_FRACTION)
     task = IRISTask(source, module, training, stage, trainer.seed * MEMBERS + member)
     result = train(
         task,
         trainer.model_copy(update={"epochs": epochs, "patience": epochs}),
         fingerprint=f"{member_settings(source, config, training, trainer)} {member}",
-        checkpoint_path=kept,
+        checkpoint_path=checkpoint,
         progress=terminal,
     )
     return module, result.seconds
@@ -282,7 +281,7 @@ def train_member(
 class TrainedIRIS:
     """A finished training: what is served, how its last stage went, seconds of all, and scores of users' items."""
 
-    reranker: Reranker
+    serving: IRISServing
     result: TrainingResult
     seconds: float
     scores: PairScores
@@ -312,10 +311,12 @@ def train_iris(
     members, seconds = [], 0.0
     for member in range(config.members):
         terminal.say(f"factors {member + 1} of {config.members}")
-        kept = None if members_at is None else members_at(member)
-        one, took = train_member(source, config, training, trainer, member, terminal=terminal, kept=kept)
-        members.append(one)
-        seconds += took
+        path = None if members_at is None else members_at(member)
+        module, member_seconds = train_member(
+            source, config, training, trainer, member, terminal=terminal, checkpoint=path
+        )
+        members.append(module)
+        seconds += member_seconds
     module = _joined(source, config, members, trainer.seed)
     features = {name: source.content.features[name] for name in module.names}
     present = source.content.observed[:, [source.content.names.index(name) for name in module.names]]
@@ -324,10 +325,10 @@ def train_iris(
     task = _interests(source, module, training, trainer, signals, present)
     terminal.say("interests")
     result = train(task, trainer, fingerprint=fingerprint, checkpoint_path=checkpoint, progress=terminal)
-    met = torch.zeros(len(source.items), dtype=torch.bool)
-    met[torch.from_numpy(np.unique(source.held_out.train[:, 1]))] = True
-    module.fit_prediction(signals, present, met)
-    return TrainedIRIS(Reranker(module, source.items), result, seconds + result.seconds, task.scorer())
+    warm = torch.zeros(len(source.items), dtype=torch.bool)
+    warm[torch.from_numpy(np.unique(source.held_out.train[:, 1]))] = True
+    module.fit_prediction(signals, present, warm)
+    return TrainedIRIS(IRISServing(module, source.items), result, seconds + result.seconds, task.scorer())
 
 
 def _joined(source: TopNSource, config: IRISConfig, members: list[IRIS], seed: int) -> IRIS:
@@ -338,9 +339,9 @@ def _joined(source: TopNSource, config: IRISConfig, members: list[IRIS], seed: i
         init.normal_(module.h, 0, FIRST_INTEREST)
     scale = len(members) ** -0.5
     with torch.no_grad():
-        module.p.copy_(torch.cat([one.p for one in members], dim=1) * scale)
-        module.q.copy_(torch.cat([one.q for one in members], dim=1) * scale)
-        module.lean.copy_(torch.stack([one.lean for one in members]).mean(dim=0))
+        module.p.copy_(torch.cat([member.p for member in members], dim=1) * scale)
+        module.q.copy_(torch.cat([member.q for member in members], dim=1) * scale)
+        module.item_bias.copy_(torch.stack([member.item_bias for member in members]).mean(dim=0))
     return module
 
 
@@ -355,8 +356,8 @@ def _interests(
     def scores(histories: Histories, targets: Tensor) -> Tensor:
         return module.score(histories, module.similarities(*module.roles(signals, present), targets))
 
-    factors = [module.p, module.q, module.lean]
-    others = [one for one in module.parameters() if all(one is not factor for factor in factors)]
+    factors = [module.p, module.q, module.item_bias]
+    others = [tensor for tensor in module.parameters() if all(tensor is not factor for factor in factors)]
     rates = [(factors, training.tuning_rate), (others, trainer.learning_rate)]
     stage = Stage(scores, rates, USERS_AT_ONCE, trainer.batch_size, trainer.epochs, 0.0)
     return IRISTask(source, module, training, stage, trainer.seed)

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Double, Rows
 from models.feedback import EVENT_TYPES, RATED
 from training.datasets.base import TEST, TRAIN, VALID, Dataset
 
 _RATED = tuple(EVENT_TYPES.index(name) for name in RATED)
 
-Rows = NDArray[np.int64]
-Values = NDArray[np.float64]
 Split = NDArray[np.uint8]
 
 
@@ -31,8 +30,8 @@ class Ratings:
 
     user: Rows
     item: Rows
-    value: Values
-    time: Values
+    value: Double
+    time: Double
     text: tuple[str, ...]
     event: Rows
     n_users: int
@@ -45,7 +44,7 @@ class Ratings:
     def of(cls, dataset: Dataset) -> Ratings:
         """The dataset's ratings and reviews that have a value; of those of a pair, the newest.
 
-        Somebody who rates again has changed their mind, and the older rating would tell the newer one's answer.
+        The older ones are left out: a repeated rating would leak its value from one part of a split to another.
 
         Raises:
             RatingDataError: there are none.
@@ -54,7 +53,7 @@ class Ratings:
         rows = np.flatnonzero(np.isin(events.type, _RATED) & ~np.isnan(events.value))
         if not len(rows):
             raise RatingDataError(f"the dataset {dataset.name} has no ratings to learn from")
-        every = cls(
+        rated = cls(
             user=events.user[rows],
             item=events.item[rows],
             value=events.value[rows],
@@ -64,11 +63,11 @@ class Ratings:
             n_users=len(dataset.users),
             n_items=len(dataset.items),
         )
-        pair = every.user * every.n_items + every.item
-        return every.only(np.sort(newest_of(pair, newest_first(every), 1)))
+        pair = rated.user * rated.n_items + rated.item
+        return rated.only(np.sort(newest_of(pair, newest_first(rated), 1)))
 
     def only(self, rows: Rows) -> Ratings:
-        """Some of them."""
+        """Those in `rows`."""
         return replace(
             self,
             user=self.user[rows],
@@ -80,7 +79,7 @@ class Ratings:
         )
 
     def with_texts(self, text: Sequence[str]) -> Ratings:
-        """The same ratings in other words."""
+        """The same ratings with these texts."""
         return replace(self, text=tuple(text))
 
 
@@ -107,8 +106,8 @@ def newest_first(ratings: Ratings) -> Rows:
 def newest_of(group: Rows, rows: Rows, most: int) -> Rows:
     """Those among rows (newest first) that are one of the `most` newest of their group `[n]`, in the same order."""
     order = np.argsort(group[rows], kind="stable")
-    sorted_ = group[rows][order]
-    place = np.arange(len(rows)) - np.searchsorted(sorted_, sorted_)
+    ordered = group[rows][order]
+    place = np.arange(len(rows)) - np.searchsorted(ordered, ordered)
     return rows[np.sort(order[place < most])]
 
 

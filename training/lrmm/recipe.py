@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
+from models.arrays import Array
 from models.bundle import EncoderRef, Manifest
 from models.encoders import MINILM, TextEncoder, make_encoder
 from models.lrmm.config import LRMMConfig
-from models.lrmm.profiles import Array
 from models.lrmm.serving import NAME
 from models.modality import ModalBatch
-from training.bundles import data_entry, join, no_content, open_bundle
+from training.bundles import data_entry, join, no_content, open_bundle, run_fingerprint
 from training.datasets.base import Dataset
 from training.dgmrec.recipe import DataOptions, prepare_features
 from training.lrmm.ratings import RatingParts, Ratings, published_parts, random_parts
@@ -80,21 +80,21 @@ def add_lrmm(
         config,
         trainer,
         terminal=terminal,
-        fingerprint=_fingerprint(dataset, config, trainer),
+        fingerprint=_fingerprint(dataset, source, config, trainer),
         checkpoint=checkpoint,
     )
-    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.rater, trained.test)}
+    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.serving, trained.test)}
     data = data_entry(dataset, opened.content, len(ratings))
-    manifest = join(out, opened, NAME, data, lambda writer: trained.rater.save(writer, metrics))
+    manifest = join(out, opened, NAME, data, lambda writer: trained.serving.save(writer, metrics))
     checkpoint.unlink(missing_ok=True)
     return manifest
 
 
-def _fingerprint(dataset: Dataset, config: LRMMConfig, trainer: TrainerConfig) -> str:
-    """Names what a run's result depends on, so that a checkpoint of another run is not continued."""
-    settings: Mapping[str, Any] = {
+def _fingerprint(dataset: Dataset, source: RatingSource, config: LRMMConfig, trainer: TrainerConfig) -> str:
+    settings = {
         "data": dataset.fingerprint,
+        "sentences": None if source.sentences is None else source.sentences[1].weights_sha256,
         "config": config.model_dump(),
         "trainer": trainer.model_dump(exclude={"patience"}),
     }
-    return repr(settings)
+    return run_fingerprint(source.content, settings)

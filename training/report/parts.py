@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Array, Mask
 from models.bundle import Bundle
 from models.dgmrec.serving import OnlineDGMRec
 from training.plane import plane
@@ -15,7 +15,6 @@ from training.report.sections import Block, Chapter, Section
 from training.report.tables import Cell, Row, Table
 
 DRAWN = 300  # items; more would take long and draw black
-Array = NDArray[np.float32]
 
 
 def parts_chapter(path: Path) -> Chapter:
@@ -42,7 +41,7 @@ def parts_chapter(path: Path) -> Chapter:
     return Chapter("parts", "What the model sees", [section])
 
 
-def _parts_plot(online: OnlineDGMRec, parts: Array, observed: NDArray[np.bool_]) -> Plot:
+def _parts_plot(online: OnlineDGMRec, parts: Array, observed: Mask) -> Plot:
     """General and specific parts of all modalities in one plane."""
     split = {
         (kind, a): block
@@ -62,7 +61,7 @@ def _parts_plot(online: OnlineDGMRec, parts: Array, observed: NDArray[np.bool_])
     return scatter("General and specific parts, t-SNE", clouds)
 
 
-def _feature_plot(name: str, features: Array, have: NDArray[np.bool_]) -> Plot:
+def _feature_plot(name: str, features: Array, have: Mask) -> Plot:
     """Observed and generated features of one modality."""
     places = plane(features)
     clouds = [

@@ -23,6 +23,10 @@ TEST_TO_TRAINING = 1 / 8  # rows of a rating split, 80/10/10
 _TOLERANCE = 1e-6  # between the mean that a result states and that of its runs
 
 
+class ReportError(ValueError):
+    """Nothing to report; the message is one sentence."""
+
+
 class Epoch(BaseModel):
     """One epoch of a training."""
 

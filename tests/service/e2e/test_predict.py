@@ -20,8 +20,8 @@ from training.lrmm.task import TRAINER
 from training.progress import Terminal
 
 CONFIG = LRMMConfig(
-    members=2, hidden=16, rating_hidden=8, text_hidden=8, word_size=8, text_epochs=1, sentence_size=8, content_size=8,
-    least_count=2, folds=3, repeats=1, document_words=60,
+    members=2, hidden=16, rating_hidden=8, lstm_hidden=8, word_embedding_size=8, lstm_epochs=1,
+    sentence_size=8, content_size=8, min_word_count=2, folds=3, repeats=1, document_words=60,
 )  # fmt: skip
 WORDS = {1: "awful broke returned it", 3: "it is fine nothing more", 5: "great love it perfect"}
 

@@ -64,7 +64,7 @@ async def test_a_pair_is_explained(api: httpx.AsyncClient, engine: FakeEngine) -
         "item": "a",
         "title": "A",
         "score": 1.3,
-        "lean": 0.5,
+        "item_bias": 0.5,
         "modalities": {"text": "observed", "image": "generated", "audio": "generated"},
         "reasons": [REASON],
         "model_version": "2026-01-02.1",

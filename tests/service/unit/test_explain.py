@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.iris.serving import Sides
+from models.iris.serving import ItemSides
 from service.domain import State
 from service.pipeline import explain, history, rank
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
@@ -39,7 +39,7 @@ def entry(row: int, present: np.ndarray[Any, Any]) -> Entry:
     return Entry(row, f"i{row}", None, (), True, 1, 0.0, states, {})
 
 
-def derived(row: int, sides: Sides) -> Derived:
+def derived(row: int, sides: ItemSides) -> Derived:
     rng = np.random.default_rng(row)
     drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPE.fields().items()}
     return Derived.of(drawn | {f"side.{name}": getattr(sides, name)[row] for name in RERANKER.shapes})

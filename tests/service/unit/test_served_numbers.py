@@ -13,7 +13,7 @@ from torch import Tensor
 from models.bundle import CATALOGUE_FEATURES, Bundle
 from models.dgmrec.serving import Known, OnlineDGMRec
 from models.imputers import Evidence
-from models.iris.serving import Reranker
+from models.iris.serving import IRISServing
 
 Array = NDArray[np.float32]
 ROWS = 40
@@ -107,7 +107,7 @@ def test_embedding(demo_bundle: Path) -> None:
 
 def test_sides(demo_bundle: Path) -> None:
     bundle = Bundle.load(demo_bundle)
-    reranker = Reranker.load(bundle)
+    reranker = IRISServing.load(bundle)
     assert reranker is not None
     raw = bundle.tensors(CATALOGUE_FEATURES)
     features = {name: raw[name] for name in reranker.names}
