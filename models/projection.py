@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models import vectors
+from models import linalg
 
 
 class Projection(nn.Module):
@@ -34,8 +34,7 @@ class Projection(nn.Module):
         if len(rows) == 0:
             return
         centred = (rows - rows.mean(dim=0)).double()
-        _, vectors = torch.linalg.eigh(centred.T @ centred)
-        components = vectors.flip(1)[:, : self.components.shape[1]]
+        _, components = linalg.principal_axes(centred.T @ centred, self.components.shape[1])
         # Eigenvectors have no sign of their own: the largest entry is made positive.
         sign = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()
         self.components.copy_(components * sign)
@@ -49,22 +48,22 @@ class Projection(nn.Module):
     def forward(self, raw: Tensor) -> Tensor:
         """Signals `[n, r]` of raw features `[n, dim]`; zero where a feature is the mean."""
         centred = (raw - self.mean) @ self.components
-        tiny = vectors.length(centred) <= 1e-5 * self.length
+        tiny = linalg.length(centred) <= 1e-5 * self.length
         signal: Tensor = self._whitened(centred) * centred.shape[1] ** 0.5
         return signal.masked_fill(tiny, 0)
 
     def signal(self, direction: Tensor) -> Tensor:
         """The signals `[n, r]` of directions among the components, of length up to 1."""
-        weight: Tensor = vectors.length(direction) * direction.shape[1] ** 0.5
+        weight: Tensor = linalg.length(direction) * direction.shape[1] ** 0.5
         return self._whitened(direction) * weight
 
     def direction(self, signal: Tensor) -> Tensor:
         """The inverse of `signal`."""
-        weight: Tensor = vectors.length(signal) / signal.shape[1] ** 0.5
-        return vectors.unit(signal * self.deviation**self.whitening) * weight
+        weight: Tensor = linalg.length(signal) / signal.shape[1] ** 0.5
+        return linalg.unit(signal * self.deviation**self.whitening) * weight
 
     def _whitened(self, centred: Tensor) -> Tensor:
-        return vectors.unit(centred / self.deviation**self.whitening)
+        return linalg.unit(centred / self.deviation**self.whitening)
 
     def back(self, signal: Tensor) -> Tensor:
         """Raw features `[n, dim]` of signals, at the modality's usual distance from its mean."""

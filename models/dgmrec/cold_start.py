@@ -30,8 +30,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from models import linalg as ridge
-from models import vectors
+from models import linalg
 from models.graph import Graph, nearest, neighbour_graph, rescaled
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ class Settling(nn.Module):
         touched = degree > 0
         if not touched.any():
             return out.items, torch.zeros_like(out.items)
-        self.popularity_axis.copy_(vectors.unit(out.users[out.user_degree > 0].mean(dim=0)))
+        self.popularity_axis.copy_(linalg.unit(out.users[out.user_degree > 0].mean(dim=0)))
         self.prior_users.copy_(self.config.prior * degree[touched].mean())
         popularity = out.items @ self.popularity_axis
         self._fit_untouched(self._content(features), out.items, degree)
@@ -132,8 +131,8 @@ class Settling(nn.Module):
         """
         touched = (degree > 0).to(content.dtype)
         users = degree.clamp_min(1).log()[:, None]
-        slope, intercept = _centred_ridge(content, users, touched, self.config.cold_penalty)
-        gain, start = _centred_ridge(users, place[:, None], touched, 1.0)
+        slope, intercept = linalg.weighted_ridge(content, users, touched, self.config.cold_penalty)
+        gain, start = linalg.weighted_ridge(users, place[:, None], touched, 1.0)
         mean = (touched @ users) / touched.sum()
         loud = gain[0] * self.config.cold_spread
         return slope * loud, start + mean * gain[0] + (intercept - mean) * loud
@@ -141,13 +140,13 @@ class Settling(nn.Module):
     def _fit_across(self, content: Tensor, items: Tensor, degree: Tensor) -> tuple[Tensor, Tensor]:
         # Popularity is known of every item alike; whom an item is for, the better the more users it has.
         sure = degree / (degree + SURE_DEGREE)
-        return _centred_ridge(content, self._across(items), sure, self.config.cold_penalty)
+        return linalg.weighted_ridge(content, self._across(items), sure, self.config.cold_penalty)
 
     def _told_without_fold(self, content: Tensor, items: Tensor, degree: Tensor) -> Tensor:
         """What content `[n, k]` says of vectors `[n, d]` across the axis of popularity, each by a fit without its
         fold."""
-        fold, told = torch.arange(len(items), device=items.device) % ridge.FOLDS, torch.zeros_like(items)
-        for held in (fold == number for number in range(ridge.FOLDS)):
+        fold, told = torch.arange(len(items), device=items.device) % linalg.FOLDS, torch.zeros_like(items)
+        for held in (fold == number for number in range(linalg.FOLDS)):
             if ((degree > 0) & ~held).any():
                 shown, usual = self._fit_across(content, items, degree.where(~held, 0))
                 told[held] = self._across(content[held] @ shown + usual)
@@ -194,12 +193,3 @@ def share_of_new(degree: Tensor) -> float:
     """
     never, once, twice = (int((degree == count).sum()) for count in range(3))
     return max(0.0, 1 - once * (once - 1) / (2 * (twice + 1)) / never) if never else 0.0
-
-
-def _centred_ridge(inputs: Tensor, targets: Tensor, weights: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weighted ridge with a free intercept: inputs `[n, k]`, targets `[n, t]` -> slopes `[k, t]`, intercept `[t]`."""
-    share = (weights / weights.sum())[None]
-    inputs_mean, targets_mean = share @ inputs, share @ targets
-    centred = inputs - inputs_mean
-    slopes = ridge.solve(centred * weights[:, None].sqrt(), (targets - targets_mean) * weights[:, None].sqrt(), penalty)
-    return slopes, (targets_mean - inputs_mean @ slopes)[0]

@@ -2,7 +2,7 @@
 
 Where the paper leaves a gap:
 
-* Generation starts from a closed-form base over what training-free imputers know (`imputers.Evidence`, whose blocks for
+* Generation starts from a closed-form base over what training-free imputers know (`evidence.Evidence`, whose blocks for
   a cell never contain that cell; hidden cells decide which of them are read). What is learned is the step away from it,
   trained by hiding observed cells; of that step it takes the share (`trust`) that cells it never learned from bear out.
 * What is alike by one modality is alike by another, and the nearer the more: the text of an item with the very same
@@ -26,10 +26,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
 
-from models import linalg as ridge
-from models import vectors
-from models.graph import nearest
-from models.imputers import (
+from models import linalg
+from models.evidence import (
     EVIDENCE_NEIGHBOURS,
     Evidence,
     content_columns,
@@ -38,6 +36,7 @@ from models.imputers import (
     interaction_width,
     mean_of,
 )
+from models.graph import nearest
 from models.modality import ModalitySpec
 from models.projection import Projection
 
@@ -154,15 +153,15 @@ class Tower(nn.Module):
 
         Fitted apart, each learns from all the items that have what it reads.
         """
-        target = vectors.unit(self.projection.direction(evidence.own[self.name]))
+        target = linalg.unit(self.projection.direction(evidence.own[self.name]))
         told, shown = (F.pad(known, (0, 1), value=1.0) for known in self.known(evidence))
         touched, described = (cells & some for some in (evidence.touched(), evidence.described(self.name)))
-        first = ridge.fit(told, target, touched)
+        first = linalg.cross_validated_ridge(told, target, touched)
         self.from_interactions.copy_(first.weights)
         # What the first leaves of cells that it learned from is too little to learn from.
-        second = ridge.fit(shown, target, touched & described, base=first.estimate)
+        second = linalg.cross_validated_ridge(shown, target, touched & described, base=first.estimate)
         self.from_content.copy_(second.weights)
-        alone = ridge.fit(shown, target, described)
+        alone = linalg.cross_validated_ridge(shown, target, described)
         self.from_content_alone.copy_(alone.weights)
         closest = self._closest(evidence)
         if self.config.closest:
@@ -192,11 +191,11 @@ class Tower(nn.Module):
             learned: the learned generator's signals `[n, r_m]`; None where it is not trusted.
         """
         base = self.base(evidence)
-        length = vectors.length(base).clamp_max(1)
-        direction = vectors.unit(base)
+        length = linalg.length(base).clamp_max(1)
+        direction = linalg.unit(base)
         if learned is not None:
-            step = vectors.unit(self.projection.direction(learned)) - direction
-            direction = vectors.unit(direction + self.trust * step)
+            step = linalg.unit(self.projection.direction(learned)) - direction
+            direction = linalg.unit(direction + self.trust * step)
         direction = self._leaning(direction, length)
         return Generation(self.projection.signal(direction * length), self._facts(evidence, length))
 
@@ -207,7 +206,7 @@ class Tower(nn.Module):
             return direction
         found, _ = nearest(direction, self.real, leaned_on(int(there.sum())), allowed=there)
         real, _ = mean_of(self.real, found)
-        return vectors.unit(direction + self.config.lean * (1 - sure) * vectors.unit(real))
+        return linalg.unit(direction + self.config.lean * (1 - sure) * linalg.unit(real))
 
     def _facts(self, evidence: Evidence, length: Tensor) -> Tensor:
         column = evidence.names.index(self.name)
@@ -226,14 +225,14 @@ class Tower(nn.Module):
         """Ridge from generation facts `[k, FACTS]` to how far the measured centred cosines `[k]` are from the base's
         length, which is a forecast by itself: a few cells alone would be a noisier one."""
         off = cosines - facts[:, LENGTH]
-        self.calibration.copy_(ridge.solve(facts, off[:, None], CALIBRATION_PENALTY)[:, 0])
+        self.calibration.copy_(linalg.ridge(facts, off[:, None], CALIBRATION_PENALTY)[:, 0])
         self.calibration[LENGTH] += 1
 
     def denoised(self, features: Tensor, guesses: Tensor, observed: Tensor) -> Tensor:
         """Completed features `[n, r_m]` as touched items settle by them: to an observed one (bool `[n]`) is added what
         is guessed of it without looking at it, by `guesses` `[n, r_m]` of `fit_base`."""
         guess = self.config.denoise * guesses
-        mixed = self.projection.signal(vectors.unit(self.projection.direction(features) + guess))
+        mixed = self.projection.signal(linalg.unit(self.projection.direction(features) + guess))
         guessed = observed[:, None] & guess.any(dim=1, keepdim=True)
         return torch.where(guessed, mixed, features)
 

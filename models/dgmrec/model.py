@@ -37,12 +37,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models import losses, vectors
+from models import linalg, losses
 from models.dgmrec.cold_start import Settling
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.generator import EVIDENCE_SCALE, Generation, Tower
+from models.evidence import Evidence
 from models.graph import Graph, InteractionGraphs, propagate, spectral_embedding
-from models.imputers import Evidence
 from models.modality import ModalBatch, ModalitySpec
 
 START = 0.1  # root mean square of the embeddings at first
@@ -273,7 +273,7 @@ class DGMRec(nn.Module):
     def combine(self, collaborative: Tensor, modal: Tensor) -> Tensor:
         """e of eq. 18 `[n, d]`: the sum of both parts, at unit length where cosines are the scores."""
         total = collaborative + modal
-        return vectors.unit(total) if self.config.ranking == "softmax" else total
+        return linalg.unit(total) if self.config.ranking == "softmax" else total
 
     def forward(self, interactions: InteractionGraphs, side: ItemSide | None) -> Embeddings:
         """All users and items (eq. 1-6, 17-18), as training sees them: `settle` comes after it.

@@ -35,8 +35,8 @@ TABLES = (
     "item_degree",  # [n], number of training interactions
     "item_taste",  # [n, M, d]
     "mean_taste",  # [M, d], over the items that somebody touched
-    "user_factor",  # [U, q], see imputers.user_factors
-    "item_factor",  # [n, q], see imputers.collaborative_factors
+    "user_factor",  # [U, q], see evidence.user_factors
+    "item_factor",  # [n, q], see evidence.collaborative_factors
     "known",  # uint8 [n], items with training interactions
     "observed",  # uint8 [n, M], the cells that training saw
     "confidence",  # [n, M], of the generated cells

@@ -1,8 +1,8 @@
 """Weights of trained modules for NumPy.
 
 A service computes a row or two at a time, and there a call of torch takes several times as long as the arithmetic. What
-these compute is what the modules of `models.dgmrec.generator` compute without gradients and noise. Large weights are shared with
-the modules, which must not be trained any further.
+these compute is what the modules of `models.dgmrec.generator` compute without gradients and noise. Large weights are
+shared with the modules, which must not be trained any further.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def sigmoid(values: Array) -> Array:
 
 
 def answer(told: Array, weights: Array) -> Array:
-    """`models.dgmrec.generator`'s closed forms: `[n, w]`, `[w + 1, r]` -> `[n, r]`, the last weights those of the constant."""
+    """The generator's closed forms: `[n, w]`, `[w + 1, r]` -> `[n, r]`, the last weights those of the constant."""
     found: Array = told @ weights[:-1] + weights[-1]
     return found
 

@@ -25,8 +25,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
 
-from models import linalg as ridge
-from models import vectors
+from models import linalg
 from models.graph import Graph, Matrix
 from models.iris.config import IRISConfig
 from models.modality import ModalitySpec
@@ -201,13 +200,13 @@ class IRIS(nn.Module):
         if met.any():
             self.typical.copy_(factors[met].mean(dim=0))
         inputs = self._content(signals, present)
-        found = ridge.fit(inputs, factors, met, base=self.typical.expand_as(factors))
+        found = linalg.cross_validated_ridge(inputs, factors, met, base=self.typical.expand_as(factors))
         self.from_content.copy_(found.weights)
 
     def _content(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Signals of unit length where they are there, and flags: `[n, sum r_m + M]`."""
         there = present.to(self.p.dtype)
-        told = [vectors.unit(signals[name]) * there[:, [column]] for column, name in enumerate(self.names)]
+        told = [linalg.unit(signals[name]) * there[:, [column]] for column, name in enumerate(self.names)]
         return torch.cat([*told, there], dim=1)
 
     def projection(self, name: str) -> Projection:

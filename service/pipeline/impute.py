@@ -16,7 +16,8 @@ import numpy as np
 
 from models.dgmrec.serving import Known
 from models.dgmrec.weights import unit
-from models.imputers import CLOSEST, EVIDENCE_NEIGHBOURS, GRAPH_IMPUTERS
+from models.evidence import CLOSEST, EVIDENCE_NEIGHBOURS
+from models.imputers import GRAPH_IMPUTERS
 from service.domain import Generated, State
 from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
@@ -252,7 +253,7 @@ def _near(
     observed: Mask,
     around: Mapping[str, tuple[Keys, Array]],
 ) -> tuple[dict[str, Array], dict[str, Array], Mask]:
-    """Neighbours' means, as `models.imputers.told_by_neighbours` has them, over the indexes: `Evidence.near` and
+    """Neighbours' means, as `models.evidence.told_by_neighbours` has them, over the indexes: `Evidence.near` and
     `Evidence.closest`, and where there are any."""
     names = engine.model.names
     near: dict[str, Array] = {}
@@ -276,7 +277,7 @@ def _near(
 
 
 def _closest_mean(told: Array, keys: Keys, cosines: Array) -> Array:
-    """`models.imputers.closest_mean` of rows `[r, k, ...]`, their keys and cosines, none below zero, `[r, k]`."""
+    """`models.evidence.closest_mean` of rows `[r, k, ...]`, their keys and cosines, none below zero, `[r, k]`."""
     weights = np.square(np.square(cosines))
     cosine = (weights * cosines).sum(axis=1) / np.maximum(weights.sum(axis=1), np.float32(1e-12))
     return np.asarray(unit(mean_of(told, keys, weights)[0]) * np.square(cosine)[:, None])
@@ -310,7 +311,7 @@ def _having_both(
 
 
 def _shared(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Array], Mask]:
-    """Co-interaction means, as `models.imputers.shared_means`, from the visitors' other items."""
+    """Co-interaction means, as `models.evidence.shared_means`, from the visitors' other items."""
     names, catalogue = engine.model.names, engine.catalogue
     blocks = {name: np.zeros((len(subjects), rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     valid = np.zeros((len(subjects), len(names)), dtype=np.bool_)

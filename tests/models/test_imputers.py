@@ -14,36 +14,38 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.dgmrec.weights import Array
-from models.graph import InteractionGraphs
-from models.imputers import (
+from models.evidence import (
     CLOSEST,
-    GRAPH_IMPUTERS,
-    IMPUTERS,
-    CoInteractions,
     Evidence,
-    Imputer,
     Told,
-    chosen,
     closest_mean,
     collaborative_factors,
     content_columns,
     content_width,
     folded_means,
     gather_evidence,
-    impute,
     interaction_columns,
     interaction_width,
-    item_factors,
     mean_of,
     near_means,
-    observed_means,
     shared_fold,
     shared_means,
     similar_mean,
-    spread,
     told_by_neighbours,
-    tuned,
     user_factors,
+)
+from models.graph import InteractionGraphs
+from models.imputers import (
+    GRAPH_IMPUTERS,
+    IMPUTERS,
+    CoInteractions,
+    Imputer,
+    chosen,
+    impute,
+    item_factors,
+    observed_means,
+    spread,
+    tuned,
 )
 from models.linalg import PENALTIES
 from models.modality import ModalBatch

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models import linalg as ridge
+from models import linalg
 from models.dgmrec.generator import leaned_on
-from models.imputers import gather_evidence
+from models.evidence import gather_evidence
 from models.linalg import PENALTIES
 from models.modality import ModalBatch
 from tests.models.worlds import ITEMS, SMALL, World, generator, linear_batch, small, world
@@ -271,14 +271,14 @@ def test_base_is_staged() -> None:
         return pytest.approx(max(float(a @ t / (a @ a + 1)), 0), abs=1e-4)
 
     assert among_ridges(tower.from_interactions, told, target, touched)
-    first = ridge.fit(told.float(), target.float(), touched).estimate
+    first = linalg.cross_validated_ridge(told.float(), target.float(), touched).estimate
     rest = target - first.double()
-    fit = ridge.fit(shown.float(), target.float(), touched & described, base=first)
+    fit = linalg.cross_validated_ridge(shown.float(), target.float(), touched & described, base=first)
     closest = directions(w.evidence.closest["m1"], w).double()
     assert among_ridges(tower.from_content, shown, rest, touched & described)
     assert among_ridges(tower.from_content_alone, shown, target, described)
     assert tower.from_closest[0] == share_of(closest, rest - fit.estimate.double(), touched & described)
-    alone = ridge.fit(shown.float(), target.float(), described).estimate.double()
+    alone = linalg.cross_validated_ridge(shown.float(), target.float(), described).estimate.double()
     assert tower.from_closest[1] == share_of(closest, target - alone, described)
     expected = told @ tower.from_interactions.double() + shown @ tower.from_content.double()
     expected += tower.from_closest[0] * closest

@@ -12,8 +12,9 @@ from torch import Tensor
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemSide
 from models.dgmrec.serving import OnlineDGMRec
+from models.evidence import Evidence, collaborative_factors, gather_evidence, user_factors
 from models.graph import Graph, InteractionGraphs, mean_graph, nearest, with_self_loops
-from models.imputers import Evidence, collaborative_factors, gather_evidence, spread, user_factors
+from models.imputers import spread
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from models.dgmrec.config import DGMRecConfig
+from models.evidence import folded_means
 from models.graph import Matrix
-from models.imputers import GRAPH_IMPUTERS, IMPUTERS, folded_means
+from models.imputers import GRAPH_IMPUTERS, IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
 from training.dgmrec.task import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemSide
+from models.evidence import Evidence, collaborative_factors, folded_means, gather_evidence, user_factors
 from models.graph import (
     Graph,
     InteractionGraphs,
@@ -29,17 +30,7 @@ from models.graph import (
     rescaled,
     with_self_loops,
 )
-from models.imputers import (
-    GRAPH_IMPUTERS,
-    Evidence,
-    Spread,
-    chosen,
-    collaborative_factors,
-    folded_means,
-    gather_evidence,
-    spread,
-    user_factors,
-)
+from models.imputers import GRAPH_IMPUTERS, Spread, chosen, spread
 from models.modality import ModalBatch
 from training.metrics import evaluate_ranking
 from training.sampling import NegativeSampler, batches

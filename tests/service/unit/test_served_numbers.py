@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.bundle import CATALOGUE_FEATURES, Bundle
 from models.dgmrec.serving import Known, OnlineDGMRec
-from models.imputers import Evidence
+from models.evidence import Evidence
 from models.iris.serving import Reranker
 
 Array = NDArray[np.float32]
