@@ -18,38 +18,40 @@ from torch import Tensor
 
 from models import linalg
 from models.graph import Graph, InteractionGraphs, nearest
+from models.linalg import Numbers
 
 NEIGHBOURS = 5
-SHARED_FOLDS = 2  # see `folded_means`; with more, less of what leaves a mean stays unknown
 EVIDENCE_NEIGHBOURS = 40
-CLOSEST = 10  # of them, those that a guess follows by how near they are
+NEAR_DUPLICATES = 10  # of them, those that may be near duplicates
+CROSS_FITTING_FOLDS = 2  # see `cross_fitted_means`; with more, less of what leaves a mean stays unknown
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known about each cell without a trained model. No block of a cell (i, m) depends on x_i^m itself.
+    """What is known about each cell without a trained model, as torch tensors or NumPy arrays. No block of a cell
+    (i, m) depends on x_i^m itself.
 
     Attributes:
         own: by modality `[n, r_m]`, the item's own centred features, zero where unobserved.
-        near: by modality, mean over the most similar items by the other observed modalities (as imputer NN, but over
-            more of them, weighted by their similarity).
-        closest: by modality, the direction of the mean over the few of these that are nearest of all, as long as they
-            are near (`closest_mean`).
-        shared: by modality, mean over items that share users with this one (co-interaction mean).
-        folded: the same as a regression of that very modality reads them (`folded_means`).
-        factors: `[n, q]`, collaborative factors of unit length (`collaborative_factors`), zero for an untouched item.
-        observed, near_valid, shared_valid: bool `[n, M]`, where the blocks hold anything.
+        neighbour_mean: by modality, mean over the most similar items by the other observed modalities (as imputer NN,
+            but over more of them, weighted by their similarity).
+        near_duplicates: by modality, the direction of the mean over the few of these that are nearest of all, as long
+            as they are near (`near_duplicate_mean`).
+        co_interaction_mean: by modality, mean over items that share users with this one.
+        cross_fitted_mean: the same as a regression of that very modality reads them (`cross_fitted_means`).
+        factors: `[n, q]`, collaborative factors of unit length (`collaborative_factors`), zero for a cold item.
+        observed, neighbour_valid, co_interaction_valid: bool `[n, M]`, where the blocks hold anything.
     """
 
-    own: Mapping[str, Tensor]
-    near: Mapping[str, Tensor]
-    closest: Mapping[str, Tensor]
-    shared: Mapping[str, Tensor]
-    folded: Mapping[str, Tensor]
-    factors: Tensor
-    observed: Tensor
-    near_valid: Tensor
-    shared_valid: Tensor
+    own: Mapping[str, Numbers]
+    neighbour_mean: Mapping[str, Numbers]
+    near_duplicates: Mapping[str, Numbers]
+    co_interaction_mean: Mapping[str, Numbers]
+    cross_fitted_mean: Mapping[str, Numbers]
+    factors: Numbers
+    observed: Numbers
+    neighbour_valid: Numbers
+    co_interaction_valid: Numbers
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -59,91 +61,107 @@ class Evidence:
         """Modalities, in the order of the masks' columns."""
         return tuple(self.own)
 
+    def others(self, target: str) -> list[int]:
+        """The columns of the other modalities."""
+        return [column for column, name in enumerate(self.own) if name != target]
+
     def select(self, rows: Tensor) -> Evidence:
         """The evidence of these items only."""
-        own, near, closest, shared, folded = (
+        own, neighbours, duplicates, co_interactions, cross_fitted = (
             {name: block[rows] for name, block in blocks.items()}
-            for blocks in (self.own, self.near, self.closest, self.shared, self.folded)
+            for blocks in (
+                self.own,
+                self.neighbour_mean,
+                self.near_duplicates,
+                self.co_interaction_mean,
+                self.cross_fitted_mean,
+            )
         )
-        masks = self.observed[rows], self.near_valid[rows], self.shared_valid[rows]
-        return Evidence(own, near, closest, shared, folded, self.factors[rows], *masks)
+        masks = self.observed[rows], self.neighbour_valid[rows], self.co_interaction_valid[rows]
+        return Evidence(own, neighbours, duplicates, co_interactions, cross_fitted, self.factors[rows], *masks)
 
     def without(self, target: str, *, others: Tensor, interactions: Tensor) -> Evidence:
         """As it would be for the cell of `target` had these items (bool `[n]` each) no other modality observed, or no
         interactions."""
-        keep_others, keep_shared = ~others, ~interactions
+        keep_others, keep_interactions = ~others, ~interactions
         column = self.names.index(target)
-        own, near, closest = (
+        own, neighbours, duplicates = (
             {name: block * keep_others[:, None] for name, block in blocks.items()}
-            for blocks in (self.own, self.near, self.closest)
+            for blocks in (self.own, self.neighbour_mean, self.near_duplicates)
         )
-        shared, folded = (
-            {name: block * keep_shared[:, None] for name, block in blocks.items()}
-            for blocks in (self.shared, self.folded)
+        co_interactions, cross_fitted = (
+            {name: block * keep_interactions[:, None] for name, block in blocks.items()}
+            for blocks in (self.co_interaction_mean, self.cross_fitted_mean)
         )
         observed = self.observed & keep_others[:, None]
         observed[:, column] = self.observed[:, column]
         return Evidence(
             own,
-            near,
-            closest,
-            shared,
-            folded,
-            self.factors * keep_shared[:, None],
+            neighbours,
+            duplicates,
+            co_interactions,
+            cross_fitted,
+            self.factors * keep_interactions[:, None],
             observed,
-            self.near_valid & keep_others[:, None],
-            self.shared_valid & keep_shared[:, None],
+            self.neighbour_valid & keep_others[:, None],
+            self.co_interaction_valid & keep_interactions[:, None],
         )
 
-    def touched(self) -> Tensor:
+    def has_interactions(self) -> Numbers:
         """Items of which interactions say anything, bool `[n]`."""
-        return self.shared_valid.any(dim=1) | (self.factors != 0).any(dim=1)
+        return self.co_interaction_valid.any(axis=1) | (self.factors != 0).any(axis=1)
 
-    def described(self, target: str) -> Tensor:
+    def has_content(self, target: str) -> Numbers:
         """Items that have another modality than `target`, bool `[n]`."""
-        return self.observed[:, self._others(target)].any(dim=1)
+        return self.observed[:, self.others(target)].any(axis=1)
 
-    def from_interactions(self, target: str) -> Tensor:
-        """What an item's users tell about `target`: `[n, interaction_width]`, blocks of unit length, then their
-        flags."""
-        blocks = [linalg.unit((self.folded if name == target else self.shared)[name]) for name in self.names]
-        return torch.cat([*blocks, self.factors, self.shared_valid.to(self.factors.dtype)], dim=1)
+    def interaction_evidence(self, target: str) -> Numbers:
+        """What an item's users say of `target`: `[n, interaction_width]`, blocks of unit length, then their flags."""
+        means = ((self.cross_fitted_mean if name == target else self.co_interaction_mean)[name] for name in self.own)
+        flags = linalg.cast(self.co_interaction_valid, self.factors)
+        return linalg.library(flags).concatenate([*map(linalg.unit, means), self.factors, flags], axis=1)
 
-    def from_content(self, target: str) -> Tensor:
-        """What an item's other modalities tell about `target`: `[n, content_width]`, as above.
+    def content_evidence(self, target: str) -> Numbers:
+        """What an item's other modalities say of `target`: `[n, content_width]`, as above.
 
         The target's own feature is not among them.
         """
-        others = self._others(target)
-        told = [*(self.own[self.names[column]] for column in others), self.near[target]]
-        blocks = [linalg.unit(block) for block in told]
-        flags = torch.cat([self.observed[:, others], self.near_valid[:, [self.names.index(target)]]], dim=1)
-        return torch.cat([*blocks, flags.to(self.factors.dtype)], dim=1)
+        others, names = self.others(target), self.names
+        blocks = [*(self.own[names[column]] for column in others), self.neighbour_mean[target]]
+        flags = self.observed[:, others], self.neighbour_valid[:, [names.index(target)]]
+        columns = [*map(linalg.unit, blocks), *(linalg.cast(flag, self.factors) for flag in flags)]
+        return linalg.library(self.factors).concatenate(columns, axis=1)
 
-    def _others(self, target: str) -> list[int]:
-        return [column for column, name in enumerate(self.names) if name != target]
+
+@dataclass(frozen=True)
+class ImputationEvidence(Evidence):
+    """What is known of some items before generation, with their preferences p_i `[M, n, d]`."""
+
+    preference: Numbers
 
 
 def interaction_width(ranks: Mapping[str, int], factors: int) -> int:
-    """Number of columns of `Evidence.from_interactions`."""
+    """Number of columns of `Evidence.interaction_evidence`."""
     return sum(ranks.values()) + factors + len(ranks)
 
 
 def content_width(ranks: Mapping[str, int]) -> int:
-    """Number of columns of `Evidence.from_content`, whatever the target."""
+    """Number of columns of `Evidence.content_evidence`, whatever the target."""
     return sum(ranks.values()) + len(ranks)
 
 
-def interaction_columns(ranks: Mapping[str, int], factors: int, *, unread: str | None = None) -> Tensor:
-    """Ones for the columns of `Evidence.from_interactions`, zeros for the means of the modality `unread`."""
-    blocks = [torch.full((rank,), float(name != unread)) for name, rank in ranks.items()]
+def interaction_columns(ranks: Mapping[str, int], factors: int, *, without: str | None = None) -> Tensor:
+    """Ones for the columns of `Evidence.interaction_evidence`, zeros for the means of the modality `without`."""
+    blocks = [torch.full((rank,), float(name != without)) for name, rank in ranks.items()]
     return torch.cat([*blocks, torch.ones(factors + len(ranks))])
 
 
-def content_columns(ranks: Mapping[str, int], target: str, *, near: bool = True) -> Tensor:
-    """Ones for the columns of `Evidence.from_content`, zeros for the neighbours' mean of the target if not `near`."""
+def content_columns(ranks: Mapping[str, int], target: str, *, neighbour_mean: bool = True) -> Tensor:
+    """Ones for the columns of `Evidence.content_evidence`, zeros for the neighbours' mean of the target if not
+    `neighbour_mean`."""
     others = sum(rank for name, rank in ranks.items() if name != target)
-    return torch.cat([torch.ones(others), torch.full((ranks[target],), float(near)), torch.ones(len(ranks))])
+    target_columns = torch.full((ranks[target],), float(neighbour_mean))
+    return torch.cat([torch.ones(others), target_columns, torch.ones(len(ranks))])
 
 
 def gather_evidence(
@@ -161,19 +179,24 @@ def gather_evidence(
         observed: bool `[n, M]`.
         graphs: the training interactions, or None where there are none.
         factors: collaborative factors `[n, q]`; none by default.
-        folds: by modality, of the means that a regression of itself reads, see `folded_means`; 0 where none does.
-            `SHARED_FOLDS` by default.
+        folds: by modality, of the means that a regression of itself reads, see `cross_fitted_means`; 0 where none does.
+            `CROSS_FITTING_FOLDS` by default.
     """
     if factors is None:
         factors = torch.zeros(len(observed), 0, device=observed.device)
     own = {name: block.where(observed[:, [c]], 0) for c, (name, block) in enumerate(features.items())}
-    (near, closest), near_valid = told_by_neighbours(own, observed, EVIDENCE_NEIGHBOURS, (similar_mean, closest_mean))
-    shared, shared_valid = shared_means(own, observed, graphs)
-    folded = dict(shared)
+    (neighbours, duplicates), neighbour_valid = aggregate_neighbours(
+        own, observed, EVIDENCE_NEIGHBOURS, (similarity_weighted_mean, near_duplicate_mean)
+    )
+    means, means_valid = co_interaction_means(own, observed, graphs)
+    cross_fitted = dict(means)
     for column, (name, block) in enumerate(own.items()):
-        if count := SHARED_FOLDS if folds is None else folds[name]:
-            folded |= folded_means({name: block}, observed[:, [column]], graphs, count)[0]
-    return Evidence(own, near, closest, shared, folded, factors, observed, near_valid, shared_valid)
+        if count := CROSS_FITTING_FOLDS if folds is None else folds[name]:
+            cross_fitted |= cross_fitted_means({name: block}, observed[:, [column]], graphs, count)[0]
+    return Evidence(own, neighbours, duplicates, means, cross_fitted, factors, observed, neighbour_valid, means_valid)
+
+
+# --- collaborative factors -------------------------------------------------------------------------------------------
 
 
 def user_factors(graphs: InteractionGraphs, size: int, *, seed: int = 0) -> Tensor:
@@ -197,26 +220,50 @@ def collaborative_factors(graphs: InteractionGraphs, users: Tensor) -> Tensor:
     With the factors of `user_factors` this is the direction of V S, whose inner products are the co-interaction
     cosines; a new user or item folds in by the same sum.
     """
-    return linalg.unit(graphs.item_mean @ users)
+    factors: Tensor = linalg.unit(graphs.item_mean @ users)
+    return factors
 
 
-Told: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""What neighbours tell of a modality `[q, r]`, from its features `[n, r]`, the neighbours' rows `[q, k]`, nearest first
-and -1 for none, and their cosines."""
+# --- neighbours by another modality ----------------------------------------------------------------------------------
+
+MeanOf: TypeAlias = Callable[[Numbers], Numbers]
+"""The mean `[q, r]` of neighbours' features by weights `[q, j]` of the first j neighbours, nearest first."""
+
+NeighbourAggregate: TypeAlias = Callable[[MeanOf, Numbers], Numbers]
+"""What neighbours say of a modality `[q, r]`, from the mean of their features and their cosines `[q, k]`."""
 
 
-def told_by_neighbours(
-    own: Mapping[str, Tensor], observed: Tensor, k: int, ways: Sequence[Told]
+def plain_mean(mean_of: MeanOf, cosines: Numbers) -> Numbers:
+    """The mean over neighbours, all weighing the same."""
+    return mean_of(linalg.library(cosines).ones_like(cosines))
+
+
+def similarity_weighted_mean(mean_of: MeanOf, cosines: Numbers) -> Numbers:
+    """The mean over neighbours by the squares of their cosines, nothing for one below zero."""
+    return mean_of(cosines.clip(min=0) ** 2)
+
+
+def near_duplicate_mean(mean_of: MeanOf, cosines: Numbers) -> Numbers:
+    """The direction of the mean over the first `NEAR_DUPLICATES` neighbours by the fourth powers of their cosines, its
+    length the square of their mean cosine: an item with the very same picture says nearly all of a text, a merely
+    similar one next to nothing."""
+    cosines = cosines[:, :NEAR_DUPLICATES].clip(min=0)
+    weights = cosines**4
+    cosine = (weights * cosines).sum(axis=1) / weights.sum(axis=1).clip(min=1e-12)
+    return linalg.unit(mean_of(weights)) * (cosine**2)[:, None]
+
+
+def aggregate_neighbours(
+    own: Mapping[str, Tensor], observed: Tensor, k: int, aggregates: Sequence[NeighbourAggregate]
 ) -> tuple[list[dict[str, Tensor]], Tensor]:
-    """Per way and target modality, what the `k` items nearest by another modality, among items that have both, tell of
-    it, averaged over the other modalities that the item has: blocks `[n, r_m]`, and their validity `[n, M]`."""
-    names = list(own)
+    """Per aggregate and target modality, what the `k` items nearest by another modality, among items that have both,
+    say of it, averaged over the other modalities that the item has: blocks `[n, r_m]`, and their validity `[n, M]`."""
     rows = torch.arange(len(observed), device=observed.device)
-    blocks = [{name: torch.zeros_like(block) for name, block in own.items()} for _ in ways]
+    blocks = [{name: torch.zeros_like(block) for name, block in own.items()} for _ in aggregates]
     valid = torch.zeros_like(observed)
-    for target, name in enumerate(names):
+    for target, name in enumerate(own):
         count = torch.zeros(len(rows), device=observed.device)
-        for source, other in enumerate(names):
+        for source, other in enumerate(own):
             having = observed[:, source]
             if source == target or not having.any():
                 continue
@@ -224,49 +271,48 @@ def told_by_neighbours(
             found, cosines = nearest(
                 own[other][queries], own[other], k, allowed=having & observed[:, target], exclude=queries
             )
-            for way, told in zip(ways, blocks, strict=True):
-                told[name][queries] += way(own[name], found, cosines)
+            mean_of = _mean_of(own[name], found)
+            for aggregate, total in zip(aggregates, blocks, strict=True):
+                total[name][queries] += aggregate(mean_of, cosines)
             count[queries] += (found >= 0).any(dim=1)
-        for told in blocks:
-            told[name] /= count.clamp_min(1)[:, None]
+        for total in blocks:
+            total[name] /= count.clamp_min(1)[:, None]
         valid[:, target] = count > 0
     return blocks, valid
 
 
-def near_means(own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS) -> tuple[dict[str, Tensor], Tensor]:
-    """NN: per target modality the mean over the `k` items nearest by another modality (`told_by_neighbours`)."""
-    (means,), valid = told_by_neighbours(own, observed, k, [lambda values, found, _: mean_of(values, found)[0]])
+def _mean_of(values: Tensor, rows: Tensor) -> MeanOf:
+    return lambda weights: weighted_mean(values, rows[:, : weights.shape[1]], weights)[0]
+
+
+def neighbour_means(
+    own: Mapping[str, Tensor], observed: Tensor, k: int = NEIGHBOURS
+) -> tuple[dict[str, Tensor], Tensor]:
+    """NN: per target modality the mean over the `k` items nearest by another modality (`aggregate_neighbours`)."""
+    (means,), valid = aggregate_neighbours(own, observed, k, [plain_mean])
     return means, valid
 
 
-def similar_mean(values: Tensor, found: Tensor, cosines: Tensor) -> Tensor:
-    """The mean over neighbours by the squares of their cosines, nothing for one below zero."""
-    return mean_of(values, found, cosines.clamp_min(0).square())[0]
-
-
-def closest_mean(values: Tensor, found: Tensor, cosines: Tensor) -> Tensor:
-    """The direction of the mean over the first `CLOSEST` neighbours by the fourth powers of their cosines, its length
-    the square of their mean cosine: a poster's twin tells its text, and a merely similar one next to nothing."""
-    cosines = cosines[:, :CLOSEST].clamp_min(0)
-    weights = cosines.pow(4)
-    cosine = (weights * cosines).sum(dim=1) / weights.sum(dim=1).clamp_min(1e-12)
-    return linalg.unit(mean_of(values, found[:, :CLOSEST], weights)[0]) * cosine.square()[:, None]
-
-
-def mean_of(values: Tensor, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def weighted_mean(values: Tensor, rows: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean of `values[rows]` for rows `[q, k]` with -1 for none, weighted by `[q, k]`: `[q, d]`, and bool `[q]` where
-    there was any."""
-    there = rows >= 0
-    counts = there.to(values.dtype) if weights is None else weights.where(there, 0)
-    # As sums of bags: the rows themselves, `[q, k, d]`, would take k times the memory of the answer.
+    there was any.
+
+    A service has few rows, gathered from packed storage, and there `models.dgmrec.inference.mean_of_gathered` computes
+    the same; for a catalogue the rows themselves, `[q, k, d]`, would take k times the memory of the answer.
+    """
+    present = rows >= 0
+    counts = present.to(values.dtype) if weights is None else weights.where(present, 0)
     total = F.embedding_bag(rows.clamp_min(0), values, mode="sum", per_sample_weights=counts)
-    return total / counts.sum(dim=1).clamp_min(1e-12)[:, None], there.any(dim=1)
+    return total / counts.sum(dim=1).clamp_min(1e-12)[:, None], present.any(dim=1)
 
 
-def shared_means(
+# --- co-interaction means --------------------------------------------------------------------------------------------
+
+
+def co_interaction_means(
     own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Co-interaction means: over an item's users, the mean of what each of them has besides the item itself.
+    """Over an item's users, the mean of what each of them has besides the item itself.
 
     With S_u the sum and C_u the number of observed features in u's history, an item i of that history contributes
     (S_u - o_i x_i) / (C_u - o_i); the two possible values of o_i make this four sparse products a modality.
@@ -293,38 +339,39 @@ def shared_means(
     return blocks, valid
 
 
-def folded_means(
-    own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None, folds: int = SHARED_FOLDS
+def cross_fitted_means(
+    own: Mapping[str, Tensor], observed: Tensor, graphs: InteractionGraphs | None, folds: int = CROSS_FITTING_FOLDS
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Co-interaction means as the generator learns from them: over an item's users, the mean of what each has.
 
     The means for an observed cell leave out all items of the cell's fold, one of `folds`, the item among them.
-    Were it the item alone, then what is missing from a mean would tell the very feature that is to be guessed, where
-    the whole can be guessed from the item's users: a regression would learn that, and could use it for no other item.
-    Returns blocks `[n, r_m]` and their validity `[n, M]`.
+    Were it the item alone, then what is missing from a mean would give away the very feature that is to be guessed,
+    where the whole can be guessed from the item's users: a regression would learn that, and could use it for no other
+    item. Returns blocks `[n, r_m]` and their validity `[n, M]`.
     """
     if graphs is None:
         return {name: torch.zeros_like(block) for name, block in own.items()}, torch.zeros_like(observed)
     binary = graphs.binary
-    fold = shared_fold(len(observed), folds).to(observed.device)
+    fold = cross_fitting_fold(len(observed), folds).to(observed.device)
     blocks: dict[str, Tensor] = {}
     valid = torch.zeros_like(observed)
     for column, (name, block) in enumerate(own.items()):
         has = observed[:, column]
         held = torch.cat([block, torch.ones_like(block[:, :1])], dim=1) * has[:, None]
         everything = binary @ held  # [U, r + 1], sums and counts
-        found = _mean_of_means(binary.transposed, everything)
+        means = _mean_of_means(binary.transposed, everything)
         for number in range(folds):
             inside = fold == number
             rows = (inside & has).nonzero().squeeze(1)
             rest = everything - binary @ (held * inside[:, None])
-            found[rows] = _mean_of_means(binary.transposed.rows(rows), rest)
-        blocks[name], valid[:, column] = found[:, :-1], found[:, -1] > 0
+            means[rows] = _mean_of_means(binary.transposed.rows(rows), rest)
+        blocks[name], valid[:, column] = means[:, :-1], means[:, -1] > 0
     return blocks, valid
 
 
-def shared_fold(n: int, folds: int = SHARED_FOLDS) -> Tensor:
-    """The fold `[n]` of each item in `folded_means`, at random: items often stand in an order that means something."""
+def cross_fitting_fold(n: int, folds: int = CROSS_FITTING_FOLDS) -> Tensor:
+    """The fold `[n]` of each item in `cross_fitted_means`, at random: items often stand in an order that means
+    something."""
     return torch.from_numpy(np.random.default_rng(0).permutation(n) % folds)
 
 
@@ -332,7 +379,7 @@ def _mean_of_means(users_of: Graph, sums: Tensor) -> Tensor:
     """Over the users of each of `k` items, the mean of their means, from users' sums and counts `[U, r + 1]`: `[k, r]`,
     and in one more column how many users there were who have any."""
     count = sums[:, -1:].round()
-    some = (count > 0).to(sums.dtype)
-    total = users_of @ torch.cat([sums[:, :-1] / count.clamp_min(1) * some, some], dim=1)
+    counted = (count > 0).to(sums.dtype)
+    total = users_of @ torch.cat([sums[:, :-1] / count.clamp_min(1) * counted, counted], dim=1)
     users = total[:, -1:]
     return torch.cat([total[:, :-1] / users.clamp_min(1), users], dim=1)

@@ -221,10 +221,10 @@ def mean_graph(neighbours: Tensor, n_columns: int) -> Matrix:
     This is D^-1/2 A D^-1/2 (eq. 4) of a binary top-k graph: every row has degree k, so each entry is 1/k. A row
     without neighbours is empty.
     """
-    return rescaled(neighbour_graph(neighbours, torch.ones(neighbours.shape), n_columns))
+    return rescaled(weighted_graph(neighbours, torch.ones(neighbours.shape), n_columns))
 
 
-def neighbour_graph(neighbours: Tensor, weights: Tensor, n_columns: int) -> Matrix:
+def weighted_graph(neighbours: Tensor, weights: Tensor, n_columns: int) -> Matrix:
     """The matrix `[q, n_columns]` with these weights `[q, k]` of the rows' neighbours `[q, k]` (-1 for none)."""
     found = neighbours.cpu().numpy()
     valid = found >= 0

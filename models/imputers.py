@@ -1,8 +1,8 @@
 """Training-free imputers: baselines, and the fallbacks where the generator cannot answer.
 
-`impute` fills a catalogue by any method of the table `IMPUTERS`; `spread` makes what an imputer over the co-interaction
-graph needs to guess items that come later. All work on centred features (the modality's mean subtracted), so that zero
-is the modality mean.
+`impute` fills a catalogue by any method of the table `IMPUTERS`; `propagate_features` makes what an imputer over the
+co-interaction graph needs to guess items that come later. All work on centred features (the modality's mean
+subtracted), so that zero is the modality mean.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
 from models import linalg
-from models.evidence import near_means, shared_means
+from models.evidence import co_interaction_means, neighbour_means
 from models.graph import InteractionGraphs
 from models.modality import ModalBatch
 
@@ -46,7 +46,7 @@ class CoInteractions:
     def __matmul__(self, dense: Tensor) -> Tensor:
         return self._binary.transposed @ (self._binary @ dense) - self._users * dense
 
-    def spread(self, dense: Tensor) -> Tensor:
+    def hop(self, dense: Tensor) -> Tensor:
         """One hop: D^-1/2 C D^-1/2 @ dense, zero for an item without neighbours."""
         return self.scale * (self @ (self.scale * dense))
 
@@ -58,10 +58,10 @@ def _no_guess(own: Features, observed: Tensor, graphs: InteractionGraphs | None)
 
 def _nearest_items(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
     del graphs
-    return near_means(own, observed)[0]
+    return neighbour_means(own, observed)[0]
 
 
-def neighbour_means(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
+def neigh_mean(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
     """NeighMean: sum_j C_ij x_j / sum_j C_ij over the neighbours j that have the modality."""
     if graphs is None:
         return _no_guess(own, observed, graphs)
@@ -82,7 +82,7 @@ def multi_hop(own: Features, observed: Tensor, graphs: InteractionGraphs | None,
     for column, (name, block) in enumerate(own.items()):
         state = block
         for _ in range(hops):
-            state = torch.where(observed[:, [column]], block, items.spread(state))
+            state = torch.where(observed[:, [column]], block, items.hop(state))
         guesses[name] = state
     return guesses
 
@@ -97,7 +97,7 @@ def personal_pagerank(
     for name, block in own.items():
         state = block
         for _ in range(hops):
-            state = restart * block + (1 - restart) * items.spread(state)
+            state = restart * block + (1 - restart) * items.hop(state)
         guesses[name] = state
     return guesses
 
@@ -124,19 +124,20 @@ def _series(own: Features, items: CoInteractions, weights: Sequence[float]) -> G
     for name, block in own.items():
         total, state = weights[0] * block, block
         for weight in weights[1:]:
-            state = items.spread(state)
+            state = items.hop(state)
             total = total + weight * state
         guesses[name] = total
     return guesses
 
 
 @dataclass(frozen=True)
-class Spread:
-    """A catalogue's features as an imputer over the co-interaction graph has spread them, one hop short of its guess.
+class PropagatedFeatures:
+    """A catalogue's features as an imputer over the co-interaction graph has propagated them, one hop short of its
+    guess.
 
     The guess for an item is the mean of the rows of the items co-interacted with it, each as often as users have both.
-    For an unobserved cell it has the direction of the imputer's own guess, which needs no more than the item's users to
-    be told: so an item that came later can be guessed, too.
+    For an unobserved cell it has the direction of the imputer's own guess, and needs no more than the item's users: an
+    item that came later can be guessed, too.
 
     Attributes:
         tables: by modality `[n, r_m]`.
@@ -155,35 +156,39 @@ class Spread:
             weight = self.weights[:, [column]]
             mixed = items @ torch.cat([weight * table, weight], dim=1)
             # Without neighbours what is left of the weight is an error of rounding.
-            some = mixed[:, -1:] > 1e-5 * self.weights.max().clamp_min(1e-12)
-            guesses[name] = torch.where(some, mixed[:, :-1] / mixed[:, -1:].where(some, 1), 0)
+            connected = mixed[:, -1:] > 1e-5 * self.weights.max().clamp_min(1e-12)
+            guesses[name] = torch.where(connected, mixed[:, :-1] / mixed[:, -1:].where(connected, 1), 0)
         return guesses
 
 
-def _spread_by_scale(tables: Guesses, items: CoInteractions) -> Spread:
-    return Spread(tables, items.scale.repeat(1, len(tables)))
+def _weighted_by_scale(tables: Guesses, items: CoInteractions) -> PropagatedFeatures:
+    return PropagatedFeatures(tables, items.scale.repeat(1, len(tables)))
 
 
-def _spread_neighbours(own: Features, observed: Tensor, graphs: InteractionGraphs) -> Spread:
+def _propagated_neighbours(own: Features, observed: Tensor, graphs: InteractionGraphs) -> PropagatedFeatures:
     del graphs
-    return Spread(dict(own), observed.to(torch.float32))
+    return PropagatedFeatures(dict(own), observed.to(torch.float32))
 
 
-def _spread_multi_hop(own: Features, observed: Tensor, graphs: InteractionGraphs, *, hops: int = 5) -> Spread:
-    return _spread_by_scale(multi_hop(own, observed, graphs, hops=hops - 1), CoInteractions(graphs))
+def _propagated_multi_hop(
+    own: Features, observed: Tensor, graphs: InteractionGraphs, *, hops: int = 5
+) -> PropagatedFeatures:
+    return _weighted_by_scale(multi_hop(own, observed, graphs, hops=hops - 1), CoInteractions(graphs))
 
 
-def _spread_pagerank(
+def _propagated_pagerank(
     own: Features, observed: Tensor, graphs: InteractionGraphs, *, restart: float = 0.1, hops: int = 10
-) -> Spread:
+) -> PropagatedFeatures:
     tables = personal_pagerank(own, observed, graphs, restart=restart, hops=hops - 1)
-    return _spread_by_scale(tables, CoInteractions(graphs))
+    return _weighted_by_scale(tables, CoInteractions(graphs))
 
 
-def _spread_heat(own: Features, observed: Tensor, graphs: InteractionGraphs, *, time: float = 5.0) -> Spread:
+def _propagated_heat(
+    own: Features, observed: Tensor, graphs: InteractionGraphs, *, time: float = 5.0
+) -> PropagatedFeatures:
     del observed
     items = CoInteractions(graphs)
-    return _spread_by_scale(_series(own, items, _heat_weights(time)[1:]), items)
+    return _weighted_by_scale(_series(own, items, _heat_weights(time)[1:]), items)
 
 
 def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
@@ -196,17 +201,17 @@ def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None
     """
     bases = {name: _components(block[observed[:, column]]) for column, (name, block) in enumerate(own.items())}
     narrow = {name: block @ bases[name] for name, block in own.items()}
-    near, _ = near_means(narrow, observed)
-    shared, _ = shared_means(narrow, observed, graphs)
-    interactions = list(shared.values())
+    neighbours, _ = neighbour_means(narrow, observed)
+    means, _ = co_interaction_means(narrow, observed, graphs)
+    interactions = list(means.values())
     if graphs is not None:
         items = CoInteractions(graphs)
-        interactions += [items.spread(block) for block in narrow.values()] + [item_factors(graphs, FACTORS)]
+        interactions += [items.hop(block) for block in narrow.values()] + [item_factors(graphs, FACTORS)]
     guesses = {}
     for column, name in enumerate(own):
         others = [c for c in range(len(own)) if c != column]
         has_other = observed[:, others].any(dim=1)
-        content = [*(block for other, block in narrow.items() if other != name), near[name]]
+        content = [*(block for other, block in narrow.items() if other != name), neighbours[name]]
         full = _unit_blocks([*content, *interactions], observed[:, others])
         poor = _unit_blocks(interactions, observed[:, :0])
         target, rows = narrow[name], observed[:, column]
@@ -243,8 +248,8 @@ def _components(rows: Tensor) -> Tensor:
     if width <= RANK:
         return torch.eye(width, device=rows.device)
     wide = rows.double()
-    _, axes = linalg.principal_axes(wide.T @ wide, RANK)
-    return axes.to(rows.dtype)  # type: ignore[no-any-return]
+    axes: Tensor = linalg.principal_axes(wide.T @ wide, RANK)[1].to(rows.dtype)
+    return axes
 
 
 def _ridge_guess(inputs: Tensor, features: Tensor, rows: Tensor) -> Tensor:
@@ -259,27 +264,27 @@ class Imputer:
     """A way to guess cells, and the settings that `tuned` chooses among; the first is the default.
 
     `guess` reads centred features by modality `[n, d_m]` (zero where unobserved), the observed mask `[n, M]` and the
-    training interactions, and answers centred features for all cells; zero, the mean, where it knows nothing. `spread`
-    reads the same, where the imputer works over the co-interaction graph.
+    training interactions, and answers centred features for all cells; zero, the mean, where it knows nothing.
+    `propagate` reads the same, where the imputer works over the co-interaction graph.
     """
 
     guess: Callable[..., Guesses]
     settings: tuple[Mapping[str, Any], ...] = ({},)
-    spread: Callable[..., Spread] | None = None
+    propagate: Callable[..., PropagatedFeatures] | None = None
 
 
 IMPUTERS: Mapping[str, Imputer] = {
     "mean": Imputer(_no_guess),
     "nn": Imputer(_nearest_items),
-    "neigh-mean": Imputer(neighbour_means, spread=_spread_neighbours),
-    "multi-hop": Imputer(multi_hop, tuple({"hops": hops} for hops in (5, 1, 2, 10)), _spread_multi_hop),
+    "neigh-mean": Imputer(neigh_mean, propagate=_propagated_neighbours),
+    "multi-hop": Imputer(multi_hop, tuple({"hops": hops} for hops in (5, 1, 2, 10)), _propagated_multi_hop),
     "pers-pagerank": Imputer(
-        personal_pagerank, tuple({"restart": restart} for restart in (0.1, 0.3, 0.5, 0.9)), _spread_pagerank
+        personal_pagerank, tuple({"restart": restart} for restart in (0.1, 0.3, 0.5, 0.9)), _propagated_pagerank
     ),
-    "heat": Imputer(heat, tuple({"time": time} for time in (5.0, 0.5, 1.0, 2.0)), _spread_heat),
+    "heat": Imputer(heat, tuple({"time": time} for time in (5.0, 0.5, 1.0, 2.0)), _propagated_heat),
     "ridge": Imputer(regression),
 }
-GRAPH_IMPUTERS = tuple(name for name, imputer in IMPUTERS.items() if imputer.spread is not None)
+GRAPH_IMPUTERS = tuple(name for name, imputer in IMPUTERS.items() if imputer.propagate is not None)
 
 
 def impute(
@@ -312,18 +317,19 @@ def impute(
     }
 
 
-def spread(
+def propagate_features(
     own: Features, observed: Tensor, interactions: InteractionGraphs, method: str, setting: Mapping[str, Any]
-) -> Spread:
-    """Centred features by modality `[n, r_m]` (zero where unobserved, bool `[n, M]`) spread by one of `GRAPH_IMPUTERS`.
+) -> PropagatedFeatures:
+    """Centred features by modality `[n, r_m]` (zero where unobserved, bool `[n, M]`) propagated by one of
+    `GRAPH_IMPUTERS`.
 
     Raises:
         ValueError: the method is unknown, or does not work over the graph.
     """
-    spreading = _imputer(method).spread
-    if spreading is None:
-        raise ValueError(f"the imputer {method!r} does not spread features: use {', '.join(GRAPH_IMPUTERS)}")
-    return spreading(own, observed, interactions, **setting)
+    propagate = _imputer(method).propagate
+    if propagate is None:
+        raise ValueError(f"the imputer {method!r} does not propagate features: use {', '.join(GRAPH_IMPUTERS)}")
+    return propagate(own, observed, interactions, **setting)
 
 
 def tuned(
@@ -343,8 +349,8 @@ def chosen(
     """Which of the imputers, and which of its settings, has the best mean centred cosine on a tenth of the observed
     cells, hidden for it; the first of equals.
 
-    They spread features over items, which commutes with projecting them: wide modalities are judged by their first
-    principal components, for speed.
+    The imputers propagate features over items, which commutes with projecting them: wide modalities are judged by
+    their first principal components, for speed.
 
     Raises:
         ValueError: a method is unknown.

@@ -5,52 +5,66 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from numpy.typing import NDArray
 from scipy.sparse.linalg import svds
 from torch import Tensor
+
+from models.arrays import Double
 
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FOLDS = 5
 FEWEST_ROWS = 2 * FOLDS  # fewer tell nothing
 
-Double = NDArray[np.float64]
+Numbers: TypeAlias = Any
+"""A torch tensor or a NumPy array: the arithmetic of a model is written once for both."""
+
+
+def library(numbers: Numbers) -> Any:
+    """The library that computes with these numbers: torch or NumPy."""
+    return torch if isinstance(numbers, Tensor) else np
+
+
+def cast(numbers: Numbers, like: Numbers) -> Numbers:
+    """Numbers of the type of others of the same library."""
+    return numbers.to(like.dtype) if isinstance(numbers, Tensor) else numbers.astype(like.dtype)
+
 
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def length(rows: Tensor) -> Tensor:
-    """Euclidean length of each row, `[..., k]` -> `[..., 1]`.
+def length(rows: Numbers) -> Numbers:
+    """Euclidean length of each row, `[..., k]` -> `[..., 1]`; of an array, a row's is the same alone and among others.
 
     `Tensor.norm` and `F.normalize` go through layers of Python that take longer than the norm of a single row.
     """
-    lengths: Tensor = torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-    return lengths
+    if isinstance(rows, Tensor):
+        return torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+    return np.sqrt(np.vecdot(rows, rows))[..., None]
 
 
-def unit(rows: Tensor) -> Tensor:
+def unit(rows: Numbers) -> Numbers:
     """Rows `[..., k]` brought to length 1; those of zeros stay."""
-    return rows / length(rows).clamp_min(1e-12)
+    return rows / length(rows).clip(min=1e-12)
 
 
 # --- decompositions --------------------------------------------------------------------------------------------------
 
 
-def principal_axes(gram: Any, size: int) -> tuple[Any, Any]:
+def principal_axes(gram: Numbers, size: int) -> tuple[Numbers, Numbers]:
     """The `size` largest eigenvalues `[size]` of a symmetric matrix `[d, d]`, largest first, and their eigenvectors
     `[d, size]`, each of whichever sign: the principal axes of centred rows X where the matrix is X^T X.
 
     Args:
         gram: a tensor or an array, in double precision; the answer is of the same kind.
     """
-    library = torch if isinstance(gram, Tensor) else np
-    values, vectors = library.linalg.eigh(gram)
-    return library.flip(values, (0,))[:size], library.flip(vectors, (1,))[:, :size]
+    xp = library(gram)
+    values, vectors = xp.linalg.eigh(gram)
+    return xp.flip(values, (0,))[:size], xp.flip(vectors, (1,))[:, :size]
 
 
 def truncated_svd(matrix: sp.csr_array, rank: int) -> tuple[Double, Double, Double]:

@@ -151,7 +151,8 @@ def test_only_the_torch_requirements_name_an_index() -> None:
 LAYOUT = {
     ".": "README.md LICENSE Makefile pyproject.toml Dockerfile docker-compose.yml docs benchmarks",
     "models": "modality vocabulary linalg graph losses projection evidence imputers dgmrec lrmm iris encoders bundle",
-    "training": "cli datasets demo dgmrec lrmm iris baselines bundles features splits masking sampling trainer metrics evaluate",
+    "training": "cli datasets demo dgmrec lrmm iris baselines bundles features splits masking sampling trainer metrics "
+    "evaluate",
     "service": "main settings bootstrap domain ports pipeline adapters api metrics migrations",
     "tests": "models training service contracts",
 }

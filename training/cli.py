@@ -21,12 +21,14 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from models.bundle import Bundle, BundleError, read_manifest
+from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from models.dgmrec.config import DGMRecConfig
-from models.dgmrec.serving import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing
 from models.encoders import EncoderUnavailableError
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 from models.iris.config import IRISConfig
 from models.lrmm.config import LRMMConfig
+from models.renamed import OldNames, refuse_old_names
 from training.baselines.ranking import PeerError
 from training.catalogue_encoder import TooFewPairsError
 from training.datasets import READERS, load_dataset
@@ -59,12 +61,14 @@ from training.lrmm.recipe import add_lrmm
 from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.progress import Terminal
 from training.report.page import ReportError, make_report
+from training.trainer import OLD_NAMES as TRAINER_OLD_NAMES
 from training.trainer import TrainerConfig, UnknownMetricError
 
 C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
+OLD_NAMES: dict[type[BaseModel], OldNames] = {DGMRecConfig: DGMREC_OLD_NAMES, TrainerConfig: TRAINER_OLD_NAMES}
 SENT_AT_ONCE = {"items": 200, "feedback": 5000}
 SENT_BYTES = 6 * 1024 * 1024  # below the service's limit of 8 MiB for a body
 
@@ -292,10 +296,10 @@ def evaluate_command(
     split: Annotated[
         str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
     ] = None,
-    rehearsal: Annotated[
+    validation_only: Annotated[
         bool,
         typer.Option(
-            "--rehearsal",
+            "--validation-only",
             help="Under new-items: draw other items as new for each seed and leave the test part unseen, "
             "to choose settings by.",
         ),
@@ -346,7 +350,7 @@ def evaluate_command(
     levels = missing is None and mask is None and protocol is not Protocol.RATIO
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads, levels=levels)
     configs = _configs({**_parsed(settings), "device": _device(device)})
-    plan = Plan(model, protocol, options, configs, imputer, rehearsal)
+    plan = Plan(model, protocol, options, configs, imputer, validation_only)
     dataset = load_dataset(data)
     with Terminal() as terminal:
         result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
@@ -641,6 +645,11 @@ def _divided(settings: dict[str, Any], *kinds: type[BaseModel]) -> list[dict[str
     """The settings of each kind; a name that several have (seed) goes to all of them."""
     divided = [{name: value for name, value in settings.items() if name in kind.model_fields} for kind in kinds]
     unknown = settings.keys() - {name for some in divided for name in some}
+    for kind in kinds:
+        try:
+            refuse_old_names(unknown, OLD_NAMES.get(kind, {}))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
     if unknown:
         known = ", ".join(sorted({name for kind in kinds for name in kind.model_fields}))
         raise CommandError(f"there is no setting {min(unknown)!r}; there are {known}")
@@ -716,7 +725,7 @@ def _is_outdated_demo(path: Path) -> bool:
     if read_manifest(path).data.name != DEMO_NAME:
         return False
     try:
-        OnlineDGMRec.load(Bundle.load(path))
+        DGMRecServing.load(Bundle.load(path))
     except BundleError as error:
         logging.getLogger(__name__).warning("%s; it is made anew", error)
         return True

@@ -1,5 +1,5 @@
-"""IRIS as it is served: items' sides once, in NumPy (see `models.dgmrec.weights` for why), then scores of targets for a history
-and what speaks for them."""
+"""IRIS as it is served: items' sides once, in NumPy (see `models.dgmrec.weights` for why), then scores of targets for a
+history and what speaks for them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Array
 from models.bundle import Bundle, BundleWriter, ModelEntry
-from models.dgmrec.weights import Array, FrozenProjection, Linear, numpy_of, unit
+from models.dgmrec.weights import Linear, ProjectionWeights, numpy_of
 from models.iris.config import IRISConfig
 from models.iris.model import IRIS, NOTHING, ItemSides
+from models.linalg import unit
 from models.modality import ModalitySpec
 from models.vocabulary import Vocabulary
 
@@ -79,7 +81,7 @@ class Reranker:
     def __init__(self, model: IRIS, items: Vocabulary) -> None:
         self.model = model.eval().requires_grad_(False)
         self.items = items
-        self._projections = [FrozenProjection(model.projection(name)) for name in model.names]
+        self._projections = [ProjectionWeights(model.projection(name)) for name in model.names]
         self._towers = [Linear([model.towers.first[name]]) for name in model.names]
         self._readers = numpy_of(model.readers())  # [M, h, 2k]
         self._bias, self._typical = numpy_of(model.bias), numpy_of(model.typical)
@@ -108,7 +110,9 @@ class Reranker:
         """
         there = present.astype(np.float32)
         d, k = self.model.p.shape[1], len(self._bias)
-        signals = [projection(features[name]) for name, projection in zip(self.names, self._projections, strict=True)]
+        signals = [
+            projection.project(features[name]) for name, projection in zip(self.names, self._projections, strict=True)
+        ]
         factors = self._factors_of(signals, there, ids)
         shares = np.zeros((len(self.names), len(ids), 2 * k), np.float32)  # of each modality in both roles (eq. 7-8)
         for column, (signal, tower) in enumerate(zip(signals, self._towers, strict=True)):

@@ -125,7 +125,7 @@ class Stage:
         parameters: what is learned, each lot with its learning rate.
         users, targets: how many of them a step takes.
         epochs: after which the rates have come down to nothing.
-        steady: share of the epochs before the rates begin to fall.
+        constant_fraction: share of the epochs before the rates begin to fall.
     """
 
     scores: Callable[[Histories, Tensor], Tensor]
@@ -133,11 +133,11 @@ class Stage:
     users: int
     targets: int
     epochs: int
-    steady: float
+    constant_fraction: float
 
     def share(self, epochs: float) -> float:
         """The share of the learning rates that holds after so many epochs."""
-        return falling_share(epochs / self.epochs, self.steady)
+        return falling_share(epochs / self.epochs, self.constant_fraction)
 
 
 class IRISTask:
