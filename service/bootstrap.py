@@ -11,7 +11,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from models.bundle import Bundle, BundleError
-from models.dgmrec.serving import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.iris.serving import IRISServing
 from models.lrmm.serving import NAME as LRMM
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 LISTS_BYTES = 8 << 20  # of cached lists, without Redis
 
-Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder], IRISServing | None]
+Loaded = tuple[Bundle, DGMRecServing, Mapping[str, TextEncoder | ImageEncoder], IRISServing | None]
 
 
 async def bootstrap(settings: Settings) -> Engine:
@@ -99,7 +99,7 @@ def load(settings: Settings) -> Loaded:
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
     bundle = Bundle.load(settings.bundle)
-    model = OnlineDGMRec.load(bundle)
+    model = DGMRecServing.load(bundle)
     encoders = {
         modality.name: load_encoder(
             modality.encoder,
@@ -131,7 +131,7 @@ def load_reranker(bundle: Bundle) -> IRISServing | None:
     return reranker
 
 
-def empty_catalogue(model: OnlineDGMRec, reranker: IRISServing | None) -> Catalogue:
+def empty_catalogue(model: DGMRecServing, reranker: IRISServing | None) -> Catalogue:
     """A catalogue that holds what the models need of items."""
     shape = Shape(model.ranks, model.size, model.layers, {} if reranker is None else reranker.shapes)
     return Catalogue(shape, FaissIndex)

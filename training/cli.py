@@ -20,8 +20,9 @@ import typer
 from pydantic import BaseModel, ValidationError
 
 from models.bundle import Bundle, BundleError, read_manifest
+from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from models.dgmrec.config import DGMRecConfig
-from models.dgmrec.serving import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing
 from models.errors import sentence_of
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 from models.files import replacing
@@ -57,13 +58,18 @@ from training.lrmm.recipe import add_lrmm
 from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.progress import Terminal
 from training.report.page import make_report
+from training.trainer import OLD_NAMES as TRAINER_OLD_NAMES
 from training.trainer import TrainerConfig
 
 C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
-OLD_NAMES: dict[type[BaseModel], OldNames] = {LRMMConfig: LRMM_OLD_NAMES}
+OLD_NAMES: dict[type[BaseModel], OldNames] = {
+    DGMRecConfig: DGMREC_OLD_NAMES,
+    LRMMConfig: LRMM_OLD_NAMES,
+    TrainerConfig: TRAINER_OLD_NAMES,
+}
 
 app = typer.Typer(
     name="lacuna",
@@ -285,10 +291,10 @@ def evaluate_command(
     split: Annotated[
         str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
     ] = None,
-    rehearsal: Annotated[
+    validation_only: Annotated[
         bool,
         typer.Option(
-            "--rehearsal",
+            "--validation-only",
             help="Under new-items: draw other items as new for each seed and leave the test part unseen, "
             "to choose settings by.",
         ),
@@ -340,7 +346,7 @@ def evaluate_command(
     levels = missing is None and mask is None and protocol is not Protocol.RATIO
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads, levels=levels)
     configs = _configs({**_parsed(settings), "device": _device(device)})
-    plan = Plan(model, protocol, options, configs, imputer, rehearsal)
+    plan = Plan(model, protocol, options, configs, imputer, validation_only)
     dataset = load_dataset(data)
     with Terminal() as terminal:
         result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
@@ -689,7 +695,7 @@ def _is_outdated_demo(path: Path) -> bool:
     if read_manifest(path).data.name != DEMO_NAME:
         return False
     try:
-        OnlineDGMRec.load(Bundle.load(path))
+        DGMRecServing.load(Bundle.load(path))
     except BundleError as error:
         logging.getLogger(__name__).warning("%s; it is made anew", error)
         return True

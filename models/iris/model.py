@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor, nn
 
-from models import linalg as ridge
-from models import vectors
+from models import linalg
 from models.graph import Graph, Matrix
 from models.iris import inference
 from models.iris.config import IRISConfig
@@ -172,13 +171,13 @@ class IRIS(nn.Module):
         if warm.any():
             self.mean_factors.copy_(factors[warm].mean(dim=0))
         inputs = self._content(signals, present)
-        fitted = ridge.fit(inputs, factors, warm, base=self.mean_factors.expand_as(factors))
-        self.from_content.copy_(fitted.weights)
+        ridge = linalg.cross_validated_ridge(inputs, factors, warm, base=self.mean_factors.expand_as(factors))
+        self.from_content.copy_(ridge.weights)
 
     def _content(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Signals of unit length where they are present, and flags: `[n, sum r_m + M]`."""
         flags = present.to(self.p.dtype)
-        units = [vectors.unit(signals[name]) * flags[:, [column]] for column, name in enumerate(self.names)]
+        units = [linalg.unit(signals[name]) * flags[:, [column]] for column, name in enumerate(self.names)]
         return torch.cat([*units, flags], dim=1)
 
     def projection(self, name: str) -> Projection:

@@ -14,11 +14,12 @@ import torch
 
 from models.arrays import Array, Mask, Rows
 from models.bundle import Bundle, BundleWriter, ModelEntry
-from models.dgmrec.weights import FrozenProjection, Linear, numpy_of, unit
+from models.dgmrec.weights import Linear, ProjectionWeights, numpy_of
 from models.iris import inference
 from models.iris.config import IRISConfig
 from models.iris.inference import NOTHING
 from models.iris.model import IRIS
+from models.linalg import unit
 from models.modality import ModalitySpec
 from models.vocabulary import Vocabulary
 
@@ -78,7 +79,7 @@ class IRISServing:
     def __init__(self, model: IRIS, items: Vocabulary) -> None:
         self.model = model.eval().requires_grad_(False)
         self.items = items
-        self._projections = [FrozenProjection(model.projection(name)) for name in model.names]
+        self._projections = [ProjectionWeights(model.projection(name)) for name in model.names]
         self._towers = [Linear([model.towers.first[name]]) for name in model.names]
         self._readers = numpy_of(model.readers())  # [M, h, 2k]
         self._bias, self._h = numpy_of(model.bias), numpy_of(model.h)
@@ -116,7 +117,9 @@ class IRISServing:
         """
         flags = present.astype(np.float32)
         d, k = self.model.p.shape[1], len(self._bias)
-        signals = [projection(features[name]) for name, projection in zip(self.names, self._projections, strict=True)]
+        signals = [
+            projection.project(features[name]) for name, projection in zip(self.names, self._projections, strict=True)
+        ]
         factors = self._factors_of(signals, flags, ids)
         shares = np.zeros((len(self.names), len(ids), 2 * k), np.float32)  # of each modality in both roles (eq. 7-8)
         for column, (signal, tower) in enumerate(zip(signals, self._towers, strict=True)):

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from models.arrays import Array, Rows
+from models.linalg import principal_axes
 from models.vocabulary import Vocabulary
 
 TOKEN = re.compile(r"[a-z0-9']+|[!?]")
@@ -140,10 +141,9 @@ class Projection:
         """The principal axes of vectors `[n, d]`, at most `size` of them, scaled to a mean squared length of 1."""
         mean = vectors.mean(axis=0)
         centred = (vectors - mean).astype(np.float64)
-        variances, axes = np.linalg.eigh(centred.T @ centred / max(len(vectors), 1))
-        length = math.sqrt(max(float(variances[-size:].sum()), 1e-12)) if size else 1.0
-        kept = axes[:, ::-1][:, :size] / length
-        return cls(mean.astype(np.float32), np.ascontiguousarray(kept, dtype=np.float32))
+        variances, axes = principal_axes(centred.T @ centred / max(len(vectors), 1), size)
+        length = math.sqrt(max(float(variances.sum()), 1e-12)) if size else 1.0
+        return cls(mean.astype(np.float32), np.ascontiguousarray(axes / length, dtype=np.float32))
 
     def __call__(self, vectors: Array) -> Array:
         """Vectors `[n, d]` projected, `[n, p]`."""

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from models.arrays import Array, Counts, Double, Mask
-from models.dgmrec.weights import unit
 from models.iris.serving import ItemSides
+from models.linalg import unit
 from service.domain import State
 from service.pipeline.rows import Rows
 from service.ports import Keys, VectorIndex

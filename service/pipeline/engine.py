@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.bundle import Manifest
-from models.dgmrec.serving import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing
 from models.encoders import ImageEncoder, TextEncoder
 from models.iris.serving import IRISServing
 from service.pipeline.catalogue import Catalogue
@@ -104,7 +104,7 @@ class Engine:
     store: Store
     cache: Cache
     manifest: Manifest
-    model: OnlineDGMRec
+    model: DGMRecServing
     encoders: Mapping[str, TextEncoder | ImageEncoder]
     catalogue: Catalogue
     limits: Limits = field(default_factory=Limits)

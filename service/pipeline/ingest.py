@@ -334,7 +334,7 @@ async def visitors_of(engine: Engine, item_id: str) -> list[Visitor]:
 
 def _visitor(engine: Engine, user: str, others: Any, degree: int) -> Visitor:
     user_id = history.profile(engine, user, others).id
-    preference = engine.model.preference(user_id[None])[0]
+    preference = engine.model.preference(user_id[None])[:, 0]
     return Visitor(preference, engine.model.user_message(user, user_id, degree), others, engine.model.user_factor(user))
 
 
@@ -407,7 +407,7 @@ def subject_of(
     """An item as imputation wants it."""
     row = engine.model.trained_row(item_id)
     tables = engine.model.tables
-    taste, factor = (None, None) if row is None else (tables["item_taste"][row], tables["item_factor"][row])
+    taste, factor = (None, None) if row is None else (tables["item_preference"][row], tables["item_factor"][row])
     raw = {name: one.vector for name, one in observed.items()}
     return Subject(projected(engine, observed), visitors, engine.catalogue.key(item_id), taste, factor, raw)
 

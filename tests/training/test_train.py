@@ -14,7 +14,7 @@ import torch
 
 import training.dgmrec.recipe as line
 from models.bundle import CATALOGUE_ITEMS, Bundle, BundleError, Manifest
-from models.dgmrec.serving import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing
 from models.encoders import load_encoder
 from models.imputers import GRAPH_IMPUTERS
 from tests.training.tiny import CONFIG, EACH, ITEMS, TRAINER, USERS, contents, events, vector_records, write_vectors
@@ -199,10 +199,10 @@ def test_make_bundle(folder: Path, tmp_path: Path, terminal: Terminal) -> None:
         ("scan", 5, None),
     ]
     config = manifest.models["dgmrec"].config
-    assert config["rung"] in GRAPH_IMPUTERS  # the one that `auto` chose
-    assert config | {"rung": CONFIG.rung} == CONFIG.model_dump()
+    assert config["fallback_imputer"] in GRAPH_IMPUTERS  # the one that `auto` chose
+    assert config | {"fallback_imputer": CONFIG.fallback_imputer} == CONFIG.model_dump()
     assert manifest.models["dgmrec"].metrics["recall@50"] > 0
-    online = OnlineDGMRec.load(Bundle.load(out))
+    online = DGMRecServing.load(Bundle.load(out))
     assert online.items.ids == load_dataset(folder).items.ids
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from models.bundle import (
@@ -23,46 +22,26 @@ from models.bundle import (
     ModalityEntry,
     next_version,
 )
-from models.dgmrec.serving import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
 from training.datasets.base import Dataset
 from training.datasets.prepared import FEEDBACK, item_line
 from training.dgmrec.task import DGMRecTask
 
 
-def serving_model(task: DGMRecTask, dataset: Dataset) -> OnlineDGMRec:
-    """The trained model with the tables that serving needs."""
-    if task.side is None:
+def serving_model(task: DGMRecTask, dataset: Dataset) -> DGMRecServing:
+    """The trained model with the tables that serving needs.
+
+    Raises:
+        ValueError: the model reads no content.
+    """
+    if task.content is None:
         raise ValueError("a model without modalities cannot be served")
-    module, interactions, evidence = task.module, task.interactions, task.side.evidence
-    settled = task.settled()
-    out = settled.out
-    tables = module.fold_in_tables(interactions)
-    touched_users = (interactions.user_degree > 0)[:, None]
-    known = interactions.item_degree > 0
-    tables["user_residual"] = tables["user_residual"] * touched_users
-    tables["user_message"] = tables["user_message"] * touched_users
-    tables["item_id"] = out.item_id
-    tables["id_length"] = out.item_id[known].norm(dim=1).mean()[None]
-    tables["item_expected"] = settled.expected
-    tables["item_degree"] = interactions.item_degree
-    tables["item_taste"] = out.taste.transpose(0, 1)
-    tables["mean_taste"] = out.taste[:, known].mean(dim=1)
-    tables["user_factor"] = task.user_factors
-    tables["item_factor"] = evidence.factors
-    tables["known"] = known.to(torch.uint8)
-    tables["observed"] = evidence.observed.to(torch.uint8)
-    with torch.no_grad():
-        made = {name: module.generate(name, evidence, out.taste) for name in module.names}
-        tables["confidence"] = torch.stack([module.tower(name).confidence(made[name]) for name in module.names], dim=1)
-    spread = task.spread(evidence)
-    tables["rung_weight"] = spread.weights
-    for name in module.names:
-        tables[f"feature.{name}"] = task.side.features[name]
-        tables[f"rung.{name}"] = spread.tables[name]
-    module.config = module.config.model_copy(update={"rung": task.rung[0]})
-    arrays = {key: value.detach().cpu().contiguous().numpy() for key, value in tables.items()}
-    return OnlineDGMRec(module.cpu(), arrays, dataset.users, dataset.items)
+    model, fallback = task.module, task.propagated_features(task.content.evidence)
+    out, prediction = task.final_embeddings()
+    tables = serving_tables(model, task.interactions, task.content, out, prediction, task.user_factors, fallback)
+    model.config = model.config.model_copy(update={"fallback_imputer": task.fallback_imputer[0]})
+    return DGMRecServing(model.cpu(), tables, dataset.users, dataset.items)
 
 
 def export_bundle(

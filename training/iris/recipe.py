@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from models.bundle import Bundle, BundleWriter, Manifest
-from models.dgmrec.serving import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing
 from models.iris.config import IRISConfig
 from models.iris.serving import NAME
 from models.modality import ModalBatch
@@ -118,11 +118,11 @@ def generated_by(bundle: Bundle, content: ModalBatch, ids: Sequence[str]) -> Mod
     """Content of some items whose missing cells hold what the bundle's DGMRec generated, where it holds one."""
     if "dgmrec" not in bundle.manifest.models:
         return content
-    model = OnlineDGMRec.load(bundle)
+    model = DGMRecServing.load(bundle)
     places = torch.tensor([-1 if (row := model.items.get(one)) is None else row for one in ids])
     features, observed = dict(content.features), content.observed.clone()
     for column, name in enumerate(content.names):
-        if name not in model.names or not model.described(name):
+        if name not in model.names or not model.has_mean(name):
             continue
         rows = ((places >= 0) & ~content.observed[:, column]).nonzero().squeeze(1)
         made = model.unproject(name, model.tables[f"feature.{name}"][places[rows].numpy()])

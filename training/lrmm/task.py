@@ -27,7 +27,14 @@ from training.trainer import TrainerConfig, TrainingResult, set_rate, train
 
 METRIC = "-rmse[+F]"
 TRAINER = TrainerConfig(
-    epochs=8, batch_size=256, learning_rate=1e-4, steady=1, patience=3, smoothing=1, tolerance=0, metric=METRIC
+    epochs=8,
+    batch_size=256,
+    learning_rate=1e-4,
+    constant_fraction=1,
+    patience=3,
+    smoothing=1,
+    tolerance=0,
+    metric=METRIC,
 )
 REGIMES: Mapping[str, tuple[str, ...]] = {
     "+F": (),

@@ -13,17 +13,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.dgmrec.serving import Known
+from models.evidence import ImputationEvidence
 from models.feedback import Interaction
-from models.imputers import spread
-from models.iris.serving import Reranker, Sides
+from models.imputers import propagate_features
+from models.iris.serving import IRISServing, ItemSides
 from service.adapters.faiss_index import FaissIndex
 from service.domain import State
 from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.engine import Engine, _Lock
-from service.pipeline.impute import Subject, Visitor, _basis, _climb_down, _factors, _from_users
+from service.pipeline.impute import Subject, Visitor, _basis, _factors, _fallback_chain, _fallback_guess
 from service.pipeline.ingest import merged
 from tests.fakes import BruteForceIndex
 from tests.models.worlds import ITEMS, SMALL, online_of, world
@@ -131,25 +131,25 @@ def test_the_first_places_of_a_list_do_not_depend_on_its_length(diversity: float
 
 
 class Plain:
-    """Instead of IRIS: items are scored by their `lean`, equal ones with other last bits wherever they stand."""
+    """Instead of IRIS: items are scored by their item bias, equal ones with other last bits wherever they stand."""
 
     def alike(self, past: Any, *, weights: Any) -> NDArray[np.float32]:  # noqa: ARG002
         return np.array([0.3, -0.1, 1.0], dtype=np.float32)
 
-    def score(self, past: Any, targets: Sides, *, weights: Any, same: Any) -> NDArray[np.float32]:  # noqa: ARG002
+    def score(self, past: Any, targets: ItemSides, *, weights: Any, same: Any) -> NDArray[np.float32]:  # noqa: ARG002
         noise = np.arange(len(targets)) * np.float32(1e-7)
-        return np.asarray(targets.lean + noise, dtype=np.float32)
+        return np.asarray(targets.item_bias + noise, dtype=np.float32)
 
 
 def reranked_crowd(n: int, diversity: float = 0.0) -> tuple[list[int], list[float]]:
     """Keys and scores of a list of 60 items of 12 kinds."""
-    shapes = {"p": (2,), "q": (2,), "lean": (), "history": (1,), "target": (1,), "without": (1, 1)}
+    shapes = {"p": (2,), "q": (2,), "item_bias": (), "history": (1,), "target": (1,), "without": (1, 1)}
     rng = np.random.default_rng(5)
     made = Catalogue(replace(SHAPE, sides=shapes), FaissIndex)
     kinds = [{name: rng.normal(size=dims).astype(np.float32) for name, dims in shapes.items()} for _ in range(12)]
     made.put([(entry(f"i{key}", key=key), replace(derived(key % 30), sides=kinds[key % 12])) for key in range(60)])
     past, vector = history.past(engine_of(made), np.array([1, 2])), np.array([0.6, -0.8], dtype=np.float32)
-    reranker = cast(Reranker, Plain())
+    reranker = cast(IRISServing, Plain())
     keys, scores = rank.reranked(engine_of(made), reranker, vector, past, n, made.eligible(), diversity)
     return keys.tolist(), scores.tolist()
 
@@ -501,12 +501,12 @@ def test_factors_of_an_item_are_those_of_training_for_the_same_users() -> None:
     np.testing.assert_array_equal(_factors(engine, Subject({}, factors=trained[3])), trained[3])
 
 
-# --- the fallback ladder -------------------------------------------------------------------------------------------
+# --- the fallback chain -------------------------------------------------------------------------------------------
 
 KNOWN_KEYS = 100  # items' keys are their rows from here on; a later item has the key before
 
 
-def ladder(imputation: str = "generate") -> Engine:
+def chain_engine(imputation: str = "generate") -> Engine:
     w = world(config=SMALL.model_copy(update={"imputation": imputation}))
     ids = {KNOWN_KEYS - 1: "late"} | {KNOWN_KEYS + row: f"i{row}" for row in range(ITEMS)}
     entries = {key: SimpleNamespace(id=item_id) for key, item_id in ids.items()}
@@ -520,20 +520,21 @@ def visitor(*keys: int) -> Visitor:
 
 def test_the_graph_is_read_as_in_training() -> None:
     """A cell of a known item, told by its users, is that of the catalogue's own guesses; later items tell nothing."""
-    w, engine = world(), ladder()
-    told = spread(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2}).guesses(w.graphs)["m1"]
+    w, engine = world(), chain_engine()
+    propagated = propagate_features(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2})
+    guesses = propagated.guesses(w.graphs)["m1"]
     histories = w.graphs.user_mean.matrix.toarray() > 0
     compared = 0
     for item in np.flatnonzero(~w.batch.observed[:, 1].numpy() & histories.any(axis=0)):
         others = [np.setdiff1d(np.flatnonzero(histories[user]), item) for user in np.flatnonzero(histories[:, item])]
         visitors = [visitor(*(KNOWN_KEYS + rows), KNOWN_KEYS - 1, 7) for rows in others]
-        found = _from_users(engine, Subject({}, visitors), "m1")
+        found = _fallback_guess(engine, Subject({}, visitors), "m1")
         assert found is not None
-        np.testing.assert_allclose(found, told[item], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, guesses[item], rtol=1e-4, atol=1e-5)
         compared += 1
     assert compared > 3
-    assert _from_users(engine, Subject({}, [visitor(KNOWN_KEYS - 1), visitor()]), "m1") is None
-    assert _from_users(engine, Subject({}), "m1") is None
+    assert _fallback_guess(engine, Subject({}, [visitor(KNOWN_KEYS - 1), visitor()]), "m1") is None
+    assert _fallback_guess(engine, Subject({}), "m1") is None
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -552,28 +553,30 @@ def test_the_graph_is_read_as_in_training() -> None:
         ("mean", True, True, ("mean", "mean")),
     ],
 )
-def test_every_rung_is_reached_and_named(
+def test_every_fallback_is_reached_and_named(
     imputation: str, touched: bool, described: bool, expected: tuple[str, str], broken: bool
 ) -> None:
-    engine = ladder(imputation)
+    engine = chain_engine(imputation)
     rng = np.random.default_rng(0)
 
     def some() -> dict[str, Any]:
         return {name: rng.standard_normal((1, rank)).astype(np.float32) for name, rank in engine.model.ranks.items()}
 
     nowhere, near = np.zeros((1, 2), dtype=np.bool_), np.array([[False, described]])
-    nothing = np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(some(), np.array([[described, False]]), some(), some(), near, some(), nowhere, nothing[:, 0], nothing)
+    nothing = np.zeros((2, 1, 8), dtype=np.float32)
+    known = ImputationEvidence(
+        some(), some(), some(), some(), some(), nothing[0], np.array([[described, False]]), near, nowhere, nothing
+    )
     made = some()["m1"] * np.float32(np.nan if broken else 1), np.ones(1, dtype=np.float32)
     subject = Subject({}, [visitor(KNOWN_KEYS + 3, KNOWN_KEYS + 5)] if touched else [])
-    feature, generator, confidence = _climb_down(engine, known, made, 0, 1, subject)
+    feature, generator, confidence = _fallback_chain(engine, known, made, 0, 1, subject)
     assert generator == expected[broken]
     assert confidence == (generator == "dgmrec")
-    told = _from_users(engine, subject, "m1")
+    told = _fallback_guess(engine, subject, "m1")
     by_name = {
         "dgmrec": made[0][0],
         "multi-hop": told if told is not None else np.zeros(0),
-        "nn": known.near["m1"][0],
+        "nn": known.neighbour_mean["m1"][0],
         "mean": np.zeros(engine.model.ranks["m1"]),
     }
     np.testing.assert_array_equal(feature, by_name[generator])
@@ -584,7 +587,7 @@ def test_every_rung_is_reached_and_named(
     [
         (True, (0, 0), 0.0, True, True),
         (False, (0, 0), 0.0, False, False),
-        (False, (0, 0), 0.5, False, True),  # for the taste of an item nobody has touched
+        (False, (0, 0), 0.5, False, True),  # for the preference of a cold item
         (False, (0, 0), 0.5, True, False),
         (False, (1, 0), 0.0, True, True),
         (False, (1, 0), 0.0, False, False),
@@ -595,14 +598,16 @@ def test_neighbours_are_named_where_they_are_read(
     near: bool, closest: tuple[float, float], trust: float, touched: bool, read: bool
 ) -> None:
     w = world()
-    w.model.tower("m1").read(shared=True, near=near)
-    w.model.tower("m1").from_closest.copy_(torch.tensor(closest))
+    w.model.tower("m1").select_inputs(co_interaction_mean=True, neighbour_mean=near)
+    w.model.tower("m1").near_duplicate_weights.copy_(torch.tensor(closest))
     w.model.tower("m1").trust.fill_(trust)
     engine = cast(Engine, SimpleNamespace(model=online_of(w)))
     blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     observed, nowhere = np.array([[True, False]]), np.zeros((1, 2), dtype=np.bool_)
-    nothing = np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(blocks, observed, blocks, blocks, ~observed, blocks, nowhere, nothing[:, 0], nothing)
+    nothing = np.zeros((2, 1, 8), dtype=np.float32)
+    known = ImputationEvidence(
+        blocks, blocks, blocks, blocks, blocks, nothing[0], observed, ~observed, nowhere, nothing
+    )
     neighbours = ("neighbours",) if read else ()
     users = ("users",) if touched else ()
     assert _basis(engine, known, 0, 1, "dgmrec", touched=touched) == ("m0", *neighbours, *users)
@@ -611,12 +616,12 @@ def test_neighbours_are_named_where_they_are_read(
 
 
 def test_of_what_training_never_saw_there_is_no_mean() -> None:
-    engine = ladder("mean")
-    described = engine.model.described
-    engine.model.described = lambda name: name != "m1" and described(name)  # type: ignore[method-assign]
+    engine = chain_engine("mean")
+    has_mean = engine.model.has_mean
+    engine.model.has_mean = lambda name: name != "m1" and has_mean(name)  # type: ignore[method-assign]
     blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
-    nowhere, nothing = np.zeros((1, 2), dtype=np.bool_), np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(blocks, nowhere, blocks, blocks, nowhere, blocks, nowhere, nothing[:, 0], nothing)
+    nowhere, nothing = np.zeros((1, 2), dtype=np.bool_), np.zeros((2, 1, 8), dtype=np.float32)
+    known = ImputationEvidence(blocks, blocks, blocks, blocks, blocks, nothing[0], nowhere, nowhere, nowhere, nothing)
     made = blocks["m1"], np.zeros(1, dtype=np.float32)
-    assert _climb_down(engine, known, made, 0, 1, Subject({}))[1] is None
-    assert _climb_down(engine, known, made, 0, 0, Subject({}))[1] == "mean"
+    assert _fallback_chain(engine, known, made, 0, 1, Subject({}))[1] is None
+    assert _fallback_chain(engine, known, made, 0, 0, Subject({}))[1] == "mean"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,21 +17,21 @@ from models.dgmrec.model import Embeddings
 from tests.models.worlds import ITEMS, SMALL, World, generator, small, world
 
 D = SMALL.embedding_size
-UNTOUCHED_ITEM = ITEMS - 1
+COLD_ITEM = ITEMS - 1
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("count", [2, 100])
-def test_relatives_are_the_nearest_items_that_somebody_touched(power: float, count: int) -> None:
+def test_neighbours_are_the_nearest_warm_items(power: float, count: int) -> None:
     w = world(config=small(cold_popularity=power, cold_temperature=0.3, cold_neighbours=count))
     degree, target = w.graphs.item_degree.numpy(), torch.randn(ITEMS, D, generator=generator())
-    relatives = w.model.settling.relatives(w.side.features, w.batch.observed, w.graphs.item_degree)
-    mixed = relatives @ target
+    neighbours = w.model.cold_start.neighbours(w.content.features, w.batch.observed, w.graphs.item_degree)
+    mixed = neighbours @ target
     assert (degree == 0).any()
     for row, found in enumerate(mixed.numpy()):
         total, weight = np.zeros(D), 0.0
-        for column, features in enumerate(w.side.features.values()):
+        for column, features in enumerate(w.content.features.values()):
             if not features[row].any():
                 continue
             cosines = functional.cosine_similarity(features[[row]], features, dim=1).numpy()
@@ -40,8 +41,8 @@ def test_relatives_are_the_nearest_items_that_somebody_touched(power: float, cou
                     own = np.exp(cosines[other] / 0.3) * degree[other] ** power
                     total, weight = total + own * target[other].numpy(), weight + own
         np.testing.assert_allclose(found, total / max(weight, 1e-9), atol=1e-4)
-    changed = target.index_fill(0, torch.tensor([UNTOUCHED_ITEM]), 99.0)  # nobody touched it: it says nothing
-    torch.testing.assert_close(relatives @ changed, mixed)
+    changed = target.index_fill(0, torch.tensor([COLD_ITEM]), 99.0)  # without interactions it says nothing
+    torch.testing.assert_close(neighbours @ changed, mixed)
 
 
 def plain_ridge(x: Any, y: Any, weight: Any, penalty: float) -> tuple[Any, Any]:
@@ -52,33 +53,53 @@ def plain_ridge(x: Any, y: Any, weight: Any, penalty: float) -> tuple[Any, Any]:
     return solved[:-1], solved[-1]
 
 
-def settle(w: World, out: Embeddings, degree: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return w.model.settling.settle(
-        out, w.side.features, w.batch.observed, w.graphs.item_degree if degree is None else degree
+def fitted(
+    w: World,
+    out: Embeddings,
+    degree: Tensor | None = None,
+    *,
+    features: Mapping[str, Tensor] | None = None,
+    shrunk: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """What `ColdStart.fit` answers."""
+    return w.model.cold_start.fit(
+        out.users[out.user_degree > 0],
+        out.items,
+        w.content.features if features is None else features,
+        w.batch.observed,
+        w.graphs.item_degree if degree is None else degree,
+        shrunk,
     )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("ranking", ["softmax", "bpr"])
-def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> None:
-    """Untouched ones by content alone: along the users' mean direction popularity, of which the logarithm of the degree
-    is what is predicted, and across it whom the item is for.
-    Touched ones across that direction by both, as many users as they have against `prior` of the mean item's."""
+def test_vectors_follow_from_users_and_content(ranking: str) -> None:
+    """Of cold items from content alone: along the users' mean direction popularity, of which the logarithm of the
+    degree is what is predicted, and across it whom the item is for.
+    Of warm ones across that direction from both, as many users as they have against a pseudo-count."""
     w = world(
-        config=small(cold_linear=1.7, cold_kernel=0.6, cold_penalty=2.0, cold_spread=3.0, prior=0.3, ranking=ranking)
+        config=small(
+            cold_ridge_weight=1.7,
+            cold_kernel_weight=0.6,
+            cold_ridge_penalty=2.0,
+            popularity_slope=3.0,
+            cold_pseudo_count=0.3,
+            ranking=ranking,
+        )
     )
     out, degree = w.forward(), w.graphs.item_degree.double().numpy()
-    found = settle(w, out)[0].numpy()
+    found = fitted(w, out)[0].numpy()
 
     users, items = out.users.double().numpy(), out.items.double().numpy()
     axis = users[w.graphs.user_degree.numpy() > 0].mean(axis=0)
     axis /= np.linalg.norm(axis)
     along = np.outer(axis, axis)
     across = np.eye(D) - along
-    content = np.concatenate([b.double().numpy() / np.sqrt(b.shape[1]) for b in w.side.features.values()], axis=1)
+    content = np.concatenate([b.double().numpy() / np.sqrt(b.shape[1]) for b in w.content.features.values()], axis=1)
     sure = degree / (degree + 10)
-    relatives = w.model.settling.relatives(w.side.features, w.batch.observed, w.graphs.item_degree)
-    mixed = 0.6 * relatives.matrix.toarray() @ items @ across
+    neighbours = w.model.cold_start.neighbours(w.content.features, w.batch.observed, w.graphs.item_degree)
+    mixed = 0.6 * neighbours.matrix.toarray() @ items @ across
 
     cold = degree == 0
     logs, place = np.log(degree.clip(1))[:, None], (items @ axis)[:, None]
@@ -86,7 +107,7 @@ def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> Non
     gain, start = plain_ridge(logs, place, ~cold * 1.0, 1.0)
     apart = content @ slope + typical - logs[~cold].mean()
     popularity = start + gain * (logs[~cold].mean() + 3.0 * apart)
-    expected = (popularity + w.model.settling.untouched_offset.item()) * axis
+    expected = (popularity + w.model.cold_start.offset.item()) * axis
     slope, typical = plain_ridge(content, items @ across, sure, 2.0)
     expected += 1.7 * (content @ slope + typical) + mixed
     np.testing.assert_allclose(found[cold], expected[cold], atol=1e-4)
@@ -101,20 +122,20 @@ def test_items_are_settled_by_their_users_and_their_content(ranking: str) -> Non
         )
 
     noise = replace(out, items=out.items.index_fill(0, torch.from_numpy(np.flatnonzero(cold)), 99.0))
-    np.testing.assert_array_equal(settle(w, noise)[0].numpy(), found)  # nobody touched them: they say nothing
+    np.testing.assert_array_equal(fitted(w, noise)[0].numpy(), found)  # without interactions they say nothing
 
 
 @torch.no_grad()
-def test_without_a_prior_content_settles_only_what_nobody_touched() -> None:
-    w = world(config=small(prior=0.0))
+def test_without_a_pseudo_count_content_changes_cold_items_only() -> None:
+    w = world(config=small(cold_pseudo_count=0.0))
     out = w.forward()
-    items, _ = settle(w, out)
+    items, _ = fitted(w, out)
     torch.testing.assert_close(items[~out.cold], out.items[~out.cold])
     assert not torch.isclose(items[out.cold], out.items[out.cold]).all(dim=1).any()
 
 
 @torch.no_grad()
-def test_untouched_items_count_as_new_as_far_as_more_are_untouched_than_chance_would_leave() -> None:
+def test_cold_items_count_as_new_as_far_as_there_are_more_than_chance_would_leave() -> None:
     def degrees(never: int, once: int, twice: int) -> Tensor:
         return torch.tensor([0.0] * never + [1.0] * once + [2.0] * twice + [9.0] * 5)
 
@@ -122,38 +143,38 @@ def test_untouched_items_count_as_new_as_far_as_more_are_untouched_than_chance_w
     assert share_of_new(degrees(4, 5, 1)) == share_of_new(degrees(0, 5, 1)) == 0
     assert share_of_new(degrees(20, 1, 0)) == 1
 
-    w = world(config=small(cold_lift=0.8))
+    w = world(config=small(popularity_offset=0.8))
     out, degree = w.forward(), w.graphs.item_degree.clone()
     degree[degree > 0] = 5
-    settle(w, out, degree)  # not one touched once: all that are untouched are new
-    assert w.model.settling.untouched_offset.item() == pytest.approx(0.8)
+    fitted(w, out, degree)  # no item with one user: all cold ones are new
+    assert w.model.cold_start.offset.item() == pytest.approx(0.8)
     degree[:6] = torch.tensor([1.0, 1, 1, 1, 1, 1])
-    settle(w, out, degree)
+    fitted(w, out, degree)
     assert share_of_new(degree) == 0  # as many are to be expected ignored
-    popularity = out.items @ w.model.settling.popularity_axis
+    popularity = out.items @ w.model.cold_start.popularity_axis
     ignored = min((popularity[degree == 1].mean() - popularity[degree > 0].mean()).item(), 0)
-    assert w.model.settling.untouched_offset.item() == pytest.approx(ignored, abs=1e-5)
+    assert w.model.cold_start.offset.item() == pytest.approx(ignored, abs=1e-5)
 
 
 @torch.no_grad()
-def test_nothing_is_expected_where_nobody_has_touched_anything() -> None:
+def test_nothing_is_predicted_without_interactions() -> None:
     w = world()
     out = w.forward()
-    items, expected = settle(w, out, torch.zeros(ITEMS))
+    items, expected = fitted(w, out, torch.zeros(ITEMS))
     assert torch.equal(items, out.items)
     assert not expected.any()
-    assert not w.model.settling.untouched_map.any()
-    assert not w.model.settling.popularity_axis.any()
+    assert not w.model.cold_start.slopes.any()
+    assert not w.model.cold_start.popularity_axis.any()
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("weight", [0.0, 2.0])
-def test_touched_items_settle_by_features_with_what_is_guessed_of_them(weight: float) -> None:
-    w = world(config=small(denoise=weight))
+def test_warm_items_are_predicted_from_features_shrunk_towards_generated_ones(weight: float) -> None:
+    w = world(config=small(feature_shrinkage=weight))
     guesses = w.model.fit_base(w.evidence, w.batch.observed)
-    read = w.model.denoised(w.side.features, guesses, w.batch.observed)
+    shrunk = w.model.shrunk_features(w.content.features, guesses, w.batch.observed)
     for column, name in enumerate(w.batch.names):
-        own, guess = w.side.features[name].double().numpy(), guesses[name].double().numpy()
+        own, guess = w.content.features[name].double().numpy(), guesses[name].double().numpy()
         projection = w.model.tower(name).projection
         scale = projection.deviation.double().numpy() ** projection.whitening
         direction = own * scale
@@ -162,16 +183,16 @@ def test_touched_items_settle_by_features_with_what_is_guessed_of_them(weight: f
         expected = direction / np.linalg.norm(direction, axis=1, keepdims=True).clip(1e-12) * np.sqrt(own.shape[1])
         have = w.batch.observed[:, column].numpy() & guess.any(axis=1)
         assert have.any()
-        np.testing.assert_allclose(read[name][have], expected[have], atol=1e-4)
-        np.testing.assert_array_equal(read[name][~have], w.side.features[name][~have])
-        assert torch.equal(read[name], w.side.features[name]) == (weight == 0)
-    out, observed, degree = w.forward(), w.batch.observed, w.graphs.item_degree
-    plain, expected_plain = w.model.settling.settle(out, w.side.features, observed, degree)
-    maps = w.model.settling.untouched_map.clone(), w.model.settling.untouched_typical.clone()
-    settled, expected_read = w.model.settling.settle(out, w.side.features, observed, degree, read)
-    assert torch.equal(plain[out.cold], settled[out.cold])
-    assert torch.equal(maps[0], w.model.settling.untouched_map)
-    assert torch.equal(maps[1], w.model.settling.untouched_typical)
-    whole, _ = w.model.settling.settle(out, read, observed, degree)
-    torch.testing.assert_close(settled[~out.cold], whole[~out.cold])
-    assert torch.equal(expected_plain, expected_read) == (weight == 0)
+        np.testing.assert_allclose(shrunk[name][have], expected[have], atol=1e-4)
+        np.testing.assert_array_equal(shrunk[name][~have], w.content.features[name][~have])
+        assert torch.equal(shrunk[name], w.content.features[name]) == (weight == 0)
+    out = w.forward()
+    plain, expected_plain = fitted(w, out)
+    maps = w.model.cold_start.slopes.clone(), w.model.cold_start.intercept.clone()
+    vectors, expected_shrunk = fitted(w, out, shrunk=shrunk)
+    assert torch.equal(plain[out.cold], vectors[out.cold])
+    assert torch.equal(maps[0], w.model.cold_start.slopes)
+    assert torch.equal(maps[1], w.model.cold_start.intercept)
+    whole, _ = fitted(w, out, features=shrunk)
+    torch.testing.assert_close(vectors[~out.cold], whole[~out.cold])
+    assert torch.equal(expected_plain, expected_shrunk) == (weight == 0)
