@@ -119,7 +119,7 @@ def image_torch(options: Options) -> None:
 def image_lacuna(options: Options, name: str = "image: mobilenet_v2 on ONNX Runtime") -> None:
     start = time.perf_counter()
     from models.encoders import decode_image, torchvision_encoder
-    from training.demo import demo_item
+    from training.demo.catalogue import demo_item
 
     encoder = torchvision_encoder("mobilenet_v2", weights=options.image_weights, cache_dir=options.cache)
     data = demo_item().picture
@@ -145,7 +145,7 @@ def quality_demo(options: Options) -> None:
     """The demo catalogue with its holes trains `catalogue`; 200 products that it never saw are asked for."""
     from models.encoders import catalogue_encoder, decode_image, minilm_encoder, torchvision_encoder
     from training.catalogue_encoder import CatalogueEncoderConfig, Picture, train_catalogue_encoder
-    from training.demo import demo_holes, demo_item, demo_truth
+    from training.demo.catalogue import demo_holes, demo_item, demo_truth
 
     products, fresh, lacks = demo_truth(), [demo_item(k=k) for k in range(200)], demo_holes()
     text = minilm_encoder(cache_dir=options.cache, threads=2)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from models.bundle import Bundle
-from models.reranker import Reranker
+from models.iris.serving import IRISServing
 from training.evaluate import machine
 
 TARGETS, HISTORY, TIMES = 20, 200, 500
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    reranker = Reranker.load(Bundle.load(given.bundle))
+    reranker = IRISServing.load(Bundle.load(given.bundle))
     if reranker is None:
         parser.error(f"the bundle {given.bundle} holds no IRIS")
     rng = np.random.default_rng(0)

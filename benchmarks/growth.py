@@ -24,14 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
 from models.modality import ModalBatch
 from training.datasets.prepared import load_dataset
-from training.dgmrec import DGMRecTask, TopNData
+from training.dgmrec.recipe import DataOptions, prepare_features, split_parts
+from training.dgmrec.task import DGMRecTask, TopNData
 from training.evaluate.machine import machine
 from training.progress import Terminal
 from training.splits import Parts
-from training.train import DataOptions, prepare_features, split_parts
 from training.trainer import TrainerConfig, keep_freed_memory, peak_memory_mb
 
 NOISE = 0.5  # of a copy's features, in standard deviations of the modality

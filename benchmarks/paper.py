@@ -49,11 +49,11 @@ ABLATIONS: dict[str, dict[str, str]] = {
     "no-refinement": {"refine_weight": "0"},
     "no-modality": {"modal": "false"},
     # Decisions of our own, one by one.
-    "no-leaning": {"lean": "0"},
-    "not-closest": {"closest": "false"},
-    "positives-left-in": {"leave_out": "false"},
+    "no-leaning": {"knn_smoothing": "0"},
+    "not-closest": {"near_duplicates": "false"},
+    "positives-left-in": {"leave_positive_out": "false"},
     "equal-pairs": {"user_power": "0"},
-    "random-start": {"start": "random"},
+    "random-start": {"initialisation": "random"},
 }
 
 

@@ -29,13 +29,13 @@ from typing import Any
 import httpx
 import numpy as np
 
-from models.lrmm import LRMMConfig
+from models.lrmm.config import LRMMConfig
 from training.datasets import Dataset, load_dataset, write_dataset
+from training.dgmrec.recipe import DataOptions
 from training.evaluate import machine
-from training.lrmm import TRAINER
+from training.lrmm.recipe import add_lrmm
+from training.lrmm.task import TRAINER
 from training.progress import Terminal
-from training.rate import add_lrmm
-from training.train import DataOptions
 
 SINGLE, BATCH, BATCHES = 500, 1000, 20
 USERS, REVIEWS, SENT = 200, 2000, 500

@@ -31,7 +31,7 @@ import numpy as np
 import psutil
 
 from models.bundle import CATALOGUE_FEATURES, Bundle
-from models.reranker import NAME as IRIS
+from models.iris.serving import NAME as IRIS
 
 USERS, EVENTS = 2000, 30
 LONG_USERS, LONG_EVENTS = 200, 200

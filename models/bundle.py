@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.numpy import load_file, save_file
 
+from models.files import folder_beside, replace_folder
 from models.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
@@ -206,8 +205,7 @@ class BundleWriter:
 
     def __enter__(self) -> BundleWriter:
         require_replaceable(self.path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}-", dir=self.path.parent))
+        self.folder = folder_beside(self.path)
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -251,14 +249,7 @@ class BundleWriter:
             files=dict(sorted(self._files.items())),
         )
         (self.folder / MANIFEST).write_text(manifest.model_dump_json(indent=2) + "\n", "utf-8")
-        os.chmod(self.folder, 0o755)  # mkdtemp makes it private; another user's service must read it
-        if self.path.exists():
-            old = self.path.with_name(f".{self.path.name}-old-{os.getpid()}")
-            self.path.rename(old)
-            self.folder.rename(self.path)
-            shutil.rmtree(old)
-        else:
-            self.folder.rename(self.path)
+        replace_folder(self.folder, self.path)
         return manifest
 
 

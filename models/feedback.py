@@ -14,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Double, Mask, Rows
+
 EVENT_TYPES = ("view", "click", "cart", "purchase", "rating", "review", "like", "dislike", "return")
 RATED = ("rating", "review")  # types whose value is a rating, 1 to 5
 NEGATIVE = ("dislike", "return")
@@ -39,7 +41,7 @@ def shows_interest(kind: str, value: float | None, min_rating: float | None) -> 
     return min_rating is None or value is None or kind not in RATED or value >= min_rating
 
 
-def interest_of(kinds: NDArray[np.uint8], values: NDArray[np.float64], min_rating: float | None) -> NDArray[np.bool_]:
+def interest_of(kinds: NDArray[np.uint8], values: Double, min_rating: float | None) -> Mask:
     """`shows_interest` of many events `[n]`: `kinds` are numbers in EVENT_TYPES, `values` nan where absent."""
     against = np.isin(kinds, _NEGATIVE_CODES)
     if min_rating is not None:
@@ -47,9 +49,7 @@ def interest_of(kinds: NDArray[np.uint8], values: NDArray[np.float64], min_ratin
     return ~against
 
 
-def deciding_events(
-    pairs: NDArray[np.int64], kinds: NDArray[np.uint8], timestamps: NDArray[np.float64]
-) -> NDArray[np.int64]:
+def deciding_events(pairs: Rows, kinds: NDArray[np.uint8], timestamps: Double) -> Rows:
     """The place of the event that decides, for each distinct pair, in ascending order of the pair's key.
 
     Args:
@@ -71,7 +71,7 @@ class Interaction:
     interested: bool
 
 
-def default_min_rating(values: Iterable[float] | NDArray[np.float64]) -> float:
+def default_min_rating(values: Iterable[float] | Double) -> float:
     """The rating from which a catalogue's ratings count as interest, where nobody says.
 
     4 of 5, as most studies of explicit ratings have it; less where fewer than a third of the ratings would count, and

@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import svds
 from torch import Tensor
+
+from models import linalg
 
 Matrix: TypeAlias = "sp.csr_array[Any, tuple[int, int]]"
 
@@ -107,6 +108,11 @@ class InteractionGraphs:
     user_degree: Tensor
     item_degree: Tensor
 
+    @property
+    def binary(self) -> Graph:
+        """R `[users, items]`, one where a user has interacted with an item."""
+        return Graph(sp.csr_array(self.user_mean.matrix.astype(bool).astype(np.float32)), self.user_mean.device)
+
     @classmethod
     def build(
         cls,
@@ -188,9 +194,7 @@ def spectral_embedding(interactions: InteractionGraphs, size: int) -> tuple[Tens
     rank = min(size, min(matrix.shape) - 1)
     sides = [np.zeros((count, size), np.float32) for count in whole.shape]
     if rank > 0 and matrix.nnz:
-        # A start of its own, or else it would be drawn anew at each call.
-        start = np.random.default_rng(0).standard_normal(min(matrix.shape))
-        left, values, right = svds(sp.csc_array(matrix), k=rank, v0=start)
+        left, values, right = linalg.truncated_svd(matrix, rank)
         for side, part, vectors in zip(sides, parts, (left, right.T), strict=True):
             scaled = vectors * np.sqrt(np.maximum(values, 0))
             side[part, :rank] = scaled / max(float(np.sqrt((scaled**2).mean())), 1e-12)
@@ -217,10 +221,10 @@ def mean_graph(neighbours: Tensor, n_columns: int) -> Matrix:
     This is D^-1/2 A D^-1/2 (eq. 4) of a binary top-k graph: every row has degree k, so each entry is 1/k. A row
     without neighbours is empty.
     """
-    return rescaled(neighbour_graph(neighbours, torch.ones(neighbours.shape), n_columns))
+    return rescaled(weighted_graph(neighbours, torch.ones(neighbours.shape), n_columns))
 
 
-def neighbour_graph(neighbours: Tensor, weights: Tensor, n_columns: int) -> Matrix:
+def weighted_graph(neighbours: Tensor, weights: Tensor, n_columns: int) -> Matrix:
     """The matrix `[q, n_columns]` with these weights `[q, k]` of the rows' neighbours `[q, k]` (-1 for none)."""
     found = neighbours.cpu().numpy()
     valid = found >= 0

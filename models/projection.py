@@ -1,14 +1,56 @@
-"""What a raw feature says of its item: its signal."""
+"""From a raw feature to what it says of its item: its signal."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models import vectors
+from models import linalg
+from models.linalg import Numbers, library
 
 
-class Projection(nn.Module):
+class ProjectionMaps:
+    """What a fitted projection computes, for torch tensors and NumPy arrays alike; the parameters are of either kind.
+
+    Attributes:
+        mean: `[dim]`. components: `[dim, r]`.
+        scale: `[r]`, the components' deviations to the power `whitening`.
+        length: of a centred raw feature, root mean square.
+    """
+
+    mean: Any
+    components: Any
+    scale: Any
+    length: Any
+
+    def project(self, raw: Numbers) -> Numbers:
+        """Signals `[n, r]` of raw features `[n, dim]`; zero where a feature is the mean."""
+        centred = (raw - self.mean) @ self.components
+        tiny = linalg.length(centred) <= 1e-5 * self.length
+        return library(raw).where(tiny, 0, linalg.unit(centred / self.scale) * centred.shape[1] ** 0.5)
+
+    def tells(self, raw: Numbers) -> Any:
+        """Which raw features `[n, dim]` tell anything of an item, bool `[n]`: zeros do not, and the mean does not,
+        within rounding."""
+        zero = linalg.length(raw)[:, 0] <= 1e-5 * self.length
+        return ~zero & (self.project(raw) != 0).any(1)
+
+    def signal(self, direction: Numbers) -> Numbers:
+        """The signals `[n, r]` of directions among the components, of length up to 1."""
+        return linalg.unit(direction / self.scale) * (linalg.length(direction) * direction.shape[1] ** 0.5)
+
+    def direction(self, signal: Numbers) -> Numbers:
+        """The inverse of `signal`."""
+        return linalg.unit(signal * self.scale) * (linalg.length(signal) / signal.shape[1] ** 0.5)
+
+    def back(self, signal: Numbers) -> Numbers:
+        """Raw features `[n, dim]` of signals, at the modality's usual distance from its mean."""
+        return self.direction(signal) @ self.components.T * self.length + self.mean
+
+
+class Projection(ProjectionMaps, nn.Module):
     """From a raw feature to its signal: centred, rotated to principal components whose deviations are raised to the
     power 1 - `whitening`, and brought to the length sqrt(r). Fitted on observed rows only.
 
@@ -27,15 +69,19 @@ class Projection(nn.Module):
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("components", torch.eye(dim, rank))
         self.register_buffer("deviation", torch.ones(min(dim, rank)))  # of each component, largest 1
-        self.register_buffer("length", torch.ones(()))  # of a centred raw feature, root mean square
+        self.register_buffer("length", torch.ones(()))
+
+    @property
+    def scale(self) -> Tensor:
+        """The components' deviations to the power `whitening`, `[r]`."""
+        return self.deviation**self.whitening
 
     def fit(self, rows: Tensor) -> None:
         """Fit on observed rows `[k, dim]`; without any the map only scales."""
         if len(rows) == 0:
             return
         centred = (rows - rows.mean(dim=0)).double()
-        _, vectors = torch.linalg.eigh(centred.T @ centred)
-        components = vectors.flip(1)[:, : self.components.shape[1]]
+        _, components = linalg.principal_axes(centred.T @ centred, self.components.shape[1])
         # Eigenvectors have no sign of their own: the largest entry is made positive.
         sign = components.gather(0, components.abs().argmax(dim=0, keepdim=True)).sign()
         self.components.copy_(components * sign)
@@ -48,24 +94,5 @@ class Projection(nn.Module):
 
     def forward(self, raw: Tensor) -> Tensor:
         """Signals `[n, r]` of raw features `[n, dim]`; zero where a feature is the mean."""
-        centred = (raw - self.mean) @ self.components
-        tiny = vectors.length(centred) <= 1e-5 * self.length
-        signal: Tensor = self._whitened(centred) * centred.shape[1] ** 0.5
-        return signal.masked_fill(tiny, 0)
-
-    def signal(self, direction: Tensor) -> Tensor:
-        """The signals `[n, r]` of directions among the components, of length up to 1."""
-        weight: Tensor = vectors.length(direction) * direction.shape[1] ** 0.5
-        return self._whitened(direction) * weight
-
-    def direction(self, signal: Tensor) -> Tensor:
-        """The inverse of `signal`."""
-        weight: Tensor = vectors.length(signal) / signal.shape[1] ** 0.5
-        return vectors.unit(signal * self.deviation**self.whitening) * weight
-
-    def _whitened(self, centred: Tensor) -> Tensor:
-        return vectors.unit(centred / self.deviation**self.whitening)
-
-    def back(self, signal: Tensor) -> Tensor:
-        """Raw features `[n, dim]` of signals, at the modality's usual distance from its mean."""
-        return self.direction(signal) @ self.components.T * self.length + self.mean
+        signals: Tensor = self.project(raw)
+        return signals

@@ -18,7 +18,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import orjson
-from numpy.typing import NDArray
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -34,8 +33,10 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from models import patterns
+from models.arrays import Array
 from models.feedback import HIGHEST, LOWEST, RATED
 
 MAX_TEXT_CHARS = 20_000  # unless the context of the validation says `text_chars`
@@ -133,6 +134,7 @@ UserId = Annotated[str, StringConstraints(pattern=patterns.USER_ID), AfterValida
 ModalityName = Annotated[str, StringConstraints(pattern=patterns.NAME)]
 Category = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
 RecommendationId = Annotated[str, StringConstraints(pattern=patterns.LABEL)]
+EventType = Literal["view", "click", "cart", "purchase", "rating", "review", "like", "dislike", "return"]
 Title = Annotated[str, StringConstraints(max_length=1_000, pattern=patterns.PROSE)]
 Text = Annotated[str, StringConstraints(pattern=patterns.PROSE), AfterValidator(_bounded_text)]
 Vector = Annotated[
@@ -217,7 +219,7 @@ class ContentObject(Strict):
         return None if self.base64 is None else decode_base64(self.base64)
 
     @property
-    def array(self) -> NDArray[np.float32] | None:
+    def array(self) -> Array | None:
         """The ready feature `[dim]`, where there is one."""
         return None if self.vector is None else np.asarray(self.vector, dtype=np.float32)
 
@@ -236,13 +238,19 @@ def _no_locations(value: dict[str, ContentObject | None]) -> dict[str, ContentOb
         if content is None or content.text is None or name == "text":
             continue
         if _LOCATION.fullmatch(content.text):
-            raise ValueError(
-                f'{name!r} is given as where a picture lies; send {{"base64": ...}}, or {{"url": ...}} where the '
-                "service is set to fetch"
+            raise _at(
+                name,
+                'this is where a picture lies; send {"base64": ...}, or {"url": ...} where the service is set to fetch',
             )
         if name == PICTURE:
-            raise ValueError(f'{name!r} is a picture and takes {{"base64": ...}} or {{"vector": [...]}}, not a text')
+            raise _at(name, 'a picture is {"base64": ...} or {"vector": [...]}, not a text')
     return value
+
+
+def _at(name: str, message: str) -> ValidationError:
+    """An error that points at one key of a mapping."""
+    error = PydanticCustomError("value_error", "{reason}", {"reason": message})
+    return ValidationError.from_exception_data("modalities", [InitErrorDetails(type=error, loc=(name,), input=name)])
 
 
 def read_pictures(row: Any, folder: Path) -> Any:
@@ -299,7 +307,7 @@ class EventBody(Strict):
 
     user: UserId
     item: ItemId
-    type: Literal["view", "click", "cart", "purchase", "rating", "review", "like", "dislike", "return"]
+    type: EventType
     value: FiniteFloat | None = Field(None, description="1..5 for a review, and for a rating, which needs it")
     text: Text | None = None
     timestamp: Timestamp | None = Field(None, description="RFC 3339 with an offset; now where left out")

@@ -10,8 +10,10 @@ import signal
 import socket
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from service.logging import complain, configure_for
+from service.connections import ConnectionLimits, allow_files
+from service.logging import complain, configure_for, run
 from service.main import create_app
 from service.pipeline.engine import Engine
 from service.settings import Settings, SettingsError, describe_settings
@@ -27,12 +29,14 @@ _BACKLOG = 2048
 def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to stop; the exit code."""
     options = vars(_parser().parse_args(arguments))
-    try:
-        settings = Settings.load(**options)
-        listener = _listen(settings)
-    except SettingsError as error:
-        return complain(error)
+    return run(lambda: _main(options))
+
+
+def _main(options: dict[str, Any]) -> int:
+    settings = Settings.load(**options)
+    listener = _listen(settings)
     configure_for(settings.log_level, settings.log_format)
+    allow_files(settings.max_connections)
     if settings.workers > 1:
         return Supervisor(settings, listener, _address(settings, listener)).run()
     return _serve(settings, listener)
@@ -72,11 +76,7 @@ def _serve(settings: Settings, listener: socket.socket) -> int:
         server.should_exit = True
 
     announce = functools.partial(_announce, _address(settings, listener))
-    try:
-        app = create_app(settings, on_ready=announce, on_failure=stop)
-    except SettingsError as error:
-        return complain(error)
-    server = server_of(app)
+    server = server_of(create_app(settings, on_ready=announce, on_failure=stop), ConnectionLimits.of(settings))
     # Once it has shut down, uvicorn raises the signal that told it to once more.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with contextlib.suppress(KeyboardInterrupt):

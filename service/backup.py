@@ -11,28 +11,54 @@ import argparse
 import asyncio
 import hashlib
 import json
+import lzma
 import os
+import sqlite3
+import struct
 import sys
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 
-from service.adapters.sql import SqlStore
-from service.adapters.tables import metadata
-from service.domain import LacunaError
-from service.logging import complain
+from models.errors import sentence_of
+from models.files import replacing
+from service.adapters.sql.store import SqlStore, migrate
+from service.adapters.sql.tables import metadata
+from service.domain import StoreUnavailableError
+from service.logging import run, say
 from service.ports import SERVED
-from service.settings import Settings, SettingsError
+from service.settings import Settings
+from service.urls import SQLITE
 
 FORMAT = 1
 ABOUT, DATABASE = "backup.json", "lacuna.db"
 ROWS = 500  # copied at once
+# What zipfile raises, now and then, for bytes that are no archive, or no whole one.
+DAMAGED = (
+    *(ArithmeticError, EOFError, LookupError, RuntimeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """`backup.json`: `rows` of each table, `position` in the change log, `sha256` of the database's file."""
+
+    format: int
+    created_at: str
+    schema: str
+    bundle: dict[str, Any]
+    position: int
+    rows: dict[str, int]
+    sha256: str
 
 
 class BackupError(Exception):
@@ -44,118 +70,172 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m service.backup", description=__doc__)
     parser.add_argument("what", choices=("create", "restore"))
     parser.add_argument("file", type=Path)
-    options = parser.parse_args(arguments)
-    try:
-        settings = Settings.load()
-        work = create if options.what == "create" else restore
-        about = asyncio.run(work(settings.database_url, options.file))
-    except (SettingsError, BackupError, LacunaError, OSError) as error:
-        return complain(error)
-    counts = ", ".join(f"{about['rows'][name]} {name}" for name in ("items", "feedback", "media"))
+    parser.add_argument("--force", action="store_true", help="copy an empty database, or replace what is no backup")
+    return run(lambda: _main(parser.parse_args(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    url = Settings.load().database_url
+    if options.what == "create":
+        about = asyncio.run(create(url, options.file, force=options.force))
+    else:
+        about = asyncio.run(restore(url, options.file))
+    counts = ", ".join(f"{about.rows.get(name, 0)} {name}" for name in ("items", "feedback", "media"))
     done = "holds" if options.what == "create" else "is restored:"
-    sys.stdout.write(f"{options.file} {done} {counts}, position {about['position']} of the change log\n")
+    say(f"{options.file} {done} {counts}, position {about.position} of the change log")
     return 0
 
 
-async def create(url: str, file: Path) -> dict[str, Any]:
+async def create(url: str, file: Path, *, force: bool = False) -> About:
     """Copy a database into a file, which appears whole or not at all; what `backup.json` says.
 
+    The database is only read; one that an older Lacuna wrote is copied as it is.
+
+    Args:
+        force: copy a database without items and feedback too, and replace a file that is no backup.
+
     Raises:
-        BackupError: the file cannot be written. StoreUnavailableError: the database does not answer.
+        BackupError: the file cannot be written or replaced, or the database is empty. StoreUnavailableError: it cannot
+            be read.
     """
-    store = await SqlStore.open(url)
+    store = await SqlStore.open_existing(url, older=True)
     try:
-        with tempfile.TemporaryDirectory(dir=_folder(file), prefix=".backup-") as folder:
+        _check_place(file, url, force=force)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=".backup-") as folder:
             copy = Path(folder) / DATABASE
-            about = await store.database.read(lambda source: _copy_out(source, copy))
-            await asyncio.to_thread(_pack, copy, about, file)
-            return about
+            about = await store.database.read(lambda source: _copy_out(source, copy, force=force))
+            return await asyncio.to_thread(_pack, copy, about, file)
     finally:
         await store.close()
 
 
-async def restore(url: str, file: Path) -> dict[str, Any]:
+async def restore(url: str, file: Path) -> About:
     """Fill an empty database from a backup, in one transaction; what `backup.json` says.
 
     Raises:
         BackupError: the file is no whole backup, or the database is not empty. StoreUnavailableError: no answer.
     """
     with tempfile.TemporaryDirectory(prefix="lacuna-restore-") as folder:
+        copy = Path(folder) / DATABASE
         about = await asyncio.to_thread(_unpack, file, Path(folder))
-        # Opening it migrates an older backup to this version's tables.
-        await (await SqlStore.open(f"sqlite+aiosqlite:///{folder}/{DATABASE}")).close()
-        store = await SqlStore.open(url)
+        await _migrate(copy, file)
+        store = await SqlStore.open(url, check=_require_empty)
         try:
             async with store.alone():
-                await store.database.write(lambda target: _copy_in(Path(folder) / DATABASE, target))
+                await store.database.write(lambda target: _copy_in(copy, target))
         finally:
             await store.close()
     return about
 
 
-def _folder(file: Path) -> Path:
+async def _migrate(copy: Path, file: Path) -> None:
+    """Bring an older backup to this version's tables."""
+    try:
+        await (await SqlStore.open(f"{SQLITE}{copy}")).close()
+    except StoreUnavailableError as error:
+        raise BackupError(f"{file} cannot be restored: {error.reason.removesuffix('.')}.") from error
+
+
+def _check_place(file: Path, url: str, *, force: bool) -> None:
+    """A backup goes into a folder, as a new file or in place of another backup."""
     if not file.parent.is_dir():
         raise BackupError(f"The folder {file.parent} does not exist.")
-    return file.parent
+    if not os.path.lexists(file):
+        return
+    if not file.is_file():
+        raise BackupError(f"{file} exists and is no file.")
+    if url.startswith(SQLITE) and file.samefile(url.removeprefix(SQLITE)):
+        raise BackupError(f"{file} is the database itself.")
+    if file.stat().st_size and not force and not _is_backup(file):
+        raise BackupError(f"{file} exists and is no backup (--force replaces it).")
+
+
+def _is_backup(file: Path) -> bool:
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return ABOUT in archive.namelist()
+    except (*DAMAGED, OSError):
+        return False
 
 
 # --- copying ---------------------------------------------------------------------------------------------------------
 
 
-def _copy_out(source: sa.Connection, copy: Path) -> dict[str, Any]:
+def _copy_out(source: sa.Connection, copy: Path, *, force: bool) -> dict[str, Any]:
+    schema = source.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
     engine = sa.create_engine(f"sqlite:///{copy}")
     try:
         with engine.begin() as target:
-            metadata.create_all(target)
-            target.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
-            version = source.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-            target.exec_driver_sql("INSERT INTO alembic_version VALUES (?)", (version,))
-            rows = {table.name: _copy_table(source, target, table) for table in metadata.sorted_tables}
+            migrate(target, schema)
+            rows = {table.name: _copy_table(source, target, table, columns) for table, columns in _tables(target)}
+            if not force and not rows["items"] and not rows["feedback"]:
+                raise BackupError("The database that LACUNA_DATABASE_URL names is empty (--force copies it).")
             settings = metadata.tables["meta"]
             bundle = target.execute(sa.select(settings.c.value).where(settings.c.key == SERVED)).scalar_one_or_none()
             position = target.execute(sa.select(sa.func.max(metadata.tables["changes"].c.position))).scalar_one() or 0
             models = target.execute(sa.select(metadata.tables["items"].c.model_version).distinct()).scalars().all()
+    except sa.exc.DBAPIError as error:
+        if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            raise BackupError(f"There is no room for the copy in {copy.parent.parent}.") from error
+        raise
     finally:
         engine.dispose()
     return {
         "format": FORMAT,
         "created_at": datetime.now(UTC).isoformat(),
-        "schema": version,
+        "schema": schema,
         "bundle": {"versions": sorted(models), "identity": bundle},
         "position": position,
         "rows": rows,
     }
 
 
-def _copy_in(copy: Path, target: sa.Connection) -> None:
+def _tables(connection: sa.Connection) -> Iterator[tuple[sa.Table, list[sa.Column[Any]]]]:
+    """The tables of this version that a database has, each with those of its columns that it has."""
+    found = sa.inspect(connection)
+    for table in metadata.sorted_tables:
+        if found.has_table(table.name):
+            there = {column["name"] for column in found.get_columns(table.name)}
+            yield table, [column for column in table.columns if column.name in there]
+
+
+def _require_empty(target: sa.Connection) -> None:
+    there = sa.inspect(target)
     for name in ("items", "feedback", "changes"):
-        if target.execute(sa.select(sa.func.count()).select_from(metadata.tables[name])).scalar_one():
+        table = metadata.tables[name]
+        if there.has_table(name) and target.execute(sa.select(sa.func.count()).select_from(table)).scalar_one():
             raise BackupError("The database is not empty; restore into a new one, and then name that in the settings.")
+
+
+def _copy_in(copy: Path, target: sa.Connection) -> None:
+    _require_empty(target)
     engine = sa.create_engine(f"sqlite:///{copy}")
     try:
         with engine.connect() as source:
             for table in metadata.sorted_tables:
                 target.execute(sa.delete(table))
-                _copy_table(source, target, table)
+                _copy_table(source, target, table, list(table.columns))
                 _go_on_counting(target, table)
     finally:
         engine.dispose()
 
 
-def _copy_table(source: sa.Connection, target: sa.Connection, table: sa.Table) -> int:
+def _copy_table(
+    source: sa.Connection, target: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]]
+) -> int:
     count = 0
-    for rows in _pages(source, table):
+    for rows in _pages(source, table, columns):
         target.execute(sa.insert(table), rows)
         count += len(rows)
     return count
 
 
-def _pages(source: sa.Connection, table: sa.Table) -> Iterator[list[dict[str, Any]]]:
+def _pages(source: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> Iterator[list[dict[str, Any]]]:
     """All rows in order of the primary key, some at a time."""
     key = list(table.primary_key.columns)
     after: tuple[Any, ...] | None = None
     while True:
-        query = sa.select(table).order_by(*key).limit(ROWS)
+        query = sa.select(*columns).order_by(*key).limit(ROWS)
         if after is not None:
             query = query.where(sa.tuple_(*key) > after)
         rows = [dict(row._mapping) for row in source.execute(query)]
@@ -176,29 +256,29 @@ def _go_on_counting(target: sa.Connection, table: sa.Table) -> None:
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-def _pack(copy: Path, about: dict[str, Any], file: Path) -> None:
-    about["sha256"] = _sha256(copy)
-    packed = copy.with_name("packed")
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr(ABOUT, json.dumps(about, indent=1))
+def _pack(copy: Path, about: dict[str, Any], file: Path) -> About:
+    whole = About(**about, sha256=_sha256(copy))
+    with replacing(file) as packed, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        archive.writestr(ABOUT, json.dumps(asdict(whole), indent=1))
         archive.write(copy, DATABASE)
-    with packed.open("rb") as written:
-        os.fsync(written.fileno())
-    packed.replace(file)
+    return whole
 
 
-def _unpack(file: Path, folder: Path) -> dict[str, Any]:
+def _unpack(file: Path, folder: Path) -> About:
     try:
         with zipfile.ZipFile(file) as archive:
-            about: dict[str, Any] = json.loads(archive.read(ABOUT))
+            raw = json.loads(archive.read(ABOUT))
             archive.extract(DATABASE, folder)
+        if raw.get("format") != FORMAT:
+            raise BackupError(f"{file} was written by another version of Lacuna.")
+        about = TypeAdapter(About).validate_python(raw)
     except FileNotFoundError:
         raise BackupError(f"{file} does not exist.") from None
-    except (OSError, KeyError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+    except OSError as error:
+        raise BackupError(f"{file} cannot be read: {sentence_of(error)}.") from None
+    except (*DAMAGED, AttributeError) as error:
         raise BackupError(f"{file} is no backup, or a damaged one: {error}.") from None
-    if about.get("format") != FORMAT:
-        raise BackupError(f"{file} was written by another version of Lacuna.")
-    if about["sha256"] != _sha256(folder / DATABASE):
+    if about.sha256 != _sha256(folder / DATABASE):
         raise BackupError(f"{file} is damaged: the database in it does not match its checksum.")
     return about
 

@@ -11,18 +11,18 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from models.bundle import Bundle, BundleError
+from models.dgmrec.serving import DGMRecServing
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
-from models.online import OnlineDGMRec
-from models.rater import NAME as LRMM
-from models.rater import Rater
-from models.reranker import Reranker
+from models.iris.serving import IRISServing
+from models.lrmm.serving import NAME as LRMM
+from models.lrmm.serving import LRMMServing
 from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
 from service.adapters.memory_cache import MemoryCache
-from service.adapters.redis_bell import RedisBell
-from service.adapters.redis_cache import RedisCache
-from service.adapters.sql import SqlStore
+from service.adapters.redis.cache import RedisCache
+from service.adapters.redis.notifier import RedisBell
+from service.adapters.sql.store import SqlStore
 from service.pipeline import follow, snapshot
 from service.pipeline.catalogue import Catalogue, Shape
 from service.pipeline.documents import Documents
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 LISTS_BYTES = 8 << 20  # of cached lists, without Redis
 
-Loaded = tuple[Bundle, OnlineDGMRec, Mapping[str, TextEncoder | ImageEncoder], Reranker | None]
+Loaded = tuple[Bundle, DGMRecServing, Mapping[str, TextEncoder | ImageEncoder], IRISServing | None]
 
 
 async def bootstrap(settings: Settings) -> Engine:
@@ -56,7 +56,7 @@ async def bootstrap(settings: Settings) -> Engine:
         model=model,
         encoders=encoders,
         catalogue=catalogue,
-        limits=Limits(settings.max_image_pixels, settings.max_text_chars),
+        limits=Limits(settings.max_image_pixels, settings.max_text_chars, settings.max_request_pixels),
         bell=_bell(settings),
         fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",
@@ -99,7 +99,7 @@ def load(settings: Settings) -> Loaded:
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
     bundle = Bundle.load(settings.bundle)
-    model = OnlineDGMRec.load(bundle)
+    model = DGMRecServing.load(bundle)
     encoders = {
         modality.name: load_encoder(
             modality.encoder,
@@ -114,13 +114,13 @@ def load(settings: Settings) -> Loaded:
     return bundle, model, encoders, load_reranker(bundle)
 
 
-def load_reranker(bundle: Bundle) -> Reranker | None:
+def load_reranker(bundle: Bundle) -> IRISServing | None:
     """What re-ranks and explains, where the bundle holds it.
 
     Raises:
         BundleError: it cannot be read, or reads modalities that are not the bundle's.
     """
-    reranker = Reranker.load(bundle)
+    reranker = IRISServing.load(bundle)
     known = {(modality.name, modality.dim) for modality in bundle.manifest.modalities}
     for spec in () if reranker is None else reranker.model.specs:
         if (spec.name, spec.dim) not in known:
@@ -131,7 +131,7 @@ def load_reranker(bundle: Bundle) -> Reranker | None:
     return reranker
 
 
-def empty_catalogue(model: OnlineDGMRec, reranker: Reranker | None) -> Catalogue:
+def empty_catalogue(model: DGMRecServing, reranker: IRISServing | None) -> Catalogue:
     """A catalogue that holds what the models need of items."""
     shape = Shape(model.ranks, model.size, model.layers, {} if reranker is None else reranker.shapes)
     return Catalogue(shape, FaissIndex)
@@ -145,18 +145,18 @@ def load_documents(
     Raises:
         BundleError, EncoderUnavailableError: each with one sentence.
     """
-    rater = Rater.load(bundle)
-    if rater is None:
+    lrmm = LRMMServing.load(bundle)
+    if lrmm is None:
         return None
     identity = bundle.manifest.files[bundle.manifest.models[LRMM].file]
-    if rater.sentence is None:
-        return Documents(rater, None, identity)
-    wanted = (rater.sentence.id, rater.sentence.weights_sha256)
+    if lrmm.sentence is None:
+        return Documents(lrmm, None, identity)
+    wanted = (lrmm.sentence.id, lrmm.sentence.weights_sha256)
     shared = (one for one in encoders.values() if (one.id, one.weights_sha256) == wanted)
     sentence = next(shared, None) or load_encoder(
-        rater.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
+        lrmm.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
     )
-    return Documents(rater, cast(TextEncoder, sentence), identity)
+    return Documents(lrmm, cast(TextEncoder, sentence), identity)
 
 
 def limiter_of(settings: Settings) -> Limiter | None:

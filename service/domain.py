@@ -8,10 +8,9 @@ from datetime import datetime
 from enum import Enum, StrEnum
 from typing import Any, Generic, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
+from models.arrays import Array
 
-Vector = NDArray[np.float32]
+Vector = Array
 T = TypeVar("T")
 
 
@@ -121,6 +120,19 @@ class Generated:
 
 
 @dataclass(frozen=True, slots=True)
+class Remark:
+    """What is to be said of the content that was given for a modality.
+
+    `detail` tells why it is no observation, so that the modality counts as missing; `text` is then the text of which
+    nothing could be read. `truncated`: the encoder reads less than the whole text.
+    """
+
+    detail: str | None = None
+    truncated: bool = False
+    text: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StoredItem:
     """Everything that is kept of an item.
 
@@ -142,6 +154,7 @@ class StoredItem:
     model_version: str
     derived: bytes
     row: int = 0
+    remarks: Mapping[str, Remark] = field(default_factory=dict)  # by modality
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,12 +211,15 @@ class Page(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class ModalityReport:
-    """State and provenance of one modality of one item. `confidence` and `basis` only when generated."""
+    """State and provenance of one modality of one item. `confidence` and `basis` only when generated; `detail` and
+    `truncated` as in `Remark`."""
 
     state: State
     generator: str | None = None
     confidence: float | None = None
     basis: tuple[str, ...] = ()
+    detail: str | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +298,7 @@ class Recommendations:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What a user's history says of an item: `score` is `lean`, which the item has for everybody, and all relevances.
+    """What a user's history says of an item: `score` is `item_bias`, the same for everybody, and all relevances.
 
     `fallback` names what the score rests on where no history speaks, or is None.
     """
@@ -291,7 +307,7 @@ class Explanation:
     item: str
     title: str | None
     score: float
-    lean: float
+    item_bias: float
     modalities: Mapping[str, State]
     reasons: tuple[Reason, ...]
     model_version: str
@@ -348,10 +364,18 @@ class PredictedRating:
 
 
 class LacunaError(Exception):
-    """Base of the service's own errors. `slug` is the stable problem type; the message is for people."""
+    """Base of the service's own errors. `slug` is the stable problem type; the message is for people.
+
+    Attributes:
+        reason: what the log says and the message, which clients read, does not; without one, the message.
+    """
 
     slug = "error"
     title = "Error"
+
+    def __init__(self, message: str = "", reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 class InvalidInputError(LacunaError):
@@ -433,6 +457,13 @@ class NotReadyError(LacunaError):
 
     slug = "not-ready"
     title = "Not ready"
+
+
+class NotFollowedError(LacunaError):
+    """This worker has not followed the change log as far as the request asks."""
+
+    slug = "not-followed"
+    title = "Not followed yet"
 
 
 class ModelNotFoundError(LacunaError):

@@ -11,62 +11,83 @@ import argparse
 import asyncio
 import base64
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
 import orjson
 import sqlalchemy as sa
 
-from service.adapters import sql_feedback, sql_items
-from service.adapters.sql import SqlStore
-from service.domain import Event, LacunaError, Observed, StoredItem
-from service.logging import complain
-from service.settings import Settings, SettingsError
+from models.files import replacing
+from service.adapters.sql import feedback as sql_feedback
+from service.adapters.sql import items as sql_items
+from service.adapters.sql import tables
+from service.adapters.sql.store import SqlStore
+from service.domain import Event, Observed, StoredItem
+from service.logging import run, say
+from service.settings import Settings
 
 T = TypeVar("T")
 
 ITEMS, FEEDBACK = "items.jsonl", "feedback.jsonl"
+PREPARED = "dataset.json"  # what makes a folder with both a dataset that the trainer reads, with a checksum of them
 ROWS = 500  # read at once
+
+
+class ExportError(Exception):
+    """An export that is not made, in one sentence."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export; the exit code."""
     parser = argparse.ArgumentParser(prog="python -m service.export", description=__doc__)
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
-    try:
-        items, events = asyncio.run(export(Settings.load().database_url, folder))
-    except (SettingsError, LacunaError, OSError) as error:
-        return complain(error)
-    sys.stdout.write(f"{folder} holds {items} items and {events} feedback events\n")
+    parser.add_argument("--force", action="store_true", help="write an empty database too, or into a prepared dataset")
+    return run(lambda: _main(parser.parse_args(arguments)))
+
+
+def _main(options: argparse.Namespace) -> int:
+    items, events = asyncio.run(export(Settings.load().database_url, options.folder, force=options.force))
+    say(f"{options.folder} holds {items} items and {events} feedback events")
     return 0
 
 
-async def export(url: str, folder: Path) -> tuple[int, int]:
+async def export(url: str, folder: Path, *, force: bool = False) -> tuple[int, int]:
     """Write both files into a folder, replacing those that are there; the number of items and of events.
 
+    The database is only read. What is in the folder stays until both files are whole.
+
+    Args:
+        force: write both files though the database is empty, or they belong to a prepared dataset.
+
     Raises:
-        OSError: a file cannot be written. StoreUnavailableError: the database does not answer.
+        ExportError: one of these two, without `force`. OSError: a file cannot be written.
+        StoreUnavailableError: the database cannot be read.
     """
-    store = await SqlStore.open(url)
+    store = await SqlStore.open_existing(url)
     try:
+        if not force:
+            await store.database.read(_require_content)
+            if (folder / PREPARED).exists():
+                raise ExportError(f"{folder} is a prepared dataset (--force replaces its items and feedback).")
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".export-") as held:
-            unfinished = Path(held)
-            counts = await store.database.read(lambda connection: _write(connection, unfinished))
-            for name in (ITEMS, FEEDBACK):
-                (unfinished / name).replace(folder / name)
-        return counts
+        with ExitStack() as files:
+            items, feedback = (files.enter_context(replacing(folder / name)) for name in (ITEMS, FEEDBACK))
+            return await store.database.read(lambda connection: _write(connection, items, feedback))
     finally:
         await store.close()
 
 
-def _write(connection: sa.Connection, folder: Path) -> tuple[int, int]:
+def _require_content(connection: sa.Connection) -> None:
+    if not any(connection.execute(sa.select(table).limit(1)).first() for table in (tables.items, tables.feedback)):
+        raise ExportError("The database that LACUNA_DATABASE_URL names is empty (--force writes two empty files).")
+
+
+def _write(connection: sa.Connection, items_file: Path, feedback_file: Path) -> tuple[int, int]:
     items = (item_body(connection, item) for item in _all(sql_items.items_after, connection))
     events = (event_body(event) for event in _all(sql_feedback.events_after, connection))
-    return _write_lines(folder / ITEMS, items), _write_lines(folder / FEEDBACK, events)
+    return _write_lines(items_file, items), _write_lines(feedback_file, events)
 
 
 def _write_lines(file: Path, bodies: Iterator[dict[str, Any]]) -> int:
@@ -90,7 +111,8 @@ def _all(read: Callable[[sa.Connection, int, int], tuple[list[T], int]], connect
 
 def item_body(connection: sa.Connection, item: StoredItem) -> dict[str, Any]:
     """The `POST /items` body that gives this item."""
-    contents = {name: _content(connection, observed) for name, observed in item.observed.items()}
+    contents = {name: remark.text for name, remark in item.remarks.items()}  # texts of which nothing could be read
+    contents |= {name: _content(connection, observed) for name, observed in item.observed.items()}
     body = {
         "id": item.id,
         "title": item.title,

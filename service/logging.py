@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 import orjson
+
+from models.errors import sentence_of
+
+_logger = logging.getLogger(__name__)
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="-")
 
@@ -17,11 +22,33 @@ _FORMAT = "%(asctime)s %(levelname)-7s %(name)s [%(request_id)s] %(message)s"
 REFUSED = 2  # the exit code of a program that failed with a sentence
 
 
+INTERRUPTED = 130  # and of one that was interrupted from the keyboard, as shells have it
+
+
+def run(work: Callable[[], int]) -> int:
+    """A program's work; its exit code. What goes wrong is one sentence."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        _logger.debug("the program failed", exc_info=error)
+        return complain(error)
+
+
 def complain(error: Exception) -> int:
     """One sentence on stderr; the exit code."""
-    sentence = " ".join(str(error).split()) or type(error).__name__
+    sentence = sentence_of(error)
+    reason = getattr(error, "reason", "")  # of a database: why it does not answer
+    if reason not in sentence:
+        sentence = f"{sentence.removesuffix('.')}: {' '.join(reason.split())}."
     sys.stderr.write(f"{sentence}\n")
     return REFUSED
+
+
+def say(line: str) -> None:
+    """A line on stdout, whatever a file's name in it is made of."""
+    sys.stdout.write(f"{line}\n".encode("utf-8", "backslashreplace").decode())
 
 
 class RequestIdFilter(logging.Filter):

@@ -6,19 +6,23 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from service.api import admin, errors, feedback, items, openapi, predict, recommend, retrieve
+from service.api.bodies import Bodies
 from service.api.deps import Keyring
 from service.api.idempotency import Idempotency
 from service.api.limits import Limits
-from service.api.middleware import Gate, RequestContext
+from service.api.middleware import Gate, LastResort, RequestContext
+from service.api.position import HEADER, Position
 from service.bootstrap import bootstrap, limiter_of
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
@@ -33,6 +37,8 @@ logger = logging.getLogger(__name__)
 # Routes are tried in this order, so the ones asked most come first.
 _ROUTERS = (recommend.router, retrieve.router, predict.router, items.router, feedback.router, admin.router)
 _TITLE = "Lacuna"
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+_EXPOSED = (HEADER, "X-Request-ID", "Retry-After")  # what a page of another origin may read of an answer's headers
 LEASE_S = 10.0  # beyond the time that a request may take
 _DESCRIPTION = "Recommendations for catalogues whose items come with holes in them."
 
@@ -78,15 +84,34 @@ def create_app(
     app.state.traces = traces
     app.state.keyring = Keyring(settings.api_keys)
     app.state.limiter = limiter_of(settings)
-    app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
-    app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
-    app.add_middleware(RequestContext, metrics=metrics, limits=Limits.of(settings))
+    app.state.reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
+    _add_middleware(app, settings, metrics)
     if traces is not None:
         app.add_middleware(TracedRequests, tracer=traces.tracer)
     for router in _ROUTERS:
         app.include_router(router)
-    openapi.install(app, keys_needed=bool(app.state.keyring))
+    openapi.install(app, _ROUTERS, keys_needed=bool(app.state.keyring))
     return app
+
+
+def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
+    """The layers around the routes, the innermost first."""
+    app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
+    app.add_middleware(Position)
+    app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
+    app.add_middleware(LastResort)
+    app.add_middleware(
+        Bodies, most=settings.max_body_bytes, together=settings.max_bodies_bytes, seconds=settings.request_seconds
+    )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=_METHODS,
+            allow_headers=["*"],
+            expose_headers=_EXPOSED,
+        )
+    app.add_middleware(RequestContext, metrics=metrics, limits=Limits.of(settings))
 
 
 def _lifespan(
@@ -111,6 +136,7 @@ def _lifespan(
 
 
 async def _close(app: FastAPI) -> None:
+    app.state.reader.shutdown(wait=False)
     if app.state.limiter is not None:
         await app.state.limiter.close()
     if app.state.traces is not None:

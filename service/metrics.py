@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -19,54 +20,25 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._requests = Counter(
-            "lacuna_requests",
-            "Answered requests.",
-            ("method", "route", "status"),
-            registry=self.registry,
+        counter, gauge = partial(Counter, registry=self.registry), partial(Gauge, registry=self.registry)
+        histogram = partial(Histogram, buckets=_BUCKETS, registry=self.registry)
+        self._requests = counter("lacuna_requests", "Answered requests.", ("method", "route", "status"))
+        self._latency = histogram(
+            "lacuna_request_seconds", "Time from a request's headers to its answer's end.", ("method", "route")
         )
-        self._latency = Histogram(
-            "lacuna_request_seconds",
-            "Time from a request's headers to its answer's end.",
-            ("method", "route"),
-            buckets=_BUCKETS,
-            registry=self.registry,
+        self._steps = histogram("lacuna_step_seconds", "Time of one step of the pipeline.", ("step",))
+        self._fallbacks = counter(
+            "lacuna_fallbacks", "Recommendations that something stood in for the model.", ("fallback",)
         )
-        self._steps = Histogram(
-            "lacuna_step_seconds",
-            "Time of one step of the pipeline.",
-            ("step",),
-            buckets=_BUCKETS,
-            registry=self.registry,
+        self._items = gauge("lacuna_items", "Items by state of a modality.", ("modality", "state"))
+        self._index = gauge(
+            "lacuna_index_vectors", "Vectors in an index by part (base, delta, tombstones).", ("index", "part")
         )
-        self._fallbacks = Counter(
-            "lacuna_fallbacks",
-            "Recommendations that something stood in for the model.",
-            ("fallback",),
-            registry=self.registry,
+        self._lags = histogram(
+            "lacuna_follow_seconds", "Age of other workers' changes when this one had taken them over."
         )
-        self._items = Gauge(
-            "lacuna_items",
-            "Items by state of a modality.",
-            ("modality", "state"),
-            registry=self.registry,
-        )
-        self._index = Gauge(
-            "lacuna_index_vectors",
-            "Vectors in an index by part (base, delta, tombstones).",
-            ("index", "part"),
-            registry=self.registry,
-        )
-        self._lags = Histogram(
-            "lacuna_follow_seconds",
-            "Age of other workers' changes when this one had taken them over.",
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
-        self._lag = Gauge(
-            "lacuna_lag_seconds", "Time since this worker last knew every change.", registry=self.registry
-        )
-        self._position = Gauge("lacuna_followed_position", "Position in the change log.", registry=self.registry)
+        self._lag = gauge("lacuna_lag_seconds", "Time since this worker last knew every change.")
+        self._position = gauge("lacuna_followed_position", "Position in the change log.")
         for step in STEPS:
             self._steps.labels(step)
 

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Literal, Protocol, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from models.arrays import Array, Mask, Rows
 from models.feedback import Interaction
 from service.domain import Event, Generated, Page, Review, StoredItem, User, Vector
 
@@ -19,6 +17,7 @@ WriteResult = Literal["created", "replaced", "exists", "conflict"]
 # known: the same event is stored already; replaced: it was, with another value or text; orphan: there is no such item
 EventResult = Literal["new", "known", "replaced", "orphan"]
 Side = Literal["user", "item"]
+Keys = Rows  # of items, in the catalogue and in its indexes
 T = TypeVar("T")
 
 SERVED = "bundle"  # the setting of the store that tells which bundle it is served with
@@ -146,12 +145,13 @@ class Store(Protocol):
         *,
         limit: int,
         cursor: str | None = None,
-        category: str | None = None,
+        categories: Sequence[str] = (),
         missing: str | None = None,
         q: str | None = None,
     ) -> Page[StoredItem]:
-        """A page in order of id. `missing` names a modality that is not observed; `q` is a case-insensitive part of
-        the id or title. `derived` may be left empty.
+        """A page in order of id, of the items in all of the categories. `missing` names a modality that is not
+        observed; `q` is a part of the id or title, in any case and however Unicode writes its letters. `derived` may be
+        left empty.
 
         Raises InvalidInputError on a cursor that is none of ours."""
 
@@ -195,12 +195,21 @@ class Store(Protocol):
         whose events changed await regeneration from then on."""
 
     async def list_feedback(
-        self, *, limit: int, cursor: str | None = None, user: str | None = None, item: str | None = None
+        self,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        user: str | None = None,
+        item: str | None = None,
+        kind: str | None = None,
     ) -> Page[Event]:
-        """Events, newest first."""
+        """Events, newest first; `kind` is their type."""
 
-    async def delete_feedback(self, *, user: str | None = None, item: str | None = None) -> Committed[int]:
-        """Remove the events of a user, of an item, or of the pair; answers how many. The items await regeneration."""
+    async def delete_feedback(
+        self, *, user: str | None = None, item: str | None = None, kind: str | None = None
+    ) -> Committed[int]:
+        """Remove the events that are of a user, of an item and of a type, as far as these are given, one of them at
+        least; answers how many. The items await regeneration."""
 
     async def user_items(self, user: str, *, min_rating: float | None) -> list[Interaction]:
         """Every item of a user once, with the event that decides (`models.feedback`), newest first."""
@@ -277,15 +286,13 @@ class VectorIndex(Protocol):
 
     dim: int
 
-    def upsert(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+    def upsert(self, keys: Keys, vectors: Array) -> None:
         """Insert or replace vectors `[n, dim]` under keys `[n]` (non-negative)."""
 
-    def remove(self, keys: NDArray[np.int64]) -> None:
+    def remove(self, keys: Keys) -> None:
         """Forget keys; unknown ones are ignored."""
 
-    def search(
-        self, queries: NDArray[np.float32], k: int, allowed: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def search(self, queries: Array, k: int, allowed: Mask | None = None) -> tuple[Keys, Array]:
         """Keys `[q, k]` and inner products `[q, k]`, best first, ties by smaller key; short rows padded with -1 and
         -inf. `allowed[key]` False (or beyond the array's end) keeps a key out."""
 

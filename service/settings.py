@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
+import io
 import ipaddress
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
@@ -21,11 +23,13 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from service import urls
+
 PREFIX = "LACUNA_"
 NOT_OURS = "LACUNA_TEST_"  # read by the tests
 ENV_FILE = ".env"
-DATABASE_SCHEMES = ("sqlite+aiosqlite:///", "postgresql+asyncpg://")
-REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+MOST = 2**31 - 1  # of anything that is counted
+_ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
 
 class SettingsError(ValueError):
@@ -73,9 +77,10 @@ class Settings(BaseSettings):
     workers: int = Field(1, ge=1, le=64, description="number of processes")
     data_dir: Path = Field(Path("./lacuna-data"), description="folder for the SQLite database and index snapshots")
     database_url: str = Field(
-        default_factory=lambda values: f"sqlite+aiosqlite:///{values.get('data_dir', '.')}/lacuna.db",
+        default_factory=lambda values: f"{urls.SQLITE}{values.get('data_dir', '.')}/lacuna.db",
+        validate_default=True,
         repr=False,
-        description="sqlite+aiosqlite:///FILE or postgresql+asyncpg://USER:PASSWORD@HOST/DATABASE",
+        description=urls.KINDS,
     )
     redis_url: str | None = Field(
         None, repr=False, description="redis://HOST:PORT/DB, to share caches and limits between replicas"
@@ -86,9 +91,12 @@ class Settings(BaseSettings):
     changes_kept_hours: float = Field(
         72,
         gt=0,
+        le=1_000_000,
         description="hours that the change log reaches back; a worker that was away longer reads everything anew",
     )
-    snapshot_minutes: float = Field(10, ge=0, description="minutes between two snapshots of the index; 0 writes none")
+    snapshot_minutes: float = Field(
+        10, ge=0, le=1_000_000, description="minutes between two snapshots of the index; 0 writes none"
+    )
     bundle: Path | None = Field(None, description="folder of the model bundle to serve")
     image_weights: Path | None = Field(None, description="file with the image encoder's weights")
     seed_catalogue: bool = Field(True, description="fill an empty database from the bundle's catalogue")
@@ -96,8 +104,11 @@ class Settings(BaseSettings):
         (), repr=False, description="name:role:key,... with the roles read, write and admin"
     )
     allow_anonymous: bool = Field(False, description="serve other machines without API keys")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="origins whose web pages may call the service, comma-separated; * for any"
+    )
     allow_image_urls: bool = Field(False, description="fetch pictures from public URLs that clients name")
-    image_url_seconds: float = Field(10, gt=0, description="longest time that fetching a picture may take")
+    image_url_seconds: float = Field(10, gt=0, le=3600, description="longest time that fetching a picture may take")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     log_format: Literal["text", "json"] = Field("text", description="text, or json for one object a line")
     traces: Literal["none", "console", "otlp"] = Field(
@@ -105,18 +116,40 @@ class Settings(BaseSettings):
         description="OpenTelemetry spans: none, console or otlp; takes `pip install lacuna[otel]`",
     )
     rate_limit: int = Field(
-        0, ge=0, description="requests per minute and API key (or address, without keys); 0 for any"
+        0, ge=0, le=MOST, description="requests per minute and API key (or address, without keys); 0 for any"
     )
     max_concurrency: int = Field(
-        256, ge=1, description="requests worked on at once by a process; more are answered 503"
+        256, ge=1, le=MOST, description="requests worked on at once by a process; more are answered 503"
     )
-    request_seconds: float = Field(120, gt=0, description="longest time that a request may take")
-    max_body_bytes: int = Field(8 << 20, ge=1024, description="largest request body, in bytes")
-    max_image_pixels: int = Field(20_000_000, ge=1, description="largest picture, in pixels")
-    max_text_chars: int = Field(20_000, ge=1, description="longest text, in characters")
-    max_n: int = Field(500, ge=1, description="longest list that may be asked for")
-    max_batch: int = Field(1000, ge=1, description="most items, or pairs, in one request")
-    max_feedback: int = Field(10_000, ge=1, description="most feedback events in one request")
+    request_seconds: float = Field(120, gt=0, le=86_400, description="longest time that a request may take")
+    max_body_bytes: int = Field(8 << 20, ge=1024, le=MOST, description="largest request body, in bytes")
+    max_image_pixels: int = Field(20_000_000, ge=1, le=MOST, description="largest picture, in pixels")
+    max_text_chars: int = Field(20_000, ge=1, le=MOST, description="longest text, in characters")
+    max_n: int = Field(500, ge=1, le=MOST, description="longest list that may be asked for")
+    max_batch: int = Field(1000, ge=1, le=MOST, description="most items, or pairs, in one request")
+    max_feedback: int = Field(10_000, ge=1, le=MOST, description="most feedback events in one request")
+    max_request_pixels: int = Field(
+        100_000_000, ge=1, le=MOST, description="most pixels of all the pictures in one request together"
+    )
+    max_bodies_bytes: int = Field(
+        64 << 20,
+        ge=1024,
+        le=2**40,
+        description="most bytes of request bodies that a process holds at once; more are answered 503",
+    )
+    max_connections: int = Field(1_000, ge=1, le=MOST, description="most connections to a process")
+    max_address_connections: int = Field(
+        500, ge=1, le=MOST, description="most connections to a process from one address that is none of LACUNA_PROXIES"
+    )
+    proxies: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("127.0.0.0/8", "::1"), description="addresses and networks, with commas, that connect for many others"
+    )
+    max_header_bytes: int = Field(
+        64 << 10, ge=4096, le=1 << 20, description="largest URL and headers of a request, in bytes"
+    )
+    header_seconds: float = Field(
+        10, gt=0, le=3600, description="longest time that a request's headers may take to come"
+    )
 
     @classmethod
     def load(cls, **overrides: Any) -> Self:
@@ -126,7 +159,7 @@ class Settings(BaseSettings):
             SettingsError: an unknown LACUNA_ name, or a value that cannot be used.
         """
         given = {name: value for name, value in overrides.items() if value is not None}
-        _refuse_unknown([*os.environ, *dotenv_values(ENV_FILE), *(_env_name(name) for name in given)])
+        _refuse_unknown([*os.environ, *_names_in_file(Path(ENV_FILE)), *(_env_name(name) for name in given)])
         try:
             return cls(**given)
         except ValidationError as error:
@@ -148,10 +181,42 @@ class Settings(BaseSettings):
     def _parse_keys(cls, value: object) -> object:
         return parse_api_keys(value) if isinstance(value, str) else value
 
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _parse_origins(cls, value: object) -> object:
+        return parse_origins(value) if isinstance(value, str) else value
+
+    @field_validator("proxies", mode="before")
+    @classmethod
+    def _parse_proxies(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = tuple(part.strip() for part in value.split(",") if part.strip())
+        for network in networks:
+            ipaddress.ip_network(network)  # raises ValueError
+        return networks
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_characters(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        for name, value in values.items():
+            if isinstance(value, str | Path):
+                _check_text(_env_name(name), str(value))
+        return values
+
     @field_validator("data_dir", "bundle", "image_weights")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
-        return None if value is None else value.expanduser()
+        try:
+            return None if value is None else value.expanduser()
+        except RuntimeError:
+            raise ValueError("names the home of a user that there is none of") from None
+
+    @field_validator("host")
+    @classmethod
+    def _check_host(cls, value: str) -> str:
+        urls.check_host(value)
+        return value
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -161,15 +226,14 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _check_database_url(cls, value: str) -> str:
-        if not value.startswith(DATABASE_SCHEMES) or value == DATABASE_SCHEMES[0] or ":memory:" in value:
-            raise ValueError(f"must be {DATABASE_SCHEMES[0]}FILE or {DATABASE_SCHEMES[1]}...")
+        urls.parse_database(value)
         return value
 
     @field_validator("redis_url")
     @classmethod
     def _check_redis_url(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith(REDIS_SCHEMES):
-            raise ValueError(f"must start with {', '.join(REDIS_SCHEMES[:-1])} or {REDIS_SCHEMES[-1]}")
+        if value is not None:
+            urls.check_redis(value)
         return value
 
     @model_validator(mode="after")
@@ -195,6 +259,19 @@ def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
     return keys
 
 
+def parse_origins(text: str) -> tuple[str, ...]:
+    """The entries of `https://shop.example,...`, or `*`.
+
+    Raises:
+        ValueError: an entry is no origin.
+    """
+    origins = tuple(dict.fromkeys(entry.strip() for entry in text.split(",") if entry.strip()))
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"takes origins as browsers send them, like https://shop.example:8443, not {origin!r}")
+    return origins
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach an address."""
     try:
@@ -216,6 +293,8 @@ def _default_text(name: str, default: object) -> str:
         return "sqlite+aiosqlite:///{DATA_DIR}/lacuna.db"
     if default is None or default == ():
         return ""
+    if isinstance(default, tuple):
+        return ",".join(default)
     return str(int(default)) if isinstance(default, bool) else str(default)
 
 
@@ -227,6 +306,36 @@ def _parse_key(number: int, entry: str) -> ApiKey:
     if role not in tuple(Role):
         raise ValueError(f"knows the roles {', '.join(Role)}, and entry {number} has another")
     return ApiKey(name, Role(role), key)
+
+
+def _check_text(name: str, value: str) -> None:
+    if "\0" in value:
+        raise ValueError(f"{name} holds a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} is not valid UTF-8") from None
+
+
+def _names_in_file(file: Path) -> list[str]:
+    """The names that `.env` sets.
+
+    Raises:
+        SettingsError: it cannot be read, or a line that names one of our settings cannot.
+    """
+    try:
+        text = file.read_bytes().decode() if file.is_file() else ""
+    except OSError as error:
+        raise SettingsError(f"{file.absolute()} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise SettingsError(f"{file.absolute()}, line {line}: this is not valid UTF-8.") from None
+    bindings = list(parse_stream(io.StringIO(text)))
+    for one in bindings:
+        if one.error and PREFIX in one.original.string.upper():
+            line = one.original.line + one.original.string[: -len(one.original.string.lstrip()) or None].count("\n")
+            raise SettingsError(f"{file.absolute()}, line {line}: this is no NAME=VALUE.")
+    return [one.key for one in bindings if one.key is not None]
 
 
 def _env_name(name: str) -> str:

@@ -18,9 +18,9 @@ from multiprocessing.context import ForkProcess
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.bootstrap import bootstrap
+from service.connections import ConnectionLimits, LimitedProtocol
 from service.logging import REFUSED, complain, configure_for
 from service.main import create_app
 from service.settings import Settings
@@ -37,25 +37,13 @@ SHUTDOWN_S = 10
 _FORKS = multiprocessing.get_context("fork")
 
 
-class _Patient(HttpToolsProtocol):
-    """Looks twice before it ends a silent connection.
-
-    The loop runs timers before it reads what has arrived. After a process was held up for longer than a connection may
-    be silent, requests that came meanwhile would be reset, not answered.
-    """
-
-    def timeout_keep_alive_handler(self) -> None:
-        """End the connection if nothing has come by the next look either."""
-        self.timeout_keep_alive_task = self.loop.call_later(LOOK_S, super().timeout_keep_alive_handler)
-
-
-def server_of(app: ASGIApp) -> uvicorn.Server:
+def server_of(app: ASGIApp, limits: ConnectionLimits) -> uvicorn.Server:
     """A server over the app, as every process of the service runs it."""
     return uvicorn.Server(
         uvicorn.Config(
             app,
             loop="uvloop",
-            http=_Patient,
+            http=LimitedProtocol.of(limits),
             ws="none",
             access_log=False,
             log_config=None,
@@ -185,6 +173,7 @@ async def _serve(settings: Settings, listener: socket.socket, word: Connection) 
         raise
     try:
         word.send("serving")
-        await server_of(create_app(settings, engine=engine)).serve(sockets=[listener])
+        app = create_app(settings, engine=engine)
+        await server_of(app, ConnectionLimits.of(settings)).serve(sockets=[listener])
     finally:
         await engine.close()

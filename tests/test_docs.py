@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
 from service.main import create_app
 from service.settings import Settings, describe_settings
 from training.cli import _parsed, app
+from training.dgmrec.recipe import DataOptions
 from training.evaluate import Plan, Protocol
-from training.train import DataOptions
 from training.trainer import TrainerConfig
 
 ROOT = Path(__file__).parent.parent

@@ -150,8 +150,10 @@ def test_only_the_torch_requirements_name_an_index() -> None:
 
 LAYOUT = {
     ".": "README.md LICENSE Makefile pyproject.toml Dockerfile docker-compose.yml docs benchmarks",
-    "models": "modality vocabulary graph losses dgmrec imputers encoders bundle",
-    "training": "cli datasets demo features splits masking sampling trainer metrics evaluate export",
+    "models": "arrays modality vocabulary graph linalg files losses projection evidence imputers dgmrec lrmm iris "
+    "encoders bundle",
+    "training": "cli datasets dgmrec lrmm iris baselines demo features splits masking sampling trainer metrics "
+    "checkpoint bundles evaluate report",
     "service": "main settings bootstrap domain ports pipeline adapters api metrics migrations",
     "tests": "models training service contracts",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 
 def main() -> None:
@@ -13,8 +14,10 @@ def main() -> None:
     wait when it is loaded, therefore the late import.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from training.cli import main as run
-
+    try:
+        from training.cli import main as run
+    except KeyboardInterrupt:  # typer sees to it afterwards
+        sys.exit(130)
     run()
 
 

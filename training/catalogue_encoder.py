@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.arrays import Array
 from models.encoders import CatalogueNetwork, CatalogueNetworkConfig, prepare_image
 
 MIN_PAIRS = 32
@@ -56,7 +56,7 @@ class Picture:
     """A picture to learn from, and the text encoder's vector of its item's text, or None where it has none."""
 
     image: Image.Image
-    text: NDArray[np.float32] | None
+    text: Array | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TrainedCatalogueEncoder:
     network: CatalogueNetwork
     text_projection: nn.Module
 
-    def project_texts(self, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    def project_texts(self, vectors: Array) -> Array:
         """Text vectors `[n, t]` -> unit vectors `[n, embedding_size]` in the pictures' space."""
         with torch.inference_mode():
             projected = functional.normalize(self.text_projection(torch.from_numpy(vectors)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from models.files import replacing
 
 _TENSOR = "tensor:"
 
@@ -23,12 +24,9 @@ def save(path: Path, tree: dict[str, Any]) -> None:
     """Write a tree atomically: a crash leaves the previous checkpoint or the new one, never half of one."""
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    save_file(tensors or {"empty": torch.zeros(1)}, temporary, metadata={"tree": json.dumps(skeleton)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    metadata = {"tree": json.dumps(skeleton)}
+    with replacing(path) as temporary:
+        save_file(tensors or {"empty": torch.zeros(1)}, temporary, metadata=metadata)
 
 
 def load(path: Path) -> dict[str, Any]:

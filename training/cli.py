@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -14,31 +15,31 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-import httpx
-import orjson
 import torch
 import typer
 from pydantic import BaseModel, ValidationError
 
 from models.bundle import Bundle, BundleError, read_manifest
-from models.dgmrec import DGMRecConfig
-from models.encoders import EncoderUnavailableError
+from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.serving import DGMRecServing
+from models.errors import sentence_of
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
-from models.iris import IRISConfig
-from models.lrmm import LRMMConfig
-from models.online import OnlineDGMRec
-from training.catalogue_encoder import TooFewPairsError
+from models.files import replacing
+from models.iris.config import IRISConfig
+from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
+from models.lrmm.config import LRMMConfig
+from models.renamed import OldNames, refuse_old_names
 from training.datasets import READERS, load_dataset
-from training.datasets.base import DatasetError
 from training.datasets.native import prepare_files
 from training.datasets.prepared import FEEDBACK, ITEMS, set_min_rating
-from training.demo import NAME as DEMO_NAME
-from training.demo import prepare_demo
+from training.demo.catalogue import NAME as DEMO_NAME
+from training.demo.catalogue import prepare_demo
+from training.dgmrec.recipe import DataOptions, make_bundle
 from training.evaluate import (
     LEFT_OUT,
     MODELS,
     RATERS,
-    EvaluationError,
     LeaveOneOutPlan,
     Plan,
     Protocol,
@@ -47,26 +48,28 @@ from training.evaluate import (
     evaluate_left_out,
     evaluate_rating,
 )
-from training.features import FeatureError
 from training.held_out import LeaveOneOutError
-from training.iris import TRAINER as IRIS_TRAINER
-from training.iris import IRISTraining
-from training.lrmm import TRAINER as RATING_TRAINER
-from training.peers import PeerError
+from training.importing import Kind, import_file
+from training.iris.recipe import add_iris
+from training.iris.task import TRAINER as IRIS_TRAINER
+from training.iris.task import IRISTraining
+from training.lrmm.ratings import RatingDataError
+from training.lrmm.recipe import add_lrmm
+from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.progress import Terminal
-from training.rate import add_lrmm
-from training.ratings import RatingDataError
-from training.report.page import ReportError, make_report
-from training.similarity import add_iris
-from training.train import DataOptions, TrainingDataError, make_bundle
-from training.trainer import TrainerConfig, UnknownMetricError
+from training.report.page import make_report
+from training.trainer import OLD_NAMES as TRAINER_OLD_NAMES
+from training.trainer import TrainerConfig
 
 C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
-SENT_AT_ONCE = {"items": 200, "feedback": 5000}
-SENT_BYTES = 6 * 1024 * 1024  # below the service's limit of 8 MiB for a body
+OLD_NAMES: dict[type[BaseModel], OldNames] = {
+    DGMRecConfig: DGMREC_OLD_NAMES,
+    LRMMConfig: LRMM_OLD_NAMES,
+    TrainerConfig: TRAINER_OLD_NAMES,
+}
 
 app = typer.Typer(
     name="lacuna",
@@ -103,13 +106,6 @@ class Model(StrEnum):
     LRMM = "lrmm"
     IRIS = "iris"
     ALL = "all"
-
-
-class Kind(StrEnum):
-    """What can be imported."""
-
-    ITEMS = "items"
-    FEEDBACK = "feedback"
 
 
 Data = Annotated[Path, typer.Option("--data", help="A prepared dataset (`lacuna prepare` makes one).")]
@@ -295,10 +291,10 @@ def evaluate_command(
     split: Annotated[
         str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
     ] = None,
-    rehearsal: Annotated[
+    validation_only: Annotated[
         bool,
         typer.Option(
-            "--rehearsal",
+            "--validation-only",
             help="Under new-items: draw other items as new for each seed and leave the test part unseen, "
             "to choose settings by.",
         ),
@@ -319,6 +315,7 @@ def evaluate_command(
 ) -> None:
     """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
     torch.set_num_threads(threads)
+    _check_place(json_file)
     if protocol is Protocol.RATING:
         if model not in RATERS:
             raise CommandError(f"the protocol rating has no model {model!r}; it has {', '.join(RATERS)}")
@@ -349,17 +346,28 @@ def evaluate_command(
     levels = missing is None and mask is None and protocol is not Protocol.RATIO
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, _cache(data), threads, levels=levels)
     configs = _configs({**_parsed(settings), "device": _device(device)})
-    plan = Plan(model, protocol, options, configs, imputer, rehearsal)
+    plan = Plan(model, protocol, options, configs, imputer, validation_only)
     dataset = load_dataset(data)
     with Terminal() as terminal:
         result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
     _write_result(result, json_file)
 
 
+def _check_place(file: Path | None) -> None:
+    """Find out now, and not after hours of training, that a result cannot be written. Raises OSError."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise CommandError(f"{file} is a folder; the result needs a file")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
+
+
 def _write_result(result: dict[str, Any], json_file: Path | None) -> None:
     if json_file:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        with replacing(json_file) as file:
+            file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
     _print_json({"mean": result["mean"], "std": result["std"]})
 
 
@@ -384,7 +392,8 @@ def report(
         raise CommandError("--user needs --bundle, whose catalogue the user is of")
     page, left_out = make_report(results, title=title, bundle=bundle, users=user or ())
     html.parent.mkdir(parents=True, exist_ok=True)
-    html.write_text(page, "utf-8", errors="xmlcharrefreplace")
+    with replacing(html) as file:
+        file.write_text(page, "utf-8", errors="xmlcharrefreplace")
     with Terminal() as terminal:
         for sentence in left_out:
             terminal.say(f"left out: {sentence}")
@@ -402,10 +411,13 @@ def serve(context: typer.Context) -> None:
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="Where the copy goes; replaced if it is there.")],
+    file: Annotated[Path, typer.Argument(help="Where the copy goes; an earlier one is replaced.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Copy an empty database too, and replace a file that is no backup.")
+    ] = False,
 ) -> None:
     """Copy what the service's database holds into a file, consistently, while the service runs."""
-    _exec_service(["create", str(file)], module="service.backup")
+    _exec_service(["create", *_forced(force), "--", str(file)], module="service.backup")
 
 
 @app.command()
@@ -413,18 +425,25 @@ def restore(
     file: Annotated[Path, typer.Argument(help="A copy that `lacuna backup` made.")],
 ) -> None:
     """Fill the empty database that LACUNA_DATABASE_URL names from a backup."""
-    _exec_service(["restore", str(file)], module="service.backup")
+    _exec_service(["restore", "--", str(file)], module="service.backup")
 
 
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="Where the two files go; replaced if they are there.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Write an empty database too, or into a prepared dataset.")
+    ] = False,
 ) -> None:
     """Write the items and feedback of the database that LACUNA_DATABASE_URL names as items.jsonl and feedback.jsonl.
 
     `lacuna prepare lacuna` and `lacuna import` read them. The service may run meanwhile.
     """
-    _exec_service([str(folder)], module="service.export")
+    _exec_service([*_forced(force), "--", str(folder)], module="service.export")
+
+
+def _forced(force: bool) -> list[str]:
+    return ["--force"] if force else []
 
 
 @app.command(name="import")
@@ -433,68 +452,19 @@ def import_command(
     file: Annotated[Path, typer.Argument(help="A stream of POST bodies, one JSON object a line.")],
     url: Annotated[str, typer.Option(envvar="LACUNA_URL", help="Where the service runs.")] = "http://127.0.0.1:8000",
     key: Annotated[str | None, typer.Option(envvar="LACUNA_KEY", help="An API key with the role write.")] = None,
+    report_file: Annotated[
+        Path | None, typer.Option("--report", help="Where the refused lines are set down, as one JSON object a line.")
+    ] = None,
 ) -> None:
-    """Send items or feedback from a file to a running service. Items that exist already are left as they are."""
-    accepted, refused = 0, []
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    with _client(url, headers) as client, Terminal() as terminal:
-        for done, rows in _batches(file, kind):
-            good, bad = _send(client, kind, rows, done)
-            accepted += good
-            refused += bad
-            terminal.stage(f"sending {kind}", done + len(rows))
-        terminal.say(f"{accepted} {kind} accepted, {len(refused)} refused")
-        for line in refused[:20]:
-            terminal.say(line)
-    if refused:
+    """Send items or feedback from a file to a running service. Items that exist already are left as they are.
+
+    A line that cannot be used never keeps others from being stored. The exit code is 1 where lines were refused, 2
+    where the service was away or would not have any; the same command may be given again.
+    """
+    with Terminal() as terminal:
+        outcome = import_file(file, kind, url, key, report_file, terminal)
+    if outcome.refused:
         raise typer.Exit(1)
-
-
-def _client(url: str, headers: dict[str, str]) -> httpx.Client:
-    try:
-        return httpx.Client(base_url=url, headers=headers, timeout=120)
-    except httpx.InvalidURL as error:
-        raise CommandError(f"{url!r} is no URL: {error}") from None
-
-
-def _batches(file: Path, kind: Kind) -> Any:
-    if not file.is_file():
-        raise CommandError(f"{file} does not exist")
-    rows: list[bytes] = []
-    size, done = 0, 0
-    with file.open("rb") as stream:
-        for line in stream:
-            if not line.strip():
-                continue
-            if rows and (len(rows) == SENT_AT_ONCE[kind] or size + len(line) > SENT_BYTES):
-                yield done, rows
-                done, rows, size = done + len(rows), [], 0
-            rows.append(line.strip())
-            size += len(line)
-    if rows:
-        yield done, rows
-
-
-def _send(client: httpx.Client, kind: Kind, rows: list[bytes], done: int) -> tuple[int, list[str]]:
-    body = b'{"' + kind.encode() + b'":[' + b",".join(rows) + b"]}"
-    path = "/items/batch" if kind is Kind.ITEMS else "/feedback"
-    try:
-        answer = client.post(path, content=body, headers={"Content-Type": "application/json"})
-    except httpx.HTTPError as error:
-        raise CommandError(f"the service at {client.base_url} does not answer: {error}") from None
-    try:
-        found = orjson.loads(answer.content)
-    except orjson.JSONDecodeError:
-        raise CommandError(f"what runs at {client.base_url} is no Lacuna service: it answers no JSON") from None
-    if answer.status_code != 200:
-        raise CommandError(f"line {done + 1} and after: {answer.status_code} {found.get('detail')}")
-    if kind is Kind.FEEDBACK:
-        bad = [f"line {done + row['index'] + 1}: {row['detail']}" for row in found["rejected"]]
-        return found["accepted"], bad
-    bad = [
-        f"line {done + row['index'] + 1}: {row['problem'].get('detail')}" for row in found["items"] if "problem" in row
-    ]
-    return len(rows) - len(bad), bad
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
@@ -566,7 +536,8 @@ def _from_database(url: str, out: Path) -> Path:
         environment = {**os.environ, "LACUNA_DATABASE_URL": url}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise CommandError(done.stderr.strip())
+            said = done.stderr.strip().rpartition("\n")[2]  # warnings come first
+            raise CommandError(re.sub(r" \(--force .*?\)", "", said.replace("LACUNA_DATABASE_URL", "--from-db")))
         prepare_files(
             Path(folder) / ITEMS,
             Path(folder) / FEEDBACK,
@@ -644,6 +615,11 @@ def _divided(settings: dict[str, Any], *kinds: type[BaseModel]) -> list[dict[str
     """The settings of each kind; a name that several have (seed) goes to all of them."""
     divided = [{name: value for name, value in settings.items() if name in kind.model_fields} for kind in kinds]
     unknown = settings.keys() - {name for some in divided for name in some}
+    for kind in kinds:
+        try:
+            refuse_old_names(unknown, OLD_NAMES.get(kind, {}))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
     if unknown:
         known = ", ".join(sorted({name for kind in kinds for name in kind.model_fields}))
         raise CommandError(f"there is no setting {min(unknown)!r}; there are {known}")
@@ -719,7 +695,7 @@ def _is_outdated_demo(path: Path) -> bool:
     if read_manifest(path).data.name != DEMO_NAME:
         return False
     try:
-        OnlineDGMRec.load(Bundle.load(path))
+        DGMRecServing.load(Bundle.load(path))
     except BundleError as error:
         logging.getLogger(__name__).warning("%s; it is made anew", error)
         return True
@@ -740,30 +716,12 @@ def _exec_service(arguments: list[str], *, module: str = "service") -> None:
     os.execv(sys.executable, [sys.executable, "-m", module, *arguments])
 
 
-ERRORS = (
-    CommandError,
-    BundleError,
-    DatasetError,
-    EncoderUnavailableError,
-    EvaluationError,
-    FeatureError,
-    LeaveOneOutError,
-    PeerError,
-    RatingDataError,
-    ReportError,
-    TooFewPairsError,
-    TrainingDataError,
-    UnknownMetricError,
-    FloatingPointError,  # the training diverged
-    OSError,  # a disk that is full, a folder that may not be written to
-)
-
-
 def main() -> None:
-    """Run the command; an expected error is one sentence and exit code 2."""
+    """Run the command; an error is one sentence and exit code 2."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         app()
-    except ERRORS as error:
-        sys.stderr.write(f"lacuna: {error}\n")
+    except Exception as error:
+        logging.getLogger(__name__).debug("the command failed", exc_info=error)
+        sys.stderr.write(f"lacuna: {sentence_of(error)}\n")
         sys.exit(2)

@@ -7,10 +7,8 @@ encoders made is kept on disk, for all cells; a mask only chooses among them aft
 from __future__ import annotations
 
 import logging
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,13 +16,14 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from models.arrays import Array, Mask
 from models.bundle import EncoderRef
 from models.encoders import CATALOGUE, Encoder, ImageEncoder, ImageError, TextEncoder, decode_image
+from models.files import replacing
 from models.modality import ModalBatch
 from training.catalogue_encoder import Picture
 from training.datasets.base import Content, Dataset
@@ -33,11 +32,16 @@ log = logging.getLogger(__name__)
 
 MAX_PIXELS = 20_000_000
 Progress = Callable[[str, int, int], None]
-Mask = NDArray[np.bool_]
 Kind = Literal["text", "image"]
 
 _CHUNK = 64
-_NAMED = 10  # broken pictures that a warning lists by id
+_NAMED = 10  # of what cannot be used, listed by id in a warning
+_READING = 2  # to be raised when what is read of a content changes, so that kept features are made anew
+_UNUSABLE: Mapping[type, str] = {
+    bytes: "pictures cannot be read",
+    str: "texts hold no word that the encoder knows",
+    np.ndarray: "vectors are zero",
+}
 
 
 class FeatureError(ValueError):
@@ -48,7 +52,7 @@ class FeatureError(ValueError):
 class _Cells:
     """One modality: vectors `[n, dim]` and which rows are real `[n]`; the others are zeros."""
 
-    vectors: NDArray[np.float32]
+    vectors: Array
     valid: Mask
 
 
@@ -65,7 +69,9 @@ def encode_dataset(
 
     Args:
         observed: bool `[n_items, M]`, columns in the order of `dataset.modalities`; the other cells come out as
-            zeros that are marked unobserved, and so do cells without content and broken pictures.
+            zeros that are marked unobserved, and so do cells without content and those that say nothing: broken
+            pictures, texts of which the encoder reads nothing, and vectors of zeros, as which many publish what is
+            missing.
         progress: called with modality, cells encoded so far and in all.
         cache_dir: where features of fixed encoders are kept between runs.
 
@@ -101,7 +107,7 @@ def catalogue_pictures(
 
     Args: as for `encode_dataset`. Broken pictures are left out.
     """
-    texts: list[NDArray[np.float32] | None] = [None] * len(dataset.items)
+    texts: list[Array | None] = [None] * len(dataset.items)
     pictures: list[tuple[int, bytes]] = []
     for column, name in enumerate(dataset.modalities):
         contents = dataset.content(name)
@@ -158,12 +164,19 @@ def _encoded(
         cells = _encode(dataset, name, contents, encoder, progress)
         if file is not None:
             _store(file, cells)
-    broken = [row for row, content in enumerate(contents) if content is not None and not cells.valid[row]]
-    if broken:
-        named = ", ".join(dataset.items.id(row) for row in broken[:_NAMED])
-        more = f" and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
-        log.warning("%s: %d pictures cannot be read and count as missing: %s%s", name, len(broken), named, more)
+    _count_unusable(dataset, name, contents, cells)
     return cells
+
+
+def _count_unusable(dataset: Dataset, name: str, contents: Sequence[Content | None], cells: _Cells) -> None:
+    """Say in one line for each reason what counts as missing although something is given."""
+    left = [(row, contents[row]) for row in np.flatnonzero(~cells.valid).tolist() if contents[row] is not None]
+    for kind, reason in _UNUSABLE.items():
+        rows = [row for row, content in left if isinstance(content, kind)]
+        if rows:
+            named = ", ".join(dataset.items.id(row) for row in rows[:_NAMED])
+            more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
+            log.warning("%s: %d %s and count as missing: %s%s", name, len(rows), reason, named, more)
 
 
 def _encode(
@@ -178,14 +191,14 @@ def _encode(
     raw: list[int] = []
     for row, content in enumerate(contents):
         if isinstance(content, np.ndarray):
-            vectors[row], valid[row] = content, True
+            vectors[row], valid[row] = content, content.any()
         elif content is not None:
             raw.append(row)
     for start in range(0, len(raw), _CHUNK):
-        usable = list(_usable(dataset, contents, raw[start : start + _CHUNK]))
+        any_encoder: Encoder[str | Image.Image] = encoder  # type: ignore[assignment]  # `_kind` chose it to fit
+        usable = list(_usable(dataset, contents, raw[start : start + _CHUNK], any_encoder))
         rows = [row for row, _ in usable]
-        if rows and encoder is not None:
-            any_encoder: Encoder[str | Image.Image] = encoder  # type: ignore[assignment]  # `_kind` chose it to fit
+        if rows:
             vectors[rows] = any_encoder.encode([content for _, content in usable])
             valid[rows] = True
         if progress is not None:
@@ -203,12 +216,13 @@ def _dim(name: str, contents: Sequence[Content | None], encoder: TextEncoder | I
 
 
 def _usable(
-    dataset: Dataset, contents: Sequence[Content | None], rows: Sequence[int]
+    dataset: Dataset, contents: Sequence[Content | None], rows: Sequence[int], encoder: Encoder[str | Image.Image]
 ) -> Iterator[tuple[int, str | Image.Image]]:
     for row in rows:
         content = contents[row]
         if isinstance(content, str):
-            yield row, content
+            if encoder.reads(content).known:
+                yield row, content
         elif isinstance(content, bytes):
             image = _picture(content, dataset, row)
             if image is not None:
@@ -230,7 +244,8 @@ def _cache_file(cache_dir: Path, dataset: Dataset, name: str, encoder: TextEncod
     """Where the features are kept; nowhere for an encoder that the next training makes anew."""
     if encoder.id == CATALOGUE:
         return None
-    key = sha256("\0".join((dataset.fingerprint, name, encoder.id, encoder.weights_sha256)).encode()).hexdigest()
+    named = (dataset.fingerprint, name, encoder.id, encoder.weights_sha256, str(_READING))
+    key = sha256("\0".join(named).encode()).hexdigest()
     return cache_dir / f"features-{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{key[:32]}.safetensors"
 
 
@@ -247,8 +262,5 @@ def _cached(file: Path, shape: tuple[int, int]) -> _Cells | None:
 
 
 def _store(file: Path, cells: _Cells) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=file.parent, prefix=".features-", delete=False) as temporary:
-        pass
-    save_file({"vectors": cells.vectors, "valid": cells.valid}, temporary.name)
-    os.replace(temporary.name, file)
+    with replacing(file) as temporary:
+        save_file({"vectors": cells.vectors, "valid": cells.valid}, temporary)

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Mask, Rows
 from training.datasets.base import TEST, TRAIN, VALID, Dataset, LeaveOneOut
 from training.metrics import Ranks, Scores, ndcg, rank_first, recall
 from training.sampling import NegativeSampler
-from training.splits import Pairs, Rows, leave_one_out
+from training.splits import Pairs, leave_one_out
 
 NEGATIVES = 99
 CUTS = (5, 10, 20)
 _BLOCK = 512
 
-PairScores = Callable[[Rows, NDArray[np.int64]], Scores]
+PairScores = Callable[[Rows, Rows], Scores]
 """Scores `[b, c]` of the items `[b, c]` for the users `[b]`."""
 
 
@@ -37,11 +37,11 @@ class Trials:
     """
 
     users: Rows
-    items: NDArray[np.int64]
-    counted: NDArray[np.bool_]
+    items: Rows
+    counted: Mask
 
     @classmethod
-    def of(cls, users: Rows, items: NDArray[np.int64]) -> Trials:
+    def of(cls, users: Rows, items: Rows) -> Trials:
         """Trials with copies of the item held out left out."""
         counted = items != items[:, :1]
         counted[:, 0] = True

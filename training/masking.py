@@ -5,9 +5,8 @@ from __future__ import annotations
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Mask = NDArray[np.bool_]
+from models.arrays import Counts, Mask
 
 
 def mask_cells(observed: Mask, ratio: float, rng: np.random.Generator) -> Mask:
@@ -53,7 +52,7 @@ def mask_levels(observed: Mask, rng: np.random.Generator, *, share: float | None
     return mask & observed
 
 
-def levels(observed: Mask) -> NDArray[np.int64]:
+def levels(observed: Mask) -> Counts:
     """How many modalities each item lacks, `[n]`."""
-    lacking: NDArray[np.int64] = np.sum(~observed, axis=1, dtype=np.int64)
+    lacking: Counts = np.sum(~observed, axis=1, dtype=np.int64)
     return lacking

@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Pairs = NDArray[np.int64]
-Rows = NDArray[np.int64]
+from models.arrays import Double, Mask, Rows
+from training.splits import Pairs
+
 Scores = NDArray[np.floating]
 ScoreFunction = Callable[[Rows], Scores]
 
@@ -39,23 +40,23 @@ class Ranks:
     above: Rows
     tied: Rows
 
-    def select(self, chosen: NDArray[np.bool_]) -> Ranks:
+    def select(self, chosen: Mask) -> Ranks:
         """Only these pairs: the measures then are those of users whose test items are these."""
         return Ranks(self.users[chosen], self.items[chosen], self.above[chosen], self.tied[chosen])
 
-    def hits(self, k: int) -> NDArray[np.float64]:
+    def hits(self, k: int) -> Double:
         """Probability of each pair to stand among the first `k`, `[p]`."""
         return self._mean_over_places(np.arange(k + 1, dtype=np.float64))
 
-    def gains(self, k: int) -> NDArray[np.float64]:
+    def gains(self, k: int) -> Double:
         """Expected discounted gain of each pair in the first `k`, `[p]`."""
         return self._mean_over_places(_cumulative_discount(k))
 
-    def _mean_over_places(self, total: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _mean_over_places(self, total: Double) -> Double:
         """Mean of a quantity over the places of each pair's tied group; `total[r]` is its sum over the first r places,
         `[k + 1]`, and it is zero beyond k."""
         k = len(total) - 1
-        mean: NDArray[np.float64] = total[np.minimum(self.above + self.tied, k)] - total[np.minimum(self.above, k)]
+        mean: Double = total[np.minimum(self.above + self.tied, k)] - total[np.minimum(self.above, k)]
         return mean / self.tied
 
 
@@ -95,7 +96,7 @@ def rank_all(scores: ScoreFunction, test: Pairs, seen: Pairs, *, block: int = 25
     return Ranks(users, items, above, tied)
 
 
-def rank_first(scores: Scores, candidates: NDArray[np.bool_] | None = None) -> Ranks:
+def rank_first(scores: Scores, candidates: Mask | None = None) -> Ranks:
     """Rank column 0 of each row among the row's candidates, for protocols with a given list of negatives.
 
     Args:
@@ -132,12 +133,12 @@ def summarise(ranks: Ranks, ks: Sequence[int] = (20, 50)) -> dict[str, float]:
     return {f"{name}@{k}": measure(ranks, k) for k in ks for name, measure in measures.items()}
 
 
-def _cumulative_discount(k: int) -> NDArray[np.float64]:
+def _cumulative_discount(k: int) -> Double:
     """Sum of 1 / log2(rank + 1) over the first 0, 1, ..., k ranks, `[k + 1]`."""
     return np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
 
 
-def _by_user(ranks: Ranks, values: NDArray[np.float64]) -> tuple[NDArray[np.float64], Rows]:
+def _by_user(ranks: Ranks, values: Double) -> tuple[Double, Rows]:
     """Sum of the values and number of test items of each user that has some."""
     _, owner, count = np.unique(ranks.users, return_inverse=True, return_counts=True)
     return np.bincount(owner, weights=values, minlength=len(count)).astype(np.float64), count.astype(np.int64)

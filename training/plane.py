@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.manifold import TSNE
 
+from models.arrays import Array
+
 PERPLEXITY = 30.0
-Array = NDArray[np.float32]
 
 
 def plane(rows: Array) -> Array:

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Pairs = NDArray[np.int64]
-Rows = NDArray[np.int64]
+from models.arrays import Rows
+from training.splits import Pairs
 
 
 class NegativeSampler:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Rows
 from training.datasets.base import TEST, TRAIN, VALID
 
 FEWEST = 3  # a user with fewer interactions has nothing to spare
 
-Pairs = NDArray[np.int64]
-Rows = NDArray[np.int64]
+Pairs = Rows
 Split = NDArray[np.uint8]
 
 

@@ -16,11 +16,14 @@ from typing import Any, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.renamed import OldNames
 from training import checkpoint
 
 log = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
+
+OLD_NAMES: OldNames = {"steady": "constant_fraction", "averaging": "polyak_averaging"}
 
 
 class TrainerConfig(BaseModel):
@@ -31,7 +34,7 @@ class TrainerConfig(BaseModel):
     epochs: int = Field(30, ge=1, description="at most so many")
     batch_size: int = Field(4096, ge=1)
     learning_rate: float = Field(1e-2, gt=0)
-    steady: float = Field(
+    constant_fraction: float = Field(
         0.0, ge=0, le=1, description="share of the epochs before the learning rate begins to fall to nothing"
     )
     patience: int = Field(20, ge=1, description="evaluations without a better result before stopping")
@@ -43,7 +46,7 @@ class TrainerConfig(BaseModel):
         lt=1,
         description="what the metric may lack of the best, relatively, for a later epoch to be preferred",
     )
-    averaging: float | None = Field(
+    polyak_averaging: float | None = Field(
         None,
         ge=0,
         description="weights are their mean over the epochs, each by its number to this power; null: the last",
@@ -54,14 +57,16 @@ class TrainerConfig(BaseModel):
     autocast: bool = Field(False, description="on CUDA, bfloat16 where torch holds it to be precise enough")
 
     def rate(self, epochs: float) -> float:
-        """The learning rate after so many epochs: steady first, then falling linearly to zero at the last."""
-        return self.learning_rate * falling_share(epochs / self.epochs, self.steady)
+        """The learning rate after so many epochs: constant first, then falling linearly to zero at the last."""
+        return self.learning_rate * falling_share(epochs / self.epochs, self.constant_fraction)
 
 
-def falling_share(passed: float, steady: float) -> float:
-    """The share of a learning rate that holds after a share of the training has `passed`: 1 until `steady`, then
-    falling linearly to 0."""
-    return 1.0 if passed <= steady else max(0.0, (1 - passed) / (1 - steady))
+def falling_share(passed: float, constant_fraction: float) -> float:
+    """The share of a learning rate that holds after a share of the training has `passed`: 1 for the
+    constant fraction of it, then falling linearly to 0."""
+    if passed <= constant_fraction:
+        return 1.0
+    return max(0.0, (1 - passed) / (1 - constant_fraction))
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
@@ -148,27 +153,22 @@ def train(
     """
     keep_freed_memory()
     result, best_state, start = TrainingResult(), task_weights(task), 1
-    average = Average(task, config.averaging)
+    average = Average(task, config.polyak_averaging)
     resumed = _resume(task, average, checkpoint_path, fingerprint)
     if resumed is not None:
         result, best_state, start = resumed
     if progress:
         progress.start(config.epochs)
-    best = max(
-        (_recent(result, config, past["epoch"]) for past in result.history if past["metrics"]), default=-math.inf
-    )
+    evaluated = [past["epoch"] for past in result.history if past["metrics"]]
+    best = max((_recent(result, config, epoch) for epoch in evaluated), default=-math.inf)
     for epoch in range(start, config.epochs + 1):
         if epoch - 1 - result.best_epoch >= config.patience * config.evaluate_every:
             break
         begin = time.perf_counter()
-        losses = task.train_epoch(epoch, progress.step if progress else _ignore)
-        if not (all(map(math.isfinite, losses.values())) and _finite(task)):
-            raise FloatingPointError(f"training diverged in epoch {epoch}: {losses}")
+        losses = _train_epoch(task, epoch, progress.step if progress else _ignore)
         average.add(epoch)
         with average.in_place():
-            metrics = task.validate() if epoch % config.evaluate_every == 0 or epoch == config.epochs else {}
-            if metrics and config.metric not in metrics:
-                raise UnknownMetricError(f"there is no metric {config.metric!r}; there are {', '.join(metrics)}")
+            metrics = _evaluated(task, config, epoch)
             result.history.append({"epoch": epoch, "losses": losses, "metrics": metrics})
             if metrics and _is_preferred(score := _recent(result, config, epoch), best, config.tolerance):
                 best = max(best, score)
@@ -184,6 +184,21 @@ def train(
         value = result.best.get(config.metric, math.nan)
         progress.finish(f"best epoch {result.best_epoch} of {result.epochs}: {config.metric} {value:.4f}")
     return result
+
+
+def _train_epoch(task: Task, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+    losses = task.train_epoch(epoch, progress)
+    if not (all(map(math.isfinite, losses.values())) and _finite(task)):
+        raise FloatingPointError(f"training diverged in epoch {epoch}: {losses}")
+    return losses
+
+
+def _evaluated(task: Task, config: TrainerConfig, epoch: int) -> dict[str, float]:
+    """The metrics after an epoch; none where it is not evaluated."""
+    metrics = task.validate() if epoch % config.evaluate_every == 0 or epoch == config.epochs else {}
+    if metrics and config.metric not in metrics:
+        raise UnknownMetricError(f"there is no metric {config.metric!r}; there are {', '.join(metrics)}")
+    return metrics
 
 
 def _is_preferred(score: float, best: float, tolerance: float) -> bool:

@@ -1,7 +1,7 @@
 """Encoders: raw content (a text, a picture) -> feature vector.
 
-`base` says what an encoder is, `text` and `image` hold the pretrained ones, `catalogue` the one that the trainer trains
-on the catalogue itself, and `runtime` makes all of them fast.
+`base` says what an encoder is, `text` and `image` hold the pretrained ones, `markup` what a text is without its HTML,
+`catalogue` the one that the trainer trains on the catalogue itself, and `runtime` makes all of them fast.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from models.bundle import EncoderRef
-from models.encoders.base import Encoder, EncoderUnavailableError, ImageEncoder, NetworkEncoder, TextEncoder
+from models.encoders.base import Encoder, EncoderUnavailableError, ImageEncoder, NetworkEncoder, Reading, TextEncoder
 from models.encoders.catalogue import CATALOGUE, CatalogueNetwork, CatalogueNetworkConfig, catalogue_encoder
 from models.encoders.image import ImageError, decode_image, import_torchvision, prepare_image, torchvision_encoder
 from models.encoders.text import MINILM, minilm_encoder
@@ -25,6 +25,7 @@ __all__ = [
     "ImageEncoder",
     "ImageError",
     "NetworkEncoder",
+    "Reading",
     "TextEncoder",
     "catalogue_encoder",
     "decode_image",

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from models.arrays import Array
+
 Content = TypeVar("Content")
 Content_contra = TypeVar("Content_contra", contravariant=True)
-Network = Callable[[NDArray[Any]], NDArray[np.float32]]
+Network = Callable[[NDArray[Any]], Array]
 
 
 class EncoderUnavailableError(RuntimeError):
     """An encoder that cannot be had; the message is one sentence that names what is missing or different."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an encoder reads of a content: whether anything that it knows, and whether it stops before the end."""
+
+    known: bool = True
+    truncated: bool = False
 
 
 class Encoder(Protocol[Content_contra]):
@@ -38,8 +49,11 @@ class Encoder(Protocol[Content_contra]):
     def weights_sha256(self) -> str:
         """Hash of the weights, in hex: two encoders with the same id and hash give the same vectors."""
 
-    def encode(self, batch: Sequence[Content_contra]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[Content_contra]) -> Array:
         """Vectors `[n, dim]` of `n` items; `[0, dim]` for none."""
+
+    def reads(self, content: Content_contra) -> Reading:
+        """What it reads of a content. Where that is nothing, the vector says nothing either."""
 
 
 TextEncoder = Encoder[str]
@@ -54,6 +68,7 @@ class NetworkEncoder(Generic[Content]):
         network: that input -> `[1, dim]`.
         blank: some content, encoded once here to learn `dim` and to warm up.
         threads: how many items of a batch are encoded at a time; one item never uses more than one core.
+        reads: what is read of a content; all of it, where it is left out.
     """
 
     def __init__(
@@ -65,6 +80,7 @@ class NetworkEncoder(Generic[Content]):
         network: Network,
         blank: Content,
         threads: int = 1,
+        reads: Callable[[Content], Reading] | None = None,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
@@ -73,9 +89,10 @@ class NetworkEncoder(Generic[Content]):
         self._prepare = prepare
         self._network = network
         self._threads = threads
+        self._reads = reads
         self.dim = len(self._encode_one(blank))
 
-    def encode(self, batch: Sequence[Content]) -> NDArray[np.float32]:
+    def encode(self, batch: Sequence[Content]) -> Array:
         """Vectors `[n, dim]`; see `Encoder`."""
         vectors = np.empty((len(batch), self.dim), np.float32)
         if self._threads == 1 or len(batch) < 2:
@@ -87,6 +104,10 @@ class NetworkEncoder(Generic[Content]):
                 vectors[row] = vector
         return vectors
 
-    def _encode_one(self, content: Content) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = self._network(self._prepare(content))[0]
+    def reads(self, content: Content) -> Reading:
+        """What is read of a content; see `Encoder`."""
+        return Reading() if self._reads is None else self._reads(content)
+
+    def _encode_one(self, content: Content) -> Array:
+        vector: Array = self._network(self._prepare(content))[0]
         return vector

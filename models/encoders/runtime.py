@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
@@ -22,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from models.arrays import Array
 from models.bundle import file_sha256
 from models.encoders.base import Network
+from models.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -110,11 +110,8 @@ def _export(
 def _store(graph: bytes, key: str, cache_dir: Path) -> None:
     """Put the graph in place in one step; a folder that cannot be written only costs the next start some time."""
     try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache_dir, prefix=f".{key}-", delete=False) as file:
-            file.write(graph)
-        os.chmod(file.name, 0o644)  # temporary files are private; another user's worker may read the cache
-        os.replace(file.name, cache_dir / f"{key}.{sha256(graph).hexdigest()}.onnx")
+        with replacing(cache_dir / f"{key}.{sha256(graph).hexdigest()}.onnx") as file:
+            file.write_bytes(graph)
     except OSError as error:
         log.warning("the graph of %s was not cached (%s)", key, error)
 
@@ -129,8 +126,8 @@ def _onnx_network(graph: bytes | str) -> Network:
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
 
-    def run(value: NDArray[Any]) -> NDArray[np.float32]:
-        vector: NDArray[np.float32] = session.run(None, {name: value})[0]
+    def run(value: NDArray[Any]) -> Array:
+        vector: Array = session.run(None, {name: value})[0]
         return vector
 
     return run
@@ -139,9 +136,9 @@ def _onnx_network(graph: bytes | str) -> Network:
 def _torch_network(module: nn.Module) -> Network:
     """The fallback. Here one item uses as many cores as torch has been given."""
 
-    def run(value: NDArray[Any]) -> NDArray[np.float32]:
+    def run(value: NDArray[Any]) -> Array:
         with torch.inference_mode():
-            vector: NDArray[np.float32] = module(torch.from_numpy(value)).numpy()
+            vector: Array = module(torch.from_numpy(value)).numpy()
         return vector
 
     return run

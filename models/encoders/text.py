@@ -9,23 +9,28 @@ seconds at start and some 200 MB of memory.
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.arrays import Mask, Rows
 from models.bundle import file_sha256
-from models.encoders.base import EncoderUnavailableError, NetworkEncoder
+from models.encoders.base import EncoderUnavailableError, NetworkEncoder, Reading
+from models.encoders.markup import plain_text
 from models.encoders.runtime import compile_network
 
 MINILM = "sentence-transformers:all-MiniLM-L6-v2"
 MAX_TOKENS = 256
+KEPT = 256  # texts whose tokens are kept, as they are asked for twice: what is read of a text, and its vector
 _GRAPH = "v1"  # to be raised when the network's code below changes its result
 
 
@@ -107,7 +112,9 @@ def _published_name(ours: str) -> str:
 
 
 def minilm_encoder(*, cache_dir: Path | None = None, threads: int = 1) -> NetworkEncoder[str]:
-    """The text encoder: unit vectors of 384 numbers; a text counts up to its first 256 tokens.
+    """The text encoder: unit vectors of 384 numbers; a text counts up to its first 256 tokens, without HTML
+    (`markup.plain_text`). A text of which it reads nothing has neither words nor signs other than punctuation that the
+    vocabulary knows.
 
     Args:
         cache_dir: where the exported graph (90 MB) is kept between starts.
@@ -125,9 +132,17 @@ def minilm_encoder(*, cache_dir: Path | None = None, threads: int = 1) -> Networ
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TOKENS)
 
-    def prepare(text: str) -> NDArray[np.int64]:
+    known = _telling(tokenizer)
+
+    @lru_cache(maxsize=KEPT)
+    def read(text: str) -> _Tokens:
         valid = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate is legal in JSON and in str
-        return np.asarray([tokenizer.encode(valid).ids], np.int64)
+        encoding = tokenizer.encode(plain_text(valid))
+        ids = np.asarray([encoding.ids], np.int64)
+        return _Tokens(ids, Reading(bool(known[ids].any()), bool(encoding.overflowing)))
+
+    def prepare(text: str) -> Rows:
+        return read(text).ids
 
     network = compile_network(
         lambda: MiniLM.load(folder),
@@ -136,7 +151,36 @@ def minilm_encoder(*, cache_dir: Path | None = None, threads: int = 1) -> Networ
         dynamic_axes={1: "length"},
         cache_dir=cache_dir,
     )
-    return NetworkEncoder(MINILM, weights, prepare=prepare, network=network, blank="", threads=threads)
+    return NetworkEncoder(
+        MINILM,
+        weights,
+        prepare=prepare,
+        network=network,
+        blank="",
+        threads=threads,
+        reads=lambda text: read(text).reading,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """A text's tokens `[1, length]`, and how much of the text they are."""
+
+    ids: Rows
+    reading: Reading
+
+
+def _telling(tokenizer: Tokenizer) -> Mask:
+    """Which tokens `[vocabulary]` say anything: all but the tokenizer's own and punctuation."""
+    telling = np.zeros(tokenizer.get_vocab_size(), np.bool_)
+    own = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    for token, row in tokenizer.get_vocab().items():
+        telling[row] = token not in own and any(map(_is_telling, token.removeprefix("##")))
+    return telling
+
+
+def _is_telling(char: str) -> bool:
+    return char.isalnum() or not (char.isascii() or unicodedata.category(char).startswith("P"))
 
 
 def _minilm_folder() -> Path:

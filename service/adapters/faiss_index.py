@@ -14,11 +14,10 @@ from typing import Any, Literal
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-Keys = NDArray[np.int64]
-Rows = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+from models.arrays import Array, Mask, Rows
+from service.ports import Keys
+
 Kind = Literal["flat", "hnsw"]
 
 FAISS: Any = faiss  # for what its type stubs leave out
@@ -38,7 +37,7 @@ class _Base:
     """Rows `[n, dim]` under ascending keys `[n]`; `alive` is False where a row was removed or replaced since."""
 
     keys: Keys
-    rows: Rows
+    rows: Array
     alive: Mask
     graph: Any = None  # faiss.IndexHNSWFlat over the same rows
 
@@ -52,7 +51,7 @@ class _Base:
         alive[places] = False
         return replace(self, alive=alive)
 
-    def places(self, keys: Keys) -> NDArray[np.int64]:
+    def places(self, keys: Keys) -> Rows:
         """Where living keys stand, -1 for others."""
         if not len(self.keys):
             return np.full(len(keys), -1, np.int64)
@@ -65,7 +64,7 @@ class _Delta:
     """The first `count` slots of buffers that only ever grow at their end; a replaced key gets a new slot."""
 
     keys: Keys
-    rows: Rows
+    rows: Array
     alive: Mask
     count: int
 
@@ -75,7 +74,7 @@ class _Delta:
         gone = (held == keys[0] if len(keys) == 1 else np.isin(held, keys)) & self.alive
         return replace(self, alive=self.alive & ~gone) if gone.any() else self
 
-    def append(self, keys: Keys, rows: Rows) -> _Delta:
+    def append(self, keys: Keys, rows: Array) -> _Delta:
         """The delta with these rows at its end."""
         end = self.count + len(keys)
         held_keys, held_rows = self.keys, self.rows
@@ -142,7 +141,7 @@ class FaissIndex:
         self._merger: threading.Thread | None = None
         self._closed = False
 
-    def upsert(self, keys: Keys, vectors: Rows) -> None:
+    def upsert(self, keys: Keys, vectors: Array) -> None:
         """Insert or replace vectors `[n, dim]` under keys `[n]`; of a key given twice the last counts.
 
         Raises:
@@ -168,7 +167,7 @@ class FaissIndex:
             self._state = _State(self._state.base.kill(keys), self._state.delta.kill(keys))
         self._merge_when_due()
 
-    def search(self, queries: Rows, k: int, allowed: Mask | None = None) -> tuple[Keys, Rows]:
+    def search(self, queries: Array, k: int, allowed: Mask | None = None) -> tuple[Keys, Array]:
         """Keys `[q, k]` and inner products `[q, k]`, best first, ties by smaller key, padded with -1 and -inf.
 
         Raises:
@@ -221,7 +220,7 @@ class FaissIndex:
         if merger is not None:
             merger.join()
 
-    def _checked(self, vectors: Rows) -> Rows:
+    def _checked(self, vectors: Array) -> Array:
         vectors = np.ascontiguousarray(vectors, np.float32)
         if vectors.ndim != 2 or vectors.shape[1] != self.dim:
             raise ValueError(f"expected vectors [n, {self.dim}], got the shape {vectors.shape}")
@@ -229,7 +228,7 @@ class FaissIndex:
             raise ValueError("vectors must hold finite numbers only")
         return vectors
 
-    def _build(self, keys: Keys, rows: Rows) -> _Base:
+    def _build(self, keys: Keys, rows: Array) -> _Base:
         alive = np.ones(len(keys), bool)
         if self._kind == "flat" or not len(keys):
             return _Base(keys, rows, alive)
@@ -239,7 +238,7 @@ class FaissIndex:
         storage = FAISS.downcast_index(graph.storage).get_xb()  # one copy of the rows is enough
         return _Base(keys, FAISS.rev_swig_ptr(storage, rows.size).reshape(rows.shape), alive, graph)
 
-    def _search_base(self, base: _Base, queries: Rows, k: int, allowed: Mask | None) -> tuple[Keys, Rows]:
+    def _search_base(self, base: _Base, queries: Array, k: int, allowed: Mask | None) -> tuple[Keys, Array]:
         if base.graph is None:
             return _scan(base.rows, base.keys, base.alive, queries, k, allowed)
         eligible = _eligible(base.keys, base.alive, allowed)
@@ -258,11 +257,11 @@ class FaissIndex:
                 self._merger.start()
 
 
-def _nothing(dim: int) -> tuple[Keys, Rows]:
+def _nothing(dim: int) -> tuple[Keys, Array]:
     return np.empty(0, np.int64), np.empty((0, dim), np.float32)
 
 
-def _living(state: _State) -> tuple[Keys, Rows]:
+def _living(state: _State) -> tuple[Keys, Array]:
     """Keys in ascending order, and their rows."""
     base, delta = state.base, state.delta
     keys = _living_keys(state, delta.count)
@@ -290,7 +289,7 @@ def _count(mask: Mask) -> int:
     return int(np.count_nonzero(mask))  # several times as fast as a sum
 
 
-def _scan(rows: Rows, keys: Keys, alive: Mask, queries: Rows, k: int, allowed: Mask | None) -> tuple[Keys, Rows]:
+def _scan(rows: Array, keys: Keys, alive: Mask, queries: Array, k: int, allowed: Mask | None) -> tuple[Keys, Array]:
     """The exact answer over some rows: keys and scores `[q, c]`, the best of which are the k best of all."""
     eligible = _eligible(keys, alive, allowed)
     count = _count(eligible)
@@ -303,7 +302,7 @@ def _scan(rows: Rows, keys: Keys, alive: Mask, queries: Rows, k: int, allowed: M
     return np.where(places >= 0, keys[places], -1) if count else places, scores
 
 
-def _decide_ties(rows: Rows, keys: Keys, query: Rows, k: int, count: int, selector: Any) -> tuple[Keys, Rows]:
+def _decide_ties(rows: Array, keys: Keys, query: Array, k: int, count: int, selector: Any) -> tuple[Keys, Array]:
     """The k + 1 best places and scores of one query, ties by smaller key."""
     depth = k + 1
     while True:
@@ -315,7 +314,7 @@ def _decide_ties(rows: Rows, keys: Keys, query: Rows, k: int, count: int, select
     return places[0][order], scores[0][order]
 
 
-def _walk(base: _Base, eligible: Mask, queries: Rows, k: int) -> tuple[Keys, Rows]:
+def _walk(base: _Base, eligible: Mask, queries: Array, k: int) -> tuple[Keys, Array]:
     """The answer of the graph: keys and scores `[q, k]`; a query for which it found too few is scanned."""
     selector = None if eligible.all() else _selector(eligible)
     options = FAISS.SearchParametersHNSW(sel=selector, efSearch=max(HNSW_EF_SEARCH, 2 * k))
@@ -332,7 +331,7 @@ def _walk(base: _Base, eligible: Mask, queries: Rows, k: int) -> tuple[Keys, Row
     return _best(keys, scores, k)
 
 
-def _kernel(rows: Rows, queries: Rows, k: int, selector: Any) -> tuple[Keys, Rows]:
+def _kernel(rows: Array, queries: Array, k: int, selector: Any) -> tuple[Keys, Array]:
     """The k best places and scores `[q, k]` by FAISS's brute force; places are -1 where there were too few."""
     places, scores = np.full((len(queries), k), -1, np.int64), np.full((len(queries), k), -np.inf, np.float32)
     if k == 0:
@@ -350,7 +349,7 @@ def _selector(eligible: Mask) -> Any:
     return FAISS.IDSelectorBitmap(np.packbits(eligible, bitorder="little"))
 
 
-def _best(keys: Keys, scores: Rows, k: int) -> tuple[Keys, Rows]:
+def _best(keys: Keys, scores: Array, k: int) -> tuple[Keys, Array]:
     """Columns in order of score, then key; cut or padded to k."""
     if (scores[:, 1:] < scores[:, :-1]).all():  # as they come from FAISS, unless some tie
         keys, scores = keys[:, :k], scores[:, :k]

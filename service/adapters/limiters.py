@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from service.adapters.redis_client import RedisClient
+from service.adapters.redis.client import RedisClient
 
 WINDOW_S = 60
 

@@ -39,12 +39,17 @@ class Json(Response):
 
 
 def report(modality: ModalityReport) -> dict[str, Any]:
-    """State of a modality, and where it is generated: by what, how surely, from what."""
+    """State of a modality; where it is generated: by what, how surely, from what; where content was given that is no
+    observation, why; and whether a text was not read to its end."""
     answer: dict[str, Any] = {"state": modality.state}
     if modality.state is State.GENERATED:
         answer["generator"] = modality.generator
         answer["confidence"] = modality.confidence
         answer["basis"] = modality.basis
+    if modality.detail is not None:
+        answer["detail"] = modality.detail
+    if modality.truncated:
+        answer["truncated"] = True
     return answer
 
 
@@ -113,7 +118,7 @@ def explanation(found: Explanation) -> dict[str, Any]:
         "item": found.item,
         "title": found.title,
         "score": found.score,
-        "lean": found.lean,
+        "item_bias": found.item_bias,
         "modalities": found.modalities,
         "reasons": [reason(given) for given in found.reasons],
         "model_version": found.model_version,

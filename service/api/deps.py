@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from models.rows import parse_json
-from service.api import errors
-from service.api.limits import LIMITS, row_context
+from service.api import errors, position
+from service.api.limits import LIMITS
+from service.api.reading import LONGEST_NAME, read
 from service.domain import NotReadyError
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
@@ -29,8 +30,9 @@ B = TypeVar("B", bound=BaseModel)
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 MULTIPART = "multipart/form-data"
-_LENGTH_DIGITS = 20  # longer numbers are none that a server lets through
+_HIDDEN = "lacuna.hidden"  # in a request's scope
 MAX_PARTS = 65  # an item's description and its modalities
+_TURN_BYTES = 32 << 10
 
 # --- engine -------------------------------------------------------------------------------------------------------
 
@@ -79,24 +81,30 @@ def _presented_key(request: Request) -> bytes:
 
 
 def require(role: Role) -> Callable[[Request], Awaitable[None]]:
-    """A dependency that lets callers of this role or a higher one pass."""
+    """A dependency that lets callers of this role or a higher one pass, once the worker knows what they build on."""
 
     async def check(request: Request) -> None:
         keyring: Keyring = request.app.state.keyring
-        if not keyring:
-            await _count(request, request.client.host if request.client else "")
-            return
-        presented = _presented_key(request)
-        if not presented:
-            raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
-        key = keyring.find(presented)
-        if key is None:
-            raise errors.unauthorized("This key is not known.")
-        if ROLES.index(key.role) < ROLES.index(role):
-            raise errors.forbidden(role)
-        await _count(request, key.name)
+        key = _key(keyring, request, role) if keyring else None
+        await _count(request, key.name if key else request.client.host if request.client else "")
+        request.scope[_HIDDEN] = key is None or key.role is not Role.READ
+        request.scope[position.WRITES] = role is Role.WRITE
+        await position.reach(request)
 
     return check
+
+
+def _key(keyring: Keyring, request: Request, role: Role) -> ApiKey:
+    """The request's key, which must have this role or a higher one."""
+    presented = _presented_key(request)
+    if not presented:
+        raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
+    key = keyring.find(presented)
+    if key is None:
+        raise errors.unauthorized("This key is not known.")
+    if ROLES.index(key.role) < ROLES.index(role):
+        raise errors.forbidden(role)
+    return key
 
 
 def key_name(request: Request) -> str | None:
@@ -115,6 +123,12 @@ async def _count(request: Request, name: str) -> None:
         raise errors.too_many_requests(wait_s)
 
 
+async def _sees_hidden(request: Request) -> bool:
+    return bool(request.scope.get(_HIDDEN))
+
+
+# Whether items that are not available may show: to all but the role `read`.
+HiddenDep = Annotated[bool, Depends(_sees_hidden)]
 READ = Depends(require(Role.READ))
 WRITE = Depends(require(Role.WRITE))
 ADMIN = Depends(require(Role.ADMIN))
@@ -122,47 +136,8 @@ ADMIN = Depends(require(Role.ADMIN))
 # --- bodies -------------------------------------------------------------------------------------------------------
 
 
-async def _chunks(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body as it arrives, up to the limit, whether or not its length was declared."""
-    limit = LIMITS.get().body_bytes
-    declared = request.headers.get("content-length", "")
-    if len(declared) < _LENGTH_DIGITS and declared.isdecimal() and int(declared) > limit:
-        raise errors.too_large(limit)
-    received = 0
-    async for chunk in request.stream():
-        received += len(chunk)
-        if received > limit:
-            raise errors.too_large(limit)
-        yield chunk
-
-
-async def _body(request: Request) -> bytes:
-    return b"".join([chunk async for chunk in _chunks(request)])
-
-
 def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def decode_json(raw: bytes) -> Any:
-    """JSON as RFC 8259 has it: no NaN, no lone surrogates, nothing beyond a double. Raises ProblemError."""
-    try:
-        return parse_json(raw)
-    except ValueError as error:
-        raise errors.malformed(f"The body is no JSON: {error}") from None
-
-
-def validated(model: type[B], value: object) -> B:
-    """The value as the model. Raises ProblemError with a pointer to each thing that is wrong."""
-    try:
-        return model.model_validate(value, context=row_context())
-    except ValidationError as error:
-        raise errors.ProblemError(errors.invalid(row_errors(error))) from None
-
-
-def row_errors(error: ValidationError, prefix: str = "") -> list[errors.FieldError]:
-    """What pydantic found, with pointers below `prefix`."""
-    return errors.field_errors(error.errors(include_url=False, include_input=False), prefix)
 
 
 def json_body(model: type[B], *more_types: str) -> Any:
@@ -172,7 +147,7 @@ def json_body(model: type[B], *more_types: str) -> Any:
     async def parse(request: Request) -> B:
         if _media_type(request) not in accepted:
             raise errors.unsupported_media_type(accepted)
-        return validated(model, decode_json(await _body(request)))
+        return await read(request, model, await request.body())
 
     return Depends(parse)
 
@@ -202,7 +177,7 @@ def item_body(model: type[B]) -> Any:
     async def parse(request: Request) -> WithFiles:
         media_type = _media_type(request)
         if media_type == JSON:
-            return WithFiles(validated(model, decode_json(await _body(request))), {})
+            return WithFiles(await read(request, model, await request.body()), {})
         if media_type == MULTIPART:
             return await _multipart(request, model)
         raise errors.unsupported_media_type((JSON, MULTIPART))
@@ -210,10 +185,21 @@ def item_body(model: type[B]) -> Any:
     return Depends(parse)
 
 
+class _Parts(MultiPartParser):
+    """Notes whether the body came to its end, which the parser does not ask; keeps files in memory, as bodies are."""
+
+    spool_max_size = 1 << 40
+    is_whole = False
+
+    def on_end(self) -> None:
+        """The last boundary."""
+        self.is_whole = True
+
+
 async def _multipart(request: Request, model: type[BaseModel]) -> WithFiles:
-    parser = MultiPartParser(
+    parser = _Parts(
         request.headers,
-        _chunks(request),
+        _in_turns(request.stream()),
         max_files=MAX_PARTS,
         max_fields=MAX_PARTS,
         max_part_size=LIMITS.get().body_bytes,
@@ -223,12 +209,22 @@ async def _multipart(request: Request, model: type[BaseModel]) -> WithFiles:
     except (MultiPartException, ValueError) as error:
         raise errors.malformed(f"The multipart body cannot be read: {error}") from None
     try:
-        return await _read_form(form, model)
+        if not parser.is_whole:
+            raise errors.malformed("The multipart body ends early: its last boundary is missing.")
+        return await _read_form(request, form, model)
     finally:
         await form.close()
 
 
-async def _read_form(form: FormData, model: type[BaseModel]) -> WithFiles:
+async def _in_turns(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """The chunks in pieces so small that the event loop gets its turn while they are parsed, byte by byte at worst."""
+    async for chunk in chunks:
+        for start in range(0, len(chunk), _TURN_BYTES):
+            yield chunk[start : start + _TURN_BYTES]
+            await asyncio.sleep(0)
+
+
+async def _read_form(request: Request, form: FormData, model: type[BaseModel]) -> WithFiles:
     description: bytes | None = None
     files: dict[str, Upload] = {}
     for name, part in form.multi_items():
@@ -238,9 +234,9 @@ async def _read_form(form: FormData, model: type[BaseModel]) -> WithFiles:
         elif isinstance(part, UploadFile) and name != "item" and name not in files:
             files[name] = Upload(data, part.content_type)
         else:
-            at = errors.pointer((name,))
+            at = errors.pointer((name[:LONGEST_NAME],))
             detail = "a part is `item`, once, or a file named after its modality, once"
             raise errors.ProblemError(errors.invalid([errors.FieldError(at, detail)]))
     if description is None:
         raise errors.ProblemError(errors.invalid([errors.FieldError("/item", "the part `item` is missing")]))
-    return WithFiles(validated(model, decode_json(description)), files)
+    return WithFiles(await read(request, model, description), files)

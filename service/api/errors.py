@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,6 +24,7 @@ from service.domain import (
     ItemNotFoundError,
     LacunaError,
     ModelNotFoundError,
+    NotFollowedError,
     NotReadyError,
     NotServedError,
     StoreFullError,
@@ -29,6 +32,8 @@ from service.domain import (
     UserNotFoundError,
 )
 from service.logging import REQUEST_ID
+
+logger = logging.getLogger(__name__)
 
 STATUSES: Mapping[type[LacunaError], int] = {
     InvalidInputError: 422,
@@ -39,12 +44,19 @@ STATUSES: Mapping[type[LacunaError], int] = {
     ConflictError: 409,
     NotServedError: 503,
     NotReadyError: 503,
+    NotFollowedError: 503,
     StoreUnavailableError: 503,
     StoreFullError: 507,
 }
-RETRY_AFTER_S: Mapping[type[LacunaError], int] = {NotReadyError: 2, StoreUnavailableError: 5, StoreFullError: 60}
+RETRY_AFTER_S: Mapping[type[LacunaError], int] = {
+    NotReadyError: 2,
+    NotFollowedError: 1,
+    StoreUnavailableError: 5,
+    StoreFullError: 60,
+}
 
 MAX_ERRORS = 100  # a body of ten thousand bad rows is answered by the first hundred
+ROW_ERRORS = 10  # of each row, where every row has an answer of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +107,31 @@ class ProblemError(Exception):
 # --- problems of the HTTP layer itself ----------------------------------------------------------------------------
 
 
-def invalid(errors: Iterable[FieldError]) -> Problem:
-    """422 with the values that are wrong."""
+def invalid(errors: Iterable[FieldError], total: int | None = None) -> Problem:
+    """422 with the values that are wrong: the first of `total`, or all of them."""
     found = tuple(errors)
     first = found[0]
     detail = f"{first.pointer}: {first.detail}" if first.pointer else first.detail
-    if len(found) > 1:
-        detail += f" (and {len(found) - 1} more)"
+    more = (total or len(found)) - 1
+    if more:
+        detail += f" (and {more} more)"
     return Problem("invalid-input", "Invalid input", 422, detail, found[:MAX_ERRORS])
+
+
+def invalid_fields(error: ValidationError, most: int = MAX_ERRORS) -> Problem:
+    """422 with what pydantic found, the first `most` of it."""
+    return invalid(validation_errors(error, most=most), error.error_count())
+
+
+def too_many_values() -> ProblemError:
+    """422 where there are more values than any body may hold."""
+    detail = "this holds more values than it can have use for"
+    return ProblemError(invalid([FieldError("", detail)]))
+
+
+def too_long_name(most: int) -> ProblemError:
+    """422 where a field has a name that none can have."""
+    return ProblemError(invalid([FieldError("", f"a field's name has more than {most} characters")]))
 
 
 def malformed(detail: str) -> ProblemError:
@@ -114,6 +143,13 @@ def unsupported_media_type(accepted: Sequence[str]) -> ProblemError:
     """415 that names what is accepted."""
     detail = f"Send the body as {' or '.join(accepted)}."
     return ProblemError(Problem("unsupported-media-type", "Unsupported media type", 415, detail))
+
+
+def unsupported_coding(accepted: Sequence[str]) -> ProblemError:
+    """415 that names what a body may be compressed with."""
+    detail = f"Send the body as it is, or compressed with {' or '.join(accepted)} (Content-Encoding)."
+    headers = {"Accept-Encoding": ", ".join(accepted)}
+    return ProblemError(Problem("unsupported-media-type", "Unsupported media type", 415, detail, headers=headers))
 
 
 def too_large(limit: int) -> ProblemError:
@@ -169,6 +205,28 @@ KEY_REUSED = Problem(
     422,
     "This Idempotency-Key was used for another request; a new request takes a new key.",
 )
+STOPPING = Problem(
+    "stopping",
+    "Stopping",
+    503,
+    "The service is stopping and did not wait any longer. A write may have been done if all of it was sent; reading "
+    "tells.",
+    headers={"Retry-After": "5"},
+)
+NO_HTTP = Problem("malformed-request", "Malformed request", 400, "The request is no HTTP/1.1.")
+HEADERS_TOO_SLOW = Problem(
+    "request-timeout", "Request timeout", 408, "The request's headers took longer to come than they may."
+)
+HEADERS_TOO_LARGE = Problem(
+    "headers-too-large", "Headers too large", 431, "The request's URL and headers are larger, or more, than accepted."
+)
+TOO_MANY_CONNECTIONS = Problem(
+    "too-many-connections",
+    "Too many connections",
+    503,
+    "There are as many connections as the service takes, or takes from one address; try again in a moment.",
+    headers={"Retry-After": "1"},
+)
 INTERNAL = Problem(
     "internal-error", "Internal error", 500, "The service failed; its log tells more under this request's id."
 )
@@ -188,6 +246,18 @@ def problem_of(error: LacunaError) -> Problem:
         errors = (FieldError(error.pointer, detail),)
     headers = {"Retry-After": str(RETRY_AFTER_S[known])} if known in RETRY_AFTER_S else {}
     return Problem(error.slug, error.title, STATUSES[known], detail, errors, headers)
+
+
+def answer(error: LacunaError) -> Response:
+    """The problem that a domain error is, as a response; what a client is not told of it goes to the log."""
+    if error.reason != str(error):
+        logger.warning("%s: %s", str(error).removesuffix("."), error.reason)
+    return problem_of(error).response()
+
+
+def validation_errors(error: ValidationError, prefix: str = "", most: int = MAX_ERRORS) -> list[FieldError]:
+    """What pydantic found, the first `most` of it, with pointers below `prefix`."""
+    return field_errors(error.errors(include_url=False, include_input=False)[:most], prefix)
 
 
 def field_errors(errors: Iterable[Any], prefix: str = "") -> list[FieldError]:
@@ -217,7 +287,7 @@ Handler = Callable[[Request, Any], Any]
 
 
 async def _on_domain_error(_: Request, error: LacunaError) -> Response:
-    return problem_of(error).response()
+    return answer(error)
 
 
 async def _on_problem(_: Request, error: ProblemError) -> Response:
@@ -253,17 +323,22 @@ DESCRIPTIONS: Mapping[str, str] = {
     "conflict": "The item kept changing while it was written; send the request again.",
     "not-served": "The active bundle does not hold the model that this needs.",
     "not-ready": "The service is starting, or one of its parts is away; try again after Retry-After seconds.",
+    "not-followed": "The worker that answers has not heard yet of the write that X-Lacuna-Position names; try again.",
     "model-not-found": "No bundle of this version is known.",
     "store-unavailable": "The database does not answer; try again after Retry-After seconds.",
     "store-full": "The database has no room for this write, and nothing of it was done; reading goes on.",
-    "malformed-request": "The request's bytes are no valid JSON, multipart body or URL.",
-    "unsupported-media-type": "The body's Content-Type is none that this endpoint reads.",
+    "malformed-request": "The request's bytes are no valid HTTP, JSON, multipart body, compressed body or URL.",
+    "unsupported-media-type": "The body's Content-Type is none that this endpoint reads, or its Content-Encoding none.",
     "body-too-large": "The body is over the configured limit.",
     "unauthorized": "A key is needed: Authorization: Bearer <key>, or X-API-Key.",
     "forbidden": "The key's role does not reach this far; the roles are read, write and admin.",
     "too-many-requests": "The key has made its requests of this minute; try again after Retry-After seconds.",
     "overloaded": "The service works on as many requests as it can; try again after Retry-After seconds.",
+    "request-timeout": "The headers of the request did not arrive in time.",
+    "headers-too-large": "The URL and the headers together are over the configured limit, or the headers too many.",
+    "too-many-connections": "The process has as many connections as it takes; try again after Retry-After seconds.",
     "timed-out": "The request took longer than the configured limit; whether a write was done, reading tells.",
+    "stopping": "The service was told to stop before the request was through; try again after Retry-After seconds.",
     "request-in-progress": "The first request with this Idempotency-Key is being worked on.",
     "idempotency-key-reused": "This Idempotency-Key was used for a request with another body; take a new one.",
     "not-found": "There is nothing at this path.",

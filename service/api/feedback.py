@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import ValidationError
 from starlette.responses import Response
 
-from models.rows import EVENT_ROW, UserId
+from models.rows import EVENT_ROW
 from service.api import answers, errors, schemas
 from service.api.answers import Json
-from service.api.deps import READ, WRITE, EngineDep, json_body, row_errors
+from service.api.deps import READ, WRITE, EngineDep, json_body
 from service.api.idempotency import key_of
-from service.api.limits import row_context
 from service.api.openapi import json_request, problems
+from service.api.reading import in_thread, read_row
 from service.domain import Event, FeedbackOutcome
 from service.pipeline import feedback
 from service.ports import Answer, Keep
 
 router = APIRouter(tags=["feedback"])
 
-UserPath = Annotated[UserId, Path()]
-Rejected = dict[int, list[errors.FieldError]]
+StoredUser = Annotated[str, Path(min_length=1)]  # also one whose id would no longer be taken
+FEW = 20  # rows that are read on the event loop
 
 
 @router.post(
@@ -42,68 +41,81 @@ async def add_feedback(
 ) -> Response:
     """Store up to 10,000 events. Rows that cannot be used are named and left out; with `strict` nothing is stored
     where one of them cannot."""
-    events, rejected = _read(body.feedback, datetime.now(UTC))
-    if query.strict and rejected:
-        raise errors.ProblemError(errors.invalid(error for row in rejected.values() for error in row))
+    now = datetime.now(UTC)
+    is_little = len(body.feedback) <= FEW
+    rows = _read(body.feedback, now) if is_little else await in_thread(request, _read, body.feedback, now)
+    if query.strict and rows.errors:
+        raise errors.ProblemError(errors.invalid(rows.errors, rows.wrong))
 
     def answer(outcome: FeedbackOutcome) -> Json:
-        return Json(answers.feedback(_in_body_order(outcome, list(events), rejected)))
+        return Json(answers.feedback(_in_body_order(outcome, rows)))
 
     key = key_of(request)
     kept: Keep[FeedbackOutcome] | None = None
     if key is not None:
         kept = Keep(key, lambda outcome: Answer(200, bytes(answer(outcome).body)))
-    return answer(await feedback.add_feedback(engine, list(events.values()), strict=query.strict, kept=kept))
+    return answer(await feedback.add_feedback(engine, list(rows.events.values()), strict=query.strict, kept=kept))
 
 
-def _read(rows: Sequence[object], now: datetime) -> tuple[dict[int, Event], Rejected]:
-    """The usable rows as events and the errors of the others, both by index."""
-    events: dict[int, Event] = {}
-    rejected: Rejected = {}
-    context = row_context()
+@dataclass
+class _Rows:
+    """A body's rows, by their numbers: the usable ones as events, the others with a sentence each."""
+
+    events: dict[int, Event] = field(default_factory=dict)
+    unusable: list[tuple[int, str]] = field(default_factory=list)
+    errors: list[errors.FieldError] = field(default_factory=list)  # the first
+    wrong: int = 0  # errors in all
+
+
+def _read(rows: Sequence[object], now: datetime) -> _Rows:
+    read = _Rows()
     for index, row in enumerate(rows):
         try:
-            events[index] = schemas.to_event(EVENT_ROW.validate_python(row, context=context), now)
-        except ValidationError as error:
-            rejected[index] = row_errors(error, f"/feedback/{index}")
-    return events, rejected
+            read.events[index] = schemas.to_event(read_row(EVENT_ROW, row), now)
+        except errors.ProblemError as error:
+            found = error.problem.errors
+            read.wrong += len(found)
+            read.unusable.append((index, _sentence(found)))
+            if len(read.errors) < errors.MAX_ERRORS:
+                read.errors += [replace(one, pointer=f"/feedback/{index}{one.pointer}") for one in found]
+    return read
 
 
-def _in_body_order(outcome: FeedbackOutcome, sent: Sequence[int], rejected: Rejected) -> FeedbackOutcome:
-    """The outcome with the body's row numbers; `sent[k]` is the row that was the pipeline's k-th event."""
-    unreadable = [(index, _sentence(found, index)) for index, found in rejected.items()]
+def _sentence(found: Sequence[errors.FieldError]) -> str:
+    return "; ".join(f"{one.pointer[1:]}: {one.detail}" if one.pointer else one.detail for one in found)
+
+
+def _in_body_order(outcome: FeedbackOutcome, rows: _Rows) -> FeedbackOutcome:
+    """The outcome with the body's row numbers, where the pipeline's are those of the events that it got."""
+    sent = list(rows.events)
     refused = [(sent[index], detail) for index, detail in outcome.rejected]
-    return replace(outcome, rejected=tuple(unreadable + refused))
-
-
-def _sentence(found: Sequence[errors.FieldError], index: int) -> str:
-    parts = ((error.pointer.removeprefix(f"/feedback/{index}/"), error.detail) for error in found)
-    return "; ".join(detail if name.startswith("/") else f"{name}: {detail}" for name, detail in parts)
+    return replace(outcome, rejected=(*rows.unusable, *refused))
 
 
 @router.get("/feedback", dependencies=[READ], responses={200: {"model": schemas.EventPage}, **problems()})
 async def list_feedback(engine: EngineDep, query: Annotated[schemas.FeedbackQuery, Query()]) -> Response:
     """A page of events, newest first."""
     page = await feedback.list_feedback(
-        engine, limit=query.limit, cursor=query.cursor, user=query.user, item=query.item
+        engine, limit=query.limit, cursor=query.cursor, user=query.user, item=query.item, kind=query.type
     )
     return Json(answers.page([answers.event(one) for one in page.items], page.next_cursor))
 
 
 @router.delete("/feedback", dependencies=[WRITE], responses={200: {"model": schemas.DeletedAnswer}, **problems()})
 async def delete_feedback(engine: EngineDep, query: Annotated[schemas.FeedbackDeleteQuery, Query()]) -> Response:
-    """Delete the events of a user, of an item, or of the pair."""
-    return Json({"deleted": await feedback.delete_feedback(engine, user=query.user, item=query.item)})
+    """Delete the events that are of a user, of an item and of a type, as far as these are given."""
+    deleted = await feedback.delete_feedback(engine, user=query.user, item=query.item, kind=query.type)
+    return Json({"deleted": deleted})
 
 
-@router.get("/users/{user}", dependencies=[READ], responses={200: {"model": schemas.UserAnswer}, **problems(404)})
-async def get_user(engine: EngineDep, user: UserPath) -> Response:
+@router.get("/users/{user:path}", dependencies=[READ], responses={200: {"model": schemas.UserAnswer}, **problems(404)})
+async def get_user(engine: EngineDep, user: StoredUser) -> Response:
     """What is stored of a user, in numbers."""
     return Json(answers.user(await feedback.get_user(engine, user)))
 
 
 @router.delete("/users/{user:path}", status_code=204, dependencies=[WRITE], responses=problems(404))
-async def delete_user(engine: EngineDep, user: Annotated[str, Path(min_length=1)]) -> Response:
+async def delete_user(engine: EngineDep, user: StoredUser) -> Response:
     """Erase all that is stored of a user, also of one whose id is no longer taken (`a/b`)."""
     await feedback.delete_user(engine, user)
     return Response(status_code=204)

@@ -11,12 +11,12 @@ import logging
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import errors
 from service.api.deps import key_name
-from service.api.limits import LIMITS
+from service.api.position import WRITES
 from service.domain import LacunaError, StoreUnavailableError
 from service.pipeline.engine import Engine
 from service.ports import Answer
@@ -66,10 +66,11 @@ class Idempotency:
         try:
             await self._once(engine, f"{sender}:{given}", body, scope, send)
         except LacunaError as error:  # of the keys' table, before anything was answered
-            await errors.problem_of(error).response()(scope, body.receive, send)
+            await errors.answer(error)(scope, body.receive, send)
 
     async def _once(self, engine: Engine, key: str, body: _Body, scope: Scope, send: Send) -> None:
         claim = await engine.store.claim(key, _fingerprint(scope, body.data), lease_s=self._lease_s)
+        scope[WRITES] = True
         if isinstance(claim, Answer):
             await _replay(claim, send)
         elif claim == "busy":
@@ -102,7 +103,7 @@ async def _release(engine: Engine, key: str) -> None:
     try:
         await engine.store.release(key)
     except StoreUnavailableError as error:
-        logger.warning("an idempotency key stays taken until its lease is over: %s", error)
+        logger.warning("an idempotency key stays taken until its lease is over: %s", error.reason)
 
 
 @dataclass
@@ -122,13 +123,14 @@ class _Body:
 
 
 async def _read(receive: Receive) -> _Body:
-    """The body, or so much of it that the route finds it too large."""
+    """The body. Raises ProblemError where it cannot be used, ClientDisconnect where its sender is gone."""
     parts: list[bytes] = []
-    size, more, limit = 0, True, LIMITS.get().body_bytes
-    while more and size <= limit:
+    more = True
+    while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         parts.append(message.get("body", b""))
-        size += len(parts[-1])
         more = message.get("more_body", False)
     return _Body(b"".join(parts), receive)
 

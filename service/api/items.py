@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from models.rows import ITEM_ROW, ImputeBody, ItemBody, ItemId, ModalityName
 from service.api import answers, errors, schemas
 from service.api.answers import Json
-from service.api.deps import MERGE_PATCH, READ, WRITE, EngineDep, Upload, WithFiles, item_body, json_body, row_errors
+from service.api.deps import (
+    MERGE_PATCH,
+    READ,
+    WRITE,
+    EngineDep,
+    HiddenDep,
+    Upload,
+    WithFiles,
+    item_body,
+    json_body,
+)
 from service.api.idempotency import key_of
-from service.api.limits import row_context
 from service.api.openapi import item_request, json_request, problems
+from service.api.reading import in_thread, read_row
 from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
 from service.pipeline import browse, ingest, retrieve
 from service.ports import Answer, Keep
@@ -76,9 +85,11 @@ async def create_item(
     responses={200: {"model": schemas.BatchAnswer}, **problems(body=True)},
     openapi_extra=json_request(schemas.BatchBody),
 )
-async def create_batch(engine: EngineDep, body: Annotated[schemas.BatchBody, json_body(schemas.BatchBody)]) -> Response:
+async def create_batch(
+    engine: EngineDep, request: Request, body: Annotated[schemas.BatchBody, json_body(schemas.BatchBody)]
+) -> Response:
     """Create up to 1,000 items. Each row is answered as if it had come alone."""
-    rows = [_row(row) for row in body.items]
+    rows = await in_thread(request, _rows, body.items)
     outcomes = await ingest.create_batch(engine, [row for row in rows if isinstance(row, Draft)])
     done = iter(outcomes)
     return Json(
@@ -91,12 +102,16 @@ async def create_batch(engine: EngineDep, body: Annotated[schemas.BatchBody, jso
     )
 
 
+def _rows(rows: Sequence[object]) -> list[Draft | errors.Problem]:
+    return [_row(row) for row in rows]
+
+
 def _row(row: object) -> Draft | errors.Problem:
     try:
-        body = ITEM_ROW.validate_python(row, context=row_context())
+        body = read_row(ITEM_ROW, row)
         return schemas.to_draft(body, body.id)
-    except ValidationError as error:
-        return errors.invalid(row_errors(error))
+    except errors.ProblemError as error:
+        return error.problem
     except LacunaError as error:
         return errors.problem_of(error)
 
@@ -120,7 +135,7 @@ async def list_items(engine: EngineDep, query: Annotated[schemas.ListQuery, Quer
         engine,
         limit=query.limit,
         cursor=query.cursor,
-        category=query.category,
+        categories=query.category,
         missing=query.missing,
         q=query.q,
     )
@@ -185,9 +200,12 @@ async def get_modality(
     item_id: ItemPath,
     modality: ModalityPath,
     query: Annotated[schemas.ModalityQuery, Query()],
+    hidden: HiddenDep,
 ) -> Response:
     """One modality of an item: its state, its provenance, and the items whose observed feature is nearest."""
-    detail = await browse.get_modality(engine, item_id, modality, neighbours=query.neighbours, vector=query.vector)
+    detail = await browse.get_modality(
+        engine, item_id, modality, neighbours=query.neighbours, vector=query.vector, hidden=hidden
+    )
     return Json(answers.modality(detail))
 
 
@@ -242,6 +260,8 @@ async def impute(
     engine: EngineDep,
     query: Annotated[schemas.ImputeQuery, Query()],
     given: Annotated[WithFiles, item_body(ImputeBody)],
+    hidden: HiddenDep,
 ) -> Response:
     """Generate the missing modalities of an item and answer them; nothing is stored."""
-    return Json(answers.imputation(await ingest.impute(engine, _draft(given), neighbours=query.neighbours)))
+    made = await ingest.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
+    return Json(answers.imputation(made))

@@ -1,4 +1,4 @@
-"""The outermost layers of a request, in plain ASGI: its id, its metrics, and the last resort when all else fails; then
+"""The outermost layers of a request, in plain ASGI: its id and its metrics; the last resort when all else fails; then
 the gate that lets in only as many as can be worked on, for as long as they may take."""
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ logger = logging.getLogger(__name__)
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _ALWAYS_OPEN = frozenset({"/health/live", "/health/ready", "/metrics"})
+_MOST_PARAMETERS = 100
 _CLIENT_CLOSED = 499  # no answer was sent; the number that nginx made customary
 
 
 class RequestContext:
-    """Gives every request an id and the app's limits, counts it, and turns what nobody caught into a 500 problem.
+    """Gives every request an id and the app's limits, and counts it.
 
-    A HEAD is routed as the GET it asks about, and answered without the body.
+    A HEAD is routed as the GET it asks about, and answered without the body; a path that ends with a slash leads where
+    it leads without.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, limits: Limits) -> None:
@@ -43,7 +45,7 @@ class RequestContext:
             return
         started = perf_counter()
         is_head = scope["method"] == "HEAD"
-        inner: Scope = {**scope, "method": "GET"} if is_head else scope
+        inner = _routed(scope)
         request_id = _request_id(scope)
         token = REQUEST_ID.set(request_id)
         limits_token = LIMITS.set(self._limits)
@@ -63,19 +65,46 @@ class RequestContext:
             await send(message)
 
         try:
-            refused = _odd_url(scope)
-            await (refused.response() if refused else self._app)(inner, receive, tagged_send)
+            await self._app(inner, receive, tagged_send)
         except ClientDisconnect:
             status = _CLIENT_CLOSED
-        except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
-            if status:
-                raise
-            await errors.INTERNAL.response()(inner, receive, tagged_send)
         finally:
             self._metrics.observe_request(scope["method"], _route(inner), status, perf_counter() - started)
             LIMITS.reset(limits_token)
             REQUEST_ID.reset(token)
+
+
+class LastResort:
+    """Refuses URLs that nobody could read, and turns what nobody caught into a 500 problem."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; other protocols pass through."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        has_begun = False
+
+        async def noting_send(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
+        try:
+            refused = _odd_url(scope)
+            await (refused.response() if refused else self._app)(scope, receive, noting_send)
+        except ClientDisconnect:
+            raise
+        except asyncio.CancelledError:  # by a server that stops, which would answer 500 itself
+            if not has_begun:
+                await errors.STOPPING.response()(scope, receive, send)
+        except Exception:
+            logger.exception("%s %s failed", scope["method"], scope["path"])
+            if has_begun:
+                raise
+            await errors.INTERNAL.response()(scope, receive, send)
 
 
 class Gate:
@@ -123,6 +152,15 @@ class Gate:
             await errors.TIMED_OUT.response()(scope, receive, send)
 
 
+def _routed(scope: Scope) -> Scope:
+    """The request as it is routed."""
+    changes: dict[str, object] = {"method": "GET"} if scope["method"] == "HEAD" else {}
+    raw: bytes = scope.get("raw_path") or b""
+    if len(raw) > 1 and raw.endswith(b"/"):  # of the URL as it was sent: an encoded slash belongs to a name
+        changes |= {"path": scope["path"].removesuffix("/"), "raw_path": raw.removesuffix(b"/")}
+    return {**scope, **changes} if changes else scope
+
+
 def _request_id(scope: Scope) -> str:
     """The client's id where it is harmless, else a new one."""
     for name, value in scope["headers"]:
@@ -137,10 +175,12 @@ def _route(scope: Scope) -> str:
 
 
 def _odd_url(scope: Scope) -> errors.Problem | None:
-    """What is wrong with the URL's bytes, if anything: they are percent-encoded UTF-8 without NUL."""
+    """What is wrong with the URL's bytes, if anything: they are percent-encoded UTF-8 without NUL, and few."""
     url: bytes = scope.get("raw_path", b"") + b"?" + scope["query_string"]
     if not url.isascii():
         return errors.malformed("The URL holds bytes that must be percent-encoded.").problem
+    if scope["query_string"].count(b"&") >= _MOST_PARAMETERS:
+        return errors.invalid([errors.FieldError("", f"the URL may have {_MOST_PARAMETERS} parameters at most")])
     if b"%" not in url:
         return None
     plain = unquote_to_bytes(url)

@@ -11,6 +11,7 @@ import fastapi_offline
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse
@@ -18,7 +19,8 @@ from starlette.staticfiles import StaticFiles
 
 from models import rows
 from service.api import schemas
-from service.api.deps import JSON, MULTIPART
+from service.api.deps import ADMIN, JSON, MULTIPART, READ, WRITE
+from service.api.position import HEADER, LARGEST
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemAnswer")}}}
@@ -39,6 +41,14 @@ _MODELS: tuple[type[BaseModel], ...] = (
     schemas.SessionBody,
 )
 
+_POSITION: dict[str, Any] = {"schema": {"type": "integer", "minimum": 0, "maximum": LARGEST}}
+_POSITION_SENT = {
+    "name": HEADER,
+    "in": "header",
+    "description": "Answer once this worker knows the write that was answered with this position, or with 503",
+    **_POSITION,
+}
+_POSITION_TOLD = {"description": "Where in the change log the write stands", **_POSITION}
 _SECURITY_SCHEMES = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
@@ -73,12 +83,13 @@ def item_request(model: type[BaseModel]) -> dict[str, Any]:
     return extra
 
 
-def install(app: FastAPI, *, keys_needed: bool) -> None:
-    """Serve /openapi.json as described here, and /docs from files on disk instead of from a content network."""
+def install(app: FastAPI, routers: Sequence[APIRouter], *, keys_needed: bool) -> None:
+    """Serve /openapi.json as described here, of these routers, and /docs from files on disk instead of from a content
+    network."""
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _document(app, keys_needed=keys_needed)
+            app.openapi_schema = _document(app, routers, keys_needed=keys_needed)
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
@@ -102,7 +113,7 @@ def _docs(app: FastAPI) -> APIRouter:
     return router
 
 
-def _document(app: FastAPI, *, keys_needed: bool) -> dict[str, Any]:
+def _document(app: FastAPI, routers: Sequence[APIRouter], *, keys_needed: bool) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
@@ -110,8 +121,23 @@ def _document(app: FastAPI, *, keys_needed: bool) -> dict[str, Any]:
     components = document.setdefault("components", {})
     components.setdefault("schemas", {}).update(definitions["$defs"])
     components["securitySchemes"] = _SECURITY_SCHEMES
+    components["parameters"] = {HEADER: _POSITION_SENT}
+    components["headers"] = {HEADER: _POSITION_TOLD}
+    for route in (route for router in routers for route in router.routes):
+        if isinstance(route, APIRoute) and route.include_in_schema and set(route.dependencies) & {READ, WRITE, ADMIN}:
+            for method in route.methods or ():
+                operation = document["paths"][route.path_format][method.lower()]
+                _add_position(operation, tells=WRITE in route.dependencies)
     document["security"] = _security(keys_needed)
     return document
+
+
+def _add_position(operation: dict[str, Any], *, tells: bool) -> None:
+    """Declare the header that a request may send and, where it `tells`, the one of the answer."""
+    operation.setdefault("parameters", []).append({"$ref": f"#/components/parameters/{HEADER}"})
+    for status, answer in operation["responses"].items():
+        if tells and status < "300":
+            answer["headers"] = {HEADER: {"$ref": f"#/components/headers/{HEADER}"}}
 
 
 def _security(keys_needed: bool) -> Sequence[dict[str, list[str]]]:

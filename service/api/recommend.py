@@ -10,7 +10,7 @@ from starlette.responses import Response
 from models.rows import ItemId, UserId
 from service.api import answers, schemas
 from service.api.answers import Json
-from service.api.deps import READ, EngineDep, MetricsDep, json_body
+from service.api.deps import READ, EngineDep, HiddenDep, MetricsDep, json_body
 from service.api.openapi import json_request, problems
 from service.pipeline import explain, recommend
 
@@ -27,6 +27,7 @@ async def recommend_user(
     metrics: MetricsDep,
     user: Annotated[UserId, Path()],
     query: Annotated[schemas.RecommendQuery, Query()],
+    hidden: HiddenDep,
 ) -> Response:
     """The best items for a user. An unknown user gets a named fallback, or 404 with `strict`."""
     ranked = await recommend.recommend_user(
@@ -34,11 +35,12 @@ async def recommend_user(
         user,
         n=query.n,
         model=query.model,
-        category=query.category,
+        categories=query.category,
         exclude_seen=query.exclude_seen,
         diversity=query.diversity,
         strict=query.strict,
         explain=query.explain,
+        hidden=hidden,
     )
     metrics.count_fallback(ranked.fallback)
     return Json(answers.recommendations(ranked, explain=query.explain))
@@ -54,6 +56,7 @@ async def recommend_session(
     engine: EngineDep,
     metrics: MetricsDep,
     body: Annotated[schemas.SessionBody, json_body(schemas.SessionBody)],
+    hidden: HiddenDep,
 ) -> Response:
     """The best items for a session of weighted items."""
     ranked = await recommend.recommend_session(
@@ -61,10 +64,11 @@ async def recommend_session(
         [(item.id, item.weight) for item in body.items],
         n=body.n,
         model=body.model,
-        category=body.category,
+        categories=body.category,
         exclude_seen=body.exclude_seen,
         diversity=body.diversity,
         explain=body.explain,
+        hidden=hidden,
     )
     metrics.count_fallback(ranked.fallback)
     return Json(answers.recommendations(ranked, explain=body.explain))
@@ -75,6 +79,11 @@ async def recommend_session(
     dependencies=[READ],
     responses={200: {"model": schemas.ExplanationAnswer}, **problems(404)},
 )
-async def explain_pair(engine: EngineDep, user: Annotated[UserId, Path()], item: Annotated[ItemId, Path()]) -> Response:
+async def explain_pair(
+    engine: EngineDep,
+    user: Annotated[UserId, Path()],
+    item: Annotated[ItemId, Path()],
+    hidden: HiddenDep,
+) -> Response:
     """What each item of a user's history says of an item, the most relevant first."""
-    return Json(answers.explanation(await explain.explain_pair(engine, user, item)))
+    return Json(answers.explanation(await explain.explain_pair(engine, user, item, hidden=hidden)))

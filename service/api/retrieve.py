@@ -26,7 +26,8 @@ async def retrieve_by_text(engine: EngineDep, query: Annotated[schemas.RetrieveQ
         n=query.n,
         target=query.target,
         include_generated=query.include_generated,
-        category=query.category,
+        categories=query.category,
+        at="/query/text",
     )
     return Json(answers.hits(found))
 
@@ -47,6 +48,7 @@ async def retrieve_by_content(
         n=body.n,
         target=body.target,
         include_generated=body.include_generated,
-        category=body.category,
+        categories=body.category,
+        at=schemas.query_pointer(body),
     )
     return Json(answers.hits(found))

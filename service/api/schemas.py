@@ -12,7 +12,17 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
 from models import patterns
 from models.rows import (
@@ -21,6 +31,7 @@ from models.rows import (
     ContentIn,
     ContentObject,
     EventBody,
+    EventType,
     ImputeBody,
     ItemId,
     Metadata,
@@ -50,10 +61,31 @@ from service.domain import (
 # --- values -------------------------------------------------------------------------------------------------------
 
 SearchText = Annotated[str, StringConstraints(pattern=patterns.PROSE), AfterValidator(limits.check_text)]
+ChosenCategories = Annotated[
+    list[Category],
+    Field(max_length=32, description="Only items that are in it; of several, in all"),
+    AfterValidator(lambda several: list(dict.fromkeys(several))),
+]
 ModelName = Literal["dgmrec", "iris", "popular", "latest"]
 Diversity = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[
     int, Field(ge=1, description="500 at most, unless configured otherwise"), AfterValidator(limits.check_n)
+]
+
+
+def _one_or_several(value: object, several: ValidatorFunctionWrapHandler) -> object:
+    if value is None:
+        return []
+    if not isinstance(value, str):
+        return several(value)
+    try:
+        return several([value])
+    except ValidationError:  # its pointer would lead into a list that is none
+        raise ValueError(patterns.SENTENCES[patterns.LABEL]) from None
+
+
+OneOrSeveral = Annotated[
+    ChosenCategories, WrapValidator(_one_or_several, json_schema_input_type=Category | list[Category] | None)
 ]
 
 
@@ -122,7 +154,7 @@ class SessionBody(Strict):
     items: list[WeightedItem] = Field(min_length=1, max_length=1_000)
     n: Count = 20
     model: ModelName | None = None
-    category: Category | None = None
+    category: OneOrSeveral = Field([])
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
@@ -139,7 +171,7 @@ class RetrieveBody(Strict):
     n: Count = 20
     target: ModalityName = "any"
     include_generated: bool = True
-    category: Category | None = None
+    category: OneOrSeveral = Field([])
 
     @model_validator(mode="after")
     def _exactly_one(self) -> RetrieveBody:
@@ -159,7 +191,7 @@ class ListQuery(Query):
 
     limit: Count = 50
     cursor: str | None = Field(None, min_length=1, max_length=512)
-    category: Category | None = None
+    category: ChosenCategories = Field([])
     missing: ModalityName | None = Field(None, description="Only items that lack this modality")
     q: str | None = Field(None, min_length=1, max_length=256, description="A part of the id or title")
 
@@ -195,15 +227,17 @@ class FeedbackQuery(Query):
 
     user: UserId | None = None
     item: ItemId | None = None
+    type: EventType | None = None
     limit: Count = 50
     cursor: str | None = Field(None, min_length=1, max_length=512)
 
 
 class FeedbackDeleteQuery(Query):
-    """Which events to delete: at least one of the two."""
+    """Which events to delete: at least one of these."""
 
     user: UserId | None = None
     item: ItemId | None = None
+    type: EventType | None = None
 
 
 class RecommendQuery(Query):
@@ -211,7 +245,7 @@ class RecommendQuery(Query):
 
     n: Count = 20
     model: ModelName | None = None
-    category: Category | None = None
+    category: ChosenCategories = Field([])
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
@@ -225,7 +259,7 @@ class RetrieveQuery(Query):
     n: Count = 20
     target: ModalityName = Field("any", description="`any` or a modality")
     include_generated: bool = True
-    category: Category | None = None
+    category: ChosenCategories = Field([])
 
 
 # --- from requests to the service's objects -----------------------------------------------------------------------
@@ -299,6 +333,13 @@ def to_query(body: RetrieveBody) -> dict[str, Content]:
     return {name: VectorContent(np.asarray(values, dtype=np.float32)) for name, values in vectors.items()}
 
 
+def query_pointer(body: RetrieveBody) -> str:
+    """The JSON pointer to what is searched by."""
+    if body.vector is not None:
+        return pointer(("vector", *body.vector))
+    return "/text" if body.text is not None else "/image"
+
+
 # --- answers, for the OpenAPI document ----------------------------------------------------------------------------
 
 
@@ -327,6 +368,8 @@ class ModalityAnswer(BaseModel):
     generator: str | None = None
     confidence: float | None = None
     basis: list[str] = []
+    detail: str | None = Field(None, description="why what was given is no observation, and the modality missing")
+    truncated: bool = Field(False, description="the text is longer than its encoder reads")
 
 
 class WrittenAnswer(BaseModel):
@@ -419,13 +462,13 @@ class ReasonAnswer(BaseModel):
 
 
 class ExplanationAnswer(BaseModel):
-    """What a user's history says of an item: the score by IRIS is `lean` and all relevances together."""
+    """What a user's history says of an item: the score by IRIS is `item_bias` and all relevances together."""
 
     user: str
     item: str
     title: str | None
     score: float
-    lean: float = Field(description="the part of the score that the item has for everybody")
+    item_bias: float = Field(description="the part of the score that the item has for everybody")
     modalities: dict[str, State]
     reasons: list[ReasonAnswer]
     model_version: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from alembic import context
 
-from service.adapters.tables import metadata
+from service.adapters.sql.tables import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.domain import (
     Hit,
     ItemNotFoundError,
@@ -26,23 +28,25 @@ async def get_item(engine: Engine, item_id: str) -> ItemView:
 
 
 async def list_items(
-    engine: Engine, *, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+    engine: Engine, *, limit: int, cursor: str | None, categories: Sequence[str], missing: str | None, q: str | None
 ) -> Page[ItemView]:
-    """A page of items in order of id. `missing` names a modality that is not observed.
+    """A page of items in order of id, of those in all of the categories. `missing` names a modality that is not
+    observed.
 
     Raises:
         InvalidInputError: the cursor is none of ours. UnknownModalityError: `missing` is no modality of the bundle.
     """
     if missing is not None:
         require_modality(engine, missing)
-    page = await engine.store.list_items(limit=limit, cursor=cursor, category=category, missing=missing, q=q)
+    page = await engine.store.list_items(limit=limit, cursor=cursor, categories=categories, missing=missing, q=q)
     return Page([views.item(engine, item) for item in page.items], page.next_cursor)
 
 
 async def get_modality(
-    engine: Engine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False
+    engine: Engine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False, hidden: bool = True
 ) -> ModalityDetail:
-    """One modality of one item: state, provenance, and the items whose observed feature is nearest.
+    """One modality of one item: state, provenance, and the items whose observed feature is nearest; `hidden` ones are
+    those that are not available.
 
     Raises:
         ItemNotFoundError: there is no such item. UnknownModalityError: the bundle has no such modality.
@@ -57,13 +61,13 @@ async def get_modality(
     near: tuple[Hit, ...] = ()
     if known is not None and key is not None:
         feature = engine.catalogue.rows.get(f"feature.{modality}", key)
-        near = views.neighbours(engine, modality, feature, neighbours, key)
+        near = views.neighbours(engine, modality, feature, neighbours, key, hidden=hidden)
     return ModalityDetail(
         item=item_id,
         modality=modality,
-        report=views.report(views.state_of(item, modality), generated),
+        report=views.report_of(item, modality),
         source=observed.source if observed else None,
-        text=observed.text if observed else None,
+        text=views.text_of(observed, item.remarks.get(modality)),
         media=observed.media if observed else None,
         neighbours=near,
         vector=known.vector if vector and known is not None else None,

@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from models.reranker import Sides
+from models.arrays import Array, Counts, Double, Mask
+from models.iris.serving import ItemSides
+from models.linalg import unit
 from service.domain import State
-from service.pipeline.rows import Array, Keys, Rows
-from service.ports import VectorIndex
-
-Mask = NDArray[np.bool_]
+from service.pipeline.rows import Rows
+from service.ports import Keys, VectorIndex
 
 FINAL = "items"
-TARGETS = "iris:targets"  # as no modality can be named
+COSINE, TARGETS = "items:cosine", "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 _FEATURE, _SIDE = "feature.", "side."
 _PARTS = ("parts", "taste", "final", "message", "modal")
@@ -32,7 +32,7 @@ _PARTS = ("parts", "taste", "final", "message", "modal")
 @dataclass(frozen=True, slots=True)
 class Shape:
     """Sizes of an item's model state: `ranks` r_m by modality, `size` d, `layers` L of the item graph, and, where the
-    bundle holds an IRIS, the shapes of what that needs of it (`Reranker.shapes`)."""
+    bundle holds an IRIS, the shapes of what that needs of it (`IRISServing.shapes`)."""
 
     ranks: Mapping[str, int]
     size: int
@@ -67,7 +67,7 @@ class Shape:
 class Derived:
     """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
     propagation, taste, the vector that it is ranked by, what it passes on to its users, the modal part, and its row of
-    each field of IRIS' `Sides`."""
+    each field of IRIS' `ItemSides`."""
 
     features: Mapping[str, Array]
     parts: Array
@@ -138,13 +138,14 @@ class Catalogue:
         self._keys: dict[str, int] = {}
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
+        self.indexes[COSINE] = make_index(shape.size)
         if shape.sides:
             self.indexes[TARGETS] = make_index(shape.sides["q"][0] + 1)
         self.rows = Rows(shape.fields())
         self.available: Mask = np.zeros(0, dtype=np.bool_)
         self.observed: Mask = np.zeros((0, len(self.names)), dtype=np.bool_)
-        self.popularity: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
-        self.created: NDArray[np.float64] = np.zeros(0, dtype=np.float64)
+        self.popularity: Counts = np.zeros(0, dtype=np.int64)
+        self.created: Double = np.zeros(0, dtype=np.float64)
         self._categories: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
@@ -241,9 +242,11 @@ class Catalogue:
                 self.indexes[name].upsert(keys[there], vectors[there] / length[there, None])
             if not there.all():
                 self.indexes[name].remove(keys[~there])
-        self.indexes[FINAL].upsert(keys, np.stack([derived.final for _, derived in rows]))
+        final = np.stack([derived.final for _, derived in rows])
+        self.indexes[FINAL].upsert(keys, final)
+        self.indexes[COSINE].upsert(keys, unit(final))
         if TARGETS in self.indexes:
-            rows_of = [np.append(derived.sides["q"], derived.sides["lean"]) for _, derived in rows]
+            rows_of = [np.append(derived.sides["q"], derived.sides["item_bias"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
 
     def _forget_categories(self, key: int) -> None:
@@ -260,21 +263,21 @@ class Catalogue:
         """Final vectors `[k, d]`."""
         return self.rows.get("final", keys)
 
-    def degree(self, keys: Keys) -> NDArray[np.int64]:
+    def degree(self, keys: Keys) -> Counts:
         """Number of users of items `[...]`, 0 for negative keys."""
         found = np.zeros(keys.shape, dtype=np.int64)
         there = keys >= 0
         found[there] = self.popularity[keys[there]]
         return found
 
-    def sides(self, keys: Keys) -> Sides:
+    def sides(self, keys: Keys) -> ItemSides:
         """What IRIS needs of items `[k]`."""
-        return Sides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
+        return ItemSides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
 
-    def eligible(self, category: str | None = None, excluded: Keys | None = None) -> Mask:
-        """Which keys may be shown: available ones, of the category, without the excluded."""
+    def eligible(self, categories: Iterable[str] = (), excluded: Keys | None = None) -> Mask:
+        """Which keys may be shown: available ones, in all of the categories, without the excluded."""
         allowed = self.available.copy()
-        if category is not None:
+        for category in categories:
             members = list(self._categories.get(category, ()))  # at once: the writer may change the set meanwhile
             chosen = np.zeros(len(allowed), dtype=np.bool_)
             chosen[[key for key in members if key < len(chosen)]] = True
@@ -302,9 +305,9 @@ class Catalogue:
         return counts
 
     def count_categories(self) -> dict[str, int]:
-        """Number of items by category, the largest first."""
+        """Number of items by category, the largest first, ties by name."""
         counts = [(name, len(keys)) for name, keys in list(self._categories.items())]
-        return dict(sorted(counts, key=lambda row: -row[1]))
+        return dict(sorted(counts, key=lambda row: (-row[1], row[0])))
 
 
 def _grown(array: NDArray, size: int) -> NDArray:  # type: ignore[type-arg]  # of whatever it was

@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from models.arrays import Array, Double
 from models.encoders import TextEncoder
-from models.lrmm import ITEM, USER
-from models.profiles import Array, Double, Reviewed, within
-from models.rater import Rater
-from models.reviews import excerpt
+from models.lrmm.model import ITEM, USER
+from models.lrmm.profiles import Reviewed, in_document
+from models.lrmm.reviews import excerpt
+from models.lrmm.serving import LRMMServing
 from service.domain import Review
 from service.pipeline.engine import Engine
 from service.ports import Side
@@ -30,10 +31,10 @@ NAMES: Mapping[Side, str] = {"user": USER, "item": ITEM}
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A side of a pair: its embedding `[d]`, its taste `[k]`, whether anything is known, and by how many reviews."""
+    """A side of a pair: its embedding `[d]`, latent factors `[k]`, whether it has any review, and how many."""
 
     embedding: Array
-    taste: Double
+    factors: Double
     known: bool
     reviews: int
 
@@ -46,7 +47,7 @@ class Documents:
     before a change is not kept after it. `contents` has for an item what its row in SQL and its version were.
     """
 
-    rater: Rater
+    lrmm: LRMMServing
     sentence: TextEncoder | None
     identity: str
     profiles: OrderedDict[tuple[Side, str], Profile] = field(default_factory=OrderedDict)
@@ -84,7 +85,7 @@ def forget_all(engine: Engine) -> None:
 def follow(engine: Engine, users: Collection[str], items: Collection[str]) -> None:
     """Encode what has just been written about a few users and items, after the answer."""
     documents = engine.documents
-    if documents is not None and documents.rater.encoder is not None and len(users) + len(items) <= EAGER:
+    if documents is not None and documents.lrmm.encoder is not None and len(users) + len(items) <= EAGER:
         engine.background(_refresh(engine, documents, users, items))
 
 
@@ -108,7 +109,7 @@ async def profiles(engine: Engine, documents: Documents, side: Side, keys: Colle
         before = documents.changes
         read = await engine.store.documents(side, absent, encoder=documents.identity, limit=REVIEWS)
         read = await _encoded(engine, documents, {key: _latest(reviews) for key, reviews in read.items()})
-        made = _profiles(documents.rater, side, absent, read)
+        made = _profiles(documents.lrmm, side, absent, read)
         found |= made
         if documents.changes == before:
             _keep(documents, side, made)
@@ -134,13 +135,13 @@ async def _encoded(
     engine: Engine, documents: Documents, read: Mapping[str, Sequence[Review]]
 ) -> dict[str, list[Review]]:
     """The same documents with a vector for every review that stands within their first L words."""
-    rater = documents.rater
+    lrmm = documents.lrmm
     kept: dict[str, list[Review]] = {}
     new: dict[int, Review] = {}
     for key, reviews in read.items():
-        counted = [replace(one, words=_words(rater, one)) for one in reviews]
+        counted = [replace(one, words=_words(lrmm, one)) for one in reviews]
         words = np.array([one.words for one in counted])
-        inside = within(np.zeros(len(counted), np.int64), words, rater.config.document_words) & (words > 0)
+        inside = in_document(np.zeros(len(counted), np.int64), words, lrmm.config.document_words) & (words > 0)
         kept[key] = [
             one if there else replace(one, words=0, vector=None) for one, there in zip(counted, inside, strict=True)
         ]
@@ -159,45 +160,45 @@ async def _encoded(
     }
 
 
-def _words(rater: Rater, review: Review) -> int:
+def _words(lrmm: LRMMServing, review: Review) -> int:
     """Words of a review that are read; none where nothing reads them."""
-    if rater.encoder is None:
+    if lrmm.encoder is None:
         return 0
-    return review.words if review.text is None else min(len(review.text.split()), rater.config.review_words)
+    return review.words if review.text is None else min(len(review.text.split()), lrmm.config.review_words)
 
 
 def _encode(documents: Documents, texts: Sequence[str]) -> Array:
-    encoder, sentence = documents.rater.encoder, documents.sentence
+    encoder, sentence = documents.lrmm.encoder, documents.sentence
     assert encoder is not None  # only its words are counted, and only what has words is encoded
     assert sentence is not None  # it was loaded with the encoder
     return encoder.encode(texts, sentence.encode([excerpt(text, encoder.limit) for text in texts]))
 
 
 def _profiles(
-    rater: Rater, side: Side, keys: Sequence[str], read: Mapping[str, Sequence[Review]]
+    lrmm: LRMMServing, side: Side, keys: Sequence[str], read: Mapping[str, Sequence[Review]]
 ) -> dict[str, Profile]:
     reviews = [(place, one) for place, key in enumerate(keys) for one in read.get(key, ())]
-    blank = np.zeros(rater.vector_dim, np.float32)
-    other, taste = rater.others(NAMES[side], [(one.user, one.item) for _, one in reviews])
+    blank = np.zeros(lrmm.vector_dim, np.float32)
+    other_bias, other_factors = lrmm.sides.others(NAMES[side], [(one.user, one.item) for _, one in reviews])
     reviewed = Reviewed(
         group=np.array([place for place, _ in reviews], dtype=np.int64),
         value=np.array([np.nan if one.value is None else one.value for _, one in reviews], dtype=np.float64),
-        other=other,
-        taste=taste,
+        other_bias=other_bias,
+        other_factors=other_factors,
         vector=np.array([blank if one.vector is None else one.vector for _, one in reviews]).reshape(-1, len(blank)),
-        told=np.array([one.vector is not None for _, one in reviews], dtype=np.bool_),
+        has_text=np.array([one.vector is not None for _, one in reviews], dtype=np.bool_),
     )
-    made = rater.profile(NAMES[side], reviewed, len(keys))
+    made = lrmm.profile(NAMES[side], reviewed, len(keys))
     count = np.bincount(reviewed.group, minlength=len(keys))
     return {
-        key: Profile(made.embedding[row], made.taste[row], bool(made.known[row]), int(count[row]))
+        key: Profile(made.embedding[row], made.factors[row], bool(made.known[row]), int(count[row]))
         for row, key in enumerate(keys)
     }
 
 
 async def contents(engine: Engine, documents: Documents, items: Collection[str]) -> dict[str, Mapping[str, Array]]:
     """Embeddings `[d_m]` of items' own content by modality, for what is observed of them; unknown items left out."""
-    if not documents.rater.contents:
+    if not documents.lrmm.contents:
         return {}
     found: dict[str, Mapping[str, Array]] = {}
     absent: list[str] = []
@@ -210,8 +211,8 @@ async def contents(engine: Engine, documents: Documents, items: Collection[str])
     if absent:
         for item, stored in (await engine.store.get_items(absent)).items():
             found[item] = {
-                name: documents.rater.content(name, stored.observed[name].vector[None])[0]
-                for name in documents.rater.contents
+                name: documents.lrmm.content(name, stored.observed[name].vector[None])[0]
+                for name in documents.lrmm.contents
                 if name in stored.observed
             }
             documents.contents[item] = (stored.row, stored.version), found[item]

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from models.reranker import Reranker
+from models.arrays import Array
+from models.dgmrec.inference import mean_of_gathered
+from models.iris.serving import IRISServing
 from service.domain import State
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
-from service.pipeline.impute import Completed, Subject, depth, mean_of, neighbour_keys
-from service.pipeline.rows import Array, Keys
+from service.pipeline.impute import Completed, Subject, depth, neighbour_keys
+from service.ports import Keys
 
 
 def embed(
@@ -24,16 +26,16 @@ def embed(
         return []
     model = engine.model
     features = {name: np.stack([one.features[name] for one in completed]) for name in model.names}
-    taste = np.stack([one.taste for one in completed])
+    preference = np.stack([one.taste for one in completed], axis=1)  # [M, b, d]
     around = _around(engine, subjects, completed, features)
-    layers = _propagate(engine, around, model.encode(features, taste))
+    layers = _propagate(engine, around, model.encode(features, preference))
     modal, expected = model.fuse(layers[-1]), _expected(engine, ids, around, features)
-    parts = np.stack(layers[:-1], axis=1)  # [b, L, M, 2d]
+    parts = np.stack(layers[:-1])  # [L, M, b, 2d]
     sides = _sides(engine, engine.reranker, ids, subjects, completed) if engine.reranker else {}
     return [
         Derived(
             completed[row].features,
-            parts[row],
+            parts[:, :, row],
             completed[row].taste,
             *_vectors(engine, ids[row], subject, expected[row], modal[row]),
             modal[row],
@@ -63,15 +65,15 @@ def _around(
 
 
 def _propagate(engine: Engine, around: Sequence[tuple[Keys, Array]], parts: Array) -> list[Array]:
-    """Parts `[b, M, 2d]` before and after each layer: the mean over the neighbours (eq. 5 with the graph that
+    """Parts `[M, b, 2d]` before and after each layer: the mean over the neighbours (eq. 5 with the graph that
     refinement, eq. 16, converges to). Without neighbours, the item's own."""
     model = engine.model
     layers = [parts, *(parts.copy() for _ in range(model.layers))]
     for column, (found, _) in enumerate(around):
         keys = found[:, : model.neighbours]
         for layer in range(model.layers):
-            mean, some = mean_of(engine.catalogue.rows.get("parts", keys, layer, column), keys)
-            layers[layer + 1][some, column] = mean[some]
+            mean, valid = mean_of_gathered(engine.catalogue.rows.get("parts", keys, layer, column), keys)
+            layers[layer + 1][column, valid] = mean[valid]
     return layers
 
 
@@ -84,7 +86,7 @@ def _expected(
     cosines = np.concatenate([near[:, :count] for _, near in around], axis=1)
     later = np.array([item_id not in engine.model.items for item_id in ids], dtype=np.bool_)
     neighbours = catalogue.rows.get("final", keys)
-    return engine.model.untouched(features, neighbours, cosines, catalogue.degree(keys), later)
+    return engine.model.cold_vectors(features, neighbours, cosines, catalogue.degree(keys), later)
 
 
 def _vectors(engine: Engine, item_id: str, subject: Subject, expected: Array, modal: Array) -> tuple[Array, Array]:
@@ -92,14 +94,18 @@ def _vectors(engine: Engine, item_id: str, subject: Subject, expected: Array, mo
     model = engine.model
     row = model.trained_row(item_id)
     if row is not None:
-        return model.settled(row, modal), model.tables["item_message"][row]
+        return model.warm_vector(row, modal), model.tables["item_message"][row]
     messages = np.array([visitor.message for visitor in subject.visitors], dtype=np.float32)
     told = model.item_message(model.item_id(expected, messages), len(messages))
     return model.final(expected, messages, modal), told
 
 
 def _sides(
-    engine: Engine, reranker: Reranker, ids: Sequence[str], subjects: Sequence[Subject], completed: Sequence[Completed]
+    engine: Engine,
+    reranker: IRISServing,
+    ids: Sequence[str],
+    subjects: Sequence[Subject],
+    completed: Sequence[Completed],
 ) -> Mapping[str, Array]:
     """What IRIS needs of the items, by field `[b, ...]`, from raw features: the observed ones, else the generated."""
     features = {

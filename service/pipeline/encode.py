@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
 
 from models.bundle import ModalityEntry
-from models.encoders import ImageError, decode_image
+from models.encoders import ImageEncoder, ImageError, TextEncoder, decode_image
 from service.domain import (
     Content,
     FetchError,
@@ -21,16 +21,21 @@ from service.domain import (
     LacunaError,
     MediaContent,
     Observed,
+    Remark,
     TextContent,
     UnknownModalityError,
     UrlContent,
     VectorContent,
 )
-from service.pipeline.engine import Engine
+from service.pipeline.engine import Engine, Limits
 from service.ports import Media
 
 TEXT = "text"
 TITLE_SOURCE = "title"
+# Why what was given is no observation.
+UNREAD = "The encoder knows no word of this text, so it counts as missing."
+ZERO = "A feature of zeros says nothing of an item, so it counts as missing."
+MEAN = "The mean of all features says nothing of an item, so it counts as missing."
 Contents = Mapping[str, tuple[Content, str]]  # by modality, with what `Observed.source` will say
 # Images are answered as what they were checked to be, whatever their sender called them.
 _TYPES = {
@@ -44,10 +49,20 @@ _TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What became of one item's content: its features, and the files to store."""
+    """What became of one item's content: its features, the files to store, and what is to be said of it."""
 
     observed: dict[str, Observed]
     media: tuple[Media, ...] = ()
+    remarks: Mapping[str, Remark] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """By modality what goes into its encoder (text, picture) or is its feature already (array), and the remarks on
+    what was given."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    remarks: dict[str, Remark] = field(default_factory=dict)
 
 
 def with_title(title: str | None, modalities: Mapping[str, Content]) -> dict[str, tuple[Content, str]]:
@@ -64,15 +79,38 @@ def _source(content: Content) -> str:
     return "vector" if isinstance(content, VectorContent) else "media"
 
 
-async def encode(engine: Engine, drafts: Sequence[Contents]) -> list[Encoded | LacunaError]:
-    """Features of several items' contents, each row with its own outcome; one encoder call for each modality."""
+class PixelBudget:
+    """The pixels that one request may still have decoded, whatever number of pictures they come in."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limit = self._left = limits.request_pixels
+
+    def spend(self, pixels: int) -> None:
+        """Take a picture's pixels. Raises ImageError where they are more than are left."""
+        if pixels > self._left:
+            raise ImageError(
+                f"with this picture of {pixels:,} pixels, those of the request have more than the {self._limit:,} "
+                "that are accepted together"
+            )
+        self._left -= pixels
+
+
+async def encode(
+    engine: Engine, drafts: Sequence[Contents], budget: PixelBudget | None = None
+) -> list[Encoded | LacunaError]:
+    """Features of several items' contents, each row with its own outcome.
+
+    `budget` is what is left to a request that has its rows encoded in several calls. Pictures are decoded and encoded
+    one after the other, so that only one of them is in memory; other content goes through one call for each encoder.
+    """
+    budget = budget or PixelBudget(engine.limits)
     given = [content for contents in drafts for content, _ in contents.values()]
     rows: Sequence[Contents | LacunaError] = drafts
     if any(isinstance(content, UrlContent) for content in given):
         rows = await asyncio.gather(*(_fetched_row(engine, contents) for contents in drafts))
     if all(isinstance(content, VectorContent) for content in given):  # only looked at, which is sooner done than passed
-        return _encode_all(engine, rows)
-    return await engine.compute(_encode_all, engine, rows)
+        return _encode_all(engine, rows, budget)
+    return await engine.compute(_encode_all, engine, rows, budget)
 
 
 async def _fetched_row(engine: Engine, contents: Contents) -> Contents | LacunaError:
@@ -100,12 +138,17 @@ async def fetched(engine: Engine, modality: str, content: Content) -> Content:
         raise FetchError(str(error), pointer) from None
 
 
-def _encode_all(engine: Engine, drafts: Sequence[Contents | LacunaError]) -> list[Encoded | LacunaError]:
-    prepared = [got if isinstance(got, LacunaError) else _prepare_row(engine, got) for got in drafts]
+def _encode_all(
+    engine: Engine, drafts: Sequence[Contents | LacunaError], budget: PixelBudget
+) -> list[Encoded | LacunaError]:
+    prepared = [got if isinstance(got, LacunaError) else _prepare_row(engine, got, budget) for got in drafts]
     vectors: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.float32]]] = {}
     for name in engine.model.names:
-        rows = [row for row, got in enumerate(prepared) if not isinstance(got, LacunaError) and name in got]
-        raw = [(row, cast("dict[str, Any]", prepared[row])[name]) for row in rows]
+        raw = [
+            (row, got.values[name])
+            for row, got in enumerate(prepared)
+            if not isinstance(got, LacunaError) and name in got.values
+        ]
         for row, value in raw:
             if isinstance(value, np.ndarray):
                 vectors[row, name] = value
@@ -117,7 +160,9 @@ def _encode_all(engine: Engine, drafts: Sequence[Contents | LacunaError]) -> lis
     return [
         got
         if isinstance(got, LacunaError)
-        else _finished(engine, cast("Contents", drafts[row]), {name: vectors[row, name] for name in got})
+        else _finished(
+            engine, cast("Contents", drafts[row]), {name: vectors[row, name] for name in got.values}, got.remarks
+        )
         for row, got in enumerate(prepared)
     ]
 
@@ -132,22 +177,24 @@ def _declared(engine: Engine, modality: str) -> ModalityEntry:
     return declared[modality]
 
 
-def _prepare_row(engine: Engine, contents: Contents) -> dict[str, Any] | LacunaError:
-    """What goes into each modality's encoder (text, picture) or is its feature already (array)."""
-    prepared: dict[str, Any] = {}
+def _prepare_row(engine: Engine, contents: Contents, budget: PixelBudget) -> _Prepared | LacunaError:
+    prepared = _Prepared()
     try:
         for name, (content, source) in contents.items():
             if source == TITLE_SOURCE and name not in engine.model.names:  # a bundle without text has no use for titles
                 continue
-            value = _prepare(engine, _declared(engine, name), content, source)
-            if value is not None:
-                prepared[name] = value
+            value = _prepare(engine, _declared(engine, name), content, source, budget)
+            remark = unread(engine, name, value, source) if isinstance(value, str) else None
+            if remark is not None:
+                prepared.remarks[name] = remark
+            if value is not None and (remark is None or remark.detail is None):
+                prepared.values[name] = value
     except LacunaError as error:
         return error
     return prepared
 
 
-def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: str) -> Any:
+def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: str, budget: PixelBudget) -> Any:
     pointer = f"/modalities/{modality.name}" if source != TITLE_SOURCE else "/title"
     kind = modality.encoder.kind if modality.encoder else None
     if isinstance(content, VectorContent):
@@ -162,10 +209,13 @@ def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: 
             raise InvalidInputError(f"A text has at most {engine.limits.text_chars} characters.", pointer)
         return content.text
     _require_kind(modality, "image", "a picture")
+    encoder = cast("ImageEncoder", engine.encoders[modality.name])
+    data = cast("MediaContent", content).data
     try:
-        return decode_image(cast("MediaContent", content).data, max_pixels=engine.limits.image_pixels)
+        picture = decode_image(data, max_pixels=engine.limits.image_pixels, spend=budget.spend)
     except ImageError as error:
         raise InvalidImageError(_sentence(str(error)), pointer) from None
+    return encoder.encode([picture])[0]
 
 
 def _require_kind(modality: ModalityEntry, given: str, what: str) -> None:
@@ -197,10 +247,15 @@ def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> np
     return vector
 
 
-def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any]) -> Encoded:
+def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any], remarks: Mapping[str, Remark]) -> Encoded:
     observed: dict[str, Observed] = {}
     media: list[Media] = []
+    remarks = dict(remarks)
     for name, vector in vectors.items():
+        silent = silence(engine, name, vector)
+        if silent is not None:
+            remarks[name] = silent
+            continue
         content, source = contents[name]
         encoder = "" if isinstance(content, VectorContent) else encoder_identity(engine, name)
         text = content.text if isinstance(content, TextContent) and source != TITLE_SOURCE else None
@@ -211,7 +266,22 @@ def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any]) ->
             kind = media_type(content.data)
             media.append(Media(sha256, content.data, kind))
         observed[name] = Observed(np.asarray(vector, dtype=np.float32), source, encoder, text, sha256, kind)
-    return Encoded(observed, tuple(media))
+    return Encoded(observed, tuple(media), remarks)
+
+
+def unread(engine: Engine, modality: str, text: str, source: str) -> Remark | None:
+    """What the encoder leaves unread of a text, if anything: all of it, or its end."""
+    reading = cast("TextEncoder", engine.encoders[modality]).reads(text)
+    if not reading.known:
+        return Remark(UNREAD, text=None if source == TITLE_SOURCE else text)
+    return Remark(truncated=True) if reading.truncated else None
+
+
+def silence(engine: Engine, modality: str, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Remark | None:
+    """Why a feature is no observation, where it is none."""
+    if engine.model.tells(modality, vector):
+        return None
+    return Remark(MEAN if vector.any() else ZERO)
 
 
 def encoder_identity(engine: Engine, modality: str) -> str:

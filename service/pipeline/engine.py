@@ -10,15 +10,16 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from models.bundle import Manifest
+from models.dgmrec.serving import DGMRecServing
 from models.encoders import ImageEncoder, TextEncoder
-from models.online import OnlineDGMRec
-from models.reranker import Reranker
+from models.iris.serving import IRISServing
 from service.pipeline.catalogue import Catalogue
 from service.ports import Bell, Cache, Fetcher, StepTimer, Store
 from service.tasks import stop
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 HISTORIES = 50_000
+# The newest position in the change log of what the request at hand has written; 0 for nothing.
+WRITTEN: ContextVar[int] = ContextVar("written", default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +44,7 @@ class Limits:
 
     image_pixels: int = 20_000_000
     text_chars: int = 20_000
+    request_pixels: int = 100_000_000  # of all its pictures together
 
 
 class NoTimer:
@@ -100,7 +104,7 @@ class Engine:
     store: Store
     cache: Cache
     manifest: Manifest
-    model: OnlineDGMRec
+    model: DGMRecServing
     encoders: Mapping[str, TextEncoder | ImageEncoder]
     catalogue: Catalogue
     limits: Limits = field(default_factory=Limits)
@@ -114,7 +118,7 @@ class Engine:
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
     histories: OrderedDict[str, History] = field(default_factory=OrderedDict)
     documents: Documents | None = None  # where the bundle predicts ratings
-    reranker: Reranker | None = None  # where the bundle explains
+    reranker: IRISServing | None = None  # where the bundle explains
     loading: dict[str, asyncio.Task[History]] = field(default_factory=dict)
     fallbacks: Counter[str] = field(default_factory=Counter)
     stale: dict[str, None] = field(default_factory=dict)
@@ -137,6 +141,7 @@ class Engine:
     def own(self, positions: range) -> None:
         """Note that changes of this worker's own are in its memory, and tell the other workers."""
         if positions:
+            WRITTEN.set(positions[-1])
             self.followed.applied.update(positions)
             self.bell.ring()
 

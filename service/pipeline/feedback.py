@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from service.domain import Event, FeedbackOutcome, InvalidInputError, Page, User, UserNotFoundError
 from service.pipeline import documents, follow, history
 from service.pipeline.engine import Engine
-from service.pipeline.ingest import EVERYTHING, follows_feedback
+from service.pipeline.ingest import follows_feedback
 from service.ports import EventResult, Keep
 
 
@@ -59,27 +59,27 @@ def _follow(engine: Engine, users: Iterable[str], items: Iterable[str]) -> None:
 
 
 async def list_feedback(
-    engine: Engine, *, limit: int, cursor: str | None, user: str | None, item: str | None
+    engine: Engine, *, limit: int, cursor: str | None, user: str | None, item: str | None, kind: str | None
 ) -> Page[Event]:
-    """A page of events, newest first."""
-    return await engine.store.list_feedback(limit=limit, cursor=cursor, user=user, item=item)
+    """A page of events, newest first; `kind` is their type."""
+    return await engine.store.list_feedback(limit=limit, cursor=cursor, user=user, item=item, kind=kind)
 
 
-async def delete_feedback(engine: Engine, *, user: str | None, item: str | None) -> int:
-    """Remove the events of a user, of an item, or of the pair; answers how many.
+async def delete_feedback(engine: Engine, *, user: str | None, item: str | None, kind: str | None) -> int:
+    """Remove the events that are of a user, of an item and of a type, as far as these are given; answers how many.
 
     Raises:
-        InvalidInputError: neither is given.
+        InvalidInputError: none is given.
     """
-    if user is None and item is None:
-        raise InvalidInputError("Name a user, an item, or both.")
-    users = [user] if user is not None else await engine.store.item_users(item or "", limit=EVERYTHING)
-    touched = [item] if item is not None else await _items_of(engine, user or "")
+    if user is None and item is None and kind is None:
+        raise InvalidInputError("Name a user, an item or a type.")
     with engine.step("commit"):
-        done = await engine.store.delete_feedback(user=user, item=item)
+        done = await engine.store.delete_feedback(user=user, item=item, kind=kind)
     if done.value:
+        entries = await engine.store.changes(done.positions.start - 1, limit=len(done.positions))
+        touched = [entry.key for entry in entries if entry.kind == "item-feedback"]
         documents.forget(engine, touched)
-        _follow(engine, users, touched)
+        _follow(engine, [entry.key for entry in entries if entry.kind == "feedback-deleted"], touched)
     engine.own(done.positions)
     return done.value
 

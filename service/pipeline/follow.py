@@ -6,6 +6,7 @@ or in any order. Own writes are in memory before they are answered and are skipp
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import time
@@ -13,7 +14,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 
-from service.domain import ChangesLostError, LacunaError, StoreUnavailableError
+from service.domain import ChangesLostError, LacunaError, NotFollowedError, StoreUnavailableError
 from service.pipeline import documents, history
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 
 ENTRIES = 1000  # read at once
 ITEMS = 100  # held locked and read at once
+REACH_S, RETRY_S = 2.0, 0.05  # longest wait for a position of the log, and between two looks for it
 SWEEP_S = 10.0
 TRIM_S = 600.0
 ADOPTED = 10_000  # of the items left behind by others, taken over at once
@@ -58,17 +60,39 @@ async def follow(engine: Engine, interval_s: float, kept_s: float) -> None:
 
 def _note_failure(engine: Engine, error: LacunaError) -> None:
     if not engine.followed.failing:
-        log.warning("cannot follow the change log: %s", error)
+        log.warning("cannot follow the change log: %s", error.reason)
     engine.followed.failing = True
 
 
-async def catch_up(engine: Engine) -> None:
-    """Take over everything that is committed by now.
+async def reach(engine: Engine, position: int, *, within_s: float = REACH_S) -> None:
+    """Wait until this worker knows all changes up to a position of the log.
+
+    Raises:
+        NotFollowedError: it does not in time. StoreUnavailableError: the database does not answer.
+    """
+    limit = asyncio.timeout(within_s)
+    try:
+        async with limit:
+            while engine.followed.position < position:
+                await catch_up(engine, position)
+                if engine.followed.position < position:  # nobody has written that much yet
+                    await asyncio.sleep(RETRY_S)
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        known = engine.followed.position
+        raise NotFollowedError(f"This worker knows the changes up to {known}, not yet up to {position}.") from None
+
+
+async def catch_up(engine: Engine, position: int | None = None) -> None:
+    """Take over everything that is committed by now, unless the log has been followed up to `position` meanwhile.
 
     Raises:
         StoreUnavailableError: the database does not answer; nothing is lost, the next call goes on from there.
     """
     async with engine.lock(LOG):
+        if position is not None and engine.followed.position >= position:
+            return
         more = True
         while more:
             started = time.monotonic()
@@ -221,5 +245,5 @@ async def _regenerate(engine: Engine) -> None:
                 await regenerate(engine, item, mark)
             except StoreUnavailableError as error:
                 engine.stale[item] = None
-                log.warning("items wait for their generated parts: %s", error)
+                log.warning("items wait for their generated parts: %s", error.reason)
                 return

@@ -7,13 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Array, Mask
 from models.feedback import Interaction
-from models.reranker import Sides
-from service.pipeline.catalogue import Mask
+from models.iris.serving import ItemSides
 from service.pipeline.engine import HISTORIES, Engine
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 PROFILE = 2000  # the newest items of a user that the profile is made of
 SPEAKING = 500  # the newest items of a user that IRIS reads
@@ -44,7 +43,7 @@ class Past:
     (None: all alike)."""
 
     keys: Keys
-    sides: Sides
+    sides: ItemSides
     weights: Array | None = None
 
     def same(self, targets: Keys) -> Mask:
@@ -96,7 +95,7 @@ def of_items(items: Sequence[Interaction]) -> History:
     return History(seen, liked[:PROFILE], tuple(one.item for one in items if not one.interested))
 
 
-def profile(engine: Engine, user: str | None, keys: Keys, weights: NDArray[np.float32] | None = None) -> Profile:
+def profile(engine: Engine, user: str | None, keys: Keys, weights: Array | None = None) -> Profile:
     """A user's vector from the items `[k]` of the history: folded-in collaborative part + mean of the modal parts."""
     catalogue = engine.catalogue
     share = np.ones(len(keys), dtype=np.float32) if weights is None else weights

@@ -14,13 +14,19 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from models.frozen import unit
-from models.imputers import CLOSEST, EVIDENCE_NEIGHBOURS, GRAPH_IMPUTERS
-from models.online import Known
+from models.arrays import Array, Mask
+from models.dgmrec.inference import mean_of_gathered
+from models.evidence import (
+    EVIDENCE_NEIGHBOURS,
+    ImputationEvidence,
+    MeanOf,
+    near_duplicate_mean,
+    similarity_weighted_mean,
+)
+from models.imputers import GRAPH_IMPUTERS
 from service.domain import Generated, State
-from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 Made = tuple[Array, Array]  # of one modality: what DGMRec generates for each item [b, r_m], and its confidence [b]
 
@@ -76,12 +82,21 @@ def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
     observed = np.array([[name in subject.features for name in names] for subject in subjects], dtype=np.bool_)
     features = _stacked(engine, subjects)
     around = _around(engine, subjects, features, observed)
-    near, closest, near_valid = _near(engine, subjects, features, observed, around)
-    kin = {name: keys[:, : engine.model.neighbours] for name, (keys, _) in around.items()}
-    shared, shared_valid = _shared(engine, subjects)
-    taste = _taste(engine, subjects, kin)
-    factors = np.stack([_factors(engine, subject) for subject in subjects])
-    known = Known(features, observed, near, closest, near_valid, shared, shared_valid, factors, taste)
+    neighbour_mean, near_duplicates, neighbour_valid = _neighbour_evidence(engine, subjects, features, observed, around)
+    neighbours = {name: keys[:, : engine.model.neighbours] for name, (keys, _) in around.items()}
+    means, means_valid = _co_interaction_means(engine, subjects)
+    known = ImputationEvidence(
+        own=features,
+        neighbour_mean=neighbour_mean,
+        near_duplicates=near_duplicates,
+        co_interaction_mean=means,
+        cross_fitted_mean=means,
+        factors=np.stack([_factors(engine, subject) for subject in subjects]),
+        observed=observed,
+        neighbour_valid=neighbour_valid,
+        co_interaction_valid=means_valid,
+        preference=_preference(engine, subjects, neighbours),
+    )
     made = engine.model.generate(known)
     return [_complete(engine, known, around, made, row, subject) for row, subject in enumerate(subjects)]
 
@@ -97,7 +112,7 @@ def _stacked(engine: Engine, subjects: Sequence[Subject]) -> dict[str, Array]:
 
 def _complete(
     engine: Engine,
-    known: Known,
+    known: ImputationEvidence,
     around: Mapping[str, tuple[Keys, Array]],
     made: Mapping[str, Made],
     row: int,
@@ -109,10 +124,10 @@ def _complete(
     nearest_by: dict[str, tuple[Keys, Array]] = {}
     for column, name in enumerate(engine.model.names):
         if known.observed[row, column]:
-            features[name], states[name] = known.features[name][row], State.OBSERVED
+            features[name], states[name] = known.own[name][row], State.OBSERVED
             nearest_by[name] = around[name][0][row], around[name][1][row]
             continue
-        feature, generator, sure = _climb_down(engine, known, made[name], row, column, subject)
+        feature, generator, sure = _fallback_chain(engine, known, made[name], row, column, subject)
         features[name] = feature
         if generator is None:
             states[name] = State.ABSENT
@@ -121,11 +136,11 @@ def _complete(
         basis = _basis(engine, known, row, column, generator, touched=bool(subject.visitors))
         raw = engine.model.unproject(name, feature[None])[0]
         generated[name] = Generated(raw, generator, round(sure, 4), basis)
-    return Completed(features, generated, states, known.taste[row], nearest_by)
+    return Completed(features, generated, states, known.preference[:, row], nearest_by)
 
 
-def _climb_down(
-    engine: Engine, known: Known, made: Made, row: int, column: int, subject: Subject
+def _fallback_chain(
+    engine: Engine, known: ImputationEvidence, made: Made, row: int, column: int, subject: Subject
 ) -> tuple[Array, str | None, float]:
     """The highest rung of the ladder that holds for this cell: projected feature, generator's name, confidence."""
     model, name = engine.model, engine.model.names[column]
@@ -134,16 +149,16 @@ def _climb_down(
     if top == "generate" and (known.observed[row].any() or subject.visitors) and np.isfinite(feature).all():
         return feature, DGMREC, float(confidence)
     if top == "generate" or top in GRAPH_IMPUTERS:
-        guess = _from_users(engine, subject, name)
+        guess = _fallback_guess(engine, subject, name)
         if guess is not None:
-            return guess, model.rung, 0.0
-    if top != MEAN and known.near_valid[row, column]:
-        return known.near[name][row], NN, 0.0
+            return guess, model.fallback_imputer, 0.0
+    if top != MEAN and known.neighbour_valid[row, column]:
+        return known.neighbour_mean[name][row], NN, 0.0
     nothing = np.zeros(model.ranks[name], dtype=np.float32)  # centred: the modality's mean
-    return nothing, MEAN if model.described(name) else None, 0.0
+    return nothing, MEAN if model.has_mean(name) else None, 0.0
 
 
-def _from_users(engine: Engine, subject: Subject, name: str) -> Array | None:
+def _fallback_guess(engine: Engine, subject: Subject, name: str) -> Array | None:
     """The guess `[r_m]` of the bundle's imputer over the co-interaction graph, from the items that the item's users
     have besides it; those that training did not know tell nothing."""
     if not subject.visitors:
@@ -155,14 +170,16 @@ def _from_users(engine: Engine, subject: Subject, name: str) -> Array | None:
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True)
         if key in entries and (row := items.get(entries[key].id)) is not None
     ]
-    return engine.model.from_users(name, [row for row, _ in found], [count for _, count in found])
+    return engine.model.fallback_guess(name, [row for row, _ in found], [count for _, count in found])
 
 
-def _basis(engine: Engine, known: Known, row: int, column: int, generator: str, *, touched: bool) -> tuple[str, ...]:
+def _basis(
+    engine: Engine, known: ImputationEvidence, row: int, column: int, generator: str, *, touched: bool
+) -> tuple[str, ...]:
     """What the generator read."""
     others = [name for place, name in enumerate(engine.model.names) if known.observed[row, place]]
     read = generator == NN or engine.model.reads_neighbours(engine.model.names[column], touched=touched)
-    neighbours = ["neighbours"] if read and known.near_valid[row, column] else []
+    neighbours = ["neighbours"] if read and known.neighbour_valid[row, column] else []
     users = ["users"] if touched else []
     if generator == MEAN:
         return ()
@@ -213,23 +230,13 @@ def neighbour_keys(
     return found, cosines
 
 
-def mean_of(rows: Array, keys: Keys, weights: Array | None = None) -> tuple[Array, Mask]:
-    """Mean `[b, ...]` of the rows `[b, k, ...]` of keys `[b, k]`, -1 for none, weighted by `[b, k]`; where there was
-    any `[b]`."""
-    there = keys >= 0
-    counts = there.astype(np.float32) if weights is None else np.where(there, weights, np.float32(0))
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), np.float32(1e-12))
-    some = np.asarray(there.any(axis=1))
-    return np.einsum("bk,bk...->b...", shares, rows).astype(np.float32), some
-
-
 def _around(
     engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask
 ) -> dict[str, tuple[Keys, Array]]:
     """By modality the neighbours, keys and cosines `[b, k]`, of the items that have it among all that do.
 
     The first are those of training's kin graph; there are so many that, as a rule, enough of them have another modality
-    as well (see `_near`).
+    as well (see `_neighbour_evidence`).
     """
     found = {}
     for column, name in enumerate(engine.model.names):
@@ -245,18 +252,18 @@ def depth(engine: Engine) -> int:
     return max(config.neighbours, config.cold_neighbours, 2 * EVIDENCE_NEIGHBOURS)
 
 
-def _near(
+def _neighbour_evidence(
     engine: Engine,
     subjects: Sequence[Subject],
     features: Mapping[str, Array],
     observed: Mask,
     around: Mapping[str, tuple[Keys, Array]],
 ) -> tuple[dict[str, Array], dict[str, Array], Mask]:
-    """Neighbours' means, as `models.imputers.told_by_neighbours` has them, over the indexes: `Evidence.near` and
-    `Evidence.closest`, and where there are any."""
+    """As `models.evidence.aggregate_neighbours` has them, over the indexes: `Evidence.neighbour_mean` and
+    `Evidence.near_duplicates`, and where there are any."""
     names = engine.model.names
-    near: dict[str, Array] = {}
-    closest: dict[str, Array] = {}
+    neighbour_mean: dict[str, Array] = {}
+    near_duplicates: dict[str, Array] = {}
     valid = np.zeros_like(observed)
     for target, name in enumerate(names):
         total = np.zeros((2, len(subjects), engine.model.ranks[name]), dtype=np.float32)
@@ -266,20 +273,22 @@ def _near(
             if not (around[other][0][rows] >= 0).any():
                 continue
             keys, cosines = _having_both(engine, subjects, (other, name), features[other], rows, around[other])
-            told, cosines = engine.catalogue.rows.get(f"feature.{name}", keys), np.maximum(cosines, 0)
-            mean, some = mean_of(told, keys, np.square(cosines))
-            total[:, rows] += mean, _closest_mean(told[:, :CLOSEST], keys[:, :CLOSEST], cosines[:, :CLOSEST])
-            count[rows] += some
-        near[name], closest[name] = total / np.maximum(count, 1)[:, None]
+            mean_of = _mean_of(engine.catalogue.rows.get(f"feature.{name}", keys), keys)
+            total[:, rows] += similarity_weighted_mean(mean_of, cosines), near_duplicate_mean(mean_of, cosines)
+            count[rows] += (keys >= 0).any(axis=1)
+        neighbour_mean[name], near_duplicates[name] = total / np.maximum(count, 1)[:, None]
         valid[:, target] = count > 0
-    return near, closest, valid
+    return neighbour_mean, near_duplicates, valid
 
 
-def _closest_mean(told: Array, keys: Keys, cosines: Array) -> Array:
-    """`models.imputers.closest_mean` of rows `[r, k, ...]`, their keys and cosines, none below zero, `[r, k]`."""
-    weights = np.square(np.square(cosines))
-    cosine = (weights * cosines).sum(axis=1) / np.maximum(weights.sum(axis=1), np.float32(1e-12))
-    return np.asarray(unit(mean_of(told, keys, weights)[0]) * np.square(cosine)[:, None])
+def _mean_of(gathered: Array, keys: Keys) -> MeanOf:
+    """The mean of gathered features `[r, k, r_m]` of keys `[r, k]` by the weights of the first of them."""
+
+    def mean_of(weights: Array) -> Array:
+        count = weights.shape[1]
+        return mean_of_gathered(gathered[:, :count], keys[:, :count], weights)[0]
+
+    return mean_of
 
 
 def _having_both(
@@ -309,8 +318,8 @@ def _having_both(
 # --- users -----------------------------------------------------------------------------------------------------------
 
 
-def _shared(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Array], Mask]:
-    """Co-interaction means, as `models.imputers.shared_means`, from the visitors' other items."""
+def _co_interaction_means(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Array], Mask]:
+    """Co-interaction means, as `models.evidence.co_interaction_means`, from the visitors' other items."""
     names, catalogue = engine.model.names, engine.catalogue
     blocks = {name: np.zeros((len(subjects), rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     valid = np.zeros((len(subjects), len(names)), dtype=np.bool_)
@@ -334,14 +343,17 @@ def _factors(engine: Engine, subject: Subject) -> Array:
     return engine.model.item_factor([visitor.factor for visitor in subject.visitors if visitor.factor is not None])
 
 
-def _taste(engine: Engine, subjects: Sequence[Subject], kin: Mapping[str, Keys]) -> Array:
-    """p_i `[b, M, d]`: the mean preference of the item's users; the neighbours' taste where nobody has touched it yet;
-    everyone's where it has no neighbours either."""
-    # As in training's kin graph, each modality's neighbours weigh the same.
-    means = [mean_of(engine.catalogue.rows.get("taste", keys), keys) for keys in kin.values() if (keys >= 0).any()]
-    total = sum((mean * some[:, None, None] for mean, some in means), np.zeros((), dtype=np.float32))
-    count = sum((some.astype(np.float32) for _, some in means), np.zeros(len(subjects), dtype=np.float32))
-    everyone = engine.model.tables["mean_taste"]
+def _preference(engine: Engine, subjects: Sequence[Subject], neighbours: Mapping[str, Keys]) -> Array:
+    """p_i `[M, b, d]`: the mean preference of the item's users; the neighbours' preference where the item has no users
+    yet; everyone's where it has no neighbours either."""
+    # As in training's neighbour graph, each modality's neighbours weigh the same.
+    preferences = engine.catalogue.rows
+    means = [
+        mean_of_gathered(preferences.get("taste", keys), keys) for keys in neighbours.values() if (keys >= 0).any()
+    ]
+    total = sum((mean * valid[:, None, None] for mean, valid in means), np.zeros((), dtype=np.float32))
+    count = sum((valid.astype(np.float32) for _, valid in means), np.zeros(len(subjects), dtype=np.float32))
+    everyone = engine.model.tables["mean_preference"]
     rows = []
     for row, subject in enumerate(subjects):
         if subject.visitors:
@@ -352,4 +364,4 @@ def _taste(engine: Engine, subjects: Sequence[Subject], kin: Mapping[str, Keys])
             rows.append(total[row] / count[row])
         else:
             rows.append(everyone)
-    return np.stack(rows).astype(np.float32)
+    return np.stack(rows, axis=1).astype(np.float32)

@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from models.arrays import Array
 from models.rows import MAX_METADATA_BYTES
 from service.domain import (
     UNSET,
@@ -24,6 +25,7 @@ from service.domain import (
     LacunaError,
     Observed,
     Patch,
+    Remark,
     StoredItem,
     UnknownModalityError,
     Written,
@@ -31,11 +33,10 @@ from service.domain import (
 from service.pipeline import documents, history, views
 from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.embed import embed
-from service.pipeline.encode import TEXT, TITLE_SOURCE, Encoded, encode, fetched, with_title
+from service.pipeline.encode import TEXT, TITLE_SOURCE, Contents, Encoded, PixelBudget, encode, fetched, with_title
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, Subject, Visitor
 from service.pipeline.impute import impute as complete
-from service.pipeline.rows import Array
 from service.ports import GeneratedWrite, ItemWrite, Keep, Media, Stored
 
 VISITORS = 200  # the newest users of an item that its generated parts are made from
@@ -99,22 +100,25 @@ async def create_batch(
         if draft.id in taken or first.setdefault(draft.id, row) != row:
             outcomes[row] = _exists(draft.id)
     fresh = [row for row, outcome in enumerate(outcomes) if outcome is None]
+    budget = PixelBudget(engine.limits)
     for start in range(0, len(fresh), CHUNK):
         rows = fresh[start : start + CHUNK]
-        for row, outcome in zip(rows, await _create(engine, [drafts[row] for row in rows], kept), strict=True):
+        for row, outcome in zip(rows, await _create(engine, [drafts[row] for row in rows], budget, kept), strict=True):
             outcomes[row] = outcome
     # A row whose namesake failed before it deserves its own try.
     for row, draft in enumerate(drafts):
         if first.get(draft.id, row) != row and not isinstance(outcomes[first[draft.id]], Written):
-            (outcomes[row],) = await _create(engine, [draft])
+            (outcomes[row],) = await _create(engine, [draft], budget)
             first[draft.id] = row
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-async def _create(engine: Engine, drafts: Sequence[Draft], kept: Kept | None = None) -> list[Written | LacunaError]:
+async def _create(
+    engine: Engine, drafts: Sequence[Draft], budget: PixelBudget, kept: Kept | None = None
+) -> list[Written | LacunaError]:
     timings: dict[str, float] = {}
     with engine.step("encode", timings):
-        encoded = await encode(engine, [with_title(draft.title, draft.modalities) for draft in drafts])
+        encoded = await encode(engine, [with_title(draft.title, draft.modalities) for draft in drafts], budget)
     plans = {row: _planned(drafts[row], got) for row, got in enumerate(encoded) if not isinstance(got, LacunaError)}
     outcomes: list[Written | LacunaError] = [
         got if isinstance(got, LacunaError) else _exists(drafts[row].id) for row, got in enumerate(encoded)
@@ -188,8 +192,9 @@ async def delete_item(engine: Engine, item_id: str) -> None:
         engine.own(done.positions)
 
 
-async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputation:
-    """Generate what a draft lacks and answer it; nothing is stored."""
+async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5, hidden: bool = True) -> Imputation:
+    """Generate what a draft lacks and answer it; nothing is stored. `hidden` items, which are not available, may be
+    named as neighbours or not."""
     timings: dict[str, float] = {}
     with engine.step("encode", timings):
         (got,) = await encode(engine, [with_title(draft.title, draft.modalities)])
@@ -198,7 +203,10 @@ async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5) -> Imputa
     with engine.step("impute", timings):
         (completed,) = await engine.compute(_complete_one, engine, got.observed)
     details = {
-        name: views.imputed(engine, completed, got.observed.get(name), name, neighbours) for name in engine.model.names
+        name: views.imputed(
+            engine, completed, got.observed.get(name), got.remarks.get(name), name, neighbours, hidden=hidden
+        )
+        for name in engine.model.names
     }
     return Imputation(engine.model_version, details, timings)
 
@@ -253,7 +261,7 @@ async def _patched(engine: Engine, previous: StoredItem, patch: Patch, timings: 
         previous.categories if patch.categories is UNSET else patch.categories,
         _patched_metadata(previous, patch),
         previous.available if patch.available is UNSET else patch.available,
-        Encoded({**observed, **got.observed}, got.media),
+        Encoded({**observed, **got.observed}, got.media, {**_kept_remarks(previous, patch, contents), **got.remarks}),
         previous,
         () if same else await visitors_of(engine, previous.id),
     )
@@ -270,9 +278,22 @@ def _patched_contents(
     if text is not None and text.source == TITLE_SOURCE and title != previous.title:
         del kept[TEXT]
     contents = with_title(title, {name: content for name, content in patch.modalities.items() if content is not None})
-    if TEXT in kept or (TEXT not in patch.modalities and title == previous.title):
+    has_text = TEXT in kept or _unread(previous) is not None
+    if TEXT not in patch.modalities and (has_text or title == previous.title):
         contents.pop(TEXT, None)
     return kept, contents
+
+
+def _unread(item: StoredItem) -> str | None:
+    """An item's text of which the encoder could read nothing."""
+    remark = item.remarks.get(TEXT)
+    return remark.text if remark else None
+
+
+def _kept_remarks(previous: StoredItem, patch: Patch, encoded: Contents) -> dict[str, Remark]:
+    """Remarks on contents that a patch neither removes nor replaces."""
+    changed = patch.modalities.keys() | encoded.keys()
+    return {name: remark for name, remark in previous.remarks.items() if name not in changed}
 
 
 def _patched_metadata(previous: StoredItem, patch: Patch) -> Mapping[str, Any]:
@@ -313,7 +334,7 @@ async def visitors_of(engine: Engine, item_id: str) -> list[Visitor]:
 
 def _visitor(engine: Engine, user: str, others: Any, degree: int) -> Visitor:
     user_id = history.profile(engine, user, others).id
-    preference = engine.model.preference(user_id[None])[0]
+    preference = engine.model.preference(user_id[None])[:, 0]
     return Visitor(preference, engine.model.user_message(user, user_id, degree), others, engine.model.user_factor(user))
 
 
@@ -386,7 +407,7 @@ def subject_of(
     """An item as imputation wants it."""
     row = engine.model.trained_row(item_id)
     tables = engine.model.tables
-    taste, factor = (None, None) if row is None else (tables["item_taste"][row], tables["item_factor"][row])
+    taste, factor = (None, None) if row is None else (tables["item_preference"][row], tables["item_factor"][row])
     raw = {name: one.vector for name, one in observed.items()}
     return Subject(projected(engine, observed), visitors, engine.catalogue.key(item_id), taste, factor, raw)
 
@@ -420,6 +441,7 @@ def _stored_item(engine: Engine, plan: Plan, made: Made, now: datetime) -> Store
         generated=made.generated,
         model_version=engine.model_version,
         derived=made.derived.pack(),
+        remarks=plan.encoded.remarks,
     )
 
 

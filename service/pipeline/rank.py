@@ -3,43 +3,50 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from models.reranker import Reranker
-from service.pipeline.catalogue import FINAL, TARGETS, Mask
+from models.arrays import Array, Double, Mask
+from models.iris.serving import IRISServing
+from service.pipeline.catalogue import FINAL, TARGETS
 from service.pipeline.engine import Engine
 from service.pipeline.history import Past
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
-Numbers = NDArray[np.float64]
+Numbers = Double
 Scores = Array | Numbers
 
-POOL = 5  # candidates looked at for each item asked, when diversity re-orders them
-CANDIDATES = 200  # of each kind, that IRIS chooses from
+# Whatever is asked for, the first places of a list are filled in the same way; so none of these depends on its length.
+BLOCK, POOL = 20, 100  # where diversity re-orders, each next so many places are filled from so many more candidates
+CANDIDATES = 500  # of each kind, that IRIS chooses from
 
 
 def best(engine: Engine, vector: Array, n: int, allowed: Mask, diversity: float = 0.0) -> tuple[Keys, Array]:
-    """The `n` best items for a user vector `[d]`: keys and scores, best first."""
-    wanted = n if diversity == 0 else n * POOL
-    keys, scores = engine.catalogue.indexes[FINAL].search(vector[None], wanted, allowed)
+    """The `n` best items for a user vector `[d]`: keys and scores, best first, ties by key."""
+    keys, scores = engine.catalogue.indexes[FINAL].search(vector[None], _depth(n, diversity), allowed)
     found = keys[0] >= 0
-    if diversity == 0:
-        return keys[0][found], scores[0][found]
     return diversified(engine, keys[0][found], scores[0][found], n, diversity)
 
 
 def reranked(
-    engine: Engine, reranker: Reranker, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
+    engine: Engine, reranker: IRISServing, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
 ) -> tuple[Keys, Array]:
     """The `n` best by IRIS for a history, of the best by DGMRec for the user vector `[d]` and of the best by IRIS' own
-    item similarities, were every interest alike: keys and scores, best first."""
-    keys = _candidates(engine, vector, reranker.alike(past.sides, weights=past.weights), max(n, CANDIDATES), allowed)
-    targets = engine.catalogue.sides(keys)
-    scores = reranker.score(past.sides, targets, weights=past.weights, same=past.same(keys))
-    order = np.lexsort((keys, -scores))
-    if diversity == 0:
-        return keys[order[:n]], scores[order[:n]]
-    return diversified(engine, keys[order], scores[order], n, diversity)
+    item similarities, were every interest alike: keys and scores, best first, ties by key. Where these are too few, the
+    list goes on with the best of as many more."""
+    query = reranker.alike(past.sides, weights=past.weights)
+    keys, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    for depth in range(CANDIDATES, len(allowed) + CANDIDATES, CANDIDATES):
+        fresh = np.setdiff1d(_candidates(engine, vector, query, depth, allowed), keys)
+        told = _scored(engine, reranker, past, fresh)
+        order = np.lexsort((fresh, -told))
+        keys, scores = np.append(keys, fresh[order]), np.append(scores, told[order])
+        if len(keys) >= _depth(n, diversity) or not len(fresh):
+            break
+    return diversified(engine, keys, scores, n, diversity)
+
+
+def _depth(n: int, diversity: float) -> int:
+    """How many candidates the first `n` places are filled from."""
+    return n if diversity == 0 else POOL * -(-n // BLOCK)
 
 
 def _candidates(engine: Engine, vector: Array, query: Array, depth: int, allowed: Mask) -> Keys:
@@ -50,25 +57,45 @@ def _candidates(engine: Engine, vector: Array, query: Array, depth: int, allowed
     return keys[keys >= 0]
 
 
+def _scored(engine: Engine, reranker: IRISServing, past: Past, keys: Keys) -> Array:
+    """Scores `[t]` by IRIS. Items that it cannot tell apart are scored once: a matrix product may give equal rows
+    different last bits, and then these would decide between them instead of the key."""
+    if not len(keys):
+        return np.empty(0, dtype=np.float32)
+    targets, same = engine.catalogue.sides(keys), past.same(keys)
+    own = np.where(same.any(axis=1), keys, -1).astype(np.float64)  # what stands in the history has a history of its own
+    rows = np.concatenate(
+        [targets.q, targets.item_bias[:, None], targets.target, own[:, None]], axis=1, dtype=np.float64
+    )
+    _, first, which = np.unique(rows.view(np.dtype((np.void, rows.strides[0]))), return_index=True, return_inverse=True)
+    scores = reranker.score(past.sides, targets.select(first), weights=past.weights, same=same[first])
+    return scores[which.reshape(-1)]
+
+
 def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: float) -> tuple[Keys, Array]:
     """Maximal marginal relevance: each next item is the best of (1 - diversity) * score - diversity * likeness, scores
-    scaled to 0..1, likeness the highest cosine of modal parts to an item already chosen. Scores stay what they were."""
-    if len(keys) == 0:
-        return keys, scores
+    scaled to 0..1, likeness the highest cosine of modal parts to an item already chosen. Scores stay what they were.
+
+    Args:
+        keys: `[k]`, best first, with their scores; of them the first `_depth(n, diversity)` are looked at.
+    """
+    if diversity == 0 or len(keys) == 0:
+        return keys[:n], scores[:n]
     modal = engine.catalogue.rows.get("modal", keys)
-    modal = modal - modal.mean(axis=0)
+    modal = modal - modal[:POOL].mean(axis=0)
     modal /= np.maximum(np.linalg.norm(modal, axis=1, keepdims=True), 1e-6)
-    spread = float(scores.max() - scores.min())
-    relevance = (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
     likeness = np.full(len(keys), -1.0, dtype=np.float32)
     left = np.ones(len(keys), dtype=np.bool_)
-    order = []
-    for _ in range(min(n, len(keys))):
-        value = np.where(left, (1 - diversity) * relevance - diversity * likeness, -np.inf)
+    order: list[int] = []
+    while len(order) < min(n, len(keys)):
+        pool = slice(_depth(len(order) + 1, diversity))
+        if len(order) % BLOCK == 0:
+            relevance = _scaled(scores[pool])
+        value = np.where(left[pool], (1 - diversity) * relevance - diversity * likeness[pool], -np.inf)
         place = int(value.argmax())
         order.append(place)
         left[place] = False
-        likeness = np.maximum(likeness, modal @ modal[place])
+        likeness = np.maximum(likeness, np.vecdot(modal, modal[place]))  # row by row, however many there are
     return keys[order], scores[order]
 
 
@@ -79,16 +106,22 @@ def appended(keys: Keys, scores: Scores, more: Keys, low: Scores) -> tuple[Keys,
     return np.concatenate([keys, more]), np.concatenate([scores, low])
 
 
+def _scaled(scores: Array) -> Array:
+    spread = float(scores.max() - scores.min())
+    return (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
+
+
 def popular(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
-    """The items with the most users, whose number is the score; ties by age, the newest first."""
+    """The items with the most users, whose number is the score; ties by age, the newest first, then by key."""
     catalogue = engine.catalogue
     return _top(catalogue.popularity.astype(np.float64), catalogue.created, n, allowed)
 
 
 def latest(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
-    """The newest items; the score is the creation time in epoch seconds."""
+    """The newest items, of those created at once the later row first; the score is the creation time in epoch
+    seconds."""
     created = engine.catalogue.created
-    return _top(created, created, n, allowed)
+    return _top(created, np.arange(len(created), dtype=np.float64), n, allowed)
 
 
 def _top(scores: Numbers, then: Numbers, n: int, allowed: Mask) -> tuple[Keys, Numbers]:

@@ -113,8 +113,8 @@ def _observed_only(engine: Engine, items: Sequence[StoredItem]) -> list[tuple[St
             name: subject.features.get(name, np.zeros(rank, dtype=np.float32)) for name, rank in model.ranks.items()
         }
         states = {name: State.OBSERVED if name in subject.features else State.ABSENT for name in model.names}
-        taste = model.tables["mean_taste"] if subject.taste is None else subject.taste
-        own = model.encode({name: feature[None] for name, feature in features.items()}, taste[None])[0]
+        taste = model.tables["mean_preference"] if subject.taste is None else subject.taste
+        own = model.encode({name: feature[None] for name, feature in features.items()}, taste[:, None])[:, 0]
         parts = np.repeat(own[None], shape.layers, axis=0)
         sides = {name: np.zeros(dims, dtype=np.float32) for name, dims in shape.sides.items()}
         derived = Derived(features, parts, taste, zero, zero, zero, sides)
@@ -135,7 +135,7 @@ def _as_trained(engine: Engine, items: Sequence[StoredItem]) -> list[tuple[Store
             name: _trained_cell(engine, item, name, row) for name in model.names if name not in subject.features
         }
         states = {name: State.GENERATED if name in generated else State.OBSERVED for name in model.names}
-        completed.append(Completed(features, generated, states, model.tables["item_taste"][row]))
+        completed.append(Completed(features, generated, states, model.tables["item_preference"][row]))
     return _embedded(engine, items, subjects, completed)
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import orjson
 
+from models.arrays import Array, Mask
 from service.domain import InvalidInputError, NotServedError, Recommendations, UserNotFoundError
 from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
-from service.pipeline.catalogue import Mask
 from service.pipeline.engine import Engine
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 KEPT_S = 60.0  # longest time that a list stays in the cache
 DGMREC, IRIS, POPULAR, LATEST = "dgmrec", "iris", "popular", "latest"
@@ -48,15 +48,17 @@ async def recommend_user(
     *,
     n: int,
     model: str | None,
-    category: str | None,
+    categories: Sequence[str],
     exclude_seen: bool,
     diversity: float,
     strict: bool,
     explain: bool = False,
+    hidden: bool = True,
 ) -> Recommendations:
     """The top `n` items for a user.
 
-    An unknown user gets the popular ones, and the answer says so.
+    An unknown user gets the popular ones, and the answer says so. `hidden` items of the history, which are not
+    available, may be named as reasons or not.
 
     Raises:
         UserNotFoundError: `strict`, and nothing is known of the user. NotServedError: the bundle lacks the model, or
@@ -69,7 +71,7 @@ async def recommend_user(
     wanted = model or DGMREC
     place = None
     if wanted in (DGMREC, IRIS) and known.liked:
-        place = _place(engine, user, wanted, n, category, exclude_seen, diversity)
+        place = _place(engine, user, wanted, n, sorted(categories), exclude_seen, diversity)
     kept = await engine.cache.get(place) if place else None
     catalogue = engine.catalogue
     with engine.step("rank"):
@@ -78,10 +80,10 @@ async def recommend_user(
             listed = Listed(wanted, None, *_unpacked(kept))
         else:
             seen = catalogue.keys(known.seen) if exclude_seen else None
-            listed = _ranked(engine, asker, catalogue.eligible(category, seen), wanted, n, diversity)
+            listed = _ranked(engine, asker, catalogue.eligible(categories, seen), wanted, n, diversity)
     if place and kept is None and listed.fallback is None:
         engine.background(engine.cache.set(place, _packed(listed), ttl_s=KEPT_S))
-    return _answer(engine, asker, listed, explain=explain)
+    return _answer(engine, asker, listed, explain=explain, hidden=hidden)
 
 
 async def recommend_session(
@@ -90,12 +92,13 @@ async def recommend_session(
     *,
     n: int,
     model: str | None,
-    category: str | None,
+    categories: Sequence[str],
     exclude_seen: bool,
     diversity: float,
     explain: bool = False,
+    hidden: bool = True,
 ) -> Recommendations:
-    """The top `n` items for a session of weighted items, without a user.
+    """The top `n` items for a session of weighted items, without a user; `hidden` as for a user.
 
     Raises:
         InvalidInputError: an item does not exist. NotServedError: the bundle lacks the model, or one that explains.
@@ -111,10 +114,10 @@ async def recommend_session(
     with engine.step("rank"):
         keys = catalogue.keys(item for item, _ in items)
         weights = np.array([weight for _, weight in items], dtype=np.float32)
-        allowed = catalogue.eligible(category, keys if exclude_seen else None)
+        allowed = catalogue.eligible(categories, keys if exclude_seen else None)
         asker = Asker(None, keys, weights / max(float(weights.max()), 1e-6))
         listed = _ranked(engine, asker, allowed, model or DGMREC, n, diversity)
-    return _answer(engine, asker, listed, explain=explain)
+    return _answer(engine, asker, listed, explain=explain, hidden=hidden)
 
 
 def _require(engine: Engine, model: str | None, *, explain: bool) -> None:
@@ -153,11 +156,11 @@ def _candidates(
     return rank.best(engine, vector, n, allowed, diversity)
 
 
-def _answer(engine: Engine, asker: Asker, listed: Listed, *, explain: bool) -> Recommendations:
+def _answer(engine: Engine, asker: Asker, listed: Listed, *, explain: bool, hidden: bool) -> Recommendations:
     reasons = {}
     if explain:
         past = history.past(engine, asker.keys, asker.weights)
-        reasons = explaining.reasons(engine, past, listed.keys)
+        reasons = explaining.reasons(engine, past, listed.keys, hidden=hidden)
     hits = views.hits(engine, listed.keys, listed.scores, reasons=reasons)
     return Recommendations(
         asker.user, uuid.uuid4().hex, listed.model, engine.model_version, listed.fallback, tuple(hits)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from models.bundle import BundleError
 from service.domain import Content, LacunaError, MediaContent, Observed, StoredItem, TextContent
-from service.pipeline.encode import TITLE_SOURCE, encode, encoder_identity
+from service.pipeline.encode import TITLE_SOURCE, Contents, Encoded, encode, encoder_identity
 from service.pipeline.engine import Engine
 from service.ports import ItemWrite
 
@@ -76,11 +76,18 @@ async def _encoded(engine: Engine, items: Sequence[StoredItem]) -> list[StoredIt
         for item in items
     ]
     fresh = []
-    for item, got in zip(items, await encode(engine, contents), strict=True):
+    for item, contents_of, got in zip(items, contents, await encode(engine, contents), strict=True):
         if isinstance(got, LacunaError):
             raise BundleError(f"the item {item.id!r} cannot be encoded for the bundle {engine.model_version}: {got}")
-        fresh.append(replace(item, observed={**item.observed, **got.observed}))
+        fresh.append(_with(item, contents_of, got))
     return fresh
+
+
+def _with(item: StoredItem, encoded: Contents, got: Encoded) -> StoredItem:
+    """The item with what has been made anew of it; of which the new encoder can say nothing, that is missing."""
+    observed = {name: one for name, one in item.observed.items() if name not in encoded}
+    remarks = {name: remark for name, remark in item.remarks.items() if name not in encoded}
+    return replace(item, observed={**observed, **got.observed}, remarks={**remarks, **got.remarks})
 
 
 async def _content(engine: Engine, item: StoredItem, name: str) -> Content:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from models.arrays import Array, Mask
+from models.linalg import unit
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import require_modality
-from service.pipeline.catalogue import FINAL, Mask
+from service.pipeline.catalogue import COSINE
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Subject, impute
 from service.pipeline.ingest import not_found
-from service.pipeline.rows import Array
 
 ANY = "any"
 
@@ -37,14 +38,9 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
     with engine.step("rank"):
         allowed = catalogue.eligible(excluded=np.array([key], dtype=np.int64))
         if by == "final":
-            # The index ranks by inner product, which favours the popular; cosine is what "similar" means.
-            query = catalogue.final(np.array([key]))[0]
-            found, _ = catalogue.indexes[FINAL].search(query[None], n * 10, allowed)
-            keys = found[0][found[0] >= 0]
-            vectors = catalogue.final(keys)
-            cosines = vectors @ query / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(query), 1e-6)
-            order = np.argsort(-cosines, kind="stable")[:n]
-            return views.hits(engine, keys[order], cosines[order].astype(np.float32))
+            # Lists are ranked by inner product, which favours the popular; cosine is what "similar" means.
+            keys, cosines = catalogue.indexes[COSINE].search(unit(catalogue.final(np.array([key]))), n, allowed)
+            return views.hits(engine, keys[0], cosines[0])
         return _by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
 
 
@@ -55,7 +51,8 @@ async def retrieve(
     n: int,
     target: str,
     include_generated: bool,
-    category: str | None,
+    categories: Sequence[str],
+    at: str = "",
 ) -> list[Hit]:
     """The items nearest to a query in one modality.
 
@@ -63,8 +60,12 @@ async def retrieve(
     be for an item; with `any`, the query's own modality is searched. Items that lack the target are reached through
     their generated feature, and say so.
 
+    Args:
+        at: the JSON pointer to the query, for errors.
+
     Raises:
-        InvalidInputError: the query cannot be encoded. UnknownModalityError: it or the target is no modality.
+        InvalidInputError: the query cannot be encoded, or says nothing. UnknownModalityError: it or the target is no
+            modality.
     """
     ((modality, content),) = query.items()
     goal = modality if target == ANY else target
@@ -72,18 +73,19 @@ async def retrieve(
     with engine.step("encode"):
         (got,) = await encode(engine, [{modality: (content, "query")}])
     if isinstance(got, InvalidInputError):
-        got.pointer = ""  # it would lead into an item
+        got.pointer = at  # its own would lead into an item
     if isinstance(got, LacunaError):
         raise got
     if modality not in got.observed:
-        raise InvalidInputError(f"The query gives nothing for the modality {modality!r}.")
+        detail = (got.remarks[modality].detail or "").rstrip(".")
+        raise InvalidInputError(f"{detail}, and nothing is left to search for.", at)
     feature = engine.model.project(modality, got.observed[modality].vector[None])[0]
     if goal != modality:
         with engine.step("impute"):
             (completed,) = await engine.compute(impute, engine, [Subject({modality: feature})])
         feature = completed.features[goal]
     with engine.step("rank"):
-        allowed = engine.catalogue.eligible(category)
+        allowed = engine.catalogue.eligible(categories)
         if not include_generated:
             allowed &= engine.catalogue.having(goal)[: len(allowed)]  # the catalogue may have grown in between
         return _by_modality(engine, goal, feature, n, allowed)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
-Keys = NDArray[np.int64]
+from models.arrays import Array
+from service.ports import Keys
 
 SPARE = 1024  # dead rows that are not worth the work of packing
 

@@ -17,8 +17,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
 from models.rows import EVENT_ROW, ITEM_ROW, decode_base64, row_sentence
-from service.domain import Event, Observed, StoredItem
-from service.pipeline.encode import TEXT, TITLE_SOURCE, encoder_identity, media_type
+from service.domain import Event, Observed, Remark, StoredItem, Vector
+from service.pipeline.encode import TEXT, TITLE_SOURCE, encoder_identity, media_type, silence, unread
 from service.pipeline.engine import Engine
 from service.ports import ItemWrite, Media
 
@@ -41,7 +41,7 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
     now = datetime.fromtimestamp(engine.clock(), UTC)
     undated = bundle.manifest.created_at  # the same in a second attempt, so that no event is stored twice
     left_out: Counter[str] = Counter()
-    read = stored = events = 0
+    read = stored = events = silent = 0
     for rows in _chunked(items, ITEMS):
         kept = [
             _item(engine, body, features, read + place, now)
@@ -49,6 +49,7 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
             if _is_valid(ITEM_ROW, body, left_out)
         ]
         read += len(rows)
+        silent += sum(remark.detail is not None for item, _ in kept for remark in item.remarks.values())
         media = {file.sha256: file for _, files in kept for file in files}
         await engine.store.write_items([ItemWrite(item, "create") for item, _ in kept], list(media.values()))
         stored += len(kept)
@@ -56,6 +57,8 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
         valid = [_event(row, undated) for row in rows if _is_valid(EVENT_ROW, row, left_out)]
         done = await engine.store.add_feedback(valid)
         events += done.value.count("new")
+    if silent:
+        log.warning("%d features of the bundle's items say nothing and count as missing", silent)
     await engine.store.set_meta(META, bundle.version)
     log.info("seeded the empty database with %d items and %d events of bundle %s", stored, events, bundle.version)
     for reason, count in left_out.most_common():
@@ -89,25 +92,17 @@ def _item(
 ) -> tuple[StoredItem, list[Media]]:
     observed: dict[str, Observed] = {}
     media: list[Media] = []
-    contents = body.get("modalities") or {}
+    remarks: dict[str, Remark] = {}
     for name in engine.model.names:
         if not features[f"{name}.observed"][row]:
             continue
-        vector = np.asarray(features[name][row], dtype=np.float32)
-        content = contents.get(name)
-        if isinstance(content, dict) and "base64" in content:
-            data = decode_base64(content["base64"])
-            file = Media(hashlib.sha256(data).hexdigest(), data, media_type(data))
-            media.append(file)
-            observed[name] = Observed(
-                vector, "media", encoder_identity(engine, name), media=file.sha256, media_type=file.media_type
-            )
-        elif isinstance(content, str):
-            observed[name] = Observed(vector, "text", encoder_identity(engine, name), text=content)
-        elif name == TEXT and name in engine.encoders and body.get("title"):
-            observed[name] = Observed(vector, TITLE_SOURCE, encoder_identity(engine, name))
-        else:
-            observed[name] = Observed(vector, "vector")
+        one, files = _observed(engine, name, body, np.asarray(features[name][row], dtype=np.float32))
+        remark = _remark(engine, name, one, body.get("title"))
+        if remark is not None:
+            remarks[name] = remark
+        if remark is None or remark.detail is None:
+            observed[name] = one
+            media += files
     item = StoredItem(
         id=body["id"],
         title=body.get("title"),
@@ -121,8 +116,30 @@ def _item(
         generated={},
         model_version="",
         derived=b"",
+        remarks=remarks,
     )
     return item, media
+
+
+def _observed(engine: Engine, name: str, body: Mapping[str, Any], vector: Vector) -> tuple[Observed, list[Media]]:
+    """A feature with the content that it came from, and the files of that."""
+    content = (body.get("modalities") or {}).get(name)
+    if isinstance(content, dict) and "base64" in content:
+        data = decode_base64(content["base64"])
+        file = Media(hashlib.sha256(data).hexdigest(), data, media_type(data))
+        identity = encoder_identity(engine, name)
+        return Observed(vector, "media", identity, media=file.sha256, media_type=file.media_type), [file]
+    if isinstance(content, str):
+        return Observed(vector, "text", encoder_identity(engine, name), text=content), []
+    if name == TEXT and name in engine.encoders and body.get("title"):
+        return Observed(vector, TITLE_SOURCE, encoder_identity(engine, name)), []
+    return Observed(vector, "vector"), []
+
+
+def _remark(engine: Engine, name: str, one: Observed, title: str | None) -> Remark | None:
+    text = title if one.source == TITLE_SOURCE else one.text
+    remark = silence(engine, name, one.vector)
+    return remark if remark is not None or text is None else unread(engine, name, text, one.source)
 
 
 def _event(row: Mapping[str, Any], undated: datetime) -> Event:

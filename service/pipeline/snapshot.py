@@ -9,10 +9,8 @@ answer.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,18 +23,18 @@ import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
+from models.arrays import Array, Counts
+from models.files import replacing
 from service.domain import ChangesLostError, ConflictError, LacunaError, NotReadyError, State
 from service.pipeline import follow
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
 from service.pipeline.engine import Engine
-from service.pipeline.rows import Array
 from service.ports import Change
 
 log = logging.getLogger(__name__)
 
 NAME = "catalogue.snapshot"
 FORMAT = 1
-ABANDONED_S = 3600.0  # nobody writes a snapshot for so long
 BATCH = 1000  # items put into the catalogue at once
 DIGEST = hashlib.sha256().digest_size
 _ABOUT, _POPULARITY = "about", "popularity"
@@ -58,7 +56,7 @@ class Snapshot:
     at: datetime
     entries: Sequence[Entry]
     arrays: Mapping[str, Array]
-    popularity: NDArray[np.int64]
+    popularity: Counts
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -137,36 +135,10 @@ def write(snapshot: Snapshot, path: Path) -> int:
     tensors[_POPULARITY] = snapshot.popularity
     tensors[_ABOUT] = np.frombuffer(orjson.dumps(about), dtype=np.uint8)
     data = save(tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_away(path)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.write(hashlib.sha256(data).digest())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.write(hashlib.sha256(data).digest())
     return len(data) + DIGEST
-
-
-def _clear_away(path: Path) -> None:
-    """Remove what killed processes have left of snapshots they were writing."""
-    for left in path.parent.glob(f"{path.name}.*"):
-        with contextlib.suppress(FileNotFoundError):
-            if left.stat().st_mtime < time.time() - ABANDONED_S:
-                left.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- using -----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from models.arrays import Array
 from service.domain import (
     Generated,
     Hit,
@@ -18,13 +19,14 @@ from service.domain import (
     ModalityReport,
     Observed,
     Reason,
+    Remark,
     State,
     StoredItem,
     Vector,
 )
 from service.pipeline.engine import Engine
 from service.pipeline.impute import Completed, nearest
-from service.pipeline.rows import Array, Keys
+from service.ports import Keys
 
 
 def state_of(item: StoredItem, modality: str) -> State:
@@ -34,16 +36,30 @@ def state_of(item: StoredItem, modality: str) -> State:
     return State.GENERATED if modality in item.generated else State.ABSENT
 
 
-def report(state: State, generated: Generated | None) -> ModalityReport:
-    """State and provenance."""
+def report(state: State, generated: Generated | None, remark: Remark | None) -> ModalityReport:
+    """State and provenance, and what is to be said of the content."""
+    remark = remark or Remark()
     if state is not State.GENERATED or generated is None:
-        return ModalityReport(state)
-    return ModalityReport(state, generated.generator, generated.confidence, generated.basis)
+        return ModalityReport(state, detail=remark.detail, truncated=remark.truncated)
+    return ModalityReport(
+        state, generated.generator, generated.confidence, generated.basis, remark.detail, remark.truncated
+    )
+
+
+def report_of(item: StoredItem, modality: str) -> ModalityReport:
+    """The report on one modality of a stored item."""
+    return report(state_of(item, modality), item.generated.get(modality), item.remarks.get(modality))
+
+
+def text_of(observed: Observed | None, remark: Remark | None) -> str | None:
+    """The text that was given, whether or not it could be read."""
+    if observed is not None:
+        return observed.text
+    return remark.text if remark is not None else None
 
 
 def item(engine: Engine, stored: StoredItem, timings: Mapping[str, float] | None = None) -> ItemView:
     """A stored item as it is answered, with the modalities of the active bundle."""
-    text = stored.observed.get("text")
     return ItemView(
         id=stored.id,
         title=stored.title,
@@ -54,8 +70,8 @@ def item(engine: Engine, stored: StoredItem, timings: Mapping[str, float] | None
         created_at=stored.created_at,
         updated_at=stored.updated_at,
         model_version=stored.model_version,
-        modalities={name: report(state_of(stored, name), stored.generated.get(name)) for name in engine.model.names},
-        text=text.text if text else None,
+        modalities={name: report_of(stored, name) for name in engine.model.names},
+        text=text_of(stored.observed.get("text"), stored.remarks.get("text")),
         media={name: one.media for name, one in stored.observed.items() if one.media is not None},
         timings_ms=dict(timings or {}),
     )
@@ -80,30 +96,40 @@ def hits(
     return found
 
 
-def neighbours(engine: Engine, modality: str, feature: Array, k: int, key: int | None = None) -> tuple[Hit, ...]:
-    """The items whose observed feature is nearest to a projected one `[r_m]`: what it means, in items to look at."""
+def neighbours(
+    engine: Engine, modality: str, feature: Array, k: int, key: int | None = None, *, hidden: bool
+) -> tuple[Hit, ...]:
+    """The items whose observed feature is nearest to a projected one `[r_m]`: what it means, in items to look at.
+    `hidden` ones, which are not available, may be among them or not."""
     if k == 0:
         return ()
     mask = engine.catalogue.having(modality, excluded=key)
-    found = nearest(engine, modality, feature[None], k, mask)[0][0]
-    found = found[found >= 0]
-    unit = feature / max(float(np.linalg.norm(feature)), 1e-6)
-    others = engine.catalogue.rows.get(f"feature.{modality}", found)
-    cosines = others @ unit / np.maximum(np.linalg.norm(others, axis=1), 1e-6)
-    return tuple(hits(engine, found, cosines.astype(np.float32), modality))
+    if not hidden:
+        mask &= engine.catalogue.available[: len(mask)]
+    found, cosines = nearest(engine, modality, feature[None], k, mask)
+    return tuple(hits(engine, found[0], cosines[0], modality))
 
 
-def imputed(engine: Engine, completed: Completed, observed: Observed | None, modality: str, k: int) -> ModalityDetail:
+def imputed(
+    engine: Engine,
+    completed: Completed,
+    observed: Observed | None,
+    remark: Remark | None,
+    modality: str,
+    k: int,
+    *,
+    hidden: bool,
+) -> ModalityDetail:
     """One modality of an item that is not stored, with its vector."""
     generated = completed.generated.get(modality)
     vector: Vector | None = observed.vector if observed else generated.vector if generated else None
     return ModalityDetail(
         item="",
         modality=modality,
-        report=report(completed.states[modality], generated),
+        report=report(completed.states[modality], generated, remark),
         source=observed.source if observed else None,
-        text=observed.text if observed else None,
+        text=text_of(observed, remark),
         media=None,
-        neighbours=neighbours(engine, modality, completed.features[modality], k),
+        neighbours=neighbours(engine, modality, completed.features[modality], k, hidden=hidden),
         vector=vector,
     )

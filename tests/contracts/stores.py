@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import sqlalchemy as sa
 
-from service.adapters.sql import SqlStore
-from service.adapters.tables import metadata
-from service.domain import Event, Generated, Observed, StoredItem
+from service.adapters.sql.store import SqlStore
+from service.adapters.sql.tables import metadata
+from service.domain import Event, Generated, Observed, Remark, StoredItem
 from service.ports import ItemWrite, Media
 
 NOON = datetime(2026, 11, 21, 12, 0, 0, 123456, tzinfo=UTC)
@@ -25,13 +25,13 @@ async def emptied(url: str) -> AsyncIterator[SqlStore]:
     """A store on a database that may hold leftovers of another test."""
     store = await SqlStore.open(url)
     try:
-        await store.database.write(_empty)
+        await store.database.write(empty)
         yield store
     finally:
         await store.close()
 
 
-def _empty(connection: sa.Connection) -> None:
+def empty(connection: sa.Connection) -> None:
     for table in reversed(metadata.sorted_tables):
         connection.execute(sa.delete(table))
 
@@ -55,6 +55,7 @@ def item(item_id: str, **changes: Any) -> StoredItem:
         generated={"image": Generated(vector(2), "dgmrec", 0.71, ("text", "neighbours"))},
         model_version="2026-11-21.1",
         derived=b"\x00\x01derived",
+        remarks={"text": Remark(truncated=True), "image": Remark("It says nothing.", text="\x00 🧦")},
     )
     return replace(plain, **changes)
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from service.adapters.memory_cache import MemoryCache
-from service.adapters.redis_cache import RedisCache
+from service.adapters.redis.cache import RedisCache
 from service.domain import NotReadyError
 from service.ports import Cache
 

@@ -65,6 +65,36 @@ def test_random_writes_agree_with_brute_force(make: Make, seed: int) -> None:
         assert (key in index) == (key in expected)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_first_of_many_are_those_of_few(seed: int) -> None:
+    """Wherever equal ones are cut off, in the base, in the delta, or between the two."""
+    rng = np.random.default_rng(seed)
+    kinds = rng.standard_normal((25, 48)).astype(np.float32)
+    index, expected = flat(48, merge_share=None), BruteForceIndex(48)
+    keys = rng.permutation(600)
+    for start, merge in ((0, True), (200, False), (400, False)):
+        some = keys[start : start + 200]
+        vectors = kinds[rng.integers(0, 25, 200)]
+        for each in (index, expected):
+            each.upsert(some, vectors)
+        if merge:
+            index.merge()
+    query = kinds[:1]
+    allowed = rng.random(600) < 0.9
+    for mask in (None, allowed):
+        every, scores = index.search(query, 600, mask)
+        assert np.array_equal(np.lexsort((every[0], -scores[0])), np.arange(600)) or mask is not None
+        for k in (1, 2, 7, 50, 99, 100, 101, 250, 500):
+            found, its = index.search(query, k, mask)
+            assert found.tolist() == every[:, :k].tolist()
+            assert its.tobytes() == scores[:, :k].tobytes()
+    exact = whole(rng, 25, 48)  # where brute force, too, computes the very same numbers
+    index.upsert(keys, exact[keys % 25])
+    expected.upsert(keys, exact[keys % 25])
+    for k in (1, 30, 100, 333, 600):
+        agree(index, expected, exact[:2], k, allowed)
+
+
 @every_index
 def test_empty_index_answers_padding(make: Make) -> None:
     keys, scores = make(DIM).search(np.ones((2, DIM), np.float32), 3)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import sqlalchemy as sa
 
-from service.adapters.sql import SqlStore
-from service.adapters.tables import review_vectors
+from service.adapters.sql.store import SqlStore
+from service.adapters.sql.tables import review_vectors
 from tests.contracts.stores import create, event, item, vector
 from tests.contracts.test_store_contract import store, url
 

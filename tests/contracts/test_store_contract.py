@@ -9,13 +9,14 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from models.feedback import EVENT_TYPES, RATED, deciding_events, interest_of, shows_interest
-from service.adapters.cursors import encode_cursor
-from service.adapters.sql import SqlStore
+from service.adapters.sql.cursors import encode_cursor
+from service.adapters.sql.store import SqlStore
 from service.domain import ChangesLostError, Generated, InvalidInputError, Observed, StoreUnavailableError, User
 from service.ports import Answer, EventResult, GeneratedWrite, ItemWrite, Keep, Stored
 from tests.contracts.stores import NOON, content, create, emptied, event, item, picture, vector
@@ -98,7 +99,7 @@ async def test_upsert_replaces_every_part(store: SqlStore) -> None:
     found = await store.get_item("a")
     assert found is not None
     assert content(found) == content(new)
-    assert (await store.list_items(limit=5, category="shoes")).items == []
+    assert (await store.list_items(limit=5, categories=["shoes"])).items == []
 
 
 async def test_expected_version_guards_a_write(store: SqlStore) -> None:
@@ -188,23 +189,26 @@ async def test_list_filters(store: SqlStore) -> None:
     media, image = picture(b"x")
     items = [
         item("a", title="100% Wool", categories=("hats", "hats")),
-        item("b", title="ÄRMEL_lang", categories=("hats",), observed={"image": image}),
+        item("b", title="ÄRMEL_lang", categories=("hats", "warm"), observed={"image": image}),
         item("c-Wool", title=None, categories=(), observed={}),
     ]
     await store.write_items(create(*items), [media])
 
-    async def ids(**filters: str) -> list[str]:
+    async def ids(**filters: Any) -> list[str]:
         return [found.id for found in (await store.list_items(limit=9, **filters)).items]
 
-    assert await ids(category="hats") == ["a", "b"]
-    assert await ids(category="hat") == []
+    assert await ids(categories=["hats"]) == ["a", "b"]
+    assert await ids(categories=["hat"]) == []
+    assert await ids(categories=["hats", "warm"]) == ["b"]
+    assert await ids(categories=["hats", "hat"]) == []
     assert await ids(missing="image") == ["a", "c-Wool"]
-    assert await ids(missing="text", category="hats") == ["b"]
+    assert await ids(missing="text", categories=["hats"]) == ["b"]
     assert await ids(q="wOOL") == ["a", "c-Wool"]
     assert await ids(q="ärmel") == ["b"]
     assert await ids(q="0%") == ["a"]
     assert await ids(q="%") == ["a"]
     assert await ids(q="_") == ["b"]
+    assert await ids(q="a\u0308rmel") == ["b"]  # however its letters are written
     assert await ids(q="") == ["a", "b", "c-Wool"]
     assert await ids(q="x" * 100_000) == []
 
@@ -368,6 +372,33 @@ async def test_list_feedback_pages_newest_first(store: SqlStore) -> None:
     by_pair = await store.list_feedback(limit=9, user="u1", item="a")
     assert {(found.user, found.item) for found in by_pair.items} == {("u1", "a")}
     assert (await store.list_feedback(limit=9, item="nowhere")).items == []
+
+
+async def test_feedback_of_one_type(store: SqlStore) -> None:
+    await store.write_items(create(item("a"), item("b")))
+    kinds = ("view", "click", "click")
+    events = [event(user, id_, minute=minute, type=kind) for user in ("u1", "u2") for id_ in "ab"
+              for minute, kind in enumerate(kinds)]  # fmt: skip
+    await store.add_feedback(events)
+
+    async def left(**chosen: str) -> int:
+        return len((await store.list_feedback(limit=99, **chosen)).items)
+
+    assert (await left(), await left(kind="click"), await left(kind="click", user="u1"), await left(kind="cart")) == (
+        12, 8, 4, 0
+    )  # fmt: skip
+    assert (await store.delete_feedback(kind="cart")).value == 0
+    before = await store.last_change()
+    done = await store.delete_feedback(user="u1", item="a", kind="click")
+    assert done.value == 2
+    assert [(change.kind, change.key) for change in await store.changes(before)] == [
+        ("feedback-deleted", "u1"), ("item-feedback", "a")
+    ]  # fmt: skip
+    assert (await store.delete_feedback(user="u2", kind="click")).value == 4
+    assert (await store.delete_feedback(kind="click")).value == 2
+    assert (await left(), await left(kind="view")) == (4, 4)
+    assert (await store.delete_feedback(item="a", kind="view")).value == 2
+    assert await left(item="b") == 2
 
 
 async def test_delete_feedback_of_user_item_and_pair(store: SqlStore) -> None:
@@ -685,7 +716,7 @@ async def test_any_text_is_kept(store: SqlStore, odd: str) -> None:
     written = item("a", title=odd, categories=(odd,), metadata={odd: odd})
     await store.write_items(create(written))
     await store.add_feedback([event(odd[:100], text=odd)])
-    found = await store.list_items(limit=2, category=odd, q=odd[:50])
+    found = await store.list_items(limit=2, categories=[odd], q=odd[:50])
     assert [content(each) for each in found.items] == [content(written)]
     assert (await store.list_feedback(limit=1, user=odd[:100])).items[0].text == odd
 

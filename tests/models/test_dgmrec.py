@@ -12,22 +12,23 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.model import DGMRec, Embeddings
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.modality import ModalBatch
 from tests.models.worlds import ITEMS, SMALL, USERS, World, generator, interactions, linear_batch, small, world
 
 DIMS = (6, 5, 3, 7)
 D = SMALL.embedding_size
-LONELY_USER, UNTOUCHED_ITEM = USERS - 1, ITEMS - 1
+LONELY_USER, COLD_ITEM = USERS - 1, ITEMS - 1
 
 
 def all_losses(w: World, out: Embeddings) -> dict[str, Tensor]:
     users = torch.tensor([0, 1, 2, 3, 4, 5, 6])
     positives, negatives = torch.tensor([3, 5, 8, 13, 2, 1, 0]), torch.tensor([9, 10, 11, 12, 13, 14, 15])
-    terms = w.model.ranking_losses(out, users, positives, negatives, w.graphs, w.side)
+    terms = w.model.ranking_losses(out, users, positives, negatives, w.graphs, w.content)
     rows = torch.arange(ITEMS)
-    return terms | w.model.content_losses(out, w.side, rows, w.evidence.observed, generator())
+    return terms | w.model.content_losses(out, w.content, rows, w.evidence.observed, generator())
 
 
 # --- config --------------------------------------------------------------------------------------------------------
@@ -79,16 +80,16 @@ def test_forward_shapes(count: int) -> None:
         assert table.shape == (USERS, D)
     for table in (out.items, out.item_id, out.item_modal):
         assert table.shape == (ITEMS, D)
-    assert w.model.propagated(w.side, out.parts).shape == out.parts.shape == (count, ITEMS, 2 * D)
-    assert out.taste.shape == (count, ITEMS, D)
+    assert w.model.propagated(w.content, out.parts).shape == out.parts.shape == (count, ITEMS, 2 * D)
+    assert out.preference.shape == (count, ITEMS, D)
     terms = all_losses(w, out)
     assert {"ranking", "l2", "behaviour", "club", "nce", "reconstruction", "generation"} == set(terms)
     assert all(term.isfinite() for term in terms.values())
     assert (terms["nce"] == 0) == (count == 1)
     for name in w.batch.names:
-        learned = w.model.learned(name, w.evidence, out.taste)
+        learned = w.model.learned(name, w.evidence, out.preference)
         assert learned.general.shape == learned.specific.shape == (ITEMS, D)
-        made = w.model.generate(name, w.evidence, out.taste)
+        made = w.model.generate(name, w.evidence, out.preference)
         assert made.features.shape == learned.signal.shape == w.evidence.own[name].shape
 
 
@@ -138,9 +139,9 @@ def test_users_and_items_are_sums_of_their_parts(ranking: str, layers: int) -> N
     torch.testing.assert_close(out.items, final(out.item_id + out.item_modal))
     propagated = out.parts  # eq. 5
     for _ in range(layers):
-        steps = [w.side.graphs[name].matrix.toarray() for name in w.batch.names]
+        steps = [w.content.graphs[name].matrix.toarray() for name in w.batch.names]
         propagated = torch.stack([torch.from_numpy(a) @ own for a, own in zip(steps, propagated, strict=True)])
-    torch.testing.assert_close(w.model.propagated(w.side, out.parts), propagated)
+    torch.testing.assert_close(w.model.propagated(w.content, out.parts), propagated)
     general, specific = propagated.chunk(2, dim=-1)  # eq. 17
     weight = w.model.weight.exp()[:, None, None]
     expected = ((general / 2 + specific) * weight).sum(dim=0) / 3
@@ -178,14 +179,16 @@ def test_user_without_history() -> None:
 
 
 @torch.no_grad()
-def test_untouched_items_are_cold_and_borrow_their_taste() -> None:
+def test_cold_items_take_their_neighbours_preference() -> None:
     w = world()
     out = w.forward()
     assert out.cold.tolist() == (w.graphs.item_degree == 0).tolist()
-    assert out.cold[UNTOUCHED_ITEM]
-    own = (w.graphs.item_mean @ w.model.preference(out.user_id).transpose(0, 1).flatten(1)).view(ITEMS, -1, D)
-    borrowed = w.model.kin_taste(own.transpose(0, 1), ~out.cold, w.side.kin, torch.tensor([UNTOUCHED_ITEM]))
-    torch.testing.assert_close(out.taste[:, UNTOUCHED_ITEM], borrowed[:, 0])
+    assert out.cold[COLD_ITEM]
+    own = (w.graphs.item_mean @ w.model.user_preference(out.user_id).transpose(0, 1).flatten(1)).view(ITEMS, -1, D)
+    neighbours = w.model.neighbour_preference(
+        own.transpose(0, 1), ~out.cold, w.content.neighbour_graph, torch.tensor([COLD_ITEM])
+    )
+    torch.testing.assert_close(out.preference[:, COLD_ITEM], neighbours[:, 0])
 
 
 @torch.no_grad()
@@ -197,7 +200,7 @@ def test_a_modality_nobody_has() -> None:
     assert out.items.isfinite().all()
     terms = all_losses(w, out)
     assert all(term.isfinite() for term in terms.values())
-    made = w.model.generate("m1", w.evidence, out.taste)
+    made = w.model.generate("m1", w.evidence, out.preference)
     assert made.features.isfinite().all()
     assert w.model.q_loss(out, w.evidence).isfinite()
 
@@ -208,44 +211,47 @@ def test_an_item_that_misses_everything() -> None:
     batch = linear_batch((6, 5), missing=0)
     w = world(batch=batch.masked(torch.arange(ITEMS)[:, None].eq(item).expand(ITEMS, 2)))
     assert not w.evidence.observed[item].any()
-    assert w.side.kin.matrix[[item]].nnz == 0
+    assert w.content.neighbour_graph.matrix[[item]].nnz == 0
     out = w.forward()
-    filled = w.model.complete(w.evidence, out.taste)
+    filled = w.model.complete(w.evidence, out.preference)
     for name in w.batch.names:
         assert filled[name][item].isfinite().all()
-        assert filled[name][item].any()  # generated from its users and its taste
+        assert filled[name][item].any()  # generated from its users and its preference
         assert torch.equal(filled[name][:item], w.evidence.own[name][:item])
     assert out.items[item].isfinite().all()
 
 
-def item_taste_loop(w: World, preference: Tensor, cold: Tensor) -> tuple[Tensor, Tensor]:
+def item_preference_loop(w: World, preference: Tensor, cold: Tensor) -> tuple[Tensor, Tensor]:
     """Eq. 2 and its stand-in, item by item."""
     histories = w.graphs.user_mean.matrix.toarray() > 0
-    kin = w.side.kin.matrix.toarray()
+    neighbour_graph = w.content.neighbour_graph.matrix.toarray()
     users = [np.flatnonzero(histories[:, item]) for item in range(ITEMS)]
     touched = [item for item in range(ITEMS) if len(users[item]) and not cold[item]]
     own = {item: preference[:, users[item]].mean(dim=1) for item in touched}
     everyone = torch.stack([own[item] for item in touched]).mean(dim=0)
-    taste, borrowed = [], []
+    preference, neighbours = [], []
     for item in range(ITEMS):
-        near = [other for other in np.flatnonzero(kin[item]) if other in own]
-        weights = [float(kin[item, other]) for other in near]
+        near = [other for other in np.flatnonzero(neighbour_graph[item]) if other in own]
+        weights = [float(neighbour_graph[item, other]) for other in near]
         mean = sum(weight * own[other] for weight, other in zip(weights, near, strict=True)) if near else None
-        borrowed.append(everyone if mean is None else mean / sum(weights))
-        taste.append(borrowed[-1] if cold[item] else own[item])
-    return torch.stack(taste, dim=1), torch.stack(borrowed, dim=1)
+        neighbours.append(everyone if mean is None else mean / sum(weights))
+        preference.append(neighbours[-1] if cold[item] else own[item])
+    return torch.stack(preference, dim=1), torch.stack(neighbours, dim=1)
 
 
 @torch.no_grad()
 def test_item_taste() -> None:
     w = world()
-    preference = w.model.preference(torch.randn(USERS, D, generator=generator()))
+    preference = w.model.user_preference(torch.randn(USERS, D, generator=generator()))
     cold = (w.graphs.item_degree == 0) | (torch.arange(ITEMS) % 7 == 0)
-    expected = item_taste_loop(w, preference, cold)
+    expected = item_preference_loop(w, preference, cold)
     found = (
-        w.model.item_taste(preference, w.graphs, w.side.kin, cold),
-        w.model.kin_taste(
-            w.model.item_taste(preference, w.graphs, w.side.kin, cold), ~cold, w.side.kin, torch.arange(ITEMS)
+        w.model.item_preference(preference, w.graphs, w.content.neighbour_graph, cold),
+        w.model.neighbour_preference(
+            w.model.item_preference(preference, w.graphs, w.content.neighbour_graph, cold),
+            ~cold,
+            w.content.neighbour_graph,
+            torch.arange(ITEMS),
         ),
     )
     for mine, theirs in zip(found, expected, strict=True):
@@ -253,40 +259,40 @@ def test_item_taste() -> None:
 
 
 @torch.no_grad()
-def test_taste_of_an_item_without_neighbours_is_everyones() -> None:
+def test_preference_of_an_item_without_neighbours_is_everyones() -> None:
     w = world()
     alone = Graph(mean_graph(torch.full((ITEMS, 1), -1), ITEMS))
-    preference = w.model.preference(w.model.users.weight)
-    taste = w.model.item_taste(preference, w.graphs, alone, w.graphs.item_degree == 0)
-    borrowed = w.model.kin_taste(taste, w.graphs.item_degree > 0, alone, torch.arange(ITEMS))
+    preference = w.model.user_preference(w.model.users.weight)
+    preference = w.model.item_preference(preference, w.graphs, alone, w.graphs.item_degree == 0)
+    neighbours = w.model.neighbour_preference(preference, w.graphs.item_degree > 0, alone, torch.arange(ITEMS))
     warm = w.graphs.item_degree > 0
-    everyone = taste[:, warm].mean(dim=1)
-    torch.testing.assert_close(taste[:, UNTOUCHED_ITEM], everyone)
-    torch.testing.assert_close(borrowed, everyone[:, None].expand_as(borrowed))
+    everyone = preference[:, warm].mean(dim=1)
+    torch.testing.assert_close(preference[:, COLD_ITEM], everyone)
+    torch.testing.assert_close(neighbours, everyone[:, None].expand_as(neighbours))
 
 
 @torch.no_grad()
-def test_taste_while_a_cell_is_hidden() -> None:
-    """An item's own, unless its interactions are hidden too: then its kin's by the other modalities, and everyone's
-    where those are hidden as well."""
+def test_preference_while_a_cell_is_hidden() -> None:
+    """An item's own, unless its interactions are hidden too: then its neighbours' by the other modalities, and
+    everyone's where those are hidden as well."""
     w = world()
     out = w.forward()
     warm = (~out.cold).nonzero().squeeze(1)
-    kin = w.side.kin_without["m1"].matrix.toarray()
-    read = [item for item in warm.tolist() if kin[item, warm].any()]
-    rows = torch.tensor([*read[:4], UNTOUCHED_ITEM])
+    neighbour_graph = w.content.neighbour_graph_without["m1"].matrix.toarray()
+    read = [item for item in warm.tolist() if neighbour_graph[item, warm].any()]
+    rows = torch.tensor([*read[:4], COLD_ITEM])
     others, hidden = torch.tensor([False, True, False, True, False]), torch.tensor([False, False, True, True, False])
-    found = w.model.hidden_taste(out, w.side, "m1", rows, others=others, interactions=hidden)
-    everyone = out.taste[:, warm].mean(dim=1)
+    found = w.model.hidden_preference(out, w.content, "m1", rows, others=others, interactions=hidden)
+    everyone = out.preference[:, warm].mean(dim=1)
 
-    def borrowed(item: int) -> Tensor:
-        weights = torch.from_numpy(kin[item]).index_fill(0, out.cold.nonzero().squeeze(1), 0)
-        return torch.einsum("i,mid->md", weights, out.taste) / weights.sum()
+    def neighbours(item: int) -> Tensor:
+        weights = torch.from_numpy(neighbour_graph[item]).index_fill(0, out.cold.nonzero().squeeze(1), 0)
+        return torch.einsum("i,mid->md", weights, out.preference) / weights.sum()
 
-    torch.testing.assert_close(found[:, :2], out.taste[:, rows[:2]])
-    torch.testing.assert_close(found[:, 2], borrowed(int(rows[2])))
+    torch.testing.assert_close(found[:, :2], out.preference[:, rows[:2]])
+    torch.testing.assert_close(found[:, 2], neighbours(int(rows[2])))
     torch.testing.assert_close(found[:, 3], everyone)
-    last = borrowed(UNTOUCHED_ITEM) if kin[UNTOUCHED_ITEM, warm].any() else everyone
+    last = neighbours(COLD_ITEM) if neighbour_graph[COLD_ITEM, warm].any() else everyone
     torch.testing.assert_close(found[:, 4], last)
 
 
@@ -296,12 +302,14 @@ def test_taste_while_a_cell_is_hidden() -> None:
 def test_parts(gate: str, activation: str) -> None:
     """Eq. 1 and 3 as they are written."""
     w = world(config=small(gate=gate, activation=activation))
-    taste = torch.tanh(torch.randn(2, ITEMS, D, generator=generator()))
-    parts = w.model.encode(w.evidence.own, taste)
+    preference = torch.tanh(torch.randn(2, ITEMS, D, generator=generator()))
+    parts = w.model.encode(w.evidence.own, preference)
     act = {"tanh": torch.tanh, "sigmoid": torch.sigmoid}[activation]
     for column, name in enumerate(w.batch.names):
         tower, x = w.model.tower(name), w.evidence.own[name]
-        factor = {"sigmoid": torch.sigmoid(taste[column]), "tanh": taste[column], "none": torch.ones(())}[gate]
+        factor = {"sigmoid": torch.sigmoid(preference[column]), "tanh": preference[column], "none": torch.ones(())}[
+            gate
+        ]
         general = act(w.model.general(torch.tanh(tower.encode(x)))) * factor
         specific = act(tower.specific(x)) * factor
         torch.testing.assert_close(parts[column], torch.cat([general, specific], dim=1))
@@ -330,15 +338,15 @@ def test_another_seed_other_weights() -> None:
 @torch.no_grad()
 def test_nothing_is_random_outside_training() -> None:
     w = world()
-    taste = w.forward().taste
+    preference = w.forward().preference
     w.model.tower("m1").trust.fill_(0.5)
-    plain = w.model.generate("m1", w.evidence, taste).features
-    assert torch.equal(plain, w.model.generate("m1", w.evidence, taste).features)
-    certain = w.model.learned("m1", w.evidence, taste).signal
-    assert torch.equal(certain, w.model.learned("m1", w.evidence, taste).signal)
-    noisy = w.model.learned("m1", w.evidence, taste, generator=generator()).signal
+    plain = w.model.generate("m1", w.evidence, preference).features
+    assert torch.equal(plain, w.model.generate("m1", w.evidence, preference).features)
+    certain = w.model.learned("m1", w.evidence, preference).signal
+    assert torch.equal(certain, w.model.learned("m1", w.evidence, preference).signal)
+    noisy = w.model.learned("m1", w.evidence, preference, generator=generator()).signal
     assert not torch.equal(certain, noisy)
-    assert torch.equal(noisy, w.model.learned("m1", w.evidence, taste, generator=generator()).signal)
+    assert torch.equal(noisy, w.model.learned("m1", w.evidence, preference, generator=generator()).signal)
 
 
 # --- fold-in -------------------------------------------------------------------------------------------------------
@@ -431,7 +439,7 @@ def test_ranking_does_not_train_the_generator() -> None:
     w = world()
     out = w.forward()
     some = torch.arange(6)
-    terms = w.model.ranking_losses(out, some, some + 3, some + 9, w.graphs, w.side)
+    terms = w.model.ranking_losses(out, some, some + 3, some + 9, w.graphs, w.content)
     torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
     for name, parameter in w.model.named_parameters():
         if any(part in name for part in GENERATORS):
@@ -460,12 +468,12 @@ def seen_without(w: World, out: Embeddings, user: int, positive: int) -> Tensor:
 
 
 def test_a_positive_may_stay_in_its_users_history() -> None:
-    w = world(config=small(leave_out=False, user_power=0, ranking="bpr"))
+    w = world(config=small(leave_positive_out=False, user_power=0, ranking="bpr"))
     u, i = some_pairs(w)
     j = torch.tensor([9, 10, 11, 12])
     out = w.forward()
     gap = (out.users[u] * (out.items[i] - out.items[j])).sum(dim=1)
-    terms = w.model.ranking_losses(out, u, i, j, w.graphs, w.side)
+    terms = w.model.ranking_losses(out, u, i, j, w.graphs, w.content)
     torch.testing.assert_close(terms["ranking"], -functional.logsigmoid(gap).mean())
 
 
@@ -481,7 +489,7 @@ def test_ranking_losses_are_the_formulas(ranking: str, user_power: float) -> Non
     if ranking == "softmax":
         excluded = torch.tensor([[item in history_of(w, user) for item in j.tolist()] for user in u.tolist()])
         assert excluded.any()
-    terms = w.model.ranking_losses(out, u, i, j, w.graphs, w.side, excluded)
+    terms = w.model.ranking_losses(out, u, i, j, w.graphs, w.content, excluded)
     pairs = list(zip(u.tolist(), i.tolist(), strict=True))
     users = torch.stack([seen_without(w, out, user, positive) for user, positive in pairs])
     positive = (users * out.items[i]).sum(dim=1)
@@ -500,7 +508,7 @@ def test_ranking_losses_are_the_formulas(ranking: str, user_power: float) -> Non
         out.item_id[known], out.item_modal[known], t
     )
     torch.testing.assert_close(terms["behaviour"], 0.5 * behaviour)
-    propagated = w.model.propagated(w.side, out.parts)
+    propagated = w.model.propagated(w.content, out.parts)
     item_parts = propagated[:, i]
     user_parts = torch.stack([propagated[:, history_of(w, user)].mean(dim=1) for user in u.tolist()], dim=1)
     general = losses.info_nce(user_parts[..., :D].sum(0), item_parts[..., :D].sum(0), t)
@@ -525,12 +533,12 @@ def test_combine() -> None:
 def test_content_losses_look_at_observed_cells_only() -> None:
     """Noise in the imputation of an unobserved cell changes none of them."""
     w = world()
-    terms = w.model.content_losses(w.forward(), w.side, torch.arange(ITEMS), w.evidence.observed, generator())
+    terms = w.model.content_losses(w.forward(), w.content, torch.arange(ITEMS), w.evidence.observed, generator())
     noisy = {
         name: torch.where(w.evidence.observed[:, [c]], block, torch.randn(block.shape, generator=generator()))
-        for c, (name, block) in enumerate(w.side.features.items())
+        for c, (name, block) in enumerate(w.content.features.items())
     }
-    side = replace(w.side, features=noisy)
+    side = replace(w.content, features=noisy)
     out = w.model(w.graphs, side)
     again = w.model.content_losses(out, side, torch.arange(ITEMS), w.evidence.observed, generator())
     for key, term in terms.items():
@@ -540,7 +548,7 @@ def test_content_losses_look_at_observed_cells_only() -> None:
 def test_generator_learns_from_the_given_cells_only() -> None:
     w = world()
     none = torch.zeros_like(w.evidence.observed)
-    terms = w.model.content_losses(w.forward(), w.side, torch.arange(ITEMS), none, generator())
+    terms = w.model.content_losses(w.forward(), w.content, torch.arange(ITEMS), none, generator())
     assert terms["generation"] == 0
     assert terms["reconstruction"] > 0
 
@@ -551,12 +559,12 @@ def test_generator_learns_from_the_given_cells_only() -> None:
 @torch.no_grad()
 def test_complete_fills_and_keeps() -> None:
     w = world()
-    taste = w.forward().taste
-    filled = w.model.complete(w.evidence, taste)
+    preference = w.forward().preference
+    filled = w.model.complete(w.evidence, preference)
     for column, name in enumerate(w.batch.names):
         have = w.batch.observed[:, column]
         assert torch.equal(filled[name][have], w.evidence.own[name][have])
-        assert torch.equal(filled[name][~have], w.model.generate(name, w.evidence, taste).features[~have])
+        assert torch.equal(filled[name][~have], w.model.generate(name, w.evidence, preference).features[~have])
 
 
 @torch.no_grad()
@@ -565,7 +573,7 @@ def test_generals_stand_in_with_the_mean() -> None:
     out = w.forward()
     w.model.update_mean_generals(out, w.batch.observed)
     for column, name in enumerate(w.batch.names):
-        general = w.model.known_general(name, w.evidence, out.taste[column])
+        general = w.model.known_general(name, w.evidence, out.preference)
         have = w.batch.observed[:, column]
         torch.testing.assert_close(general[have], out.parts[column, have, :D])
         mean = out.parts[column, have, :D].mean(dim=0)
@@ -576,6 +584,6 @@ def test_a_graph_without_interactions() -> None:
     none = np.array([], dtype=np.int64)
     w = world()
     graphs = InteractionGraphs.build(none, none, USERS, ITEMS)
-    out = w.model(graphs, w.side)
+    out = w.model(graphs, w.content)
     assert out.cold.all()
     assert out.items.isfinite().all()

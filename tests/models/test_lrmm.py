@@ -10,18 +10,19 @@ import torch
 
 from models.bundle import Bundle, BundleError, EncoderRef
 from models.losses import sparsity
-from models.lrmm import ITEM, LRMM, USER, LRMMConfig
-from models.profiles import Biases, Prior, Reviewed, Scale
-from models.rater import Intervals, Rater
-from models.reviews import Projection
-from models.tastes import Tastes
+from models.lrmm.config import LRMMConfig
+from models.lrmm.factors import LatentFactors
+from models.lrmm.model import ITEM, LRMM, USER
+from models.lrmm.profiles import Biases, Prior, Reviewed, Scale
+from models.lrmm.reviews import Projection
+from models.lrmm.serving import Intervals, LRMMServing, TrainedSides
 from models.vocabulary import Vocabulary
 from tests.models.bundles import bundle_of
 from tests.models.test_reviews import encoder
 
 SIZES = {USER: 17, ITEM: 17, "metadata": 3}
-CONFIG = LRMMConfig(members=3, hidden=8, rating_hidden=6, word_size=4, text_hidden=5, review_words=6)
-NONE = torch.zeros(50)  # tastes that say nothing
+CONFIG = LRMMConfig(members=3, hidden=8, rating_hidden=6, word_embedding_size=4, lstm_hidden=5, review_words=6)
+NONE = torch.zeros(50)  # no affinity
 
 
 def model(**changes: object) -> LRMM:
@@ -66,7 +67,7 @@ def test_a_missing_modality_is_read_off_the_others_only_jointly() -> None:
         assert (rebuilt.std(dim=1).max() > 1e-6) == differ  # the literal form can only return a constant
 
 
-def test_tastes_count_where_both_sides_are_known() -> None:
+def test_affinity_counts_where_both_sides_are_known() -> None:
     embeddings, present = batch()
     made = model()
     without, liked = (made.predict(embeddings, present, NONE + one) for one in (0.0, 0.1))
@@ -126,7 +127,7 @@ def test_sparsity_is_least_at_rho() -> None:
 # --- as it is served -------------------------------------------------------------------------------------------------
 
 
-def rater(*, texts: bool = True) -> Rater:
+def lrmm_serving(*, texts: bool = True) -> LRMMServing:
     rng = np.random.default_rng(0)
     read = encoder() if texts else None
     width = 10 + (read.dim - 1 if read else 0)
@@ -135,16 +136,17 @@ def rater(*, texts: bool = True) -> Rater:
     with torch.no_grad():
         made.linear.weight.normal_(0, 0.1)
     scale = Scale(rng.normal(size=width).astype(np.float32), np.ones(width, np.float32))
-    return Rater(
+    return LRMMServing(
         made,
-        users=Vocabulary(["ann", "bob"]),
-        items=Vocabulary(["pick"]),
-        biases=Biases(4.2, np.array([0.3, -0.2]), np.array([0.1])),
-        tastes=Tastes(np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([[0.5, -1.0]])),
+        sides=TrainedSides(
+            users=Vocabulary(["ann", "bob"]),
+            items=Vocabulary(["pick"]),
+            biases=Biases(4.2, np.array([0.3, -0.2]), np.array([0.1])),
+            factors=LatentFactors(np.array([[1.0, 2.0], [0.0, 1.0]]), np.array([[0.5, -1.0]])),
+        ),
         prior=Prior(4.2, np.array([0.1, 0.2, 0.7]), 0.8),
         scales={USER: scale, ITEM: scale},
-        encoder=read,
-        sentence=EncoderRef(kind="text", id="test", dim=4, weights_sha256="0") if texts else None,
+        encoder=(read, EncoderRef(kind="text", id="test", dim=4, weights_sha256="0")) if read else None,
         contents={"text": Projection(np.zeros(4, np.float32), rng.normal(size=(4, 3)).astype(np.float32))},
         intervals=Intervals(np.tile([2.0, 5.0], (4, 1)), rng.uniform(0.5, 1, size=(4, 3))),
     )
@@ -152,11 +154,11 @@ def rater(*, texts: bool = True) -> Rater:
 
 @pytest.mark.parametrize("texts", [True, False])
 def test_a_bundle_brings_the_same_ratings_back(tmp_path: Path, texts: bool) -> None:
-    made = rater(texts=texts)
-    found = Rater.load(bundle_of(tmp_path / "bundle", "lrmm", made))
+    made = lrmm_serving(texts=texts)
+    found = LRMMServing.load(bundle_of(tmp_path / "bundle", "lrmm", made))
     assert found is not None
     assert found.names == made.names
-    assert (found.users, found.items) == (made.users, made.items)
+    assert (found.sides.users, found.sides.items) == (made.sides.users, made.sides.items)
     sentences = np.random.default_rng(0).normal(size=(2, 4)).astype(np.float32)
     vectors = [
         one.encoder.encode(["Good\nstrings, bad", "unheard"], sentences)
@@ -171,8 +173,8 @@ def test_a_bundle_brings_the_same_ratings_back(tmp_path: Path, texts: bool) -> N
     for one in (made, found):
         user = one.profile(USER, reviewed, 1)
         item = one.profile(ITEM, Reviewed(*(part[:0] for part in vars(reviewed).values())), 1)
-        assert user.taste.any()
-        assert not item.taste.any()
+        assert user.factors.any()
+        assert not item.factors.any()
         content = one.content("text", np.ones((1, 4), np.float32))
         present = np.array([[user.known[0], item.known[0], True]])
         assert present.tolist() == [[True, False, True]]
@@ -182,22 +184,27 @@ def test_a_bundle_brings_the_same_ratings_back(tmp_path: Path, texts: bool) -> N
         np.testing.assert_array_equal(getattr(answers[0], name), getattr(answers[1], name))
     assert 1 <= answers[0].low[0] < answers[0].rating[0] < answers[0].high[0] <= 5
     for one in (made, found):
-        bias, taste = one.others(USER, [("ann", "pick"), ("ann", "new")])
+        bias, factors = one.sides.others(USER, [("ann", "pick"), ("ann", "new")])
         assert bias.tolist() == [0.1, 0]
-        assert taste.tolist() == [[0.5, -1], [0, 0]]
-        bias, taste = one.others(ITEM, [("bob", "pick"), ("nobody", "pick")])
+        assert factors.tolist() == [[0.5, -1], [0, 0]]
+        bias, factors = one.sides.others(ITEM, [("bob", "pick"), ("nobody", "pick")])
         assert bias.tolist() == [-0.2, 0]
-        assert taste.tolist() == [[0, 1], [0, 0]]
+        assert factors.tolist() == [[0, 1], [0, 0]]
 
 
 def test_a_bundle_without_or_with_a_damaged_one(tmp_path: Path) -> None:
-    bundle = bundle_of(tmp_path / "bundle", "lrmm", rater())
+    bundle = bundle_of(tmp_path / "bundle", "lrmm", lrmm_serving())
     without = bundle.manifest.model_copy(update={"models": {}})
-    assert Rater.load(Bundle(bundle.path, without)) is None
+    assert LRMMServing.load(Bundle(bundle.path, without)) is None
     entry = bundle.manifest.models["lrmm"]
-    odd = entry.model_copy(update={"config": {**entry.config, "model": {"hidden": 8, "mispelt": 1}}})
-    with pytest.raises(BundleError, match=r"the lrmm model of .* does not fit this Lacuna"):
-        Rater.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {"lrmm": odd}})))
+    for name, sentence in (
+        ("mispelt", r"the lrmm model of .* does not fit this Lacuna"),
+        ("taste_size", r"the setting 'taste_size' is called 'factor_size' now"),
+        ("tone_folds", r"the setting 'tone_folds' is gone"),
+    ):
+        odd = entry.model_copy(update={"config": {**entry.config, "model": {"hidden": 8, name: 1}}})
+        with pytest.raises(BundleError, match=sentence):
+            LRMMServing.load(Bundle(bundle.path, bundle.manifest.model_copy(update={"models": {"lrmm": odd}})))
 
 
 def test_intervals_cover_what_they_promise() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.dgmrec import DGMRec
+from models.dgmrec.model import DGMRec
 from models.modality import ModalBatch, ModalitySpec
 from models.projection import Projection
 from tests.models.worlds import ITEMS, generator, linear_batch, small
@@ -81,7 +81,7 @@ def test_projection_takes_the_largest_components() -> None:
 
 def test_rank_beyond_the_feature() -> None:
     model = DGMRec(small(rank=50), [ModalitySpec("m", 3)], 2, 2)
-    assert model.tower("m").from_content.shape[1] == 3
+    assert model.tower("m").content_weights.shape[1] == 3
     rows = torch.randn(10, 3, generator=generator())
     batch = ModalBatch({"m": rows}, torch.ones(10, 1, dtype=torch.bool))
     model.fit_projections(batch)

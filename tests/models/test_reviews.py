@@ -1,4 +1,4 @@
-"""Texts of reviews: words, the LSTM, the tone, and documents of limited length."""
+"""Texts of reviews: words, the LSTM, the sentiment, and documents of limited length."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.profiles import Prior, Reviewed, Scale, fit_biases, profiles, within
-from models.reviews import (
+from models.lrmm.profiles import TEXT_SCALE, Prior, Reviewed, Scale, fit_biases, in_document, profiles
+from models.lrmm.reviews import (
     Projection,
     ReviewEncoder,
-    TextTower,
-    Tone,
+    Sentiment,
+    TextLSTM,
     excerpt,
     fold_of,
     frequent,
@@ -31,16 +31,16 @@ def encoder(seed: int = 0) -> ReviewEncoder:
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     vocabulary = Vocabulary(["good", "bad", "strings"])
-    tone_grams = Vocabulary(["good", "bad", "^good", "good strings"])
-    tone = Tone(
-        tone_grams,
+    sentiment_grams = Vocabulary(["good", "bad", "^good", "good strings"])
+    sentiment = Sentiment(
+        sentiment_grams,
         rng.normal(size=(3, 4)).astype(np.float32),
         np.ones(4, np.float32),
         np.zeros(3, np.float32),
     )
     states = Projection(np.zeros(5, np.float32), np.eye(5, dtype=np.float32))
     sentences = Projection.fit(rng.normal(size=(20, 4)).astype(np.float32), 2)
-    return ReviewEncoder(TextTower(3, 4, 5, 0.5), states, vocabulary, tone, sentences, LIMIT)
+    return ReviewEncoder(TextLSTM(3, 4, 5, 0.5), states, vocabulary, sentiment, sentences, LIMIT)
 
 
 def test_words_and_headlines() -> None:
@@ -88,15 +88,15 @@ def test_words_beyond_the_limit_do_not_count() -> None:
 
 
 def test_padding_changes_no_state() -> None:
-    tower = TextTower(3, 4, 5, 0.5).eval()
+    lstm = TextLSTM(3, 4, 5, 0.5).eval()
     with torch.inference_mode():
-        alone = tower(torch.tensor([[2, 3]]))
-        padded = tower(torch.tensor([[2, 3, 0, 0]]))
+        alone = lstm(torch.tensor([[2, 3]]))
+        padded = lstm(torch.tensor([[2, 3, 0, 0]]))
     torch.testing.assert_close(alone, padded)
 
 
 def test_recurrent_weights_start_orthogonal() -> None:
-    for gate in TextTower(3, 4, 8, 0.5).lstm.weight_hh_l0.split(8):
+    for gate in TextLSTM(3, 4, 8, 0.5).lstm.weight_hh_l0.split(8):
         torch.testing.assert_close(gate @ gate.T, torch.eye(8), atol=1e-5, rtol=0)
 
 
@@ -120,21 +120,21 @@ def test_a_projection_keeps_the_axes_that_vary_and_unit_length() -> None:
 def test_documents_longer_shorter_and_emptier_than_their_limit() -> None:
     group = np.array([0, 0, 0, 1, 2, 2])
     length = np.array([60, 60, 60, 30, 0, 250])
-    assert within(group, length, 100).tolist() == [True, True, False, True, True, True]
-    assert within(group, length, 60).tolist() == [True, False, False, True, True, True]
-    assert within(np.array([], np.int64), np.array([], np.int64), 10).tolist() == []
+    assert in_document(group, length, 100).tolist() == [True, True, False, True, True, True]
+    assert in_document(group, length, 60).tolist() == [True, False, False, True, True, True]
+    assert in_document(np.array([], np.int64), np.array([], np.int64), 10).tolist() == []
 
 
-def reviewed(value: list[float], told: list[bool] | None = None) -> Reviewed:
+def reviewed(value: list[float], has_text: list[bool] | None = None) -> Reviewed:
     n = len(value)
     rng = np.random.default_rng(3)
     return Reviewed(
         group=np.zeros(n, np.int64),
         value=np.array(value),
-        other=np.zeros(n),
-        taste=np.zeros((n, 2)),
+        other_bias=np.zeros(n),
+        other_factors=np.zeros((n, 2)),
         vector=rng.normal(size=(n, 4)).astype(np.float32),
-        told=np.array([True] * n if told is None else told, dtype=np.bool_),
+        has_text=np.array([True] * n if has_text is None else has_text, dtype=np.bool_),
     )
 
 
@@ -171,9 +171,9 @@ def test_biases_are_shrunk_and_unseen_ones_zero() -> None:
 
 def test_scales_standardise_stars_and_can_leave_them_out() -> None:
     raw = np.random.default_rng(0).normal(3, 2, size=(100, 12))
-    scaled = Scale.fit(raw, 6.0, use_biases=True)(raw)
+    scaled = Scale.fit(raw, use_biases=True)(raw)
     np.testing.assert_allclose(scaled[:, :10].std(0), 1, rtol=1e-3)
-    np.testing.assert_allclose(scaled[:, 10:], raw[:, 10:] * 6, rtol=1e-5)
-    bare = Scale.fit(raw, 6.0, use_biases=False)(raw)
+    np.testing.assert_allclose(scaled[:, 10:], raw[:, 10:] * TEXT_SCALE, rtol=1e-5)
+    bare = Scale.fit(raw, use_biases=False)(raw)
     assert (bare[:, 0] == 0).all()
-    assert bare[:, 2].std() > 0.9  # how many, and in what tone, is told without stars
+    assert bare[:, 2].std() > 0.9  # how many, and with what sentiment, is told without stars

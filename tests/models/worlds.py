@@ -9,16 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dgmrec import DGMRec, DGMRecConfig, Embeddings, ItemSide
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.model import DGMRec, Embeddings, ItemContent
+from models.dgmrec.serving import DGMRecServing, serving_tables
+from models.evidence import Evidence, collaborative_factors, gather_evidence, user_factors
 from models.graph import Graph, InteractionGraphs, mean_graph, nearest, with_self_loops
-from models.imputers import Evidence, collaborative_factors, gather_evidence, spread, user_factors
+from models.imputers import propagate_features
 from models.modality import ModalBatch
-from models.online import OnlineDGMRec
 from models.vocabulary import Vocabulary
 
 USERS, ITEMS = 12, 30
-SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4, factors=4, rung="multi-hop")
-RUNG_SETTINGS = {"neigh-mean": {}, "multi-hop": {"hops": 2}, "pers-pagerank": {"restart": 0.3}, "heat": {"time": 1.0}}
+SMALL = DGMRecConfig(embedding_size=8, layers=2, neighbours=3, rank=4, factors=4, fallback_imputer="multi-hop")
+FALLBACK_SETTINGS = {
+    "neigh-mean": {},
+    "multi-hop": {"hops": 2},
+    "pers-pagerank": {"restart": 0.3},
+    "heat": {"time": 1.0},
+}
 
 
 def small(**changes: object) -> DGMRecConfig:
@@ -64,7 +71,7 @@ def knn(features: Tensor, observed: Tensor, k: int) -> Graph:
     return Graph(with_self_loops(mean_graph(found, len(features))))
 
 
-def kin_of(evidence: Evidence, k: int, without: str | None = None) -> Graph:
+def neighbour_graph_of(evidence: Evidence, k: int, without: str | None = None) -> Graph:
     """Neighbours by the first modality (other than `without`); the items that lack it have none."""
     found = torch.full((len(evidence), k), -1, dtype=torch.long)
     column = next((c for c, name in enumerate(evidence.names) if name != without), None)
@@ -83,14 +90,14 @@ class World:
     model: DGMRec
     batch: ModalBatch
     graphs: InteractionGraphs
-    side: ItemSide
+    content: ItemContent
 
     @property
     def evidence(self) -> Evidence:
-        return self.side.evidence
+        return self.content.evidence
 
     def forward(self) -> Embeddings:
-        out: Embeddings = self.model(self.graphs, self.side)
+        out: Embeddings = self.model(self.graphs, self.content)
         return out
 
 
@@ -103,44 +110,27 @@ def world(dims: Sequence[int] = (6, 5), config: DGMRecConfig = SMALL, batch: Mod
     factors = collaborative_factors(graphs, user_factors(graphs, config.factors))
     evidence = gather_evidence(model.project(batch), batch.observed, graphs, factors)
     model.fit_base(evidence, batch.observed)
-    side = ItemSide(
+    content = ItemContent(
         features=evidence.own,
         evidence=evidence,
         graphs={
             name: knn(evidence.own[name], batch.observed[:, column], config.neighbours)
             for column, name in enumerate(batch.names)
         },
-        kin=kin_of(evidence, config.neighbours),
-        kin_without={name: kin_of(evidence, config.neighbours, without=name) for name in batch.names},
+        neighbour_graph=neighbour_graph_of(evidence, config.neighbours),
+        neighbour_graph_without={
+            name: neighbour_graph_of(evidence, config.neighbours, without=name) for name in batch.names
+        },
     )
-    return World(model, batch, graphs, side)
+    return World(model, batch, graphs, content)
 
 
-def online_of(w: World) -> OnlineDGMRec:
-    """The model of a world with the tables that the trainer's export makes."""
-    out = w.forward()
-    _, expected = w.model.settling.settle(out, w.side.features, w.batch.observed, w.graphs.item_degree)
-    tables = w.model.fold_in_tables(w.graphs)
-    for name in ("user_residual", "user_message"):
-        tables[name] = tables[name] * (w.graphs.user_degree > 0)[:, None]
-    warm = w.graphs.item_degree > 0
-    tables |= {
-        "item_id": out.item_id,
-        "item_expected": expected,
-        "item_degree": w.graphs.item_degree,
-        "id_length": out.item_id[warm].norm(dim=1).mean()[None],
-        "item_taste": out.taste.transpose(0, 1),
-        "mean_taste": out.taste[:, warm].mean(dim=1),
-        "user_factor": user_factors(w.graphs, w.model.config.factors),
-        "item_factor": w.evidence.factors,
-        "known": warm.to(torch.uint8),
-        "observed": w.batch.observed.to(torch.uint8),
-        "confidence": torch.zeros(ITEMS, len(w.batch.names)),
-    }
-    tables |= {f"feature.{name}": w.side.features[name] for name in w.batch.names}
-    rung = w.model.config.rung
-    told = spread(w.evidence.own, w.batch.observed, w.graphs, rung, RUNG_SETTINGS[rung])
-    tables |= {"rung_weight": told.weights} | {f"rung.{name}": table for name, table in told.tables.items()}
-    arrays = {name: table.detach().contiguous().numpy() for name, table in tables.items()}
+def online_of(w: World) -> DGMRecServing:
+    """The model of a world with its serving tables."""
+    config = w.model.config
+    out, prediction = w.model.final_embeddings(w.forward(), w.content, w.graphs.item_degree)
+    factors, imputer = user_factors(w.graphs, config.factors), config.fallback_imputer
+    fallback = propagate_features(w.evidence.own, w.batch.observed, w.graphs, imputer, FALLBACK_SETTINGS[imputer])
+    tables = serving_tables(w.model, w.graphs, w.content, out, prediction, factors, fallback)
     users, items = Vocabulary(f"u{row}" for row in range(USERS)), Vocabulary(f"i{row}" for row in range(ITEMS))
-    return OnlineDGMRec(w.model, arrays, users, items)
+    return DGMRecServing(w.model, tables, users, items)

@@ -16,16 +16,16 @@ import torch
 from filelock import FileLock
 
 from models.bundle import EncoderRef
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
 from models.encoders import Encoder, load_encoder
 from service import bootstrap
 from tests.service import irises
 from tests.service.running import Running, settings_for
 from training.datasets import load_dataset
 from training.datasets.prepared import write_dataset
-from training.demo import prepare_demo
+from training.demo.catalogue import prepare_demo
+from training.dgmrec.recipe import DataOptions, TrainerConfig, make_bundle
 from training.progress import Terminal
-from training.train import DataOptions, TrainerConfig, make_bundle
 
 ITEMS, USERS, SEED = 120, 40, 7
 AUDIO = 12  # length of the ready vectors of the modality `audio`

@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from models.bundle import CATALOGUE_FEATURES, Bundle, BundleWriter
-from models.iris import IRIS, IRISConfig
+from models.iris.config import IRISConfig
+from models.iris.model import IRIS
+from models.iris.serving import NAME, IRISServing
 from models.modality import ModalitySpec
-from models.reranker import NAME, Reranker
 
 CONFIG = IRISConfig(embedding_size=8, tower_hidden=16, tower_size=8, interest_size=6, rank=12)
 
@@ -38,7 +39,7 @@ def _copying(file: Path) -> Callable[[Path], object]:
     return partial(shutil.copyfile, file)
 
 
-def drawn(bundle: Bundle, config: IRISConfig) -> Reranker:
+def drawn(bundle: Bundle, config: IRISConfig) -> IRISServing:
     """An IRIS for the bundle's own catalogue, of which training never met every eighth item."""
     items = bundle.vocabulary("items")
     arrays = bundle.tensors(CATALOGUE_FEATURES)
@@ -47,10 +48,10 @@ def drawn(bundle: Bundle, config: IRISConfig) -> Reranker:
         torch.manual_seed(0)
         model = IRIS(config, specs, len(items))
         with torch.no_grad():
-            for one in (model.p, model.q, model.h, model.lean, model.bias):
+            for one in (model.p, model.q, model.h, model.item_bias, model.bias):
                 one.normal_(0, 0.7)
     raw = {name: torch.from_numpy(arrays[name]).float() for name in model.names}
     present = torch.stack([torch.from_numpy(arrays[f"{name}.observed"]).bool() for name in model.names], dim=1)
     model.fit_projections(raw, present)
     model.fit_prediction(model.signals(raw), present, torch.arange(len(items)) % 8 > 0)
-    return Reranker(model, items)
+    return IRISServing(model, items)

@@ -179,12 +179,13 @@ async def check_index(engine: Engine) -> None:
             assert (key in catalogue.indexes[name]) == says_something
             places[name] += says_something
         assert key in catalogue.indexes["items"]
+        assert key in catalogue.indexes["items:cosine"]
         assert np.array_equal(catalogue.final(np.array([key]))[0], derived.final)
         assert np.linalg.norm(derived.final) > 0
         for name, side in derived.sides.items():
             assert np.array_equal(catalogue.rows.get(f"side.{name}", key), side)
         assert engine.reranker is None or key in catalogue.indexes["iris:targets"]
-    places |= {name: len(items) for name in ("items", "iris:targets") if name in catalogue.indexes}
+    places |= {name: len(items) for name in ("items", "items:cosine", "iris:targets") if name in catalogue.indexes}
     assert {name: len(index) for name, index in catalogue.indexes.items()} == places
 
 

@@ -83,13 +83,32 @@ class Postgres:
         """Stop it: `immediate` is as good as a crash, `fast` ends connections in an orderly way."""
         self._run("pg_ctl", "-D", self._folder / "data", "-m", mode, "-w", "stop")
 
+    def admit(self, rule: str) -> None:
+        """Let in whom this rule of pg_hba.conf lets in, and nobody else."""
+        (self._folder / "data" / "pg_hba.conf").write_text(f"{rule}\n")
+        self._run("pg_ctl", "-D", self._folder / "data", "reload")
+
+    def encrypt(self) -> Path:
+        """Offer TLS, with a certificate of its own for localhost; the certificate."""
+        if shutil.which("openssl") is None:
+            raise UnavailableError("openssl is not installed")
+        data = self._folder / "data"
+        key, certificate = data / "server.key", data / "server.crt"
+        names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+        made = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key), "-out", str(certificate)]
+        self._run(Path(shutil.which("openssl") or ""), "req", "-x509", *names, *made)
+        with (data / "postgresql.conf").open("a") as settings:
+            settings.write("ssl = on\n")
+        self._run("pg_ctl", "-D", data, "reload")
+        return certificate
+
     def close(self) -> None:
         """Stop it where it runs, and remove all of it."""
         if (self._folder / "data" / "postmaster.pid").exists():
             self.stop()
         shutil.rmtree(self._folder)
 
-    def _run(self, program: str, *arguments: str | Path) -> None:
+    def _run(self, program: str | Path, *arguments: str | Path) -> None:
         command = [self._programs / program, *arguments]
         done = subprocess.run(
             command, user=self._user, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False

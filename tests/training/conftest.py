@@ -1,11 +1,15 @@
-"""One thread: the tensors are tiny, and other tests run beside these."""
+"""One thread, as the tensors are tiny and other tests run beside these; and the command in this process."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+import training.cli as cli
+from tests.training.commands import Run
 
 
 @pytest.fixture(autouse=True)
@@ -14,3 +18,22 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def lacuna(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process."""
+    for name in ("LACUNA_URL", "LACUNA_KEY", "LACUNA_IMAGE_WEIGHTS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["lacuna", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        code = stopped.value.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return run

@@ -49,8 +49,11 @@ BAD_ITEMS: list[tuple[Any, str]] = [
     ({"id": "x", "modalities": {"image": "photos/a.jpg"}}, r"'image': there is no file photos/a.jpg beside"),
     ({"id": "x", "modalities": {"image": "../a.jpg"}}, r"'image': ../a.jpg lies outside the folder"),
     ({"id": "x", "modalities": {"image": "/etc/a.png"}}, r"'image': /etc/a.png lies outside the folder"),
-    ({"id": "x", "modalities": {"cover": "https://shop.example/b.jpg"}}, "'cover' is given as where a picture lies"),
-    ({"id": "x", "modalities": {"image": "a red shoe"}}, "'image' is a picture and takes"),
+    (
+        {"id": "x", "modalities": {"cover": "https://shop.example/b.jpg"}},
+        "modalities/cover: this is where a picture lies",
+    ),
+    ({"id": "x", "modalities": {"image": "a red shoe"}}, "modalities/image: a picture is"),
     ({"id": "x", "modalities": {"image": {"base64": "!"}}}, "modality 'image': this is not base64"),
     ({"id": "x", "modalities": {"image": picture(b"no picture")}}, "modality 'image': the picture is neither JPEG"),
     ({"id": "x", "modalities": {"image": picture(PICTURE[:50])}}, "modality 'image': the picture is broken"),

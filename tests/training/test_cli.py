@@ -10,8 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +18,14 @@ import torch
 
 import training.cli as cli
 from models.bundle import Bundle
+from tests.training.commands import Run, refused
 from tests.training.sources import put
-from tests.training.tiny import ITEMS, events, lines, vector_records, write_vectors
+from tests.training.tiny import ITEMS, events, vector_records, write_vectors
 from training.datasets import load_dataset, write_dataset
 
 TINY = ["--threads", "1"]
 for setting in ("epochs=2", "batch_size=64", "embedding_size=8", "rank=4", "neighbours=4", "layers=2"):
     TINY += ["--set", setting]
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def lacuna(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command in this process: exit code, standard output, standard error."""
-    for name in ("LACUNA_URL", "LACUNA_KEY", "LACUNA_IMAGE_WEIGHTS"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["lacuna", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        code = stopped.value.code
-        assert isinstance(code, int)
-        return code, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +33,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli") / "tiny"
     write_vectors(folder)
     return folder
-
-
-def refused(answer: tuple[int, str, str]) -> str:
-    """The sentence of a refusal."""
-    code, out, err = answer
-    assert code == 2, err
-    assert out == ""
-    said = [line for line in err.splitlines() if line.startswith("lacuna: ")]
-    assert len(said) == 1, err
-    assert "Traceback" not in err
-    return said[0]
 
 
 # --- help ----------------------------------------------------------------------------------------------------------
@@ -376,6 +343,10 @@ def test_evaluate_ratings_that_are_not_there(lacuna: Run, data: Path) -> None:
     sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "memberz=2"))
     assert "there is no setting 'memberz'" in sentence
     assert "document_words" in sentence
+    sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "taste_size=2"))
+    assert "the setting 'taste_size' is called 'factor_size' now" in sentence
+    sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "tone_folds=2"))
+    assert "the setting 'tone_folds' is gone" in sentence
 
 
 def test_train_lrmm_without_ratings(lacuna: Run, data: Path, tmp_path: Path) -> None:
@@ -531,8 +502,19 @@ def test_serve_hands_everything_on(lacuna: Run, became: list[list[str]]) -> None
 
 def test_backup_and_restore_are_the_services(lacuna: Run, became: list[list[str]]) -> None:
     assert lacuna("backup", "copy.zip")[0] == lacuna("restore", "copy.zip")[0] == 0
+    assert lacuna("backup", "--force", "--", "-odd.zip")[0] == 0
     start = [sys.executable, "-m", "service.backup"]
-    assert became == [[*start, "create", "copy.zip"], [*start, "restore", "copy.zip"]]
+    assert became == [
+        [*start, "create", "--", "copy.zip"],
+        [*start, "restore", "--", "copy.zip"],
+        [*start, "create", "--force", "--", "-odd.zip"],
+    ]
+
+
+def test_export_is_the_services(lacuna: Run, became: list[list[str]]) -> None:
+    assert lacuna("export", "folder")[0] == lacuna("export", "folder", "--force")[0] == 0
+    start = [sys.executable, "-m", "service.export"]
+    assert became == [[*start, "--", "folder"], [*start, "--force", "--", "folder"]]
 
 
 def test_demo_serves_the_bundle_that_is_there(lacuna: Run, became: list[list[str]], data: Path, tmp_path: Path) -> None:
@@ -586,136 +568,3 @@ def test_demo_makes_a_bundle_of_another_lacuna_anew_if_it_is_its_own(
     assert trained == ([out] if name.startswith("demo") else [])  # what is somebody's own is not replaced
     assert ("it is made anew" in caplog.text) == bool(trained)
     assert len(became) == 1
-
-
-# --- import --------------------------------------------------------------------------------------------------------
-
-
-class Service(BaseHTTPRequestHandler):
-    """Answers as the service does: items whose id is known are 409, feedback on unknown items is rejected."""
-
-    posted: list[tuple[str, dict[str, Any], str | None]]
-    known: set[str]
-    answer: tuple[int, bytes] | None
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.posted.append((self.path, body, self.headers.get("Authorization")))
-        status, content = self.answer or (200, json.dumps(self._rows(body)).encode())
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        self.wfile.write(content)
-
-    def _rows(self, body: dict[str, Any]) -> dict[str, Any]:
-        if "items" in body:
-            rows = [
-                {"index": index, "problem": {"detail": f"{item['id']} exists"}}
-                if item["id"] in self.known
-                else {"index": index, "id": item["id"], "status": 201}
-                for index, item in enumerate(body["items"])
-            ]
-            return {"items": rows}
-        bad = [
-            {"index": index, "detail": "no such item"}
-            for index, event in enumerate(body["feedback"])
-            if event["item"] not in self.known
-        ]
-        return {"accepted": len(body["feedback"]) - len(bad), "rejected": bad}
-
-    def log_message(self, *_: object) -> None:
-        """Quiet."""
-
-
-@pytest.fixture
-def service() -> Iterator[tuple[str, type[Service]]]:
-    handler = type("Handler", (Service,), {"posted": [], "known": set(), "answer": None})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_import_items(
-    lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, handler = service
-    monkeypatch.setitem(cli.SENT_AT_ONCE, "items", 25)
-    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url, "--key", "k1")
-    assert code == 0
-    assert [len(body["items"]) for _, body, _ in handler.posted] == [25, 25, 10]
-    assert [row for _, body, _ in handler.posted for row in body["items"]] == lines(data / "items.jsonl")
-    assert {(path, key) for path, _, key in handler.posted} == {("/items/batch", "Bearer k1")}
-    assert "60 items accepted, 0 refused" in err
-
-
-def test_import_names_the_refused_lines(
-    lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, handler = service
-    monkeypatch.setitem(cli.SENT_AT_ONCE, "items", 25)
-    handler.known = {"item-3", "item-26"}
-    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url)
-    assert code == 1
-    assert "58 items accepted, 2 refused" in err
-    assert "line 4: item-3 exists" in err
-    assert "line 27: item-26 exists" in err
-
-
-def test_import_feedback(lacuna: Run, data: Path, service: tuple[str, type[Service]], tmp_path: Path) -> None:
-    url, handler = service
-    handler.known = {f"item-{row}" for row in range(ITEMS)}
-    assert lacuna("import", "feedback", data / "feedback.jsonl", "--url", url)[0] == 0
-    (path, body, key) = handler.posted[0]
-    assert (path, key, body["feedback"]) == ("/feedback", None, events())
-    rows = [{"user": "u", "item": item, "type": "click"} for item in ("item-1", "ghost")]
-    (tmp_path / "more.jsonl").write_text("\n\n".join(map(json.dumps, rows)))  # blank lines, none at the end
-    code, _, err = lacuna("import", "feedback", tmp_path / "more.jsonl", "--url", url)
-    assert code == 1
-    assert "1 feedback accepted, 1 refused" in err
-    assert "no such item" in err
-
-
-def test_import_keeps_below_the_size_limit(
-    lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, handler = service
-    monkeypatch.setattr(cli, "SENT_BYTES", 1000)
-    assert lacuna("import", "items", data / "items.jsonl", "--url", url)[0] == 0
-    assert len(handler.posted) > 5
-    assert sum(len(body["items"]) for _, body, _ in handler.posted) == ITEMS
-
-
-@pytest.mark.parametrize(
-    ("answer", "message"),
-    [
-        ((401, b'{"detail": "a key is needed"}'), "line 1 and after: 401 a key is needed"),
-        ((200, b"<html>another server</html>"), "is no Lacuna service: it answers no JSON"),
-        ((502, b""), "is no Lacuna service: it answers no JSON"),
-    ],
-)
-def test_import_refused_by_the_service(
-    lacuna: Run, data: Path, service: tuple[str, type[Service]], answer: tuple[int, bytes], message: str
-) -> None:
-    url, handler = service
-    handler.answer = answer
-    assert message in refused(lacuna("import", "items", data / "items.jsonl", "--url", url))
-
-
-@pytest.mark.parametrize(
-    ("url", "message"),
-    [
-        ("http://127.0.0.1:9", "the service at http://127.0.0.1:9 does not answer"),
-        ("localhost:8000", "does not answer: "),
-        ("http://127.0.0.1:port", "'http://127.0.0.1:port' is no URL: "),
-    ],
-)
-def test_import_where_nothing_answers(lacuna: Run, data: Path, url: str, message: str) -> None:
-    assert message in refused(lacuna("import", "items", data / "items.jsonl", "--url", url))
-
-
-def test_import_of_no_file(lacuna: Run, tmp_path: Path) -> None:
-    assert "absent.jsonl does not exist" in refused(lacuna("import", "items", tmp_path / "absent.jsonl"))

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from training.datasets import READERS, Dataset, load_dataset
-from training.demo import DAYS, END, NAME, demo_holes, demo_item, demo_truth, prepare_demo
-from training.demo_drawing import (
+from training.demo.catalogue import DAYS, END, NAME, demo_holes, demo_item, demo_truth, prepare_demo
+from training.demo.drawing import (
     BACKGROUNDS,
     CATEGORIES,
     COLOURS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import numpy as np
@@ -12,15 +11,17 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.model import DGMRec
+from models.evidence import Evidence, cross_fitted_means
 from models.graph import Matrix
-from models.imputers import GRAPH_IMPUTERS, IMPUTERS, folded_means
+from models.imputers import GRAPH_IMPUTERS, IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
-from training.dgmrec import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
+from training.dgmrec import inputs
+from training.dgmrec.inputs import HeldOutScores
+from training.dgmrec.task import CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
 from training.trainer import train
-
-module = sys.modules["training.dgmrec"]
 
 
 def config(**changes: object) -> DGMRecConfig:
@@ -49,10 +50,10 @@ def test_masked_features_change_nothing(imputation: str, placeholder: str) -> No
     assert clean.validate() == dirty.validate()
     assert clean.finish() == dirty.finish()
     assert clean.test() == dirty.test()
-    assert clean.side is not None
-    assert dirty.side is not None
+    assert clean.content is not None
+    assert dirty.content is not None
     for name in clean.module.names:
-        assert torch.equal(clean.side.features[name], dirty.side.features[name])
+        assert torch.equal(clean.content.features[name], dirty.content.features[name])
         assert (clean.matrices[name] != dirty.matrices[name]).nnz == 0
     for key, value in clean.module.state_dict().items():
         assert torch.equal(value, dirty.module.state_dict()[key]), key
@@ -94,7 +95,7 @@ def learnt() -> DGMRecTask:
 
 def scores(task: DGMRecTask) -> NDArray[np.float32]:
     """As they would be served."""
-    out = task.settled().out
+    out = task.final_embeddings()[0]
     table: NDArray[np.float32] = (out.users @ out.items.T).numpy()
     return table
 
@@ -129,16 +130,18 @@ def test_autocast_learns_the_same_world(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_interactions_alone_are_learnt_too() -> None:
-    task = task_of(modal=False, start="random", rounds=60)
+    task = task_of(modal=False, initialisation="random", rounds=60)
     before, ranking = share_of_own_group(scores(task)), task.test()["ndcg@20"]
     train(task, task.trainer)
     assert share_of_own_group(scores(task)) > before + 0.2
     assert task.test()["ndcg@20"] > 2 * ranking
 
 
-def test_singular_vectors_are_a_start_ahead() -> None:
+def test_spectral_initialisation_is_ahead() -> None:
     """They tell the groups before anything is learned."""
-    ahead, behind = (share_of_own_group(scores(task_of(modal=False, start=start))) for start in ("spectral", "random"))
+    ahead, behind = (
+        share_of_own_group(scores(task_of(modal=False, initialisation=start))) for start in ("spectral", "random")
+    )
     assert ahead > behind + 0.1
 
 
@@ -150,80 +153,85 @@ def test_new_items_find_their_group(learnt: DGMRecTask) -> None:
         assert table[own, item].min() > table[~own, item].max()
 
 
-def test_what_is_read_is_what_hidden_cells_bear_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What users tell decides on the folds, and what another modality tells on the neighbours."""
+def test_inputs_are_those_that_hidden_cells_bear_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses from users decide on the folds, and guesses from another modality on the neighbours."""
     quality = {"audio": {0: 0.4, 2: 0.3, 3: 0.302}, "scan": {0: 0.4, 2: 0.401, 3: 0.2}}
-    by_means_alone, by_near = {"audio": 0.4, "scan": 0.0}, {"audio": 0.002, "scan": -0.002}
+    by_means_alone, by_neighbours = {"audio": 0.4, "scan": 0.0}, {"audio": 0.002, "scan": -0.002}
+    graphs = task_of().interactions
 
-    def answer(task: DGMRecTask, evidence: Any, own: Any) -> Any:
+    def scores(model: DGMRec, evidence: Evidence, own: Any, observed: Any) -> dict[str, HeldOutScores]:  # noqa: ARG001
         answers = {}
         for name in own:
-            count = folds_of(task, evidence, name)
-            near = bool(task.module.tower(name).shown_by.all())
-            noise = torch.tensor([-0.05, 0.05]).repeat(25) * (count + near)
-            told = quality[name][count] + noise
-            shown = torch.full_like(told, near * by_near[name])
-            by_users = told + (count > 0) * by_means_alone[name] - 1.0 * near
-            answers[name] = module.Asked(told + near * by_near[name], by_users, shown, torch.ones(50, dtype=torch.bool))
+            count = folds_of(evidence, name)
+            neighbours = bool(model.tower(name).content_mask.all())
+            noise = torch.tensor([-0.05, 0.05]).repeat(25) * (count + neighbours)
+            full = quality[name][count] + noise
+            content = torch.full_like(full, neighbours * by_neighbours[name])
+            users = full + (count > 0) * by_means_alone[name] - 1.0 * neighbours
+            described = torch.ones(50, dtype=torch.bool)
+            answers[name] = HeldOutScores(full + neighbours * by_neighbours[name], users, content, described)
         return answers
 
-    def folds_of(task: DGMRecTask, evidence: Any, name: str) -> int:
-        if torch.equal(evidence.folded[name], evidence.shared[name]):
+    def folds_of(evidence: Evidence, name: str) -> int:
+        if torch.equal(evidence.cross_fitted_mean[name], evidence.co_interaction_mean[name]):
             return 0
-        cut = {n: folded_means(evidence.own, evidence.observed, task.interactions, n)[0][name] for n in (2, 3)}
-        return next(n for n, block in cut.items() if torch.equal(block, evidence.folded[name]))
+        cut = {n: cross_fitted_means(evidence.own, evidence.observed, graphs, n)[0][name] for n in (2, 3)}
+        return next(n for n, block in cut.items() if torch.equal(block, evidence.cross_fitted_mean[name]))
 
-    monkeypatch.setattr(DGMRecTask, "_asked_back", answer)
+    monkeypatch.setattr(inputs, "held_out_scores", scores)
     task = task_of()
-    assert task.side is not None
-    assert {name: folds_of(task, task.side.evidence, name) for name in quality} == {"audio": 2, "scan": 0}
-    for name, shared, near in (("audio", True, True), ("scan", False, False)):
+    assert task.content is not None
+    assert {name: folds_of(task.content.evidence, name) for name in quality} == {"audio": 2, "scan": 0}
+    for name, means, neighbours in (("audio", True, True), ("scan", False, False)):
         tower = task.module.tower(name)
-        assert bool(tower.told_by.all()) == shared
-        assert bool(tower.shown_by.all()) == near
+        assert bool(tower.interaction_mask.all()) == means
+        assert bool(tower.content_mask.all()) == neighbours
 
 
-@pytest.mark.parametrize(("cells", "rounds"), [(module.READ_CELLS, module.READ_ROUNDS), (1, 1)])
-def test_hidden_cells_say_nothing_while_it_is_chosen_what_to_read(
+@pytest.mark.parametrize(("cells", "rounds"), [(inputs.CELLS_WANTED, inputs.MAX_ROUNDS), (1, 1)])
+def test_hidden_cells_say_nothing_while_inputs_are_selected(
     monkeypatch: pytest.MonkeyPatch, cells: int, rounds: int
 ) -> None:
-    seen: list[Any] = []
-    monkeypatch.setattr(module, "READ_CELLS", cells)
-    plain = DGMRecTask._asked_back
-    monkeypatch.setattr(
-        DGMRecTask, "_asked_back", lambda self, asked, own: seen.append(asked) or plain(self, asked, own)
-    )
+    seen: list[Evidence] = []
+    monkeypatch.setattr(inputs, "CELLS_WANTED", cells)
+    plain = inputs.held_out_scores
+
+    def recorded(model: DGMRec, evidence: Evidence, *rest: Any) -> dict[str, HeldOutScores]:
+        seen.append(evidence)
+        return plain(model, evidence, *rest)
+
+    monkeypatch.setattr(inputs, "held_out_scores", recorded)
     task = task_of()
-    hidden = {tuple((task.raw.observed & ~asked.observed).flatten().tolist()) for asked in seen}
+    hidden = {tuple((task.raw.observed & ~evidence.observed).flatten().tolist()) for evidence in seen}
     assert len(hidden) == rounds
     held = task.held_cells.flatten().numpy()
     assert held.any()
-    assert not any((np.array(asked) & held).any() for asked in hidden)  # confidence is measured on these
+    assert not any((np.array(cells) & held).any() for cells in hidden)  # confidence is measured on these
     assert np.array(list(hidden)).sum(axis=0).max() == 1  # each cell in one round at most
-    for asked in seen:
-        lacking = task.raw.observed & ~asked.observed
+    for evidence in seen:
+        lacking = task.raw.observed & ~evidence.observed
         assert lacking.any()
         for column, name in enumerate(task.module.names):
-            assert not asked.own[name][lacking[:, column]].any()
+            assert not evidence.own[name][lacking[:, column]].any()
 
 
-def test_the_plainest_option_wins_unless_another_is_clearly_better() -> None:
+def test_the_simplest_option_is_taken_unless_another_is_clearly_better() -> None:
     cosines = torch.linspace(0, 1, 100)
     noise = torch.tensor([-0.2, 0.2]).repeat(50)
-    assert module._plainest({"plain": cosines, "better": cosines + 0.01 + noise}) == "plain"
-    assert module._plainest({"plain": cosines, "better": cosines + 0.1 + noise}) == "better"
-    assert module._plainest({"plain": cosines, "worse": cosines - 0.1}) == "plain"
-    assert module._plainest({"plain": cosines, "same": cosines}) == "plain"
-    assert module._plainest({"plain": torch.zeros(0), "other": torch.zeros(0)}) == "plain"
+    assert inputs.simplest_option({"simple": cosines, "better": cosines + 0.01 + noise}) == "simple"
+    assert inputs.simplest_option({"simple": cosines, "better": cosines + 0.1 + noise}) == "better"
+    assert inputs.simplest_option({"simple": cosines, "worse": cosines - 0.1}) == "simple"
+    assert inputs.simplest_option({"simple": cosines, "same": cosines}) == "simple"
+    assert inputs.simplest_option({"simple": torch.zeros(0), "other": torch.zeros(0)}) == "simple"
 
 
 def test_generated_features_tell_the_group(learnt: DGMRecTask) -> None:
     features, observed = contents()
-    assert learnt.side is not None
+    assert learnt.content is not None
     for column, name in enumerate(learnt.module.names):
         projection = learnt.module.tower(name).projection
         lacking = torch.from_numpy(~observed[:, column])
-        made = projection.back(learnt.side.features[name][lacking]) - projection.mean
+        made = projection.back(learnt.content.features[name][lacking]) - projection.mean
         truth = torch.from_numpy(features[name])[lacking] - projection.mean
         assert functional.cosine_similarity(made, truth, dim=1).mean() > 0.3
 
@@ -254,13 +262,13 @@ def test_negatives() -> None:
 
 def test_lightgcn_alone() -> None:
     task = task_of(modal=False)
-    assert task.side is None
+    assert task.content is None
     result = train(task, TRAINER)
     assert set(result.best) == {"recall@20", "ndcg@20", "recall@50", "ndcg@50"}
     assert set(result.history[0]["losses"]) == {"loss", "ranking", "l2"}
     assert task.finish() == {}
     task.refresh()  # nothing to refresh
-    assert task.side is None
+    assert task.content is None
     again = task_of(modal=False)
     again.load_state(task.state())
     assert again.state()["rng"] == task.state()["rng"]
@@ -306,15 +314,15 @@ def test_refresh_changes_rows_of_missing_cells_only(weight: float) -> None:
 def test_refresh_regenerates_missing_cells_only() -> None:
     task, (_, observed) = task_of(), contents()
     epochs(task, 2)
-    assert task.side is not None
-    before = {name: feature.clone() for name, feature in task.side.features.items()}
+    assert task.content is not None
+    before = {name: feature.clone() for name, feature in task.content.features.items()}
     task.refresh()
-    taste = task.embed().taste
+    preference = task.embed().preference
     for column, name in enumerate(task.module.names):
-        have, after = torch.from_numpy(observed[:, column]), task.side.features[name]
+        have, after = torch.from_numpy(observed[:, column]), task.content.features[name]
         assert torch.equal(after[have], before[name][have])
         assert not torch.equal(after[~have], before[name][~have])
-        made = task.module.generate(name, task.side.evidence, taste).features
+        made = task.module.generate(name, task.content.evidence, preference).features
         torch.testing.assert_close(after[~have], made[~have])
 
 
@@ -324,12 +332,12 @@ def test_plain_imputation(imputation: str) -> None:
     losses = epochs(task, 3)
     assert all(np.isfinite(value) for value in losses[-1].values())
     assert losses[-1]["generation"] == 0
-    assert task.side is not None
+    assert task.content is not None
     for column, name in enumerate(task.module.names):
         lacking = torch.from_numpy(~observed[:, column])
-        near = task.side.evidence.near[name][lacking]
+        near = task.content.evidence.neighbour_mean[name][lacking]
         expected = near if imputation == "nn" else torch.zeros_like(near)
-        assert torch.equal(task.side.features[name][lacking], expected)
+        assert torch.equal(task.content.features[name][lacking], expected)
     assert not any(name.startswith("cosine") for name in task.validate())
     assert task.finish() == {}
 
@@ -340,14 +348,14 @@ def test_imputation_over_the_graph(imputation: str) -> None:
     losses = epochs(task, 3)
     assert all(np.isfinite(value) for value in losses[-1].values())
     assert losses[-1]["generation"] == 0
-    assert task.side is not None
-    evidence, told = task.side.evidence, 0
-    method, setting = task.rung
+    assert task.content is not None
+    evidence, told = task.content.evidence, 0
+    method, setting = task.fallback_imputer
     assert method == imputation
     expected = IMPUTERS[method].guess(evidence.own, evidence.observed, task.interactions, **setting)
     for column, name in enumerate(task.module.names):
         have = torch.from_numpy(observed[:, column])
-        found = task.side.features[name]
+        found = task.content.features[name]
         assert torch.equal(found[have], evidence.own[name][have])
         for row in (~have).nonzero().squeeze(1).tolist():
             assert functional.cosine_similarity(found[row], expected[name][row], dim=0) > 1 - 1e-5
@@ -375,8 +383,10 @@ def test_held_cells() -> None:
     assert torch.equal(task.held_cells | task.cells, torch.from_numpy(observed))
     assert not (task.held_cells & task.cells).any()
     assert task.held_cells.any()
-    for column, name in enumerate(task.module.names):  # nor do guesses lean on them, or they would find themselves
-        assert task.module.tower(name).real.any(dim=1).sum() == task.cells[:, column].sum()
+    for column, name in enumerate(
+        task.module.names
+    ):  # nor does smoothing look among them, or they would find themselves
+        assert task.module.tower(name).directions.any(dim=1).sum() == task.cells[:, column].sum()
 
 
 def test_trust_is_what_held_out_cells_bear_out() -> None:
@@ -400,14 +410,14 @@ def test_trust_is_what_held_out_cells_bear_out() -> None:
 
 def test_before_training_the_base_is_generated() -> None:
     task, (_, observed) = task_of(), contents()
-    assert task.side is not None
+    assert task.content is not None
     for column, name in enumerate(task.module.names):
         lacking = torch.from_numpy(~observed[:, column])
         tower = task.module.tower(name)
         assert tower.trust == 0
-        base = task.module.tower(name).base(task.side.evidence)
+        base = task.module.tower(name).base(task.content.evidence)
         assert base[lacking].any()
-        torch.testing.assert_close(task.side.features[name][lacking], tower.projection.signal(base)[lacking])
+        torch.testing.assert_close(task.content.features[name][lacking], tower.projection.signal(base)[lacking])
 
 
 def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:
@@ -415,24 +425,24 @@ def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:
     assert set(report) == {f"{what}[{name}]" for name in ("audio", "scan") for what in ("cosine", "calibration_error")}
     assert all(-1 <= value <= 1 for value in report.values())
     assert report["cosine[audio]"] > 0.2
-    assert learnt.side is not None
-    taste = learnt.embed().taste
+    assert learnt.content is not None
+    preference = learnt.embed().preference
     for column, name in enumerate(learnt.module.names):
-        made = learnt.module.generate(name, learnt.side.evidence, taste)
+        made = learnt.module.generate(name, learnt.content.evidence, preference)
         confidence = learnt.module.tower(name).confidence(made)
         assert ((confidence >= 0) & (confidence <= 1)).all()
-        assert confidence[~learnt.side.evidence.observed[:, column]].mean() > 0.2
+        assert confidence[~learnt.content.evidence.observed[:, column]].mean() > 0.2
         assert learnt.module.tower(name).calibration.any()
     assert learnt.finish() == report  # finishing again changes nothing
 
 
 def test_what_is_served_has_learned_from_every_observed_cell(learnt: DGMRecTask) -> None:
-    assert learnt.side is not None
+    assert learnt.content is not None
     assert learnt.held_cells.any()
     served = {key: value.clone() for key, value in learnt.module.state_dict().items()}
-    learnt.module.fit_base(learnt.side.evidence, learnt.raw.observed)
+    learnt.module.fit_base(learnt.content.evidence, learnt.raw.observed)
     assert all(torch.equal(value, served[key]) for key, value in learnt.module.state_dict().items())
-    learnt.module.fit_base(learnt.side.evidence, learnt.cells)
+    learnt.module.fit_base(learnt.content.evidence, learnt.cells)
     assert not all(torch.equal(value, served[key]) for key, value in learnt.module.state_dict().items())
     learnt.module.load_state_dict(served)
 
@@ -445,8 +455,8 @@ def test_validate_tells_the_cosines() -> None:
 def test_validate_tells_how_similar_the_parts_are() -> None:
     task = task_of()
     out, metrics = task.embed(), task.validate()
-    assert task.side is not None
-    observed = task.side.evidence.observed
+    assert task.content is not None
+    observed = task.content.evidence.observed
     audio, scan = (task.module.names.index(name) for name in ("audio", "scan"))
     general, specific = out.parts.chunk(2, dim=2)
     one, both = observed[:, audio], observed[:, [audio, scan]].all(dim=1)

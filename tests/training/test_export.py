@@ -11,14 +11,14 @@ import torch
 from safetensors.numpy import load_file
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
-from models.imputers import GRAPH_IMPUTERS, chosen, spread
-from models.online import TABLES, OnlineDGMRec
+from models.dgmrec.serving import TABLES, DGMRecServing
+from models.imputers import GRAPH_IMPUTERS, chosen, propagate_features
 from tests.training.tiny import CONFIG, EACH, ITEMS, NEW, TRAINER, USERS, lines, write_vectors
 from training.datasets import Dataset
-from training.dgmrec import DGMRecTask, TopNData
-from training.export import export_bundle, serving_model, visible
+from training.dgmrec.bundle import export_bundle, serving_model, visible
+from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec
+from training.dgmrec.task import DGMRecTask, TopNData
 from training.progress import Terminal
-from training.train import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec
 
 
 class Exported:
@@ -46,7 +46,7 @@ class Exported:
             files={"extra/note.txt": lambda file: file.write_text("hello")},
         )
         self.bundle = Bundle.load(self.path)
-        self.online = OnlineDGMRec.load(self.bundle)
+        self.online = DGMRecServing.load(self.bundle)
 
 
 @pytest.fixture(scope="module")
@@ -127,19 +127,25 @@ def test_visible_without_modalities() -> None:
 def test_tables(exported: Exported) -> None:
     task, tables = exported.task, exported.online.tables
     out = task.embed()
-    assert set(tables) == {*TABLES, "feature.audio", "feature.scan", "rung.audio", "rung.scan"}
-    rung, setting = chosen(exported.prepared.batch, GRAPH_IMPUTERS, task.interactions)
-    assert exported.online.rung == exported.manifest.models["dgmrec"].config["rung"] == rung
-    assert task.side is not None
-    told = spread(task.side.evidence.own, task.side.evidence.observed, task.interactions, rung, setting)
-    np.testing.assert_array_equal(tables["rung_weight"], told.weights)
-    np.testing.assert_array_equal(tables["rung.audio"], told.tables["audio"])
-    np.testing.assert_array_equal(tables["rung.scan"], told.tables["scan"])
+    assert set(tables) == {*TABLES, "feature.audio", "feature.scan", "fallback.audio", "fallback.scan"}
+    fallback_imputer, setting = chosen(exported.prepared.batch, GRAPH_IMPUTERS, task.interactions)
+    assert (
+        exported.online.fallback_imputer
+        == exported.manifest.models["dgmrec"].config["fallback_imputer"]
+        == fallback_imputer
+    )
+    assert task.content is not None
+    told = propagate_features(
+        task.content.evidence.own, task.content.evidence.observed, task.interactions, fallback_imputer, setting
+    )
+    np.testing.assert_array_equal(tables["fallback_weight"], told.weights)
+    np.testing.assert_array_equal(tables["fallback.audio"], told.tables["audio"])
+    np.testing.assert_array_equal(tables["fallback.scan"], told.tables["scan"])
     np.testing.assert_allclose(tables["item_id"], out.item_id, atol=1e-6)
-    np.testing.assert_allclose(tables["item_taste"], out.taste.transpose(0, 1), atol=1e-6)
-    assert task.side is not None
+    np.testing.assert_allclose(tables["item_preference"], out.preference.transpose(0, 1), atol=1e-6)
+    assert task.content is not None
     np.testing.assert_array_equal(tables["user_factor"], task.user_factors)
-    np.testing.assert_array_equal(tables["item_factor"], task.side.evidence.factors)
+    np.testing.assert_array_equal(tables["item_factor"], task.content.evidence.factors)
     for user, item in split_parts(exported.dataset, 0).train[::17]:
         factor = exported.online.user_factor(f"user-{user}")
         assert factor is not None
@@ -147,12 +153,12 @@ def test_tables(exported: Exported) -> None:
     known = np.ones(ITEMS, dtype=bool)
     known[task.interactions.item_degree.numpy() == 0] = False
     assert not known[list(NEW)].any()
-    assert np.array_equal(tables["known"], known)
-    np.testing.assert_allclose(tables["mean_taste"], out.taste[:, known].mean(dim=1), atol=1e-6)
+    assert np.array_equal(tables["warm"], known)
+    np.testing.assert_allclose(tables["mean_preference"], out.preference[:, known].mean(dim=1), atol=1e-6)
     assert np.array_equal(tables["observed"], exported.prepared.batch.observed.numpy())
     for column, name in enumerate(task.module.names):
-        assert np.array_equal(tables[f"feature.{name}"], task.side.features[name].numpy())
-        made = task.module.generate(name, task.side.evidence, out.taste)
+        assert np.array_equal(tables[f"feature.{name}"], task.content.features[name].numpy())
+        made = task.module.generate(name, task.content.evidence, out.preference)
         confidence = task.module.tower(name).confidence(made).detach()
         np.testing.assert_allclose(tables["confidence"][:, column], confidence, atol=1e-6)
     assert tables["confidence"].shape == (ITEMS, 2)
@@ -204,15 +210,17 @@ def test_the_manifest_is_plain_json(exported: Exported) -> None:
     assert raw["lacuna_version"]
 
 
-@pytest.mark.parametrize("rung", GRAPH_IMPUTERS)
-def test_the_rung_is_the_configured_one(exported: Exported, rung: str) -> None:
+@pytest.mark.parametrize("fallback_imputer", GRAPH_IMPUTERS)
+def test_the_rung_is_the_configured_one(exported: Exported, fallback_imputer: str) -> None:
     """By the setting, or because it is what fills the cells in training, which then is what is served."""
     parts = split_parts(exported.dataset, 0)
     data = TopNData(exported.prepared.batch, parts, USERS, ITEMS)
-    setting = DGMRecTask(data, CONFIG.model_copy(update={"rung": rung}), TRAINER)
+    setting = DGMRecTask(data, CONFIG.model_copy(update={"fallback_imputer": fallback_imputer}), TRAINER)
     online = serving_model(setting, exported.dataset)
-    assert online.rung == rung
-    filling = DGMRecTask(data, CONFIG.model_copy(update={"imputation": rung, "rung": "auto"}), TRAINER)
+    assert online.fallback_imputer == fallback_imputer
+    filling = DGMRecTask(
+        data, CONFIG.model_copy(update={"imputation": fallback_imputer, "fallback_imputer": "auto"}), TRAINER
+    )
     again = serving_model(filling, exported.dataset)
-    assert again.rung == rung
-    np.testing.assert_array_equal(again.tables["rung.scan"], online.tables["rung.scan"])
+    assert again.fallback_imputer == fallback_imputer
+    np.testing.assert_array_equal(again.tables["fallback.scan"], online.tables["fallback.scan"])

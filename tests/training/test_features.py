@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.encoders import CATALOGUE, NetworkEncoder
+from models.encoders import CATALOGUE, NetworkEncoder, Reading
 from models.vocabulary import Vocabulary
 from training.datasets.base import Dataset, Interactions
 from training.features import FeatureError, catalogue_pictures, encode_dataset
@@ -57,7 +57,12 @@ class Counted:
     def __init__(self, weights: str = "w1", image_id: str = "torchvision:mean") -> None:
         self.encoded: list[object] = []
         self.text: NetworkEncoder[str] = NetworkEncoder(
-            "sentence-transformers:length", weights, prepare=self._prepare_text, network=lambda x: x, blank=""
+            "sentence-transformers:length",
+            weights,
+            prepare=self._prepare_text,
+            network=lambda x: x,
+            blank="",
+            reads=lambda text: Reading(known=text != "?"),
         )
         self.image: NetworkEncoder[Image.Image] = NetworkEncoder(
             image_id, weights, prepare=self._prepare_image, network=lambda x: x, blank=Image.new("RGB", (1, 1))
@@ -93,6 +98,24 @@ def test_encode_dataset(dataset: Dataset, caplog: pytest.LogCaptureFixture) -> N
         "kind": "image", "id": "torchvision:mean", "dim": 3, "weights_sha256": "w1", "file": None
     }  # fmt: skip
     assert (references["text"].kind, references["text"].id) == ("text", "sentence-transformers:length")
+
+
+def test_what_says_nothing_counts_as_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Many data sets publish missing pictures as zeros."""
+    silent: dict[str, Any] = {"audio": {"vector": [0, 0.0]}, "text": "?"}
+    records = [{"id": f"s{row}", "modalities": silent} for row in range(11)]
+    told = {"id": "told", "modalities": {"audio": {"vector": [0, 1]}, "text": "!"}}
+    dataset = _dataset([*records, told])
+    for _ in range(2):  # and again from the cache
+        caplog.clear()
+        batch, _ = encode_dataset(dataset, np.ones((12, 2), np.bool_), **Counted().both, cache_dir=tmp_path)
+        assert batch.observed.tolist() == [[False, False]] * 11 + [[True, True]]
+        assert not batch.features["text"][:11].any()
+        listed = ", ".join(f"s{row}" for row in range(10))
+        assert [record.message for record in caplog.records] == [
+            f"text: 11 texts hold no word that the encoder knows and count as missing: {listed} and 1 more",
+            f"audio: 11 vectors are zero and count as missing: {listed} and 1 more",
+        ]
 
 
 def test_withheld_cells_are_zero(dataset: Dataset, tmp_path: Path) -> None:

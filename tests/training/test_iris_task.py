@@ -10,16 +10,18 @@ import pytest
 import torch
 
 from models.bundle import Bundle
-from models.iris import IRISConfig
+from models.iris.config import IRISConfig
+from models.iris.serving import IRISServing
 from models.modality import ModalBatch
-from models.reranker import Reranker
 from tests.training.tiny import CONFIG as DGMREC
 from tests.training.tiny import ITEMS, contents, vector_records
 from tests.training.tiny import TRAINER as DGMREC_TRAINER
 from training.datasets import Dataset, load_dataset, write_dataset
+from training.dgmrec.recipe import DataOptions, make_bundle
 from training.evaluate import LeaveOneOutPlan, evaluate_left_out
 from training.held_out import measured, random_held_out
-from training.iris import (
+from training.iris.recipe import add_iris, generated_by
+from training.iris.task import (
     TRAINER,
     IRISTraining,
     TopNSource,
@@ -30,8 +32,6 @@ from training.iris import (
     train_iris,
 )
 from training.progress import Terminal
-from training.similarity import add_iris, generated_by
-from training.train import DataOptions, make_bundle
 
 CONFIG = IRISConfig(embedding_size=8, tower_hidden=8, tower_size=4, interest_size=3, rank=4)
 TRAINING = IRISTraining(factor_epochs=10, als_epochs=4, factor_users=8, als_penalty=1.0)
@@ -111,24 +111,24 @@ def test_it_learns_the_groups(world: Dataset, reads: tuple[str, ...] | None) -> 
     made = trained(one, reads=reads)
     found = measured(made.scores, one.held_out.test, cuts=(10,))
     assert found["hr@10"] > 0.75  # by chance 10 / 21
-    assert made.reranker.names == (("audio", "scan") if reads is None else reads)
+    assert made.serving.names == (("audio", "scan") if reads is None else reads)
 
 
 def test_what_is_served_scores_as_training_did(world: Dataset) -> None:
     one = source(world)
     made = trained(one)
     features = {name: feature.numpy() for name, feature in one.content.features.items()}
-    sides = made.reranker.sides(features, one.content.observed.numpy(), world.items.ids)
+    sides = made.serving.sides(features, one.content.observed.numpy(), world.items.ids)
     histories = one.histories.rows.matrix
     trials = one.held_out.test
     for user, items in zip(trials.users[:6], trials.items[:6], strict=True):
         history = histories.indices[histories.indptr[user] : histories.indptr[user + 1]].astype(np.int64)
-        served = made.reranker.score(sides.select(history), sides.select(items))
+        served = made.serving.score(sides.select(history), sides.select(items))
         np.testing.assert_allclose(served, made.scores(np.array([user]), items[None])[0], atol=2e-4)
 
 
 def test_absent_content_may_hold_noise(world: Dataset) -> None:
-    left, right = (trained(source(world, placeholder)).reranker.model.state_dict() for placeholder in (0.0, 1e3))
+    left, right = (trained(source(world, placeholder)).serving.model.state_dict() for placeholder in (0.0, 1e3))
     for name, weights in left.items():
         torch.testing.assert_close(weights, right[name], rtol=0, atol=0)
 
@@ -170,8 +170,8 @@ def test_an_interrupted_training_ends_with_the_same_bits(world: Dataset, tmp_pat
     places: dict[str, Any] = {"fingerprint": "f", "checkpoint": checkpoint, "members_at": members_at}
     with pytest.raises(KeyboardInterrupt):
         train_iris(one, CONFIG, TRAINING, QUICK, terminal=Dying(quiet=True), **places)
-    resumed = train_iris(one, CONFIG, TRAINING, QUICK, terminal=terminal(), **places).reranker.model
-    whole = trained(one).reranker.model
+    resumed = train_iris(one, CONFIG, TRAINING, QUICK, terminal=terminal(), **places).serving.model
+    whole = trained(one).serving.model
     for name, weights in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], weights, rtol=0, atol=0)
 
@@ -196,7 +196,7 @@ def test_it_joins_a_bundle_and_reads_what_dgmrec_generates(world: Dataset, tmp_p
     assert set(manifest.models) == {"dgmrec", "iris"}
     assert set(before.manifest.files) < set(after.manifest.files)
     assert manifest.models["iris"].metrics["hr@10"] > 0.4  # by chance 0.2
-    assert Reranker.load(after) is not None
+    assert IRISServing.load(after) is not None
     assert generated_by(after, content, world.items.ids).observed.all()
     assert not list(tmp_path.glob(".*checkpoint*"))
 

@@ -11,31 +11,35 @@ import pytest
 import torch
 
 from models.bundle import Bundle, EncoderRef
-from models.lrmm import ITEM, USER, LRMMConfig
+from models.lrmm.config import LRMMConfig
+from models.lrmm.model import ITEM, USER
+from models.lrmm.profiles import Prior
+from models.lrmm.reviews import fold_of
+from models.lrmm.serving import LRMMServing
 from models.modality import ModalBatch
-from models.profiles import Prior
-from models.rater import Rater
 from models.vocabulary import Vocabulary
 from tests.training.test_rating_peers import ITEMS, USERS, ratings
 from training.datasets import load_dataset, write_dataset
+from training.dgmrec.recipe import DataOptions
 from training.evaluate import RatingPlan, evaluate_rating
-from training.lrmm import TRAINER, Evidence, RatingSource, measured, train_lrmm
+from training.lrmm import reviews
+from training.lrmm.pairs import PairBuilder
+from training.lrmm.ratings import RatingDataError, Ratings, random_parts
+from training.lrmm.recipe import add_lrmm
+from training.lrmm.reviews import fit_reviews
+from training.lrmm.task import TRAINER, RatingSource, measured, train_lrmm
 from training.progress import Terminal
-from training.rate import add_lrmm
-from training.ratings import RatingDataError, Ratings, random_parts
-from training.review_texts import fit_reviews
-from training.train import DataOptions
 
 CONFIG = LRMMConfig(
     members=2,
     hidden=16,
     rating_hidden=8,
-    word_size=8,
-    text_hidden=8,
-    text_epochs=2,
+    word_embedding_size=8,
+    lstm_hidden=8,
+    lstm_epochs=2,
     sentence_size=4,
     content_size=4,
-    least_count=5,
+    min_word_count=5,
     folds=4,
     repeats=2,
 )
@@ -77,12 +81,12 @@ def test_the_predicted_review_may_be_anything() -> None:
     value[victim], other[victim] = 1.0, 1e3
     found = []
     for one, read in ((world, vectors), (replace(world, value=value), other)):
-        evidence = Evidence(one, read, CONFIG.model_copy(update={"taste_penalty": 0.5}), {})
+        builder = PairBuilder(one, read, CONFIG.model_copy(update={"factor_penalty": 0.5}), {})
         rng = np.random.default_rng(0)
         rows = np.concatenate(
             [fold for _ in range(CONFIG.repeats) for fold in np.array_split(rng.permutation(train), CONFIG.folds)]
         )
-        pairs, scales = evidence.held_out(train, prior, np.random.default_rng(0))
+        pairs, scales = builder.held_out(train, prior, np.random.default_rng(0))
         raw = {side: pairs.embeddings[side] / scales[side].factor + scales[side].mean for side in (USER, ITEM)}
         raw["affinity"] = pairs.affinity
         found.append({side: one[rows == victim] for side, one in raw.items()})
@@ -110,7 +114,7 @@ def test_reviews_of_validation_and_test_reach_nothing() -> None:
     outcomes = [train_lrmm(one, CONFIG, QUICK, terminal=terminal()) for one in (given, changed)]
     for one, other in zip(*(outcome.test.embeddings.values() for outcome in outcomes), strict=True):
         np.testing.assert_array_equal(one, other)
-    weights, others = (outcome.rater.model.state_dict() for outcome in outcomes)
+    weights, others = (outcome.serving.model.state_dict() for outcome in outcomes)
     for name in weights:
         assert torch.equal(weights[name], others[name]), name
 
@@ -119,13 +123,13 @@ def test_documents_hold_the_newest_reviews() -> None:
     world = ratings()
     config = CONFIG.model_copy(update={"document_words": 1})
     vectors = np.random.default_rng(0).normal(size=(len(world), 5)).astype(np.float32)
-    evidence = Evidence(world, vectors, config, {})
+    builder = PairBuilder(world, vectors, config, {})
     every = np.arange(len(world))
-    biases = evidence.biases(every)
-    reviewed = evidence.reviewed(USER, every, biases, evidence.tastes(every, biases))
+    biases = builder.biases(every)
+    reviewed = builder.reviewed(USER, every, biases, builder.factors(every, biases))
     newest = {int(user): int(np.flatnonzero(world.user == user).max()) for user in range(USERS)}
     for user in range(USERS):
-        told = reviewed.vector[(reviewed.group == user) & reviewed.told]
+        told = reviewed.vector[(reviewed.group == user) & reviewed.has_text]
         np.testing.assert_array_equal(told, vectors[[newest[user]]])
 
 
@@ -136,7 +140,7 @@ def test_documents_hold_the_newest_reviews() -> None:
 def test_training_beats_the_mean_in_every_regime(texts: bool) -> None:
     given = source(ratings(), texts=texts)
     trained = train_lrmm(given, CONFIG, QUICK, terminal=terminal())
-    found = measured(trained.rater, trained.test)
+    found = measured(trained.serving, trained.test)
     value = given.ratings.value
     alone = float(np.sqrt(np.mean((value[given.parts.test] - value[given.parts.train].mean()) ** 2)))
     assert found["rmse[+F]"] < 0.75 * alone
@@ -144,31 +148,32 @@ def test_training_beats_the_mean_in_every_regime(texts: bool) -> None:
     assert max(found["rmse[-U]"], found["rmse[-O]"]) < alone
     assert "rmse[-M]" in found
     assert "rmse[-V]" not in found  # there are no pictures
-    assert (trained.rater.encoder is not None) == texts
+    assert (trained.serving.encoder is not None) == texts
     assert found["coverage[+F]"] > 0.8
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
     given = source(ratings())
-    first, second = (train_lrmm(given, CONFIG, QUICK, terminal=terminal()).rater for _ in range(2))
+    first, second = (train_lrmm(given, CONFIG, QUICK, terminal=terminal()).serving for _ in range(2))
     for name, weights in first.model.state_dict().items():
         assert torch.equal(weights, second.model.state_dict()[name])
 
 
-def test_the_tone_of_a_review_is_told_by_the_others() -> None:
+def test_the_sentiment_of_a_review_is_fitted_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cross-fitted: a word that only one review has tells nothing of that review's own rating."""
     world = ratings()
     text = [f"{one} unique{row}" for row, one in enumerate(world.text)]
     given = source(world.with_texts(text))
     assert given.sentences is not None
-    config = CONFIG.model_copy(update={"least_reviews": 1, "text_epochs": 0})
+    monkeypatch.setattr(reviews, "MIN_GRAM_REVIEWS", 1)
+    config = CONFIG.model_copy(update={"lstm_epochs": 0})
     encoder = fit_reviews(given.ratings, given.parts.train, given.sentences[0], config, 0, terminal())
-    tone = encoder.tone
+    sentiment = encoder.sentiment
     for row in given.parts.train[:40]:
-        gram = tone.grams.get(f"unique{row}")
+        gram = sentiment.grams.get(f"unique{row}")
         assert gram is not None
-        fold = [int(np.flatnonzero(tone.weights[:, gram] == 0)[0])] if (tone.weights[:, gram] == 0).any() else []
-        assert fold, "the fold of the review itself has learned its word"
+        own = fold_of(given.ratings.text[row], sentiment.folds)
+        assert sentiment.weights[own, gram] == 0, "the fold of the review itself has learned its word"
 
 
 @pytest.mark.parametrize(("most", "told"), [(0, 0.0), (1, 1.0), (None, 12.0)])
@@ -176,12 +181,12 @@ def test_few_reviews_tell_of_an_item(most: int | None, told: float) -> None:
     """No more are read, of training pairs and of test pairs; what users wrote stays known."""
     given = replace(source(ratings()), item_reviews=most)
     trained = train_lrmm(given, CONFIG, QUICK, terminal=terminal())
-    names = trained.rater.names
-    amount = trained.test.amount[:, names.index(ITEM)]
+    names = trained.serving.names
+    amount = trained.test.review_count[:, names.index(ITEM)]
     assert (amount <= told if most is not None else amount > told).all()
     assert trained.test.present[:, names.index(ITEM)].all() == (most != 0)
     assert trained.test.present[:, names.index(USER)].all()
-    found = measured(trained.rater, trained.test)
+    found = measured(trained.serving, trained.test)
     if most == 0:
         assert found["rmse[+F]"] == found["rmse[-O]"]
 
@@ -196,8 +201,8 @@ def test_the_ratings_of_sparse_items_reach_no_profile() -> None:
     value[older[world.user[older] != 3]] = 1.0
     found = []
     for one in (world, replace(world, value=value)):
-        evidence = Evidence(one, np.zeros((len(world), 1), np.float32), CONFIG, {}, item_reviews=1)
-        sides = evidence.sides(train, prior)
+        builder = PairBuilder(one, np.zeros((len(world), 1), np.float32), CONFIG, {}, item_reviews=1)
+        sides = builder.sides(train, prior)
         found.append((sides[ITEM].raw, sides[USER].raw[3]))
     for first, second in zip(*found, strict=True):
         np.testing.assert_array_equal(first, second)
@@ -227,11 +232,11 @@ def test_a_bundle_of_lrmm_alone_and_again(tmp_path: Path) -> None:
         assert manifest.version.endswith(f".{version}")
         assert list(manifest.models) == ["lrmm"]
         assert 0.5 < manifest.models["lrmm"].metrics["coverage[+F]"] <= 1
-    rater = Rater.load(Bundle.load(out))
-    assert rater is not None
-    assert rater.encoder is not None
-    assert rater.users.ids[0] == "u0"
-    assert rater.items.ids[0] == "i0"
+    found = LRMMServing.load(Bundle.load(out))
+    assert found is not None
+    assert found.encoder is not None
+    assert found.sides.users.ids[0] == "u0"
+    assert found.sides.items.ids[0] == "i0"
     assert not list(tmp_path.glob(".*checkpoint"))
 
 

@@ -11,7 +11,7 @@ import training.evaluate.measures as module
 from models.imputers import observed_means
 from models.modality import ModalBatch
 from tests.models.worlds import linear_batch
-from training.dgmrec import calibration_error
+from training.dgmrec.task import calibration_error
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.metrics import rank_all, recall
 

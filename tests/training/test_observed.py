@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.lrmm import ITEM, USER
+from models.lrmm.model import ITEM, USER
 from tests.training.test_lrmm_task import CONFIG, QUICK, source, terminal
 from tests.training.test_rating_peers import ratings
 from training.evaluate.observed import DRAWN, errors_by_amount, reconstructions, reviews_of
-from training.lrmm import train_lrmm
+from training.lrmm.task import train_lrmm
 
 
 def test_errors_stand_in_bins_that_double() -> None:

@@ -10,11 +10,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-import training.peers as module
+import training.baselines.ranking as module
 from models.modality import ModalBatch
 from tests.training.tiny import ITEMS, USERS, checkerboard
-from training.metrics import ScoreFunction, Scores, evaluate_ranking
-from training.peers import (
+from training.baselines.ranking import (
     PEERS,
     Peer,
     PeerData,
@@ -26,6 +25,7 @@ from training.peers import (
     popularity,
     tune,
 )
+from training.metrics import ScoreFunction, Scores, evaluate_ranking
 
 
 @pytest.fixture(scope="module")

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from training.baselines.rating import RATING_PEERS, PeerRatings, RatingPeer, rmse, tune_rating_peer
 from training.datasets import load_dataset, write_dataset
 from training.datasets.base import TEST, TRAIN, VALID
 from training.evaluate.rating import errors
-from training.rating_peers import RATING_PEERS, PeerRatings, RatingPeer, rmse, tune_rating_peer
-from training.ratings import RatingParts, Ratings, thinned
+from training.lrmm.ratings import RatingParts, Ratings, thinned
 
 USERS, ITEMS = 30, 20
 WORDS = {-1: "broke bad return", 1: "great love perfect"}

@@ -11,7 +11,7 @@ import pytest
 from tests.training.test_datasets import feedback, items
 from training.datasets import load_dataset, write_dataset
 from training.datasets.base import Dataset
-from training.ratings import RatingDataError, Ratings, published_parts, random_parts
+from training.lrmm.ratings import RatingDataError, Ratings, published_parts, random_parts
 
 
 def dataset_of(folder: Path, events: list[dict[str, Any]], **options: Any) -> Dataset:

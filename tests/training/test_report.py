@@ -14,7 +14,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from training.report import plots
-from training.report.page import ReportError, make_report
+from training.report.page import make_report
+from training.report.results import ReportError
 
 NASTY = '<script>alert("&")</script>'
 

@@ -12,19 +12,19 @@ import pytest
 import torch
 
 import training.cli as cli
-from models.iris import IRISConfig
+from models.iris.config import IRISConfig
 from models.modality import ModalBatch
 from tests.training.test_report import Page, raw
 from tests.training.tiny import CONFIG, TRAINER, write_vectors
-from training.export import export_bundle
-from training.iris import TRAINER as IRIS_TRAINER
-from training.iris import IRISTraining
+from training.dgmrec.bundle import export_bundle
+from training.dgmrec.recipe import DataOptions, make_bundle, prepare_features, train_dgmrec
+from training.iris.recipe import add_iris
+from training.iris.task import TRAINER as IRIS_TRAINER
+from training.iris.task import IRISTraining
 from training.progress import Terminal
 from training.report.page import make_report
 from training.report.sections import Shown
 from training.report.users import Catalogue, shown
-from training.similarity import add_iris
-from training.train import DataOptions, make_bundle, prepare_features, train_dgmrec
 
 
 @pytest.fixture(scope="module")

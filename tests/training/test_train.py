@@ -12,18 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-import training.train as line
+import training.dgmrec.recipe as line
 from models.bundle import CATALOGUE_ITEMS, Bundle, BundleError, Manifest
+from models.dgmrec.serving import DGMRecServing
 from models.encoders import load_encoder
 from models.imputers import GRAPH_IMPUTERS
-from models.online import OnlineDGMRec
 from tests.training.tiny import CONFIG, EACH, ITEMS, TRAINER, USERS, contents, events, vector_records, write_vectors
 from training.catalogue_encoder import TooFewPairsError
 from training.datasets import Dataset, DatasetError, load_dataset, write_dataset
 from training.datasets.base import PublishedMask
-from training.demo import prepare_demo
-from training.progress import Terminal
-from training.train import (
+from training.demo.catalogue import prepare_demo
+from training.dgmrec.recipe import (
     DataOptions,
     TrainingDataError,
     make_bundle,
@@ -33,6 +32,7 @@ from training.train import (
     train_dgmrec,
     withheld_cells,
 )
+from training.progress import Terminal
 
 OPTIONS = DataOptions(missing=0.4, threads=1)
 SHORT = TRAINER.model_copy(update={"epochs": 3})
@@ -199,10 +199,10 @@ def test_make_bundle(folder: Path, tmp_path: Path, terminal: Terminal) -> None:
         ("scan", 5, None),
     ]
     config = manifest.models["dgmrec"].config
-    assert config["rung"] in GRAPH_IMPUTERS  # the one that `auto` chose
-    assert config | {"rung": CONFIG.rung} == CONFIG.model_dump()
+    assert config["fallback_imputer"] in GRAPH_IMPUTERS  # the one that `auto` chose
+    assert config | {"fallback_imputer": CONFIG.fallback_imputer} == CONFIG.model_dump()
     assert manifest.models["dgmrec"].metrics["recall@50"] > 0
-    online = OnlineDGMRec.load(Bundle.load(out))
+    online = DGMRecServing.load(Bundle.load(out))
     assert online.items.ids == load_dataset(folder).items.ids
 
 

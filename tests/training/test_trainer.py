@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from tests.training.tiny import CONFIG, TRAINER, checkerboard
 from training import checkpoint
-from training.dgmrec import DGMRecTask
+from training.dgmrec.task import DGMRecTask
 from training.trainer import (
     TrainerConfig,
     TrainingResult,
@@ -111,7 +111,7 @@ class Drifting(Scripted):
 @pytest.mark.parametrize("stop", [None, 3])
 def test_weights_are_averaged_over_the_epochs(power: float, stop: int | None, tmp_path: Path) -> None:
     """What is trained stays what it was; what is validated and kept is the mean, over an interruption too."""
-    settings = config(averaging=power, epochs=6)
+    settings = config(polyak_averaging=power, epochs=6)
     task, seen = Drifting([1, 2, 3, 4, 5, 4]), []
     if stop is not None:
         train(task, settings.model_copy(update={"epochs": stop}), checkpoint_path=tmp_path / "c")
@@ -229,10 +229,10 @@ def test_progress() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steady", "shares"), [(0.0, [1, 0.75, 0.5, 0.25, 0]), (0.5, [1, 1, 1, 0.5, 0]), (1.0, [1, 1, 1, 1, 1])]
+    ("fraction", "shares"), [(0.0, [1, 0.75, 0.5, 0.25, 0]), (0.5, [1, 1, 1, 0.5, 0]), (1.0, [1, 1, 1, 1, 1])]
 )
-def test_learning_rate_falls_to_nothing(steady: float, shares: list[float]) -> None:
-    settings = config(epochs=8, learning_rate=0.2, steady=steady)
+def test_learning_rate_falls_to_nothing(fraction: float, shares: list[float]) -> None:
+    settings = config(epochs=8, learning_rate=0.2, constant_fraction=fraction)
     assert [settings.rate(epochs) for epochs in (0, 2, 4, 6, 8)] == pytest.approx([0.2 * share for share in shares])
 
 
@@ -268,12 +268,12 @@ class Outcome:
     def of(cls, task: DGMRecTask, result: TrainingResult) -> Outcome:
         weights = task_weights(task)
         figures = task.finish() | task.test()
-        assert task.side is not None
+        assert task.content is not None
         return cls(
             {key: value for key, value in vars(result).items() if key != "seconds"},
             weights,
             figures,
-            task_weights(task) | dict(task.side.features),
+            task_weights(task) | dict(task.content.features),
             {name: matrix.toarray().tolist() for name, matrix in task.matrices.items()},
         )
 

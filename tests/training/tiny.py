@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.dgmrec import DGMRecConfig
+from models.dgmrec.config import DGMRecConfig
 from models.modality import ModalBatch
 from training.datasets import Dataset, load_dataset, write_dataset
-from training.dgmrec import TopNData
+from training.dgmrec.task import TopNData
 from training.splits import Parts
 from training.trainer import TrainerConfig
 

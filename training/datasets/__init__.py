@@ -41,7 +41,7 @@ class Reader:
 
 
 def _write_demo(_source: Path, out: Path, progress: Progress | None) -> DatasetInfo:
-    from training.demo import prepare_demo  # the demo writes through this package, so it cannot be imported above
+    from training.demo.catalogue import prepare_demo
 
     return prepare_demo(out, progress=progress)
 

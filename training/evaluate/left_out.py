@@ -11,20 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from models.iris import IRISConfig
+from models.arrays import Rows
+from models.iris.config import IRISConfig
+from models.iris.serving import IRISServing
 from models.modality import ModalBatch
-from models.reranker import Reranker
+from training.baselines.ranking import PEERS, PeerData, tune
 from training.datasets.base import Dataset
+from training.dgmrec.recipe import DataOptions, prepare_features
 from training.evaluate.machine import machine
 from training.held_out import HeldOut, PairScores, Trials, measured, published_held_out, random_held_out
-from training.iris import IRISTraining, TopNSource, completed, member_settings, train_iris
-from training.metrics import Rows, ScoreFunction, Scores
-from training.peers import PEERS, PeerData, tune
+from training.iris.task import IRISTraining, TopNSource, completed, member_settings, train_iris
+from training.metrics import ScoreFunction, Scores
 from training.progress import Terminal
 from training.splits import Parts
-from training.train import DataOptions, prepare_features
 from training.trainer import TrainerConfig, peak_memory_mb
 
 IRIS = "iris"
@@ -146,7 +146,7 @@ def _peer(
 
 
 def _of_pairs(scores: ScoreFunction) -> PairScores:
-    def chosen(users: Rows, items: NDArray[np.int64]) -> Scores:
+    def chosen(users: Rows, items: Rows) -> Scores:
         table: Scores = np.take_along_axis(scores(users), items, axis=1)
         return table
 
@@ -168,7 +168,7 @@ def _iris(
     )
     metrics = measured(trained.scores, held_out.test) | _valid(trained.result.best)
     return {
-        "metrics": metrics | faithfulness(trained.reranker, source, held_out.test, seed),
+        "metrics": metrics | faithfulness(trained.serving, source, held_out.test, seed),
         "epochs": trained.result.epochs,
         "best_epoch": trained.result.best_epoch,
         "seconds_per_epoch": round(trained.result.seconds_per_epoch, 3),
@@ -186,7 +186,7 @@ def _members_at(plan: LeaveOneOutPlan, settings: str) -> Callable[[int], Path] |
     return lambda member: cache / f"iris-{name}-{member}.safetensors"
 
 
-def faithfulness(reranker: Reranker, source: TopNSource, trials: Trials, seed: int) -> dict[str, float]:
+def faithfulness(serving: IRISServing, source: TopNSource, trials: Trials, seed: int) -> dict[str, float]:
     """Whether what an explanation names first matters most: the score of the item held out is computed once more
     without the history item of the largest relevance, and without a random one of the others.
 
@@ -200,18 +200,18 @@ def faithfulness(reranker: Reranker, source: TopNSource, trials: Trials, seed: i
     long = np.flatnonzero(np.diff(histories.indptr)[trials.users] > 1)
     chosen = rng.permutation(long)[:EXPLAINED_USERS]
     content = source.content
-    features = {name: content.features[name].numpy() for name in reranker.names}
-    present = content.observed[:, [content.names.index(name) for name in reranker.names]].numpy()
-    sides = reranker.sides(features, present, source.items.ids)
+    features = {name: content.features[name].numpy() for name in serving.names}
+    present = content.observed[:, [content.names.index(name) for name in serving.names]].numpy()
+    sides = serving.sides(features, present, source.items.ids)
     first, other = np.empty(len(chosen)), np.empty(len(chosen))
     for place, (user, target) in enumerate(zip(trials.users[chosen], trials.items[chosen, 0], strict=True)):
         history = histories.indices[histories.indptr[user] : histories.indptr[user + 1]].astype(np.int64)
         wanted = sides.select([target])
-        explained = reranker.explain(sides.select(history), wanted)
+        explained = serving.explain(sides.select(history), wanted)
         best = int(explained.relevance[0].argmax())
         drawn = int(rng.choice(np.delete(np.arange(len(history)), best)))
         for falls, left_out in ((first, best), (other, drawn)):
-            falls[place] = explained.score[0] - reranker.score(sides.select(np.delete(history, left_out)), wanted)[0]
+            falls[place] = explained.score[0] - serving.score(sides.select(np.delete(history, left_out)), wanted)[0]
     if not len(chosen):
         return {}
     return {

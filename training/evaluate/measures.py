@@ -7,14 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Mask, Rows
 from models.graph import nearest
 from models.imputers import observed_means
 from models.modality import ModalBatch
-from training.dgmrec import calibration_error
-from training.metrics import Ranks, Rows, summarise
+from training.dgmrec.task import calibration_error
+from training.metrics import Ranks, summarise
 
 RELEVANT = 5
 NEIGHBOURHOOD_HITS = (5, 10, 20)
@@ -37,7 +37,7 @@ def ranking_of_new(ranks: Ranks, new_items: Rows) -> dict[str, float]:
     return summarise(ranks) | _of(ranks, np.isin(ranks.items, new_items), "new")
 
 
-def _of(ranks: Ranks, chosen: NDArray[np.bool_], label: str) -> dict[str, float]:
+def _of(ranks: Ranks, chosen: Mask, label: str) -> dict[str, float]:
     if not chosen.any():
         return {}
     return {f"{name}[{label}]": value for name, value in summarise(ranks.select(chosen)).items()}
@@ -78,16 +78,9 @@ def retrieval(
         rows = (known & ~batch.observed[:, column]).nonzero().squeeze(1)
         if not len(rows):
             continue
-        truth, made = complete.features[name] - means[name], filled[name] - means[name]
-        figures = {"cosine": F.cosine_similarity(made[rows], truth[rows], dim=1).clamp(-1, 1)}
-        places = _neighbourhood_places(made, truth, known, rows)
-        figures |= {f"neighbourhood_hit@{k}": (places <= k).float() for k in NEIGHBOURHOOD_HITS}
-        places = _self_places(made, truth, rows)
-        figures |= {f"self_hit@{SELF_HIT}": (places <= SELF_HIT).float(), "self_mrr": 1 / places}
-        groups = {f"[{name}]": torch.ones(len(rows), dtype=torch.bool)} | {
-            f"[{name}][level={lacking}]": level[rows] == lacking for lacking in sorted(set(level[rows].tolist()))
-        }
-        for label, chosen in groups.items():
+        truth, imputed = complete.features[name] - means[name], filled[name] - means[name]
+        figures = _cell_figures(imputed, truth, known, rows)
+        for label, chosen in _groups(name, level[rows]).items():
             found |= {f"{figure}{label}": values[chosen].mean().item() for figure, values in figures.items()}
             if confidence is not None:
                 found[f"calibration_error{label}"] = _calibration(
@@ -101,14 +94,29 @@ def retrieval(
     return found
 
 
+def _groups(name: str, level: Tensor) -> dict[str, Tensor]:
+    """Which cells `[k]` stand under each label: all of a modality's, and those of items that lack so many."""
+    every = {f"[{name}]": torch.ones(len(level), dtype=torch.bool)}
+    return every | {f"[{name}][level={lacking}]": level == lacking for lacking in sorted(set(level.tolist()))}
+
+
+def _cell_figures(imputed: Tensor, truth: Tensor, known: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    """Each figure of every cell `[k]` of one modality, from centred features `[n, d_m]`."""
+    cosine = F.cosine_similarity(imputed[rows], truth[rows], dim=1).clamp(-1, 1)
+    places = _neighbourhood_places(imputed, truth, known, rows)
+    hits = {f"neighbourhood_hit@{k}": (places <= k).float() for k in NEIGHBOURHOOD_HITS}
+    places = _self_places(imputed, truth, rows)
+    return {"cosine": cosine, **hits, f"self_hit@{SELF_HIT}": (places <= SELF_HIT).float(), "self_mrr": 1 / places}
+
+
 def _calibration(served: Tensor, measured: Tensor) -> float:
     return calibration_error(served.numpy(), measured.numpy())
 
 
-def _neighbourhood_places(made: Tensor, truth: Tensor, known: Tensor, rows: Tensor) -> Tensor:
+def _neighbourhood_places(imputed: Tensor, truth: Tensor, known: Tensor, rows: Tensor) -> Tensor:
     """Best place `[k]` of an item's truly nearest ones when its imputed feature searches the others' true features."""
     relevant, _ = nearest(truth[rows], truth, RELEVANT, allowed=known, exclude=rows)
-    queries, keys = F.normalize(made, dim=1), F.normalize(truth, dim=1)
+    queries, keys = F.normalize(imputed, dim=1), F.normalize(truth, dim=1)
     places = torch.full((len(rows),), torch.inf)
     for part in _blocks(len(rows), len(keys)):
         cosines = queries[rows[part]] @ keys.T
@@ -120,9 +128,9 @@ def _neighbourhood_places(made: Tensor, truth: Tensor, known: Tensor, rows: Tens
     return places
 
 
-def _self_places(made: Tensor, truth: Tensor, rows: Tensor) -> Tensor:
+def _self_places(imputed: Tensor, truth: Tensor, rows: Tensor) -> Tensor:
     """Place `[k]` of each item itself when its true feature searches all items as they are filled."""
-    queries, keys = F.normalize(truth, dim=1), F.normalize(made, dim=1)
+    queries, keys = F.normalize(truth, dim=1), F.normalize(imputed, dim=1)
     places = torch.empty(len(rows))
     for part in _blocks(len(rows), len(keys)):
         places[part] = _average_places(queries[rows[part]] @ keys.T, rows[part])

@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from models.rater import Rater
-from training.lrmm import Pairs
+from models.arrays import Double, Rows
+from models.lrmm.serving import LRMMServing
+from training.lrmm.pairs import RatingPairs
 from training.plane import plane
-from training.ratings import Rows, Values
 
 DRAWN = 100  # pairs, as in the paper's figure 5
 SIDES = ("user", "item")
 
 
-def errors_by_amount(reviews: Values, difference: Values) -> dict[str, list[dict[str, Any]]]:
+def errors_by_amount(reviews: Double, difference: Double) -> dict[str, list[dict[str, Any]]]:
     """RMSE of test ratings by how many training reviews tell of the user and of the item.
 
     Args:
@@ -49,7 +49,7 @@ def _span(place: int) -> str:
     return f"{2 ** (place - 2) + 1}-{2 ** (place - 1)}"
 
 
-def reviews_of(user: Rows, item: Rows, train: Rows, rows: Rows) -> Values:
+def reviews_of(user: Rows, item: Rows, train: Rows, rows: Rows) -> Double:
     """How many training rows `[len(rows), 2]` are of each row's user and item."""
     return np.stack(
         [np.bincount(key[train], minlength=key.max() + 1)[key[rows]] for key in (user, item)], axis=1
@@ -57,18 +57,18 @@ def reviews_of(user: Rows, item: Rows, train: Rows, rows: Rows) -> Values:
 
 
 @torch.inference_mode()
-def reconstructions(rater: Rater, test: Pairs) -> Mapping[str, Mapping[str, list[list[float]]]]:
+def reconstructions(serving: LRMMServing, test: RatingPairs) -> Mapping[str, Mapping[str, list[list[float]]]]:
     """Some test pairs' modalities and what is rebuilt of each where it is withheld, in one plane by modality."""
     found = {}
-    for column, name in enumerate(rater.names):
-        withheld = test.without((name,), rater.names)
+    for column, name in enumerate(serving.names):
+        withheld = test.without((name,), serving.names)
         rows = np.flatnonzero(test.present[:, column] & withheld.present.any(axis=1))
         rows = np.random.default_rng(0).permutation(rows)[:DRAWN]
         if len(rows) < 2:
             continue
         embeddings = {other: torch.from_numpy(one[rows]) for other, one in withheld.embeddings.items()}
         affinity = torch.from_numpy(withheld.affinity[rows]).float()
-        out = rater.model(embeddings, torch.from_numpy(withheld.present[rows]), affinity)
+        out = serving.model(embeddings, torch.from_numpy(withheld.present[rows]), affinity)
         rebuilt = out.rebuilt[name].mean(0).numpy()
         places = plane(np.concatenate([test.embeddings[name][rows], rebuilt])).round(1).astype(float).tolist()
         found[name] = {"observed": places[: len(rows)], "rebuilt": places[len(rows) :]}

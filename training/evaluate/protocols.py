@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.dgmrec import DGMRecConfig
+from models.arrays import Rows
+from models.dgmrec.config import DGMRecConfig
 from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
 from models.modality import ModalBatch
+from training.baselines.ranking import PEERS, PeerData, tune
 from training.datasets.base import Dataset
-from training.dgmrec import DGMRecTask
+from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
+from training.dgmrec.task import DGMRecTask
 from training.evaluate.machine import machine
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.masking import levels
-from training.metrics import Rows, ScoreFunction, rank_all, summarise
-from training.peers import PEERS, PeerData, tune
+from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
 from training.splits import Parts, draw_new_items
-from training.train import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
 from training.trainer import TrainerConfig, TrainingResult, peak_memory_mb
 
 
@@ -60,8 +61,8 @@ class Plan:
         options: which cells are withheld; the protocol ratio sets `missing` itself.
         configs: of the learned models.
         imputer: fills the cells that dgmrec or content would find missing before it sees them.
-        rehearsal: new items are drawn for each seed among the items that the dataset does not publish as new, and the
-            test part stays unseen: what they are ranked for is their training interactions and the validation part.
+        validation_only: new items are drawn for each seed among the items that the dataset does not publish as new, and
+            the test part stays unseen: what they are ranked for is their training interactions and the validation part.
             Settings for new items are chosen so.
 
     Raises:
@@ -73,7 +74,7 @@ class Plan:
     options: DataOptions
     configs: tuple[DGMRecConfig, TrainerConfig]
     imputer: str | None = None
-    rehearsal: bool = False
+    validation_only: bool = False
 
     def __post_init__(self) -> None:
         if self.protocol is Protocol.RATING:
@@ -89,8 +90,10 @@ class Plan:
             raise EvaluationError(f"there is no imputer {self.imputer!r}; there are {', '.join(IMPUTERS)}")
         if self.imputer is not None and (self.protocol is Protocol.RETRIEVAL or not self.reads_content):
             raise EvaluationError(f"an imputer has no use for {self.model} under the protocol {self.protocol.value}")
-        if self.rehearsal and self.protocol is not Protocol.NEW_ITEMS:
-            raise EvaluationError(f"the protocol {self.protocol.value} has no new items to rehearse with others")
+        if self.validation_only and self.protocol is not Protocol.NEW_ITEMS:
+            raise EvaluationError(
+                f"the protocol {self.protocol.value} has no new items to draw others for validation only"
+            )
         if self.protocol is Protocol.RATIO and (self.options.missing or self.options.mask or self.options.levels):
             raise EvaluationError("the protocol ratio chooses the shares of missing cells itself")
 
@@ -170,7 +173,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "mask": plan.options.mask,
         "levels": plan.options.levels,
         "imputer": plan.imputer,
-        **({"rehearsal": True} if plan.rehearsal else {}),
+        **({"validation_only": True} if plan.validation_only else {}),
         "image_encoder": plan.options.image_encoder,
     }
 
@@ -231,8 +234,8 @@ def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     new_items = _new_items(dataset, plan)
     parts = split_parts(dataset, plan.options.seed, new_items)
-    if plan.rehearsal:
-        parts = _rehearsed(split_parts(dataset, plan.options.seed), parts)
+    if plan.validation_only:
+        parts = _validation_parts(split_parts(dataset, plan.options.seed), parts)
     prepared = _prepared(dataset, plan, parts, terminal)
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
     ranks = rank_all(scores, parts.test, parts.train)
@@ -250,13 +253,13 @@ def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
     rng = np.random.default_rng(plan.options.seed)
     if dataset.new_items is None:
         return draw_new_items(len(dataset.items), rng)
-    if not plan.rehearsal:
+    if not plan.validation_only:
         return dataset.new_items
     others = np.setdiff1d(np.arange(len(dataset.items)), dataset.new_items)
     return np.sort(rng.permutation(others)[: len(dataset.new_items)])
 
 
-def _rehearsed(whole: Parts, held: Parts) -> Parts:
+def _validation_parts(whole: Parts, held: Parts) -> Parts:
     """The parts with new items held out, whose test part is what that took from the training part `whole.train`, and
     the validation part."""
     keys, left = (pairs @ np.array([whole.train[:, 1].max() + 1, 1]) for pairs in (whole.train, held.train))
@@ -301,7 +304,7 @@ def _fit(
         metrics = {f"valid {name}": value for name, value in found.valid.items()}
         return found.scores, Outcome(metrics, setting=found.setting)
     trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
-    out = trained.task.settled().out
+    out, _ = trained.task.final_embeddings()
     users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
     return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result)
 
@@ -330,13 +333,13 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
 @torch.no_grad()
 def _generated(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Features with every missing cell generated, and the confidence in each: what would be served."""
-    if task.side is None:
+    if task.content is None:
         raise EvaluationError("a model without modalities generates nothing")
-    module, evidence, taste = task.module, task.side.evidence, task.embed().taste
+    module, evidence, preference = task.module, task.content.evidence, task.embed().preference
     filled, confidence = {}, {}
     for column, name in enumerate(module.names):
-        made = module.generate(name, evidence, taste)
-        raw = module.tower(name).projection.back(made.features).cpu()
+        generation = module.generate(name, evidence, preference)
+        raw = module.tower(name).projection.back(generation.features).cpu()
         filled[name] = torch.where(batch.observed[:, [column]], batch.features[name], raw)
-        confidence[name] = module.tower(name).confidence(made).cpu()
+        confidence[name] = module.tower(name).confidence(generation).cpu()
     return filled, confidence

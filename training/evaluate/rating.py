@@ -9,27 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from models.arrays import Double
 from models.feedback import HIGHEST, LOWEST
-from models.lrmm import LRMMConfig
+from models.lrmm.config import LRMMConfig
+from training.baselines.rating import RATING_PEERS, PeerRatings, tune_rating_peer
 from training.datasets.base import Dataset
+from training.dgmrec.recipe import DataOptions
 from training.evaluate.machine import machine
 from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
-from training.lrmm import RatingSource, measured, predicted, train_lrmm
+from training.lrmm.ratings import RatingDataError, RatingParts, Ratings, published_parts, random_parts, thinned
+from training.lrmm.recipe import encoded_ratings, review_sentences
+from training.lrmm.task import RatingSource, measured, predicted, train_lrmm
+from training.lrmm.transfer import Target, transferred
 from training.progress import Terminal
-from training.rate import encoded_ratings, review_sentences
-from training.rating_peers import RATING_PEERS, PeerRatings, tune_rating_peer
-from training.ratings import (
-    RatingDataError,
-    RatingParts,
-    Ratings,
-    Values,
-    published_parts,
-    random_parts,
-    thinned,
-)
-from training.train import DataOptions
 from training.trainer import TrainerConfig, peak_memory_mb
-from training.transfer import Target, transferred
 
 PUBLISHED = 0  # the seed under which the dataset's own split runs
 FIRST = 1  # of the random splits; its reconstructions are drawn
@@ -176,21 +169,21 @@ def _lrmm(
 ) -> RatingOutcome:
     trainer = plan.trainer.model_copy(update={"seed": seed})
     trained = train_lrmm(source, plan.config, trainer, terminal=terminal)
-    test = trained.test if target is None else transferred(trained.rater, target)
-    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.rater, test)}
+    test = trained.test if target is None else transferred(trained.serving, target)
+    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.serving, test)}
     account = {
         "epochs": trained.result.epochs,
         "best_epoch": trained.result.best_epoch,
         "seconds_per_epoch": round(trained.result.seconds_per_epoch, 3),
         "history": trained.result.history,
-        "by_amount": errors_by_amount(test.amount, predicted(trained.rater.model, test) - test.value),
+        "by_amount": errors_by_amount(test.review_count, predicted(trained.serving.model, test) - test.value),
     }
     if seed == FIRST:
-        account["reconstructions"] = reconstructions(trained.rater, test)
+        account["reconstructions"] = reconstructions(trained.serving, test)
     return RatingOutcome(metrics, account)
 
 
-def errors(truth: Values, predicted: Values, regime: str) -> dict[str, float]:
+def errors(truth: Double, predicted: Double, regime: str) -> dict[str, float]:
     """RMSE and MAE of predictions, cut to 1..5, under the names of a regime."""
     difference = truth - np.clip(predicted, LOWEST, HIGHEST)
     return {

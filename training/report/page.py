@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from models.bundle import read_manifest
 from training.report import service
-from training.report.results import read_results
+from training.report.results import ReportError, read_results
 from training.report.sections import chapters, overview
-
-
-class ReportError(ValueError):
-    """Nothing to report; the message is one sentence."""
 
 
 def make_report(
@@ -53,14 +49,7 @@ def make_report(
         from training.report.users import users_chapter  # as above
 
         shown.append(users_chapter(bundle, users))
-    environment = Environment(
-        loader=PackageLoader("training.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html.jinja").render(
+    page = _template().render(
         title=title,
         overview=overview(found.evaluations),
         chapters=shown,
@@ -68,3 +57,14 @@ def make_report(
         left_out=left_out,
     )
     return page, left_out
+
+
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("training.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("page.html.jinja")

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from models.arrays import Array, Mask
 from models.bundle import Bundle
-from models.online import OnlineDGMRec
+from models.dgmrec.serving import DGMRecServing
 from training.plane import plane
 from training.report.plots import Cloud, Plot, scatter
 from training.report.sections import Block, Chapter, Section
 from training.report.tables import Cell, Row, Table
 
 DRAWN = 300  # items; more would take long and draw black
-Array = NDArray[np.float32]
 
 
 def parts_chapter(path: Path) -> Chapter:
@@ -25,12 +24,13 @@ def parts_chapter(path: Path) -> Chapter:
         BundleError: the bundle is damaged or holds no dgmrec.
     """
     bundle = Bundle.load(path)
-    online = OnlineDGMRec.load(bundle)
+    online = DGMRecServing.load(bundle)
     observed = online.tables["observed"].astype(bool)  # [n, M]
     features = {name: online.tables[f"feature.{name}"] for name in online.names}
-    parts = online.encode(features, online.tables["item_taste"])  # [n, M, 2d]
+    preference = online.tables["item_preference"].transpose(1, 0, 2)
+    parts = online.encode(features, preference)  # [M, n, 2d]
     rows = np.random.default_rng(0).permutation(len(observed))[:DRAWN]
-    drawn = [_parts_plot(online, parts[rows], observed[rows])]
+    drawn = [_parts_plot(online, parts[:, rows], observed[rows])]
     drawn += [_feature_plot(name, features[name][rows], observed[rows, a]) for a, name in enumerate(online.names)]
     data = bundle.manifest.data
     block = Block(tables=[_similarity(online, parts)], plots=drawn)
@@ -42,17 +42,18 @@ def parts_chapter(path: Path) -> Chapter:
     return Chapter("parts", "What the model sees", [section])
 
 
-def _parts_plot(online: OnlineDGMRec, parts: Array, observed: NDArray[np.bool_]) -> Plot:
+def _parts_plot(online: DGMRecServing, parts: Array, observed: Mask) -> Plot:
     """General and specific parts of all modalities in one plane."""
     split = {
         (kind, a): block
         for a in range(len(online.names))
-        for kind, block in zip(("general", "specific"), np.split(parts[:, a], 2, axis=1), strict=True)
+        for kind, block in zip(("general", "specific"), np.split(parts[a], 2, axis=1), strict=True)
     }
     places = plane(np.concatenate(list(split.values())))
     clouds = []
     for place, (kind, a) in enumerate(split):
-        own, have = places[place * len(parts) : (place + 1) * len(parts)], observed[:, a]
+        count = len(observed)
+        own, have = places[place * count : (place + 1) * count], observed[:, a]
         for hollow, chosen in ((False, have), (True, ~have)):
             if chosen.any():
                 made = ", generated" if hollow else ""
@@ -62,7 +63,7 @@ def _parts_plot(online: OnlineDGMRec, parts: Array, observed: NDArray[np.bool_])
     return scatter("General and specific parts, t-SNE", clouds)
 
 
-def _feature_plot(name: str, features: Array, have: NDArray[np.bool_]) -> Plot:
+def _feature_plot(name: str, features: Array, have: Mask) -> Plot:
     """Observed and generated features of one modality."""
     places = plane(features)
     clouds = [
@@ -73,12 +74,12 @@ def _feature_plot(name: str, features: Array, have: NDArray[np.bool_]) -> Plot:
     return scatter(f"{name}: features, t-SNE", clouds)
 
 
-def _similarity(online: OnlineDGMRec, parts: Array) -> Table:
+def _similarity(online: DGMRecServing, parts: Array) -> Table:
     """Mean over the items of the cosine between two parts of the same item."""
     blocks = {
         f"{name}: {kind}": block
         for a, name in enumerate(online.names)
-        for kind, block in zip(("general", "specific"), np.split(parts[:, a], 2, axis=1), strict=True)
+        for kind, block in zip(("general", "specific"), np.split(parts[a], 2, axis=1), strict=True)
     }
     units = {name: block / np.linalg.norm(block, axis=1, keepdims=True).clip(1e-12) for name, block in blocks.items()}
     rows = [

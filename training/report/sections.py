@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from training.report import plots
 from training.report.plots import Bar, Cloud, Plot, Series
 from training.report.results import DATASETS, Amount, Config, Epoch, Result, Spread, paired_difference
@@ -23,6 +24,9 @@ from training.report.tables import (
     lower_is_better,
     metric_label,
 )
+from training.trainer import OLD_NAMES as TRAINER_OLD_NAMES
+
+RENAMED = {**DGMREC_OLD_NAMES, **TRAINER_OLD_NAMES}
 
 T = TypeVar("T")
 
@@ -454,7 +458,10 @@ def _settings(whole: Result, variant: Result) -> str:
 
 def _flat(config: Config) -> dict[str, Any]:
     rest = {name: value for name, value in (config.model_extra or {}).items() if name not in ("grid", "chosen")}
-    return {**config.model, **config.trainer, **rest}
+    settings = {**config.model, **config.trainer, **rest}
+    # Results of earlier versions have other names for settings, and settings that are constants now.
+    names = {name: RENAMED.get(name, name) for name in settings}
+    return {new: settings[name] for name, new in names.items() if new is not None}
 
 
 def _histories(member: Result) -> list[tuple[str, list[Epoch], int | None]]:

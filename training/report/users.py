@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import orjson
 import torch
-from numpy.typing import NDArray
 
+from models.arrays import Mask, Rows
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from models.iris.serving import Explained, IRISServing
 from models.modality import ModalBatch
-from models.reranker import Explained, Reranker
-from training.report.page import ReportError
+from training.iris.recipe import generated_by
+from training.report.results import ReportError
 from training.report.sections import Advice, Block, Chapter, Section, Shown
-from training.similarity import generated_by
 
 RECOMMENDED, REASONS = 3, 3
 
@@ -29,7 +29,7 @@ class Catalogue:
 
     bodies: Sequence[Mapping[str, Any]]
     content: ModalBatch  # generated cells count as present
-    observed: NDArray[np.bool_]
+    observed: Mask
     histories: Mapping[str, list[int]]
 
 
@@ -41,14 +41,14 @@ def users_chapter(path: Path, users: Sequence[str]) -> Chapter:
         ReportError: it holds no IRIS or no catalogue, or does not know a user.
     """
     bundle = Bundle.load(path)
-    reranker = Reranker.load(bundle)
-    if reranker is None or CATALOGUE_FEEDBACK not in bundle.manifest.files:
+    iris = IRISServing.load(bundle)
+    if iris is None or CATALOGUE_FEEDBACK not in bundle.manifest.files:
         raise ReportError(f"the bundle {path} holds no iris with its catalogue, so that nothing is known of users")
     catalogue = _read(bundle)
     unknown = next((user for user in users if user not in catalogue.histories), None)
     if unknown is not None:
         raise ReportError(f"the catalogue of the bundle {path} holds no feedback of the user {unknown!r}")
-    blocks = [Block(f"User {user}", advice=list(_advised(reranker, catalogue, user))) for user in users]
+    blocks = [Block(f"User {user}", advice=list(_advised(iris, catalogue, user))) for user in users]
     about = (
         f"Bundle {bundle.version}, trained on {bundle.manifest.data.name}. On the left what is recommended, with the "
         "probability that the model gives it among its sampled negatives; on the right the items of the user's own "
@@ -82,37 +82,35 @@ def _histories(bundle: Bundle, ids: Sequence[str]) -> dict[str, list[int]]:
     return {user: list(items) for user, items in found.items()}
 
 
-def _advised(reranker: Reranker, catalogue: Catalogue, user: str) -> Iterator[Advice]:
+def _advised(iris: IRISServing, catalogue: Catalogue, user: str) -> Iterator[Advice]:
     content, history = catalogue.content, np.array(catalogue.histories[user], dtype=np.int64)
-    columns = [content.names.index(name) for name in reranker.names]
-    sides = reranker.sides(
-        {name: content.features[name].numpy() for name in reranker.names},
+    columns = [content.names.index(name) for name in iris.names]
+    sides = iris.sides(
+        {name: content.features[name].numpy() for name in iris.names},
         content.observed[:, columns].numpy(),
         [body["id"] for body in catalogue.bodies],
     )
     past, others = sides.select(history), np.setdiff1d(np.arange(len(sides)), history)
-    best = others[np.argsort(-reranker.score(past, sides.select(others)), kind="stable")[:RECOMMENDED]]
-    found = reranker.explain(past, sides.select(best))
+    best = others[np.argsort(-iris.score(past, sides.select(others)), kind="stable")[:RECOMMENDED]]
+    found = iris.explain(past, sides.select(best))
     for place, row in enumerate(best):
         probability = 1 / (1 + np.exp(-float(found.score[place])))
         reasons = np.argsort(-found.relevance[place], kind="stable")[:REASONS]
         yield Advice(
             shown(catalogue, int(row), f"{probability:.3f}"),
             [
-                shown(catalogue, int(history[one]), _why(reranker, catalogue, found, place, int(one), history))
+                shown(catalogue, int(history[one]), _why(iris, catalogue, found, place, int(one), history))
                 for one in reasons
             ],
         )
 
 
-def _why(
-    reranker: Reranker, catalogue: Catalogue, found: Explained, place: int, one: int, history: NDArray[np.int64]
-) -> str:
+def _why(iris: IRISServing, catalogue: Catalogue, found: Explained, place: int, one: int, history: Rows) -> str:
     """The relevance, and the modality that most of it falls to."""
     relevance, shares = f"{found.relevance[place, one]:.3f}", found.shares[place, one]
     if not shares.any():
         return relevance
-    name = reranker.names[int(shares.argmax())]
+    name = iris.names[int(shares.argmax())]
     there = catalogue.observed[history[one], catalogue.content.names.index(name)]
     return f"{relevance}, {shares.max():.0%} {name if there else f'[{name}]'}"
 

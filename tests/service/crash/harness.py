@@ -24,7 +24,7 @@ import httpx
 from models.bundle import Bundle
 from service import backup
 from service.adapters.memory_cache import MemoryCache
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from service.bootstrap import Loaded, empty_catalogue, load
 from service.domain import StoreUnavailableError
 from service.main import create_app

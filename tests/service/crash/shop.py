@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 Event = tuple[str, str, str, str]  # user, item, type, timestamp
 START = datetime(2026, 1, 1, tzinfo=UTC)

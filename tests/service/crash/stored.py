@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import sqlalchemy as sa
 
-from service.adapters.sql import SqlStore
-from service.adapters.tables import feedback, generated_features, items
+from service.adapters.sql.store import SqlStore
+from service.adapters.sql.tables import feedback, generated_features, items
 from service.domain import StoredItem
 from tests.service.crash.shop import Event, Item, State, fingerprint
 

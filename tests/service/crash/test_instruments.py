@@ -11,8 +11,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from service.adapters.sql import SqlStore
-from service.adapters.tables import feedback, items
+from service.adapters.sql.store import SqlStore
+from service.adapters.sql.tables import feedback, items
 from tests.contracts.stores import create, event, item
 from tests.service.crash.linear import Call, contend, is_linear
 from tests.service.crash.shop import Act, Item, Shop, State

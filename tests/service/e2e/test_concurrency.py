@@ -12,7 +12,7 @@ import pytest
 
 from tests.service.conftest import AUDIO
 from tests.service.running import Running, base64_of, fresh_id, picture
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 SECONDS = 2.5
 

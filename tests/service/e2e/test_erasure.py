@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from service.adapters.tables import metadata
+from service.adapters.sql.tables import metadata
 from service.pipeline.snapshot import NAME
 from tests.service.running import Running, base64_of, picture
 

@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.arrays import Array
 from models.bundle import Bundle, BundleError
-from models.reranker import Array, Reranker, Sides
+from models.iris.serving import IRISServing, ItemSides
 from service.bootstrap import load_reranker
 from service.pipeline import history, rank
 from tests.service.irises import with_iris
 from tests.service.running import Running, base64_of, fresh_id, settings_for
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 PRODUCT = demo_item(k=3)
 USER = "shopper-005"
 MODELS = ("dgmrec", "iris", "popular", "latest")
 
 
-def reranker(service: Running) -> Reranker:
+def reranker(service: Running) -> IRISServing:
     assert service.engine.reranker is not None
     return service.engine.reranker
 
 
-def sides(service: Running, items: Sequence[str]) -> Sides:
+def sides(service: Running, items: Sequence[str]) -> ItemSides:
     """What the model says of items whose features are read off the API."""
     one = reranker(service)
     features: dict[str, list[Any]] = {name: [] for name in one.names}
@@ -42,7 +43,7 @@ def sides(service: Running, items: Sequence[str]) -> Sides:
     return one.sides(arrays, np.array(present), items)
 
 
-def kept(service: Running, items: Sequence[str]) -> Sides:
+def kept(service: Running, items: Sequence[str]) -> ItemSides:
     """What the service keeps of items."""
     return service.engine.catalogue.sides(service.engine.catalogue.keys(items))
 
@@ -101,7 +102,7 @@ def test_iris_chooses_from_what_both_models_find(alone: Running, monkeypatch: py
     past = history_of(alone, USER)
     query = reranker(alone).alike(kept(alone, past))
     left = [item["id"] for item in alone.get("/items", limit=500)["items"] if item["id"] not in past]
-    rough = np.concatenate([kept(alone, left).q, kept(alone, left).lean[:, None]], axis=1) @ query
+    rough = np.concatenate([kept(alone, left).q, kept(alone, left).item_bias[:, None]], axis=1) @ query
     one, other = list(alone.found_by(f"/recommend/{USER}", n=6)), [left[row] for row in np.argsort(-rough)[:6]]
     assert set(one) != set(other)
     candidates = sorted({*one, *other})
@@ -201,7 +202,7 @@ def test_a_pair_is_told_all_of_it(anywhere: Running) -> None:
         assert sorted(reason["item"] for reason in told["reasons"]) == sorted(past)
         relevances = [reason["relevance"] for reason in told["reasons"]]
         assert relevances == sorted(relevances, reverse=True)
-        assert told["score"] == pytest.approx(told["lean"] + sum(relevances), abs=1e-3)
+        assert told["score"] == pytest.approx(told["item_bias"] + sum(relevances), abs=1e-3)
         assert told["score"] == pytest.approx(hit["score"], abs=1e-4)
         speaking = [reason for reason in told["reasons"] if reason["relevance"] > 0][:3]
         assert [reason["item"] for reason in hit["reasons"]] == [reason["item"] for reason in speaking]
@@ -227,7 +228,7 @@ def test_a_history_of_one_and_of_none(anywhere: Running) -> None:
     assert [reason["item"] for reason in told["reasons"]] == ["demo-0001"]
     itself = anywhere.get(f"/explain/{user}/demo-0001")
     assert (itself["reasons"], itself["fallback"]) == ([], "popular")
-    assert itself["score"] == itself["lean"]
+    assert itself["score"] == itself["item_bias"]
     listed = anywhere.get(f"/recommend/{user}", model="iris", explain=True)["items"]
     assert {reason["item"] for hit in listed for reason in hit["reasons"]} == {"demo-0001"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.service.running import Running, base64_of, fresh_id, settings_for
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 PRODUCT = demo_item(k=3)
 
@@ -96,6 +96,45 @@ def test_popularity_counts_people_not_events(anywhere: Running) -> None:
     anywhere.settle()
     assert score() == 0
     anywhere.check_index()
+
+
+def test_feedback_of_a_type_is_taken_back(anywhere: Running) -> None:
+    """At once on the user's list, then on counts and on what was generated."""
+    user, other = fresh_id("user"), fresh_id("user")
+    item_id, second = (anywhere.create(modalities={"image": base64_of(PRODUCT.picture)})["id"] for _ in range(2))
+    for kind in ("view", "click"):
+        anywhere.view(item_id, user, kind=kind)
+    anywhere.view(second, user, other, kind="click")
+    assert [event["type"] for event in anywhere.get("/feedback", user=user, item=item_id, type="click")["items"]] == [
+        "click"
+    ]
+    assert "users" in anywhere.get(f"/items/{second}")["modalities"]["text"]["basis"]
+    taken = {"user": user, "type": "click"}
+    assert anywhere.ask("DELETE", "/feedback", params=taken) == {"deleted": 2}
+    assert anywhere.ask("DELETE", "/feedback", params=taken) == {"deleted": 0}
+    seen = anywhere.found_by(f"/recommend/{user}", n=500)
+    assert second in seen
+    assert item_id not in seen  # viewed, still
+    left = anywhere.ask("DELETE", "/feedback", params={"type": "click", "item": second})
+    assert left == {"deleted": 1}
+    assert anywhere.get(f"/recommend/{other}")["fallback"] == "popular"
+    anywhere.settle()
+    assert "users" not in anywhere.get(f"/items/{second}")["modalities"]["text"]["basis"]
+    anywhere.check_index()
+
+
+def test_all_feedback_of_a_type_is_taken_back(alone: Running) -> None:
+    users = [fresh_id("user") for _ in range(3)]
+    alone.view("demo-0001", *users, kind="cart")
+    alone.view("demo-0002", users[0])
+    assert alone.get(f"/recommend/{users[1]}")["fallback"] is None
+    count = len(alone.get("/feedback", type="cart", limit=500)["items"])
+    assert count >= 3
+    assert alone.ask("DELETE", "/feedback", params={"type": "cart"}) == {"deleted": count}
+    assert alone.get("/feedback", type="cart")["items"] == []
+    assert [alone.get(f"/recommend/{user}")["fallback"] for user in users] == [None, "popular", "popular"]
+    alone.settle()
+    alone.check_index()
 
 
 def test_new_feedback_makes_generated_features_anew(alone: Running) -> None:

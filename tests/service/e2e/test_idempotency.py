@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.service.running import Running, fresh_id, problem_of
 
 

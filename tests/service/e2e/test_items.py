@@ -13,7 +13,7 @@ from models.rows import MAX_METADATA_BYTES
 from service.ports import ItemWrite
 from tests.service.conftest import AUDIO
 from tests.service.running import Running, base64_of, fresh_id, picture
-from training.demo import DemoProduct, demo_item
+from training.demo.catalogue import DemoProduct, demo_item
 
 PRODUCT = demo_item(k=3)
 LANGUAGE = "A cherry red canvas low-top sneaker with polka dots, made for long walks."
@@ -315,6 +315,8 @@ def test_lists_can_be_narrowed(anywhere: Running) -> None:
     item_id = anywhere.create(title=f"Ünïque {marker}", categories=[marker], modalities={"text": LANGUAGE})["id"]
     assert [item["id"] for item in anywhere.get("/items", category=marker)["items"]] == [item_id]
     assert [item["id"] for item in anywhere.get("/items", q=f"ÜNÏQUE {marker.upper()}")["items"]] == [item_id]
+    for q in (f"ünïque {marker}", f"u\u0308ni\u0308que {marker}", f"\uff31\uff35\uff25 {marker}"):
+        assert [item["id"] for item in anywhere.get("/items", q=q)["items"]] == [item_id]
     assert anywhere.get("/items", category=marker, missing="text")["items"] == []
     lacking = anywhere.get("/items", missing="image", limit=500)["items"]
     assert item_id in {item["id"] for item in lacking}

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from service.pipeline import follow
 from tests.service.crash.shop import Act, Shop, State
 from tests.service.crash.stored import read_states

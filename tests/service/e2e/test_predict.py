@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.lrmm import LRMMConfig
+from models.lrmm.config import LRMMConfig
 from tests.service.e2e.test_erasure import traces
 from tests.service.running import Running, fresh_id, settings_for
 from training.datasets import load_dataset, write_dataset
-from training.lrmm import TRAINER
+from training.dgmrec.recipe import DataOptions
+from training.lrmm.recipe import add_lrmm
+from training.lrmm.task import TRAINER
 from training.progress import Terminal
-from training.rate import add_lrmm
-from training.train import DataOptions
 
 CONFIG = LRMMConfig(
-    members=2, hidden=16, rating_hidden=8, text_hidden=8, word_size=8, text_epochs=1, sentence_size=8, content_size=8,
-    least_count=2, folds=3, repeats=1, document_words=60,
+    members=2, hidden=16, rating_hidden=8, lstm_hidden=8, word_embedding_size=8, lstm_epochs=1,
+    sentence_size=8, content_size=8, min_word_count=2, folds=3, repeats=1, document_words=60,
 )  # fmt: skip
 WORDS = {1: "awful broke returned it", 3: "it is fine nothing more", 5: "great love it perfect"}
 

@@ -16,7 +16,7 @@ from models.bundle import CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle, BundleErr
 from models.imputers import GRAPH_IMPUTERS
 from service.pipeline import seed as seeding
 from tests.service.running import Running, base64_of, picture, settings_for, sign
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 PRODUCT = demo_item(k=3)
 LANGUAGE = "A cherry red canvas low-top sneaker with polka dots, made for long walks."

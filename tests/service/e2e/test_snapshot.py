@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from service.pipeline.snapshot import NAME, SnapshotError, read
 from tests.service.e2e.test_restart import answers, busy
 from tests.service.running import Running, settings_for

@@ -104,10 +104,15 @@ def test_a_database_that_another_modality_fills(
 def test_a_database_that_is_none(
     demo_bundle: Path, demo_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "lacuna.db").write_bytes(b"no database" * 1000)
+    file = tmp_path / "lacuna.db"
+    file.write_bytes(b"no database" * 1000)
     options = ("--bundle", demo_bundle, "--data-dir", demo_folder, "--database-url")
-    assert refusal(capsys, *options, f"sqlite+aiosqlite:///{tmp_path}/lacuna.db") == "The database does not answer."
-    assert refusal(capsys, *options, "postgresql+asyncpg://nobody@127.0.0.1:1/x") == "The database does not answer."
+    assert refusal(capsys, *options, f"sqlite+aiosqlite:///{file}") == (
+        f"LACUNA_DATABASE_URL names the SQLite file {file}, which cannot be used: file is not a database."
+    )
+    said = refusal(capsys, *options, "postgresql+asyncpg://me:s3cret@127.0.0.1:1/x")
+    named = "LACUNA_DATABASE_URL names the PostgreSQL database 'x' at 127.0.0.1:1"
+    assert said == f"{named}, which cannot be used: Connection refused."
     assert "LACUNA_DATABASE_URL" in refusal(capsys, *options, "mysql://somewhere")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 ROOT = Path(__file__).parents[3]
 

@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.service.processes import Program, within
 from tests.service.running import base64_of
-from training.demo import demo_item
+from training.demo.catalogue import demo_item
 
 PRODUCT = demo_item(k=3)
 LISTS = (

@@ -15,15 +15,17 @@ import asyncpg
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
-from service.adapters import sql_engine
-from service.adapters.sql import SqlStore
-from service.adapters.tables import metadata
+from service.adapters.sql import database as sql_engine
+from service.adapters.sql.store import MIGRATIONS, SqlStore
+from service.adapters.sql.tables import metadata
 from service.domain import StoreUnavailableError
 from service.ports import Answer, GeneratedWrite
-from tests.contracts.stores import NOON, create, emptied, event, item
+from tests.contracts.stores import NOON, create, emptied, empty, event, item
 
 ROOT = Path(__file__).parents[3]
 NOWHERE = "postgresql+asyncpg://nobody@127.0.0.1:1/nothing"
@@ -88,7 +90,9 @@ EVERY_METHOD: dict[str, Call] = {
 
 
 async def _all_unavailable(store: SqlStore) -> None:
-    assert set(EVERY_METHOD) | {"open", "close"} == {name for name in vars(SqlStore) if not name.startswith("_")}
+    assert set(EVERY_METHOD) | {"open", "open_existing", "close"} == {
+        name for name in vars(SqlStore) if not name.startswith("_")
+    }
     for name, call in EVERY_METHOD.items():
         with pytest.raises(StoreUnavailableError):
             assert await call(store) is NotImplemented, name
@@ -102,6 +106,42 @@ async def test_migrations_make_the_tables_that_the_queries_expect(url: str) -> N
             )
         )
     assert difference == []
+
+
+def _as_it_was(connection: sa.Connection, revision: str) -> None:
+    """An empty database with an older schema."""
+    metadata.drop_all(connection)
+    connection.execute(sa.text("DROP TABLE IF EXISTS alembic_version"))
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.attributes["connection"] = connection
+    command.upgrade(config, revision)
+
+
+def _add_old_items(connection: sa.Connection) -> None:
+    columns = "id, title, categories, metadata, available, version, created_at, updated_at, model_version, search_text"
+    add = sa.text(
+        f"INSERT INTO items ({columns}, derived) "
+        "VALUES (:id, :title, '[]', '{}', true, 1, :now, :now, '', :search_text, :derived)"
+    ).bindparams(sa.bindparam("now", NOON), sa.bindparam("derived", b""))
+    titles = [None, *(f"Cafe\u0301 nume\u0301ro {number}" for number in range(2500))]
+    rows = [{"id": f"Old-{number:04d}", "title": title} for number, title in enumerate(titles)]
+    connection.execute(add, [{**row, "search_text": f"{row['id']}\n{row['title'] or ''}".casefold()} for row in rows])
+
+
+async def test_a_migration_lets_older_titles_be_found_however_they_are_written(url: str) -> None:
+    store = await SqlStore.open(url)
+    await store.database.write(lambda connection: _as_it_was(connection, "0004"))
+    await store.database.write(_add_old_items)
+    await store.close()
+    store = await SqlStore.open(url)
+    for q in ("CAF\u00c9 NUM\u00c9RO 2499", "cafe\u0301 nume\u0301ro 2499"):
+        (found,) = (await store.list_items(limit=9, q=q)).items
+        assert (found.id, found.title, found.remarks) == ("Old-2500", "Cafe\u0301 nume\u0301ro 2499", {})
+    assert [found.id for found in (await store.list_items(limit=9, q="old-0000")).items] == ["Old-0000"]
+    assert await store.count_items() == 2501
+    await store.database.write(empty)
+    await store.close()
 
 
 async def test_newer_schema_is_refused(tmp_path: Path) -> None:
@@ -120,7 +160,7 @@ def _python(code: str, *arguments: str) -> subprocess.Popen[str]:
 
 OPEN_AND_WRITE = """
 import asyncio, sys
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.contracts.stores import create, item
 
 async def main(url, name):
@@ -145,7 +185,7 @@ async def test_processes_may_open_a_new_database_at_once(url: str) -> None:
 
 WRITE_FOR_EVER = """
 import asyncio, sys
-from service.adapters.sql import SqlStore
+from service.adapters.sql.store import SqlStore
 from tests.contracts.stores import create, item
 
 async def main(url):

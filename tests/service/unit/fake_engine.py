@@ -35,6 +35,7 @@ from service.domain import (
     MediaContent,
     ModalityDetail,
     ModalityReport,
+    NotFollowedError,
     NotServedError,
     Page,
     Patch,
@@ -68,6 +69,7 @@ class FakeEngine:
     model_version: str = "2026-01-02.1"
     timer: Any = None
     followed: Followed = field(default_factory=Followed)
+    last: int = 7  # the log's newest position
 
     @property
     def store(self) -> FakeEngine:
@@ -75,6 +77,11 @@ class FakeEngine:
 
     async def count_items(self) -> int:
         return len(self.items)
+
+    async def last_change(self) -> int:
+        if self.failure is not None:
+            raise self.failure
+        return self.last
 
     async def close(self) -> None:
         self.is_closed = True
@@ -176,8 +183,8 @@ async def create_batch(engine: FakeEngine, drafts: Sequence[Draft]) -> list[Writ
     return outcomes
 
 
-async def impute(engine: FakeEngine, draft: Draft, *, neighbours: int = 5) -> Imputation:
-    engine.note(draft=draft, neighbours=neighbours)
+async def impute(engine: FakeEngine, draft: Draft, *, neighbours: int = 5, hidden: bool = True) -> Imputation:
+    engine.note(draft=draft, neighbours=neighbours, hidden=hidden)
     details = {
         name: replace(_detail(report), item="", modality=name) for name, report in _reports(draft.modalities).items()
     }
@@ -186,6 +193,15 @@ async def impute(engine: FakeEngine, draft: Draft, *, neighbours: int = 5) -> Im
 
 def _detail(report: ModalityReport) -> ModalityDetail:
     return ModalityDetail("a", "text", report, None, None, None, (), np.ones(3, np.float32))
+
+
+# --- service.pipeline.follow --------------------------------------------------------------------------------------
+
+
+async def reach(engine: FakeEngine, position: int) -> None:
+    engine.note(position=position)
+    if position > engine.last:
+        raise NotFollowedError("not yet")
 
 
 # --- service.pipeline.browse --------------------------------------------------------------------------------------
@@ -197,9 +213,9 @@ async def get_item(engine: FakeEngine, item_id: str) -> ItemView:
 
 
 async def list_items(
-    engine: FakeEngine, *, limit: int, cursor: str | None, category: str | None, missing: str | None, q: str | None
+    engine: FakeEngine, *, limit: int, cursor: str | None, categories: Sequence[str], missing: str | None, q: str | None
 ) -> Page[ItemView]:
-    engine.note(limit=limit, cursor=cursor, category=category, missing=missing, q=q)
+    engine.note(limit=limit, cursor=cursor, categories=categories, missing=missing, q=q)
     start = int(cursor) if cursor and cursor.isdecimal() else 0
     views = [engine.items[item_id] for item_id in sorted(engine.items)]
     more = len(views) > start + limit
@@ -207,9 +223,9 @@ async def list_items(
 
 
 async def get_modality(
-    engine: FakeEngine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False
+    engine: FakeEngine, item_id: str, modality: str, *, neighbours: int = 5, vector: bool = False, hidden: bool = True
 ) -> ModalityDetail:
-    engine.note(item_id=item_id, modality=modality, neighbours=neighbours, vector=vector)
+    engine.note(item_id=item_id, modality=modality, neighbours=neighbours, vector=vector, hidden=hidden)
     view = _existing(engine, item_id)
     if modality not in view.modalities:
         raise UnknownModalityError(f"the bundle declares no modality {modality!r}")
@@ -244,17 +260,22 @@ async def add_feedback(
 
 
 async def list_feedback(
-    engine: FakeEngine, *, limit: int, cursor: str | None, user: str | None, item: str | None
+    engine: FakeEngine, *, limit: int, cursor: str | None, user: str | None, item: str | None, kind: str | None
 ) -> Page[Event]:
-    engine.note(limit=limit, cursor=cursor, user=user, item=item)
+    engine.note(limit=limit, cursor=cursor, user=user, item=item, kind=kind)
     return Page(engine.events[:limit], None)
 
 
-async def delete_feedback(engine: FakeEngine, *, user: str | None, item: str | None) -> int:
-    engine.note(user=user, item=item)
-    if user is None and item is None:
-        raise InvalidInputError("name a user, an item, or both")
-    kept = [event for event in engine.events if user not in (None, event.user) or item not in (None, event.item)]
+async def delete_feedback(engine: FakeEngine, *, user: str | None, item: str | None, kind: str | None) -> int:
+    engine.note(user=user, item=item, kind=kind)
+    if user is None and item is None and kind is None:
+        raise InvalidInputError("name a user, an item or a type")
+    chosen = {"user": user, "item": item, "type": kind}
+    kept = [
+        event
+        for event in engine.events
+        if any(value not in (None, getattr(event, name)) for name, value in chosen.items())
+    ]
     deleted = len(engine.events) - len(kept)
     engine.events = kept
     return deleted
@@ -270,7 +291,7 @@ async def get_user(engine: FakeEngine, user: str) -> User:
 
 async def delete_user(engine: FakeEngine, user: str) -> None:
     await get_user(engine, user)
-    await delete_feedback(engine, user=user, item=None)
+    await delete_feedback(engine, user=user, item=None, kind=None)
 
 
 # --- service.pipeline.recommend, retrieve, operate ----------------------------------------------------------------
@@ -300,8 +321,8 @@ def _ranked(engine: FakeEngine, user: str | None, fallback: str | None, n: int) 
     return Recommendations(user, "r-1", "dgmrec", "2026-01-02.1", fallback, hits)
 
 
-async def explain_pair(engine: FakeEngine, user: str, item_id: str) -> Explanation:
-    engine.note(user=user, item_id=item_id)
+async def explain_pair(engine: FakeEngine, user: str, item_id: str, *, hidden: bool) -> Explanation:
+    engine.note(user=user, item_id=item_id, hidden=hidden)
     view = _existing(engine, item_id)
     (hit,) = (hit for hit in _ranked(engine, user, None, len(engine.items)).items if hit.id == item_id)
     states = hit.modalities
@@ -343,6 +364,7 @@ async def stats(engine: FakeEngine) -> dict[str, Any]:
 FACADE: dict[str, tuple[Any, ...]] = {
     "ingest": (create_item, put_item, patch_item, delete_item, create_batch, impute),
     "browse": (get_item, list_items, get_modality, get_media),
+    "follow": (reach,),
     "feedback": (add_feedback, list_feedback, delete_feedback, get_user, delete_user),
     "recommend": (recommend_user, recommend_session),
     "explain": (explain_pair,),

@@ -137,6 +137,19 @@ async def test_delete_feedback_of_a_user(api: httpx.AsyncClient, engine: FakeEng
     assert [event.user for event in engine.events] == ["u2"]
 
 
+async def test_feedback_of_a_type(api: httpx.AsyncClient, engine: FakeEngine) -> None:
+    await api.post("/feedback", json=_body(EVENT, {**EVENT, "type": "click"}, {**EVENT, "user": "u2", "type": "click"}))
+    await api.get("/feedback?type=click&user=u1")
+    assert (engine.calls[-1]["kind"], engine.calls[-1]["user"]) == ("click", "u1")
+    assert (await api.delete("/feedback?type=click&user=u1&item=a")).json() == {"deleted": 1}
+    assert (await api.delete("/feedback?type=click")).json() == {"deleted": 1}
+    assert [event.type for event in engine.events] == ["view"]
+    for method in ("GET", "DELETE"):
+        response = await api.request(method, "/feedback?type=hover")
+        assert (response.status_code, pointers(response)) == (422, ["/query/type"])
+        assert "view" in response.json()["detail"]
+
+
 async def test_delete_all_feedback_is_refused(api: httpx.AsyncClient) -> None:
     assert (await api.delete("/feedback")).status_code == 422
 

@@ -14,7 +14,7 @@ from service import domain, main
 from service.api.errors import DESCRIPTIONS, STATUSES, problem_of
 from service.main import create_app
 from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
+from tests.service.unit.fake_engine import FakeEngine, pointers, settings_of
 
 
 @pytest.fixture
@@ -71,10 +71,23 @@ async def test_unexpected_failure_is_a_bare_500_and_is_logged_with_its_id(
 
 
 async def test_unknown_path_is_a_problem(api: httpx.AsyncClient) -> None:
-    for path in ("/nope", "/items/", "/recommend/a%2Fb"):
+    for path in ("/nope", "/items//", "/recommend/a%2Fb"):
         response = await api.get(path)
         assert response.status_code == 404
         assert response.json()["type"] == "/problems/not-found"
+
+
+async def test_a_slash_at_the_end_of_a_path_leads_where_it_leads_without(
+    api: httpx.AsyncClient, engine: FakeEngine
+) -> None:
+    assert (await api.post("/items/", json={"id": "a"})).status_code == 201
+    for path in ("/items/?limit=5", "/items/a/", "/items/a/similar/", "/health/live/", "/recommend/u/", "/docs/"):
+        assert (await api.get(path)).status_code == 200
+    assert engine.calls[-1]["user"] == "u"
+    assert (await api.head("/items/a/")).status_code == 200
+    assert (await api.delete("/items/a/")).status_code == 204
+    text = (await api.get("/metrics/")).text
+    assert 'lacuna_requests_total{method="GET",route="/items/{item_id}",status="200"} 1.0' in text
 
 
 async def test_wrong_method_names_the_right_ones(api: httpx.AsyncClient) -> None:
@@ -194,6 +207,146 @@ async def test_every_route_but_the_open_ones_needs_a_key(locked: httpx.AsyncClie
             assert (response.status_code == 401) == (path not in open_paths), (method, path)
 
 
+# --- positions in the change log ----------------------------------------------------------------------------------
+
+POSITION = "X-Lacuna-Position"
+WRITES = [
+    ("POST", "/items", {"id": "b"}),
+    ("POST", "/items", {"id": "a"}),  # which exists
+    ("POST", "/items/batch", {"items": [{"id": "c"}]}),
+    ("PUT", "/items/a", {}),
+    ("PATCH", "/items/a", {}),
+    ("DELETE", "/items/a", None),
+    ("POST", "/feedback", {"feedback": [{"user": "u", "item": "a", "type": "view"}]}),
+    ("DELETE", "/feedback?user=u", None),
+    ("DELETE", "/users/nobody", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), WRITES)
+async def test_every_write_tells_its_position(api: httpx.AsyncClient, method: str, path: str, body: object) -> None:
+    await api.put("/items/a", json={})
+    response = await api.request(method, path, json=body)
+    assert response.status_code < 500
+    assert response.headers[POSITION] == "7"
+
+
+async def test_only_writes_tell_a_position(api: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for response in (await api.get("/items"), await api.post("/impute", json={}), await api.get("/health/ready")):
+        assert response.status_code == 200
+        assert POSITION not in response.headers
+    engine.failure = domain.StoreUnavailableError("away")
+    assert POSITION not in (await api.put("/items/a", json={})).headers
+    response = await api.post("/items", json={"id": "no such id"})  # refused before the store is asked
+    assert (response.status_code, POSITION in response.headers) == (422, False)
+
+
+@pytest.mark.parametrize("path", ["/items", "/recommend/u", "/stats", "/metrics"])
+async def test_a_request_waits_for_the_position_that_it_names(
+    api: httpx.AsyncClient, engine: FakeEngine, path: str
+) -> None:
+    assert (await api.get(path, headers={POSITION: "5"})).status_code == 200
+    assert engine.calls[0] == {"position": 5}
+    response = await api.get(path, headers={POSITION: "8"})
+    assert response.status_code == 503
+    assert response.json()["type"] == "/problems/not-followed"
+    assert int(response.headers["retry-after"]) > 0
+    assert (await api.put("/items/a", json={}, headers={POSITION: "8"})).status_code == 503
+    assert engine.items == {}
+
+
+@pytest.mark.parametrize("sent", ["", "x", "-1", "1.5", "٣", "1, 2", "9" * 19, "1" * 20, "0x1"])
+async def test_what_is_no_position_is_refused(api: httpx.AsyncClient, sent: str) -> None:
+    response = await api.get("/items", headers={POSITION: sent.encode()})
+    assert response.status_code == 422
+    assert pointers(response) == [f"/header/{POSITION}"]
+    twice = await api.get("/items", headers=[(POSITION, "1"), (POSITION, "2")])
+    assert twice.status_code == 422
+
+
+async def test_strangers_wait_for_nothing(locked: httpx.AsyncClient, engine: FakeEngine) -> None:
+    for sent in ("5", "x"):
+        assert (await locked.get("/items", headers={POSITION: sent})).status_code == 401
+    assert not engine.calls
+
+
+async def test_positions_are_documented(api: httpx.AsyncClient) -> None:
+    document = (await api.get("/openapi.json")).json()
+    sent = {"$ref": f"#/components/parameters/{POSITION}"}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            is_open = path.startswith(("/health", "/problems"))
+            assert (sent in operation.get("parameters", [])) != is_open, path
+            success = next(answer for status, answer in operation["responses"].items() if status < "300")
+            writes = method in ("put", "patch", "delete") or path in ("/items/batch", "/feedback", "/items")
+            assert (POSITION in success.get("headers", {})) == (writes and method != "get"), (method, path)
+    assert document["components"]["parameters"][POSITION]["name"] == POSITION
+
+
+# --- pages of other origins ---------------------------------------------------------------------------------------
+
+SHOP = "https://shop.example"
+
+
+@pytest.fixture
+async def shop(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(settings_of(cors_origins=f"{SHOP}, http://localhost:3000", api_keys="w:write:abc"), engine=engine)
+    async with fake_engine.client_of(app, headers={"origin": SHOP}) as client:
+        yield client
+
+
+async def test_pages_of_a_named_origin_may_call(shop: httpx.AsyncClient, engine: FakeEngine) -> None:
+    asked = {"access-control-request-method": "PUT", "access-control-request-headers": "authorization,content-type"}
+    preflight = await shop.options("/items/a", headers=asked)
+    assert preflight.status_code == 200
+    assert preflight.headers["access-control-allow-origin"] == SHOP
+    assert "PUT" in preflight.headers["access-control-allow-methods"]
+    assert preflight.headers["access-control-allow-headers"] == "authorization,content-type"
+    response = await shop.put("/items/a", json={}, headers={"authorization": "Bearer abc"})
+    assert response.status_code == 201
+    exposed = response.headers["access-control-expose-headers"]
+    assert {name.strip() for name in exposed.split(",")} == {POSITION, "X-Request-ID", "Retry-After"}
+    engine.failure = RuntimeError("inner workings")
+    refused = [await shop.get("/items"), await shop.get("/nope"), await shop.get("/items?q=%ff"), await shop.get(
+        "/items/a", headers={"x-api-key": "abc"}
+    )]  # fmt: skip
+    for response, status in zip([*refused, preflight], (401, 404, 400, 500, 200), strict=True):
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == SHOP
+        assert response.headers["x-request-id"]
+
+
+async def test_pages_of_other_origins_may_not(shop: httpx.AsyncClient, api: httpx.AsyncClient) -> None:
+    asked = {"origin": "https://other.example", "access-control-request-method": "GET"}
+    assert "access-control-allow-origin" not in (await shop.options("/items", headers=asked)).headers
+    assert "access-control-allow-origin" not in (await shop.get("/items", headers=asked)).headers
+    for response in (await api.options("/items", headers=asked), await api.get("/items", headers=asked)):
+        assert not [name for name in response.headers if name.startswith("access-control")]  # none by default
+
+
+async def test_pages_of_any_origin_may_call_where_the_setting_says_so(engine: FakeEngine) -> None:
+    async with fake_engine.client_of(create_app(settings_of(cors_origins="*"), engine=engine)) as client:
+        response = await client.get("/items", headers={"origin": SHOP})
+        assert response.headers["access-control-allow-origin"] == "*"
+
+
+@pytest.mark.parametrize(("role", "hidden"), [("read", False), ("write", True), ("admin", True)])
+async def test_hidden_items_are_named_to_those_who_hide_them(
+    locked: httpx.AsyncClient, engine: FakeEngine, role: str, hidden: bool
+) -> None:
+    await locked.put("/items/a", json={}, headers={"x-api-key": SECRETS["write"]})
+    for method, path, body in (
+        ("GET", "/items/a/modalities/text", None),
+        ("POST", "/impute", {}),
+        ("GET", "/recommend/u?explain=true", None),
+        ("POST", "/recommend", {"items": [{"id": "a"}], "explain": True}),
+        ("GET", "/explain/u/a", None),
+    ):
+        response = await locked.request(method, path, json=body, headers={"x-api-key": SECRETS[role]})
+        assert response.status_code == 200
+        assert engine.calls[-1]["hidden"] is hidden
+
+
 # --- start and end ------------------------------------------------------------------------------------------------
 
 
@@ -297,6 +450,19 @@ async def test_metrics_are_told_while_the_store_is_away(api: httpx.AsyncClient, 
     response = await api.get("/metrics")
     assert response.status_code == 200
     assert "lacuna_requests_total" in response.text
+
+
+async def test_the_log_says_why_the_store_is_away_and_the_answer_does_not(
+    api: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine.failure = domain.StoreUnavailableError("The database does not answer.", 'role "shop" does not exist')
+    response = await api.get("/items/a")
+    assert (response.status_code, response.json()["detail"]) == (503, "The database does not answer.")
+    assert 'The database does not answer: role "shop" does not exist' in caplog.text
+    caplog.clear()
+    engine.failure = domain.ItemNotFoundError("There is no such item.")
+    assert (await api.get("/items/a")).status_code == 404
+    assert caplog.text == ""
 
 
 async def test_models_and_stats(api: httpx.AsyncClient) -> None:

@@ -329,7 +329,9 @@ async def test_list_pages_through_items(api: httpx.AsyncClient) -> None:
 
 async def test_list_hands_its_filters_on(api: httpx.AsyncClient, engine: FakeEngine) -> None:
     await api.get("/items", params={"category": "обувь", "missing": "image", "q": "red"})
-    assert engine.calls[-1] == {"limit": 50, "cursor": None, "category": "обувь", "missing": "image", "q": "red"}
+    assert engine.calls[-1] == {"limit": 50, "cursor": None, "categories": ["обувь"], "missing": "image", "q": "red"}
+    await api.get("/items?category=a&category=b&category=a")
+    assert engine.calls[-1]["categories"] == ["a", "b"]
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=501", "limit=x", "cursor=", "categroy=shoes", "q="])

@@ -14,6 +14,7 @@ from contextlib import suppress
 import httpx
 import pytest
 
+from models.bundle import BundleError
 from service import __main__ as program
 from service import main
 from service.settings import describe_settings
@@ -71,11 +72,33 @@ def test_taken_port_is_one_sentence(capsys: pytest.CaptureFixture[str], taken: i
 
 def test_failed_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     async def bootstrap(_: object) -> FakeEngine:
-        raise ValueError("The bundle is damaged:\n its manifest is missing.")
+        raise BundleError("The bundle is damaged:\n its manifest is missing.")
 
     monkeypatch.setattr(main, "bootstrap", bootstrap)
     assert program.main(["--port", "0"]) == 2
     assert capsys.readouterr().err == "The bundle is damaged: its manifest is missing.\n"
+
+
+def test_a_fault_is_one_sentence_that_says_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def listen(*_: object, **__: object) -> None:
+        raise KeyError("surprise")
+
+    monkeypatch.setattr(program.socket, "create_server", listen)
+    assert program.main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("a fault of Lacuna itself, KeyError at service/__main__.py, line ")
+    assert said.endswith(": 'surprise'\n")
+
+
+def test_interrupted_before_it_serves(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def listen(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "_listen", listen)
+    assert program.main([]) == 130
+    assert capsys.readouterr().err == ""
 
 
 def test_serves_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -58,13 +58,13 @@ async def test_recommend_explains_where_asked(api: httpx.AsyncClient) -> None:
 
 async def test_a_pair_is_explained(api: httpx.AsyncClient, engine: FakeEngine) -> None:
     answer = (await api.get("/explain/u1/a")).json()
-    assert engine.calls[-1] == {"user": "u1", "item_id": "a"}
+    assert engine.calls[-1] == {"user": "u1", "item_id": "a", "hidden": True}
     assert answer == {
         "user": "u1",
         "item": "a",
         "title": "A",
         "score": 1.3,
-        "lean": 0.5,
+        "item_bias": 0.5,
         "modalities": {"text": "observed", "image": "generated", "audio": "generated"},
         "reasons": [REASON],
         "model_version": "2026-01-02.1",
@@ -84,12 +84,37 @@ async def test_recommend_hands_its_options_on(api: httpx.AsyncClient, engine: Fa
         "user": "u1",
         "n": 7,
         "explain": False,
+        "hidden": True,
         "model": "popular",
-        "category": "c",
+        "categories": ["c"],
         "exclude_seen": False,
         "diversity": 0.5,
         "strict": True,
     }
+
+
+@pytest.mark.parametrize("path", ["/items", "/recommend/u1", "/retrieve?text=a"])
+async def test_categories_may_be_repeated(api: httpx.AsyncClient, engine: FakeEngine, path: str) -> None:
+    response = await api.get(path + ("&" if "?" in path else "?") + "category=x&category=y")
+    assert response.status_code == 200
+    assert engine.calls[-1]["categories"] == ["x", "y"]
+    response = await api.get(path + ("&" if "?" in path else "?") + "category=x&category=")
+    assert (response.status_code, pointers(response)) == (422, ["/query/category/1"])
+    many = "&".join(f"category={number}" for number in range(33))
+    response = await api.get(path + ("&" if "?" in path else "?") + many)
+    assert (response.status_code, pointers(response)) == (422, ["/query/category"])
+
+
+@pytest.mark.parametrize(("path", "body"), [("/recommend", {"items": [{"id": "a"}]}), ("/retrieve", {"text": "a"})])
+async def test_a_body_takes_one_category_or_several(
+    api: httpx.AsyncClient, engine: FakeEngine, path: str, body: dict[str, Any]
+) -> None:
+    for given, read in (("x", ["x"]), (["x", "y", "x"], ["x", "y"]), ([], []), (None, [])):
+        assert (await api.post(path, json={**body, "category": given})).status_code == 200
+        assert engine.calls[-1]["categories"] == read
+    for given, at in (("", "/category"), (["x", ""], "/category/1"), (5, "/category"), ([["x"]], "/category/0")):
+        response = await api.post(path, json={**body, "category": given})
+        assert (response.status_code, pointers(response)) == (422, [at])
 
 
 async def test_unknown_user_gets_a_fallback_or_404(api: httpx.AsyncClient) -> None:
@@ -148,7 +173,8 @@ async def test_retrieve_by_text_says_through_what_it_matched(api: httpx.AsyncCli
         "n": 3,
         "target": "image",
         "include_generated": False,
-        "category": "c",
+        "categories": ["c"],
+        "at": "/query/text",
     }
 
 
@@ -160,8 +186,11 @@ async def test_wrong_retrieve_query_is_refused(api: httpx.AsyncClient, query: st
 async def test_retrieve_by_picture_and_by_vector(api: httpx.AsyncClient, engine: FakeEngine) -> None:
     await api.post("/retrieve", json={"image": {"base64": "aGVsbG8="}, "target": "text"})
     assert engine.calls[-1]["query"] == {"image": MediaContent(b"hello")}
-    assert engine.calls[-1]["target"] == "text"
+    assert (engine.calls[-1]["target"], engine.calls[-1]["at"]) == ("text", "/image")
+    await api.post("/retrieve", json={"text": "a"})
+    assert engine.calls[-1]["at"] == "/text"
     await api.post("/retrieve", json={"vector": {"audio": [1, 2]}})
+    assert engine.calls[-1]["at"] == "/vector/audio"
     (content,) = engine.calls[-1]["query"].values()
     assert isinstance(content, VectorContent)
     np.testing.assert_array_equal(content.vector, np.array([1, 2], np.float32))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.reranker import Sides
+from models.iris.serving import ItemSides
 from service.domain import State
 from service.pipeline import explain, history, rank
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
@@ -39,7 +39,7 @@ def entry(row: int, present: np.ndarray[Any, Any]) -> Entry:
     return Entry(row, f"i{row}", None, (), True, 1, 0.0, states, {})
 
 
-def derived(row: int, sides: Sides) -> Derived:
+def derived(row: int, sides: ItemSides) -> Derived:
     rng = np.random.default_rng(row)
     drawn = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPE.fields().items()}
     return Derived.of(drawn | {f"side.{name}": getattr(sides, name)[row] for name in RERANKER.shapes})
@@ -66,7 +66,7 @@ def test_histories_of_any_length(engine: Engine, length: int) -> None:
     assert len(found) == 20
     assert not np.isin(found, keys).any()
     assert (np.diff(scores) <= 0).all()
-    reasons = explain.reasons(engine, past, found)
+    reasons = explain.reasons(engine, past, found, hidden=True)
     assert reasons.keys() == set(found.tolist())
     for given in reasons.values():
         assert len(given) <= min(3, length)
@@ -80,10 +80,10 @@ def test_histories_of_any_length(engine: Engine, length: int) -> None:
 def test_an_item_that_is_not_there_any_more_is_no_reason(engine: Engine) -> None:
     past = history.past(engine, np.arange(5))
     target = np.array([100])
-    before = explain.reasons(engine, past, target)[100]
+    before = explain.reasons(engine, past, target, hidden=True)[100]
     gone = engine.catalogue.entries.pop(engine.catalogue.keys([before[0].item])[0])
     try:
-        assert explain.reasons(engine, past, target)[100] == before[1:]
+        assert explain.reasons(engine, past, target, hidden=True)[100] == before[1:]
     finally:
         engine.catalogue.entries[gone.key] = gone
 

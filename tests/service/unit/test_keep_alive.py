@@ -15,6 +15,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
 from service import workers
+from service.connections import ConnectionLimits
 
 SILENCE_S = 1
 
@@ -39,7 +40,7 @@ def hold(bell: socket.socket) -> None:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     monkeypatch.setattr(workers, "KEEP_ALIVE_S", SILENCE_S)
-    server = workers.server_of(app)
+    server = workers.server_of(app, ConnectionLimits())
     server.config.lifespan = "off"
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,16 +11,19 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
+from models.evidence import ImputationEvidence
 from models.feedback import Interaction
-from models.imputers import spread
-from models.online import Known
+from models.imputers import propagate_features
+from models.iris.serving import IRISServing, ItemSides
+from service.adapters.faiss_index import FaissIndex
 from service.domain import State
 from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.engine import Engine, _Lock
-from service.pipeline.impute import Subject, Visitor, _basis, _climb_down, _factors, _from_users
+from service.pipeline.impute import Subject, Visitor, _basis, _factors, _fallback_chain, _fallback_guess
 from service.pipeline.ingest import merged
 from tests.fakes import BruteForceIndex
 from tests.models.worlds import ITEMS, SMALL, online_of, world
@@ -94,6 +98,81 @@ def test_popular_items_with_as_many_users_are_in_order_of_age() -> None:
     assert len(rank.popular(engine_of(made), 3, np.zeros(made.capacity, dtype=np.bool_))[0]) == 0
 
 
+def test_of_items_created_at_once_the_later_row_is_the_newer() -> None:
+    made = catalogue(*((entry(name, created=9.0), derived()) for name in "abcd"))
+    for n in range(1, 5):
+        assert rank.latest(engine_of(made), n, made.eligible())[0].tolist() == [3, 2, 1, 0][:n]
+        assert rank.popular(engine_of(made), n, made.eligible())[0].tolist() == [0, 1, 2, 3][:n]
+
+
+def crowd(count: int = 700) -> Catalogue:
+    """Items many of which are alike."""
+    rng = np.random.default_rng(3)
+    kinds = [derived(seed, modal=(rng.normal(), rng.normal())) for seed in range(90)]
+    made = Catalogue(SHAPE, FaissIndex)
+    made.put([(entry(f"i{key}", key=key), kinds[rng.integers(90)]) for key in range(count)])
+    return made
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.2, 1.0])
+def test_the_first_places_of_a_list_do_not_depend_on_its_length(diversity: float) -> None:
+    made = crowd()
+    engine, vector = engine_of(made), np.array([0.6, -0.8], dtype=np.float32)
+    keys, scores = rank.best(engine, vector, 500, made.eligible(), diversity)
+    assert len(keys) == 500
+    for index in made.indexes.values():  # and a merge changes nothing
+        index.merge()  # type: ignore[attr-defined]  # a FaissIndex
+    for n in (1, 2, 19, 20, 21, 60, 250, 499):
+        first, its = rank.best(engine, vector, n, made.eligible(), diversity)
+        assert first.tolist() == keys[:n].tolist()
+        assert its.tobytes() == scores[:n].tobytes()
+    if diversity == 0:
+        assert np.array_equal(np.lexsort((keys, -scores)), np.arange(500))  # ties by key
+
+
+class Plain:
+    """Instead of IRIS: items are scored by their item bias, equal ones with other last bits wherever they stand."""
+
+    def alike(self, past: Any, *, weights: Any) -> NDArray[np.float32]:  # noqa: ARG002
+        return np.array([0.3, -0.1, 1.0], dtype=np.float32)
+
+    def score(self, past: Any, targets: ItemSides, *, weights: Any, same: Any) -> NDArray[np.float32]:  # noqa: ARG002
+        noise = np.arange(len(targets)) * np.float32(1e-7)
+        return np.asarray(targets.item_bias + noise, dtype=np.float32)
+
+
+def reranked_crowd(n: int, diversity: float = 0.0) -> tuple[list[int], list[float]]:
+    """Keys and scores of a list of 60 items of 12 kinds."""
+    shapes = {"p": (2,), "q": (2,), "item_bias": (), "history": (1,), "target": (1,), "without": (1, 1)}
+    rng = np.random.default_rng(5)
+    made = Catalogue(replace(SHAPE, sides=shapes), FaissIndex)
+    kinds = [{name: rng.normal(size=dims).astype(np.float32) for name, dims in shapes.items()} for _ in range(12)]
+    made.put([(entry(f"i{key}", key=key), replace(derived(key % 30), sides=kinds[key % 12])) for key in range(60)])
+    past, vector = history.past(engine_of(made), np.array([1, 2])), np.array([0.6, -0.8], dtype=np.float32)
+    reranker = cast(IRISServing, Plain())
+    keys, scores = rank.reranked(engine_of(made), reranker, vector, past, n, made.eligible(), diversity)
+    return keys.tolist(), scores.tolist()
+
+
+@pytest.mark.parametrize("diversity", [0.0, 0.7])
+def test_the_first_places_of_a_reranked_list_do_not_depend_on_its_length(
+    monkeypatch: pytest.MonkeyPatch, diversity: float
+) -> None:
+    monkeypatch.setattr(rank, "CANDIDATES", 8)
+    keys, scores = reranked_crowd(60, diversity)
+    assert sorted(keys) == list(range(60))
+    for n in range(1, 60):
+        assert reranked_crowd(n, diversity) == (keys[:n], scores[:n])
+
+
+def test_between_items_that_iris_cannot_tell_apart_the_key_decides() -> None:
+    keys, scores = reranked_crowd(60)
+    # Those that stand in the history themselves have another history than their likes.
+    alike = [(score, key) for key, score in zip(keys, scores, strict=True) if key not in (1, 2)]
+    assert alike == sorted(alike, key=lambda pair: (-pair[0], pair[1]))
+    assert len({score for score, _ in alike}) == 12
+
+
 def test_the_score_of_the_latest_is_their_time_to_the_second() -> None:
     now = 1_790_000_000.0
     made = catalogue(*((entry(name, created=now + step), derived()) for step, name in enumerate("abc")))
@@ -144,8 +223,8 @@ def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
     assert made.key("a") == 0
     assert 0 not in made.indexes["image"]
     assert made.count_states()["image"] == {"absent": 1, "observed": 0, "generated": 1}
-    assert np.flatnonzero(made.eligible("x")).tolist() == [1]
-    assert np.flatnonzero(made.eligible("y")).tolist() == []
+    assert np.flatnonzero(made.eligible(["x"])).tolist() == [1]
+    assert np.flatnonzero(made.eligible(["y"])).tolist() == []
     assert made.count_categories() == {"x": 1, "y": 1, "z": 1}
 
 
@@ -157,7 +236,7 @@ def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPa
         made.remove(name)
         left = np.flatnonzero(made.rows.get("modal", np.arange(6)).any(axis=1)).tolist()
         assert left == (list(range(6)) if gone < 4 else [4, 5])
-    assert np.flatnonzero(made.eligible("x")).tolist() == [4, 5]
+    assert np.flatnonzero(made.eligible(["x"])).tolist() == [4, 5]
     assert np.array_equal(made.final(np.array([5])), before)
 
 
@@ -175,8 +254,8 @@ def test_memory_follows_the_items_that_are_there_not_those_that_were(monkeypatch
 
 def test_what_is_eligible_and_observed() -> None:
     made = catalogue(*((entry(name, "x"), derived(row)) for row, name in enumerate("abc")))
-    assert np.flatnonzero(made.eligible("x", np.array([1]))).tolist() == [0, 2]
-    assert np.flatnonzero(made.eligible("unheard-of")).tolist() == []
+    assert np.flatnonzero(made.eligible(["x"], np.array([1]))).tolist() == [0, 2]
+    assert np.flatnonzero(made.eligible(["unheard-of"])).tolist() == []
     assert np.flatnonzero(made.having("text", excluded=2)).tolist() == [0, 1]
     assert not made.having("text", "image").any()
 
@@ -422,12 +501,12 @@ def test_factors_of_an_item_are_those_of_training_for_the_same_users() -> None:
     np.testing.assert_array_equal(_factors(engine, Subject({}, factors=trained[3])), trained[3])
 
 
-# --- the fallback ladder -------------------------------------------------------------------------------------------
+# --- the fallback chain -------------------------------------------------------------------------------------------
 
 KNOWN_KEYS = 100  # items' keys are their rows from here on; a later item has the key before
 
 
-def ladder(imputation: str = "generate") -> Engine:
+def chain_engine(imputation: str = "generate") -> Engine:
     w = world(config=SMALL.model_copy(update={"imputation": imputation}))
     ids = {KNOWN_KEYS - 1: "late"} | {KNOWN_KEYS + row: f"i{row}" for row in range(ITEMS)}
     entries = {key: SimpleNamespace(id=item_id) for key, item_id in ids.items()}
@@ -441,20 +520,21 @@ def visitor(*keys: int) -> Visitor:
 
 def test_the_graph_is_read_as_in_training() -> None:
     """A cell of a known item, told by its users, is that of the catalogue's own guesses; later items tell nothing."""
-    w, engine = world(), ladder()
-    told = spread(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2}).guesses(w.graphs)["m1"]
+    w, engine = world(), chain_engine()
+    propagated = propagate_features(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2})
+    guesses = propagated.guesses(w.graphs)["m1"]
     histories = w.graphs.user_mean.matrix.toarray() > 0
     compared = 0
     for item in np.flatnonzero(~w.batch.observed[:, 1].numpy() & histories.any(axis=0)):
         others = [np.setdiff1d(np.flatnonzero(histories[user]), item) for user in np.flatnonzero(histories[:, item])]
         visitors = [visitor(*(KNOWN_KEYS + rows), KNOWN_KEYS - 1, 7) for rows in others]
-        found = _from_users(engine, Subject({}, visitors), "m1")
+        found = _fallback_guess(engine, Subject({}, visitors), "m1")
         assert found is not None
-        np.testing.assert_allclose(found, told[item], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, guesses[item], rtol=1e-4, atol=1e-5)
         compared += 1
     assert compared > 3
-    assert _from_users(engine, Subject({}, [visitor(KNOWN_KEYS - 1), visitor()]), "m1") is None
-    assert _from_users(engine, Subject({}), "m1") is None
+    assert _fallback_guess(engine, Subject({}, [visitor(KNOWN_KEYS - 1), visitor()]), "m1") is None
+    assert _fallback_guess(engine, Subject({}), "m1") is None
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -473,28 +553,30 @@ def test_the_graph_is_read_as_in_training() -> None:
         ("mean", True, True, ("mean", "mean")),
     ],
 )
-def test_every_rung_is_reached_and_named(
+def test_every_fallback_is_reached_and_named(
     imputation: str, touched: bool, described: bool, expected: tuple[str, str], broken: bool
 ) -> None:
-    engine = ladder(imputation)
+    engine = chain_engine(imputation)
     rng = np.random.default_rng(0)
 
     def some() -> dict[str, Any]:
         return {name: rng.standard_normal((1, rank)).astype(np.float32) for name, rank in engine.model.ranks.items()}
 
     nowhere, near = np.zeros((1, 2), dtype=np.bool_), np.array([[False, described]])
-    nothing = np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(some(), np.array([[described, False]]), some(), some(), near, some(), nowhere, nothing[:, 0], nothing)
+    nothing = np.zeros((2, 1, 8), dtype=np.float32)
+    known = ImputationEvidence(
+        some(), some(), some(), some(), some(), nothing[0], np.array([[described, False]]), near, nowhere, nothing
+    )
     made = some()["m1"] * np.float32(np.nan if broken else 1), np.ones(1, dtype=np.float32)
     subject = Subject({}, [visitor(KNOWN_KEYS + 3, KNOWN_KEYS + 5)] if touched else [])
-    feature, generator, confidence = _climb_down(engine, known, made, 0, 1, subject)
+    feature, generator, confidence = _fallback_chain(engine, known, made, 0, 1, subject)
     assert generator == expected[broken]
     assert confidence == (generator == "dgmrec")
-    told = _from_users(engine, subject, "m1")
+    told = _fallback_guess(engine, subject, "m1")
     by_name = {
         "dgmrec": made[0][0],
         "multi-hop": told if told is not None else np.zeros(0),
-        "nn": known.near["m1"][0],
+        "nn": known.neighbour_mean["m1"][0],
         "mean": np.zeros(engine.model.ranks["m1"]),
     }
     np.testing.assert_array_equal(feature, by_name[generator])
@@ -505,7 +587,7 @@ def test_every_rung_is_reached_and_named(
     [
         (True, (0, 0), 0.0, True, True),
         (False, (0, 0), 0.0, False, False),
-        (False, (0, 0), 0.5, False, True),  # for the taste of an item nobody has touched
+        (False, (0, 0), 0.5, False, True),  # for the preference of a cold item
         (False, (0, 0), 0.5, True, False),
         (False, (1, 0), 0.0, True, True),
         (False, (1, 0), 0.0, False, False),
@@ -516,14 +598,16 @@ def test_neighbours_are_named_where_they_are_read(
     near: bool, closest: tuple[float, float], trust: float, touched: bool, read: bool
 ) -> None:
     w = world()
-    w.model.tower("m1").read(shared=True, near=near)
-    w.model.tower("m1").from_closest.copy_(torch.tensor(closest))
+    w.model.tower("m1").select_inputs(co_interaction_mean=True, neighbour_mean=near)
+    w.model.tower("m1").near_duplicate_weights.copy_(torch.tensor(closest))
     w.model.tower("m1").trust.fill_(trust)
     engine = cast(Engine, SimpleNamespace(model=online_of(w)))
     blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
     observed, nowhere = np.array([[True, False]]), np.zeros((1, 2), dtype=np.bool_)
-    nothing = np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(blocks, observed, blocks, blocks, ~observed, blocks, nowhere, nothing[:, 0], nothing)
+    nothing = np.zeros((2, 1, 8), dtype=np.float32)
+    known = ImputationEvidence(
+        blocks, blocks, blocks, blocks, blocks, nothing[0], observed, ~observed, nowhere, nothing
+    )
     neighbours = ("neighbours",) if read else ()
     users = ("users",) if touched else ()
     assert _basis(engine, known, 0, 1, "dgmrec", touched=touched) == ("m0", *neighbours, *users)
@@ -532,12 +616,12 @@ def test_neighbours_are_named_where_they_are_read(
 
 
 def test_of_what_training_never_saw_there_is_no_mean() -> None:
-    engine = ladder("mean")
-    described = engine.model.described
-    engine.model.described = lambda name: name != "m1" and described(name)  # type: ignore[method-assign]
+    engine = chain_engine("mean")
+    has_mean = engine.model.has_mean
+    engine.model.has_mean = lambda name: name != "m1" and has_mean(name)  # type: ignore[method-assign]
     blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
-    nowhere, nothing = np.zeros((1, 2), dtype=np.bool_), np.zeros((1, 2, 8), dtype=np.float32)
-    known = Known(blocks, nowhere, blocks, blocks, nowhere, blocks, nowhere, nothing[:, 0], nothing)
+    nowhere, nothing = np.zeros((1, 2), dtype=np.bool_), np.zeros((2, 1, 8), dtype=np.float32)
+    known = ImputationEvidence(blocks, blocks, blocks, blocks, blocks, nothing[0], nowhere, nowhere, nowhere, nothing)
     made = blocks["m1"], np.zeros(1, dtype=np.float32)
-    assert _climb_down(engine, known, made, 0, 1, Subject({}))[1] is None
-    assert _climb_down(engine, known, made, 0, 0, Subject({}))[1] == "mean"
+    assert _fallback_chain(engine, known, made, 0, 1, Subject({}))[1] is None
+    assert _fallback_chain(engine, known, made, 0, 0, Subject({}))[1] == "mean"

@@ -55,6 +55,14 @@ def test_api_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.api_keys == (ApiKey("shop", Role.READ, "with:colons"), ApiKey("ops", Role.ADMIN, "s3cret"))
 
 
+def test_origins(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings.load().cors_origins == ()
+    monkeypatch.setenv("LACUNA_CORS_ORIGINS", "https://shop.example, http://localhost:3000,, http://[::1]:8080")
+    expected = ("https://shop.example", "http://localhost:3000", "http://[::1]:8080")
+    assert Settings.load().cors_origins == expected
+    assert Settings.load(cors_origins="*").cors_origins == ("*",)
+
+
 def test_secrets_stay_out_of_the_representation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LACUNA_API_KEYS", "ops:admin:s3cret")
     monkeypatch.setenv("LACUNA_DATABASE_URL", "postgresql+asyncpg://me:s3cret@db/lacuna")
@@ -67,6 +75,8 @@ def test_secrets_stay_out_of_the_representation(monkeypatch: pytest.MonkeyPatch)
     ("name", "value", "says"),
     [
         ("PORT", "http", "valid integer"),
+        ("CORS_ORIGINS", "shop.example", "takes origins as browsers send them"),
+        ("CORS_ORIGINS", "https://shop.example/", "takes origins as browsers send them"),
         ("PORT", "70000", "65535"),
         ("WORKERS", "0", "greater than or equal to 1"),
         ("LOG_LEVEL", "loud", "'debug'"),

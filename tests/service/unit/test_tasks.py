@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from service.adapters.redis_bell import RedisBell
+from service.adapters.redis.notifier import RedisBell
 from service.tasks import stop
 
 

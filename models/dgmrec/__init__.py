@@ -1,0 +1,1 @@
+"""DGMRec: top-N recommendation with generated modality features."""

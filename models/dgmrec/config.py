@@ -1,0 +1,115 @@
+"""Settings of DGMRec, in groups; their names stand side by side, so that `--set NAME=VALUE` needs no group."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.renamed import OldNames
+
+OLD_NAMES: OldNames = {
+    "start": "initialisation",
+    "closest": "near_duplicates",
+    "lean": "knn_smoothing",
+    "rung": "fallback_imputer",
+    "leave_out": "leave_positive_out",
+    "denoise": "feature_shrinkage",
+    "prior": "cold_pseudo_count",
+    "cold_kernel": "cold_kernel_weight",
+    "cold_linear": "cold_ridge_weight",
+    "cold_penalty": "cold_ridge_penalty",
+    "cold_spread": "popularity_slope",
+    "cold_lift": "popularity_offset",
+    "whitening": None,
+    "contrast_rows": None,
+    "hide_rate": None,
+}
+
+
+class GraphSettings(BaseModel):
+    """Embeddings, the user-item graph, and the item graphs (eq. 2, 4-6, 16, 18)."""
+
+    embedding_size: int = Field(64, ge=2, description="d, of embeddings and parts")
+    layers: int = Field(2, ge=1, description="LightGCN layers over the user-item graph (eq. 18)")
+    initialisation: Literal["spectral", "random"] = Field(
+        "spectral", description="of the ID embeddings: leading singular vectors of the interactions, or noise"
+    )
+    neighbours: int = Field(10, ge=1, description="k of the item graphs (eq. 4)")
+    item_layers: int = Field(1, ge=1, description="L, layers over each modality's item graph (eq. 5)")
+    refine_every: int = Field(5, ge=1, description="epochs between graph refinements (eq. 16)")
+    refine_weight: float = Field(0.6, ge=0, le=1, description="lambda of eq. 16; 0 keeps the first graph")
+
+
+class GeneratorSettings(BaseModel):
+    """Parts, what fills unobserved cells, and the generator (eq. 1, 3, 12-15, 17)."""
+
+    modal: bool = Field(True, description="False leaves LightGCN alone, without any modality")
+    modal_weight: float = Field(0.1, gt=0, description="of each modality's parts in eq. 17, before it is learned")
+    activation: Literal["tanh", "sigmoid"] = Field("tanh", description="of the parts (eq. 1)")
+    gate: Literal["sigmoid", "tanh", "none"] = Field("sigmoid", description="how preference gates parts (eq. 3)")
+    rank: int = Field(128, ge=1, description="features wider than this are projected once to so many components")
+    imputation: Literal["generate", "mean", "nn", "neigh-mean", "multi-hop", "pers-pagerank", "heat"] = Field(
+        "generate", description="what fills unobserved cells"
+    )
+    fallback_imputer: Literal["auto", "neigh-mean", "multi-hop", "pers-pagerank", "heat"] = Field(
+        "auto",
+        description="imputer that a bundle falls back on for an item with users; auto: the best on held-out cells, "
+        "or the imputation itself where it is one of these",
+    )
+    factors: int = Field(256, ge=0, description="collaborative factors that the generator reads")
+    near_duplicates: bool = Field(True, description="whether a guess follows near duplicates by another modality")
+    knn_smoothing: float = Field(
+        2.0, ge=0, description="weight of the mean of the nearest real features in an unsure guess"
+    )
+    dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
+
+
+class LossSettings(BaseModel):
+    """Weights of the losses beside the ranking (eq. 7-8, 11, 14, 20-21, 24)."""
+
+    club: float = Field(0.01, ge=0, description="weight of L_club (eq. 7)")
+    nce: float = Field(0.01, ge=0, description="weight of L_nce (eq. 8)")
+    reconstruction: float = Field(0.1, ge=0, description="weight of L_recon (eq. 11)")
+    generation: float = Field(0.5, ge=0, description="weight of L_gen (eq. 14) and the reconstruction of hidden cells")
+    behaviour: float = Field(0.2, ge=0, description="weight of L_bm (eq. 20)")
+    user_item: float = Field(0.0, ge=0, description="weight of L_ui (eq. 21)")
+    temperature: float = Field(0.2, gt=0, description="of every InfoNCE (eq. 8, 20-21)")
+    l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
+
+
+class RankingSettings(BaseModel):
+    """The ranking loss (eq. 19, 23)."""
+
+    ranking: Literal["softmax", "bpr"] = Field("softmax", description="loss and score: cosine softmax, or BPR (eq. 23)")
+    negatives: int = Field(512, ge=1, description="items sampled a step as negatives of the softmax")
+    ranking_temperature: float = Field(0.2, gt=0, description="of the softmax")
+    leave_positive_out: bool = Field(True, description="whether a positive is left out of its own user's history")
+    user_power: float = Field(0.3, ge=0, le=1, description="a pair weighs its user's degree to minus this power")
+
+
+class ColdStartSettings(BaseModel):
+    """Vectors of items from their content, after training (`models.dgmrec.cold_start`)."""
+
+    cold_pseudo_count: float = Field(
+        0.07, ge=0, description="as how many users an item's content counts, in shares of the mean item's users"
+    )
+    cold_ridge_weight: float = Field(1.4, ge=0, description="weight of the ridge regression on content")
+    cold_ridge_penalty: float = Field(8.0, gt=0, description="of that ridge regression")
+    cold_kernel_weight: float = Field(1.0, ge=0, description="weight of the kernel regression on neighbours")
+    cold_neighbours: int = Field(80, ge=1, description="of the kernel regression, by each modality")
+    cold_temperature: float = Field(0.1, gt=0, description="t of the kernel exp((cosine - 1) / t) degree^p")
+    cold_popularity: float = Field(0.5, ge=0, le=2, description="p of that kernel")
+    popularity_slope: float = Field(1.25, ge=0, description="by what predicted differences in popularity are widened")
+    popularity_offset: float = Field(0.6, ge=0, description="how much more popular a new item counts than predicted")
+    feature_shrinkage: float = Field(
+        2.0, ge=0, description="weight of a warm item's generated features beside its observed ones"
+    )
+
+
+class DGMRecConfig(ColdStartSettings, RankingSettings, LossSettings, GeneratorSettings, GraphSettings):
+    """Settings of the model and weights of its losses; a misspelt name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seed: int = 0

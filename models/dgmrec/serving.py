@@ -1,0 +1,355 @@
+"""DGMRec as a service uses it: from a bundle, a few items at a time, in NumPy (see `models.dgmrec.weights` for why).
+
+What a trained model computes is `models.dgmrec.inference`, here as there; only the neighbours are handed in from an
+index instead of a graph, and collaborative parts are folded in (see `DGMRec.fold_in_tables`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.arrays import Array, Mask
+from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
+from models.dgmrec import inference
+from models.dgmrec.config import OLD_NAMES, DGMRecConfig
+from models.dgmrec.model import DGMRec, Embeddings, ItemContent
+from models.dgmrec.weights import Linear, TowerWeights, numpy_of
+from models.evidence import ImputationEvidence
+from models.graph import InteractionGraphs
+from models.imputers import PropagatedFeatures
+from models.modality import ModalitySpec
+from models.renamed import refuse_old_names
+from models.vocabulary import Vocabulary
+
+FILE = "dgmrec.safetensors"
+TABLES = (
+    "user_residual",  # [U, d], see DGMRec.fold_in_tables; zero rows for users without training interactions
+    "user_message",  # [U, d]
+    "item_message",  # [n, d]
+    "item_id",  # [n, d], LightGCN's collaborative part
+    "id_length",  # [1], the mean length of the collaborative parts of warm items
+    "item_content_prediction",  # [n, d], see ColdStart.fit
+    "item_degree",  # [n], number of training interactions
+    "item_preference",  # [n, M, d]
+    "mean_preference",  # [M, d], over warm items
+    "user_factor",  # [U, q], see evidence.user_factors
+    "item_factor",  # [n, q], see evidence.collaborative_factors
+    "warm",  # uint8 [n], items with training interactions
+    "observed",  # uint8 [n, M], the cells that training saw
+    "confidence",  # [n, M], of the generated cells
+    "fallback_weight",  # [n, M], see imputers.PropagatedFeatures
+)
+BY_MODALITY = (
+    "feature",  # [n, r_m], completed and projected
+    "fallback",  # [n, r_m], see imputers.PropagatedFeatures
+)
+# Interactions at which a new item's own users weigh as much as what its content leads to expect. More than the
+# pseudo-count of items that training knew: what is folded in lacks the layer of its own that keeps a single user's item
+# modest.
+FOLD_IN_PSEUDO_COUNT = 5.0
+
+
+@torch.no_grad()
+def serving_tables(
+    model: DGMRec,
+    interactions: InteractionGraphs,
+    content: ItemContent,
+    out: Embeddings,
+    prediction: Tensor,
+    user_factors: Tensor,
+    fallback: PropagatedFeatures,
+) -> dict[str, Array]:
+    """The tables that serving needs beside the weights (`TABLES`, and `BY_MODALITY` of each modality).
+
+    Args:
+        out, prediction: of `DGMRec.final_embeddings`.
+        user_factors: `[U, q]`, whose sums are the evidence's factors.
+        fallback: features as the configured `fallback_imputer` has propagated them.
+    """
+    evidence, warm = content.evidence, interactions.item_degree > 0
+    generated = {name: model.generate(name, evidence, out.preference) for name in model.names}
+    tables = model.fold_in_tables(interactions)
+    for name in ("user_residual", "user_message"):
+        tables[name] = tables[name] * (interactions.user_degree > 0)[:, None]
+    tables |= {
+        "item_id": out.item_id,
+        "id_length": out.item_id[warm].norm(dim=1).mean()[None],
+        "item_content_prediction": prediction,
+        "item_degree": interactions.item_degree,
+        "item_preference": out.preference.transpose(0, 1),
+        "mean_preference": out.preference[:, warm].mean(dim=1),
+        "user_factor": user_factors,
+        "item_factor": evidence.factors,
+        "warm": warm.to(torch.uint8),
+        "observed": evidence.observed.to(torch.uint8),
+        "confidence": torch.stack([model.tower(name).confidence(generated[name]) for name in model.names], dim=1),
+        "fallback_weight": fallback.weights,
+    }
+    for name in model.names:
+        tables[f"feature.{name}"], tables[f"fallback.{name}"] = content.features[name], fallback.tables[name]
+    return {name: table.detach().cpu().contiguous().numpy() for name, table in tables.items()}
+
+
+class DGMRecServing:
+    """A trained DGMRec with its serving tables. The model must not change any more."""
+
+    def __init__(self, model: DGMRec, tables: Mapping[str, Array], users: Vocabulary, items: Vocabulary) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.config = model.config
+        self.names = model.names
+        self._towers = {name: TowerWeights(model.tower(name)) for name in model.names}
+        self._general = Linear([model.general])
+        self._weight = numpy_of(model.weight.exp())  # of each modality (eq. 17)
+        cold_start = model.cold_start
+        self._axis = numpy_of(cold_start.popularity_axis)
+        self._slopes, self._intercept = numpy_of(cold_start.slopes), numpy_of(cold_start.intercept)
+        self.tables = dict(tables)
+        self.users, self.items = users, items
+        self.specs = {spec.name: spec for spec in model.specs}
+        self.size = model.config.embedding_size
+        self.neighbours, self.layers = model.config.neighbours, model.config.item_layers
+        self.ranks = {name: int(model.tower(name).content_weights.shape[1]) for name in self.names}
+
+    @classmethod
+    def load(cls, bundle: Bundle) -> DGMRecServing:
+        """Rebuild from a bundle.
+
+        Raises:
+            BundleError: the bundle holds no DGMRec, or one that this Lacuna cannot read.
+        """
+        entry = bundle.manifest.models.get("dgmrec")
+        if entry is None:
+            raise BundleError(f"the bundle {bundle.path} holds no dgmrec model")
+        specs = [ModalitySpec(modality.name, modality.dim) for modality in bundle.manifest.modalities]
+        users, items = bundle.vocabulary("users"), bundle.vocabulary("items")
+        arrays = bundle.tensors(entry.file)
+        with bundle.reading("dgmrec"):
+            refuse_old_names(entry.config, OLD_NAMES)
+            config = DGMRecConfig.model_validate(entry.config)
+            model = DGMRec(config, specs, len(users), len(items))
+            weights = {key: torch.from_numpy(array) for key, array in _below("model.", arrays).items()}
+            model.load_state_dict(weights)
+            own = [f"{table}.{name}" for table in BY_MODALITY for name in model.names]
+            tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *own)}
+        return cls(model, tables, users, items)
+
+    def save(self, writer: BundleWriter, metrics: Mapping[str, float]) -> ModelEntry:
+        """Write weights, tables and vocabularies into a bundle."""
+        arrays: dict[str, NDArray[Any]] = {
+            f"model.{key}": value.cpu().numpy() for key, value in self.model.state_dict().items()
+        }
+        arrays |= {f"table.{name}": array for name, array in self.tables.items()}
+        writer.tensors(FILE, arrays)
+        writer.vocabulary("users", self.users)
+        writer.vocabulary("items", self.items)
+        return ModelEntry(config=self.config.model_dump(), metrics=dict(metrics), file=FILE)
+
+    # --- features --------------------------------------------------------------------------------------------
+
+    def project(self, name: str, raw: Array) -> Array:
+        """Raw features `[b, dim_m]` to projected ones `[b, r_m]`."""
+        projected: Array = self._towers[name].projection.project(raw)
+        return projected
+
+    def tells(self, name: str, raw: Array) -> bool:
+        """Whether a raw feature `[dim_m]` tells anything of its item (see `ProjectionMaps.tells`)."""
+        return bool(self._towers[name].projection.tells(raw[None])[0])
+
+    def unproject(self, name: str, projected: Array) -> Array:
+        """Projected features `[b, r_m]` to raw ones `[b, dim_m]`."""
+        raw: Array = self._towers[name].projection.back(projected)
+        return raw
+
+    def centred_cosine(self, name: str, left: Array, right: Array) -> float:
+        """Cosine of two raw features `[dim_m]` after subtracting the modality's mean."""
+        mean = self._towers[name].projection.mean
+        a, b = left - mean, right - mean
+        return float(a @ b / max(float(np.linalg.norm(a) * np.linalg.norm(b)), 1e-12))
+
+    def trained_row(self, item: str) -> int | None:
+        """The row of an item that training saw interactions of, or None."""
+        row = self.items.get(item)
+        return row if row is not None and self.tables["warm"][row] else None
+
+    def has_mean(self, name: str) -> bool:
+        """Whether training saw anything of this modality, so that its mean means something."""
+        return bool(self._towers[name].projection.mean.any())
+
+    @property
+    def fallback_imputer(self) -> str:
+        """Name of the imputer over the co-interaction graph that `fallback_guess` is of."""
+        return self.config.fallback_imputer
+
+    def fallback_guess(self, name: str, rows: Sequence[int], counts: Sequence[int]) -> Array | None:
+        """That imputer's guess `[r_m]` for an item (see `imputers.PropagatedFeatures`); None where there is nothing to
+        guess from.
+
+        Args:
+            rows: other items of its users, as training knew them `[k]`.
+            counts: how many of its users have each `[k]`.
+        """
+        known = np.asarray(rows, dtype=np.int64)
+        weights = self.tables["fallback_weight"][known, self.names.index(name)] * np.asarray(counts, dtype=np.float32)
+        guess = weights @ self.tables[f"fallback.{name}"][known] / np.maximum(weights.sum(), np.float32(1e-12))
+        return np.asarray(guess, dtype=np.float32) if guess.any() else None
+
+    # --- generation (eq. 12-15) ---------------------------------------------------------------------------------
+
+    def generate(self, evidence: ImputationEvidence) -> dict[str, tuple[Array, Array]]:
+        """The modalities that any of `b` items lacks, as DGMRec generates them for all: projected `[b, r_m]`, and the
+        confidence `[b]`."""
+        return {
+            name: self._generated(name, evidence)
+            for column, name in enumerate(self.names)
+            if not evidence.observed[:, column].all()
+        }
+
+    def _generated(self, name: str, evidence: ImputationEvidence) -> tuple[Array, Array]:
+        tower, learned = self._towers[name], None
+        if tower.trust > 0:
+            parts = inference.learned_parts(
+                self.config, self._towers, self._general, evidence, evidence.preference, name
+            )
+            learned = tower.decode(np.concatenate(parts, axis=1))
+        signals, facts = inference.generation(self.config, tower, evidence, name, learned)
+        return signals, inference.confidence(tower, facts)
+
+    def reads_neighbours(self, name: str, *, touched: bool) -> bool:
+        """Whether a modality is generated from an item's neighbours by other modalities: their mean of it, or the
+        preference that a cold item takes from them.
+
+        Args:
+            touched: whether the item has users.
+        """
+        tower = self._towers[name]
+        follows = tower.near_duplicate_weights[0 if touched else 1] > 0
+        return bool(tower.content_mask.all() or follows or (tower.trust > 0 and not touched))
+
+    # --- embedding (eq. 1-6, 17-18) -----------------------------------------------------------------------------
+
+    def encode(self, features: Mapping[str, Array], preference: Array) -> Array:
+        """General and specific parts `[M, b, 2d]` of completed features `[b, r_m]` under preferences `[M, b, d]`."""
+        parts: Array = inference.encode(self.config, self._towers, self._general, features, preference)
+        return parts
+
+    def fuse(self, propagated: Array) -> Array:
+        """Modal part `[b, d]` from propagated parts `[M, b, 2d]`."""
+        modal: Array = inference.fuse(propagated, self._weight)
+        return modal
+
+    def preference(self, user_id: Array) -> Array:
+        """p_u^m `[M, b, d]` from collaborative parts `[b, d]`."""
+        preference: Array = inference.user_preference(self._towers, user_id)
+        return preference
+
+    def combine(self, collaborative: Array, modal: Array) -> Array:
+        """What users and items are compared by `[..., d]` (eq. 18)."""
+        total: Array = inference.combine(self.config, collaborative, modal)
+        return total
+
+    # --- cold start --------------------------------------------------------------------------------------------
+
+    def cold_vectors(
+        self, features: Mapping[str, Array], neighbours: Array, cosines: Array, degree: NDArray[np.int64], later: Mask
+    ) -> Array:
+        """The vectors `[b, d]` to be expected of items without interactions.
+
+        Args:
+            features: completed, by modality `[b, r_m]`.
+            neighbours: final vectors `[b, k, d]` of the nearest by every modality.
+            cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
+            later: bool `[b]`, items that came after training, all of which are new.
+        """
+        weights = inference.kernel_weight(self.config, cosines, degree)
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-12))
+        mean = np.einsum("bk,bkd->bd", weights, neighbours)
+        content = inference.content_row({name: features[name] for name in self.names})
+        prediction = inference.content_prediction(self.config, self._slopes, self._intercept, self._axis, content, mean)
+        trained = numpy_of(self.model.cold_start.offset)
+        offset = np.where(later, np.float32(self.config.popularity_offset), trained)
+        return np.asarray(prediction + offset[:, None] * self._axis, dtype=np.float32)
+
+    def warm_vector(self, row: int, modal: Array) -> Array:
+        """The final vector `[d]` of an item with training interactions, with its present modal part `[d]`."""
+        own = self.combine(self.tables["item_id"][row], modal)
+        prediction, degree = self.tables["item_content_prediction"][row], self.tables["item_degree"][row]
+        vector: Array = inference.shrink(own, prediction, degree, self._pseudo_count, self._axis)
+        return vector
+
+    @property
+    def _pseudo_count(self) -> Array:
+        return numpy_of(self.model.cold_start.pseudo_count)
+
+    # --- fold-in -----------------------------------------------------------------------------------------------
+
+    def user_id(self, user: str | None, messages: Array, weights: Array | None = None) -> Array:
+        """A user's collaborative part `[d]` from the messages `[k, d]` of the items of the history.
+
+        Exactly LightGCN's for a user of the training set with the training history. For a user that training never
+        saw, the embedding's own layer is taken to be the mean of the propagated ones.
+        """
+        if weights is None:
+            weights = np.ones(len(messages), dtype=np.float32)
+        folded = weights @ messages / np.sqrt(max(float(weights.sum()), 1.0))
+        row = None if user is None else self.users.get(user)
+        if row is not None and self.tables["user_residual"][row].any():
+            return np.asarray(self.tables["user_residual"][row] + folded, dtype=np.float32)
+        return np.asarray(folded * self._own_layer_scale, dtype=np.float32)
+
+    def user_message(self, user: str, user_id: Array, degree: int) -> Array:
+        """What a user with `degree` items passes on to an item `[d]`."""
+        row = self.users.get(user)
+        if row is not None and self.tables["user_message"][row].any():
+            return np.asarray(self.tables["user_message"][row], dtype=np.float32)
+        return np.asarray(user_id / self._own_layer_scale / np.sqrt(max(degree, 1)), dtype=np.float32)
+
+    def item_id(self, prediction: Array, messages: Array) -> Array:
+        """The collaborative part `[d]` of an item that came after training: towards its predicted vector `[d]`, giving
+        way to its users' messages `[k, d]`."""
+        predicted = prediction * self.tables["id_length"]
+        return self._fold_in(predicted, self._folded(messages), len(messages)) if len(messages) else predicted
+
+    def final(self, prediction: Array, messages: Array, modal: Array) -> Array:
+        """The final vector `[d]` of an item that came after training: the predicted one `[d]`, giving way to what its
+        users' messages `[k, d]` and its modal part `[d]` make (eq. 18)."""
+        if not len(messages):
+            return prediction
+        return self._fold_in(prediction, self.combine(self._folded(messages), modal), len(messages))
+
+    def _folded(self, messages: Array) -> Array:
+        return np.asarray(messages.sum(axis=0) / np.sqrt(len(messages)) * self._own_layer_scale, dtype=np.float32)
+
+    def _fold_in(self, prediction: Array, own: Array, count: int) -> Array:
+        """The mean of the prediction, which counts as much as `FOLD_IN_PSEUDO_COUNT` users, and of what `count` users
+        make."""
+        total = FOLD_IN_PSEUDO_COUNT * prediction + count * own
+        return np.asarray(total / (FOLD_IN_PSEUDO_COUNT + count), dtype=np.float32)
+
+    def item_message(self, item_id: Array, degree: int) -> Array:
+        """What a new item with `degree` users passes on to a user `[d]`."""
+        return np.asarray(item_id / self._own_layer_scale / np.sqrt(max(degree, 1)), dtype=np.float32)
+
+    def user_factor(self, user: str) -> Array | None:
+        """What a user adds to the collaborative factors of an item `[q]`; None for one that training did not see."""
+        row = self.users.get(user)
+        return None if row is None else self.tables["user_factor"][row]
+
+    def item_factor(self, users: Sequence[Array]) -> Array:
+        """An item's collaborative factors `[q]` from its users'; zero without any."""
+        total = np.sum(users, axis=0, dtype=np.float32) if users else np.zeros(self.config.factors, np.float32)
+        return np.asarray(total / max(float(np.linalg.norm(total)), 1e-12), dtype=np.float32)
+
+    @property
+    def _own_layer_scale(self) -> float:
+        """By what the mean of the propagated layers grows where it stands in for the embedding's own layer as well."""
+        return (self.config.layers + 1) / self.config.layers
+
+
+def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""Multimodal IRIS: item-similarity top-N with explanations."""

@@ -1,0 +1,1 @@
+"""LRMM: rating prediction with missing modalities."""

@@ -1,0 +1,1 @@
+"""What Redis does: wake-ups, cached lists."""

@@ -1,0 +1,289 @@
+"""Feedback and users: queries of the SQL store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Subquery,
+    bindparam,
+    case,
+    delete,
+    func,
+    select,
+    tuple_,
+    update,
+)
+
+from models.feedback import EVENT_TYPES, NEGATIVE, RATED, Interaction
+from service.adapters.sql.cursors import decode_cursor, decode_number, encode_cursor
+from service.adapters.sql.database import insert_new
+from service.adapters.sql.idempotency import keep_answer
+from service.adapters.sql.items import chunks, item_rows, log, mark, pairs
+from service.adapters.sql.tables import changes, feedback, items, review_vectors
+from service.domain import Event, InvalidInputError, Page, User
+from service.ports import Committed, EventResult, Keep
+
+CURSOR = "feedback"
+USER_KINDS = ("feedback", "feedback-deleted", "user-deleted")
+YEAR_ONE = datetime.min.replace(tzinfo=UTC)
+EVENT_COLUMNS = (
+    feedback.c.id,
+    feedback.c.user_id,
+    items.c.id.label("item"),
+    feedback.c.type,
+    feedback.c.timestamp,
+    feedback.c.value,
+    feedback.c.text,
+    feedback.c.recommendation_id,
+)
+Key = tuple[str, int, str, datetime]  # what tells an event from every other
+_KEY = (feedback.c.user_id, feedback.c.item_row, feedback.c.type, feedback.c.timestamp)
+
+
+def add_feedback(
+    connection: Connection,
+    events: Sequence[Event],
+    strict: bool,
+    renew: Collection[str],
+    keep: Keep[list[EventResult]] | None,
+) -> Committed[list[EventResult]]:
+    """Insert the events that are new and whose item exists, and correct those that came before with another value or
+    text; says what became of each. Of events that repeat each other here, the last one counts."""
+    rows = item_rows(connection, {event.item for event in events})
+    results: list[EventResult] = ["known" if event.item in rows else "orphan" for event in events]
+    first: dict[Key, int] = {}
+    values: dict[Key, dict[str, Any]] = {}
+    for index, event in enumerate(events):
+        if event.item in rows:
+            key = _key(event, rows[event.item])
+            first.setdefault(key, index)
+            values[key] = _values(event, rows[event.item])
+    if not first or (strict and "orphan" in results):
+        return Committed(results)
+    for row in connection.execute(insert_new(connection, feedback).returning(*_KEY), list(values.values())):
+        results[first[row[0], row[1], row[2], row[3]]] = "new"
+    for key in _correct(connection, {key: values[key] for key, index in first.items() if results[index] == "known"}):
+        results[first[key]] = "replaced"
+    fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
+    touched = dict.fromkeys(event.item for event in fresh)
+    positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
+    mark(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
+    keep_answer(connection, keep, results)
+    return Committed(results, positions)
+
+
+def _correct(connection: Connection, values: Mapping[Key, Mapping[str, Any]]) -> list[Key]:
+    """Replace the value and text of stored events where they differ; which ones did."""
+    corrected: dict[int, Key] = {}
+    for some in chunks(values):
+        stored = select(feedback.c.id, *_KEY, feedback.c.value, feedback.c.text).where(tuple_(*_KEY).in_(some))
+        for number, *key, value, text in connection.execute(stored):
+            place = (key[0], key[1], key[2], key[3])
+            if (value, text) != (values[place]["value"], values[place]["text"]):
+                corrected[number] = place
+    if corrected:
+        change = update(feedback).where(feedback.c.id == bindparam("number"))
+        change = change.values(value=bindparam("stars"), text=bindparam("words"))
+        connection.execute(
+            change,
+            [
+                {"number": number, "stars": values[key]["value"], "words": values[key]["text"]}
+                for number, key in corrected.items()
+            ],
+        )
+        for numbers in chunks(corrected):
+            connection.execute(delete(review_vectors).where(review_vectors.c.feedback_id.in_(numbers)))
+    return list(corrected.values())
+
+
+def list_feedback(
+    connection: Connection, limit: int, cursor: str | None, user: str | None, item: str | None, kind: str | None
+) -> Page[Event]:
+    """A page of events, newest first."""
+    query = _events().where(*_about(connection, user, item, kind)).limit(limit + 1)
+    if cursor is not None:
+        moment, number = decode_cursor(cursor, CURSOR, 2)
+        query = query.where(tuple_(feedback.c.timestamp, feedback.c.id) < (_moment(moment), decode_number(number)))
+    rows = connection.execute(query).all()
+    last = rows[limit - 1] if len(rows) > limit else None
+    return Page([_to_event(row) for row in rows[:limit]], None if last is None else _cursor(last))
+
+
+def events_after(connection: Connection, number: int, limit: int) -> tuple[list[Event], int]:
+    """The next events in the order in which they were stored, and the number to go on from."""
+    query = select(*EVENT_COLUMNS).join(items, items.c.row_id == feedback.c.item_row)
+    rows = connection.execute(query.where(feedback.c.id > number).order_by(feedback.c.id).limit(limit)).all()
+    return [_to_event(row) for row in rows], rows[-1].id if rows else number
+
+
+def delete_feedback(connection: Connection, user: str | None, item: str | None, kind: str | None) -> Committed[int]:
+    """Remove the events that are of a user, of an item and of a type, as far as these are given."""
+    if user is None and item is None and kind is None:
+        raise InvalidInputError("name a user, an item or a type whose feedback is to be removed")
+    chosen = _about(connection, user, item, kind)
+    users = connection.execute(select(feedback.c.user_id).where(*chosen).distinct()).scalars().all()
+    if not users:
+        return Committed(0)
+    touched = _items_of(connection, chosen)
+    removed = connection.execute(delete(feedback).where(*chosen)).rowcount
+    positions = log(connection, feedback_deleted=sorted(users), item_feedback=touched)
+    mark(connection, touched.values(), positions.stop - 1)
+    return Committed(removed, positions)
+
+
+def user_items(connection: Connection, user: str, min_rating: float | None) -> list[Interaction]:
+    """The items of a user, however many, each with the event that decides; newest first."""
+    newest = _deciding(min_rating, feedback.c.user_id == user)
+    query = select(items.c.id, newest.c.timestamp, newest.c.interested).join(items, items.c.row_id == newest.c.item_row)
+    rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
+    return [Interaction(item, moment, bool(interested)) for item, moment, interested in rows]
+
+
+def item_users(connection: Connection, item: str, limit: int) -> list[str]:
+    """Users with events on an item, newest first."""
+    query = (
+        select(feedback.c.user_id)
+        .where(*_about(connection, None, item))
+        .group_by(feedback.c.user_id)
+        .order_by(func.max(feedback.c.timestamp).desc(), func.max(feedback.c.id).desc())
+        .limit(limit)
+    )
+    return list(connection.execute(query).scalars())
+
+
+def interested_users(connection: Connection, item: str, limit: int, min_rating: float | None) -> list[str]:
+    """Users who are interested in an item, newest first."""
+    newest = _deciding(min_rating, *_about(connection, None, item))
+    query = select(newest.c.user_id).where(newest.c.interested)
+    return list(
+        connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()).limit(limit)).scalars()
+    )
+
+
+def item_counts(connection: Connection, item_ids: Collection[str] | None, min_rating: float | None) -> dict[str, int]:
+    """Number of interested users by item, of all items or of these; items without any are left out."""
+    if item_ids is None:
+        every = _counted(min_rating).subquery()
+        return pairs(
+            connection.execute(select(items.c.id, every.c.users).join(every, every.c.item_row == items.c.row_id))
+        )
+    ids = {row: item_id for item_id, row in item_rows(connection, item_ids).items()}
+    found: dict[str, int] = {}
+    for chunk in chunks(ids):
+        for row, users in connection.execute(_counted(min_rating, feedback.c.item_row.in_(chunk))):
+            found[ids[row]] = users
+    return found
+
+
+def _counted(min_rating: float | None, *chosen: ColumnElement[bool]) -> Select[Any]:
+    newest = _deciding(min_rating, *chosen)
+    counted = select(newest.c.item_row, func.count().label("users")).where(newest.c.interested)
+    return counted.group_by(newest.c.item_row)
+
+
+def _deciding(min_rating: float | None, *chosen: ColumnElement[bool]) -> Subquery:
+    """Of each (user, item) pair the event that decides, and whether it shows interest (`models.feedback`)."""
+    rank = case({name: number for number, name in enumerate(EVENT_TYPES)}, value=feedback.c.type)
+    newest_first = (feedback.c.timestamp.desc(), rank.desc())
+    place = func.row_number().over(partition_by=(feedback.c.user_id, feedback.c.item_row), order_by=newest_first)
+    numbered = select(
+        feedback.c.id,
+        feedback.c.user_id,
+        feedback.c.item_row,
+        feedback.c.timestamp,
+        _shows_interest(min_rating).label("interested"),
+        place.label("place"),
+    ).where(*chosen)
+    every = numbered.subquery()
+    return select(every).where(every.c.place == 1).subquery()
+
+
+def _shows_interest(min_rating: float | None) -> ColumnElement[bool]:
+    """`models.feedback.shows_interest` as SQL; a test compares the two."""
+    against: ColumnElement[bool] = feedback.c.type.in_(NEGATIVE)
+    if min_rating is not None:
+        against = against | feedback.c.type.in_(RATED) & feedback.c.value.is_not(None) & (feedback.c.value < min_rating)
+    return ~against
+
+
+def get_user(connection: Connection, user: str) -> User | None:
+    """What is stored of a user."""
+    moment = feedback.c.timestamp
+    query = select(func.count(), func.count(feedback.c.item_row.distinct()), func.min(moment), func.max(moment))
+    events, seen, first, last = connection.execute(query.where(feedback.c.user_id == user)).one()
+    return User(user, events, seen, first, last) if events else None
+
+
+def delete_user(connection: Connection, user: str) -> Committed[bool]:
+    """Erase all that is stored of a user. What stays is one `user-deleted` entry, by which other workers forget too."""
+    touched = _items_of(connection, [feedback.c.user_id == user])
+    events = connection.execute(delete(feedback).where(feedback.c.user_id == user)).rowcount
+    entries = connection.execute(delete(changes).where(changes.c.key == user, changes.c.kind.in_(USER_KINDS))).rowcount
+    if not (events or entries):
+        return Committed(False)
+    positions = log(connection, user_deleted=[user], item_feedback=touched)
+    mark(connection, touched.values(), positions.stop - 1)
+    return Committed(events > 0, positions)
+
+
+def _items_of(connection: Connection, chosen: Sequence[ColumnElement[bool]]) -> dict[str, int]:
+    """The items of some events, with their rows."""
+    rows = select(feedback.c.item_row).where(*chosen)
+    query = select(items.c.id, items.c.row_id).where(items.c.row_id.in_(rows)).order_by(items.c.id)
+    return pairs(connection.execute(query))
+
+
+def _events() -> Select[Any]:
+    newest_first = (feedback.c.timestamp.desc(), feedback.c.id.desc())
+    return select(*EVENT_COLUMNS).join(items, items.c.row_id == feedback.c.item_row).order_by(*newest_first)
+
+
+def _about(
+    connection: Connection, user: str | None, item: str | None, kind: str | None = None
+) -> list[ColumnElement[bool]]:
+    chosen: list[ColumnElement[bool]] = []
+    if user is not None:
+        chosen.append(feedback.c.user_id == user)
+    if item is not None:
+        chosen.append(feedback.c.item_row == item_rows(connection, [item]).get(item, -1))
+    if kind is not None:
+        chosen.append(feedback.c.type == kind)
+    return chosen
+
+
+def _key(event: Event, row: int) -> Key:
+    return event.user, row, event.type, event.timestamp
+
+
+def _values(event: Event, row: int) -> dict[str, Any]:
+    return {
+        "user_id": event.user,
+        "item_row": row,
+        "type": event.type,
+        "timestamp": event.timestamp,
+        "value": event.value,
+        "text": event.text,
+        "recommendation_id": event.recommendation_id,
+    }
+
+
+def _to_event(row: Sequence[Any]) -> Event:
+    return Event(*row[1:])  # EVENT_COLUMNS after the id are in the order of Event's fields
+
+
+def _cursor(row: Row[Any]) -> str:
+    return encode_cursor(CURSOR, str((row.timestamp - YEAR_ONE) // timedelta(microseconds=1)), str(row.id))
+
+
+def _moment(part: str) -> datetime:
+    try:
+        return YEAR_ONE + timedelta(microseconds=decode_number(part))
+    except OverflowError:
+        raise InvalidInputError("the cursor is not one that this list handed out", "/cursor") from None

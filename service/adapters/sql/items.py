@@ -1,0 +1,454 @@
+"""Items, their features and their media: queries of the SQL store."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Insert,
+    Row,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from service.adapters.sql.cursors import decode_cursor, encode_cursor
+from service.adapters.sql.database import insert_new
+from service.adapters.sql.idempotency import keep_answer
+from service.adapters.sql.tables import (
+    awaiting,
+    changes,
+    features,
+    generated_features,
+    imputation_errors,
+    item_categories,
+    items,
+)
+from service.adapters.sql.tables import media as media_table
+from service.domain import Generated, Observed, Page, Remark, StoredItem, Vector
+from service.ports import Committed, GeneratedWrite, ItemWrite, Keep, Media, Stored, WriteResult
+
+T = TypeVar("T")
+
+CHUNK = 5_000  # values in one IN list; SQLite takes 32,766 parameters a statement, PostgreSQL 32,767
+CURSOR = "item"
+ITEM_KINDS = ("item", "item-generated", "item-feedback", "item-deleted")
+
+# Made once: SQLAlchemy works out the key under which it has a statement compiled once for each object.
+_STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
+    items.c.id.in_(bindparam("ids", expanding=True))
+)
+_ADD_ITEMS = insert(items).returning(items.c.id, items.c.row_id)
+_ADD_CHANGES = insert(changes).returning(changes.c.position)
+_ADD_CATEGORIES, _ADD_FEATURES, _ADD_GENERATED = insert(item_categories), insert(features), insert(generated_features)
+
+
+def log(connection: Connection, **keys: Iterable[str]) -> range:
+    """Append to the change log, one entry a key under its kind (`item_deleted` is the kind `item-deleted`); answers
+    the positions. There is one writer at a time, so they are consecutive."""
+    now = datetime.now(UTC)
+    rows = [
+        {"kind": kind.replace("_", "-"), "key": key, "at": now} for kind, several in keys.items() for key in several
+    ]
+    if not rows:
+        return range(0)
+    positions = connection.execute(_ADD_CHANGES, rows).scalars().all()
+    return range(min(positions), max(positions) + 1)
+
+
+def item_rows(connection: Connection, item_ids: Collection[str]) -> dict[str, int]:
+    """The internal rows of those of the items that exist."""
+    found: dict[str, int] = {}
+    for chunk in chunks(item_ids):
+        found.update(pairs(connection.execute(select(items.c.id, items.c.row_id).where(items.c.id.in_(chunk)))))
+    return found
+
+
+def pairs(result: Iterable[Sequence[Any]]) -> dict[Any, Any]:
+    """The rows of a two-column result, as a mapping from the first column to the second."""
+    return {row[0]: row[1] for row in result}
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+def write_items(
+    connection: Connection, writes: Sequence[ItemWrite], media: Sequence[Media], keep: Keep[Stored] | None
+) -> Committed[Stored]:
+    """Decide each write in order against what is stored and what came before it; store the last version of each."""
+    rows, versions = _stored_versions(connection, {write.item.id for write in writes})
+    accepted: dict[str, StoredItem] = {}
+    results: list[WriteResult] = []
+    for write in writes:
+        result = _outcome(write, versions.get(write.item.id, 0))
+        if result in ("created", "replaced"):
+            accepted[write.item.id] = write.item
+            versions[write.item.id] = write.item.version
+        results.append(result)
+    if not accepted:
+        return Committed(Stored(results, {}))
+    numbered = _store(connection, accepted, rows, media)
+    stored = Stored(results, numbered, _mark_outdated(connection, writes, numbered))
+    keep_answer(connection, keep, stored)
+    return Committed(stored, log(connection, item=accepted))
+
+
+def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
+    """Replace generated features and derived state of the items that still have the expected version."""
+    rows, versions = _stored_versions(connection, {save.item_id for save in saves})
+    waiting = marks(connection, [save.item_id for save in saves], len(saves))
+    current = [
+        versions.get(save.item_id) == save.version and (save.follows is None or save.item_id in waiting)
+        for save in saves
+    ]
+    kept = [save for save, valid in zip(saves, current, strict=True) if valid]
+    if not kept:
+        return Committed(current)
+    values = [
+        {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
+    ]
+    connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
+    for chunk in chunks(rows[save.item_id] for save in kept):
+        connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
+    made = [
+        feature for save in kept for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
+    ]
+    _insert(connection, _ADD_GENERATED, made)
+    _unmark(connection, {rows[save.item_id]: save.follows for save in kept if save.follows is not None})
+    return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
+
+
+def delete_item(connection: Connection, item_id: str) -> Committed[bool]:
+    """Erase an item and all that hangs on it. What stays is one `item-deleted` entry, by which other workers forget."""
+    rows = item_rows(connection, [item_id])
+    if not rows:
+        return Committed(False)
+    held = _media_of(connection, rows.values())
+    connection.execute(delete(items).where(items.c.row_id == rows[item_id]))
+    _drop_unreferenced(connection, held)
+    connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
+    connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
+    return Committed(True, log(connection, item_deleted=[item_id]))
+
+
+# --- what awaits regeneration ------------------------------------------------------------------------------------
+
+
+def mark(connection: Connection, rows: Iterable[int], position: int) -> None:
+    """Let items await regeneration, for what the log says at this position."""
+    for chunk in chunks(rows):
+        connection.execute(delete(awaiting).where(awaiting.c.item_row.in_(chunk)))
+        connection.execute(insert(awaiting), [{"item_row": row, "mark": position} for row in chunk])
+
+
+def _mark_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
+    """Let those of the written items await regeneration about which the log says more than their writer knew."""
+    follows = {write.item.id: write.follows for write in writes if write.follows is not None and write.item.id in rows}
+    outdated = []
+    for chunk in chunks(follows):
+        query = select(changes.c.key, func.max(changes.c.position)).group_by(changes.c.key)
+        told = changes.c.kind.in_(("item-feedback", "item-generated")) & changes.c.key.in_(chunk)
+        for item_id, position in connection.execute(query.where(told)):
+            if position > (follows[item_id] or 0):
+                mark(connection, [rows[item_id]], position)
+                outdated.append(item_id)
+    return outdated
+
+
+def marks(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
+    """Marks of the items that await regeneration, the longest waiting first."""
+    query = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
+    if item_ids is None:
+        return pairs(connection.execute(query.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)))
+    found: dict[str, int] = {}
+    for chunk in chunks(item_ids):
+        found.update(pairs(connection.execute(query.where(items.c.id.in_(chunk)))))
+    return found
+
+
+def count_awaiting(connection: Connection) -> int:
+    """Number of items that await regeneration."""
+    return connection.execute(select(func.count()).select_from(awaiting)).scalar_one()
+
+
+def dismiss(connection: Connection, followed: Mapping[str, int]) -> None:
+    """Take marks off, unless they have grown."""
+    rows = item_rows(connection, followed.keys())
+    _unmark(connection, {row: followed[item_id] for item_id, row in rows.items()})
+
+
+def _unmark(connection: Connection, followed: Mapping[int, int]) -> None:
+    if followed:
+        done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("followed"))
+        values = [{"row": row, "followed": position} for row, position in followed.items()]
+        connection.execute(delete(awaiting).where(done), values)
+
+
+def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
+    rows: dict[str, int] = {}
+    versions: dict[str, int] = {}
+    for chunk in chunks(item_ids):
+        for item_id, row, version in connection.execute(_STORED_VERSIONS, {"ids": chunk}):
+            rows[item_id], versions[item_id] = row, version
+    return rows, versions
+
+
+def _outcome(write: ItemWrite, version: int) -> WriteResult:
+    if write.mode == "create" and version:
+        return "exists"
+    if write.expected_version is not None and write.expected_version != version:
+        return "conflict"
+    return "replaced" if version else "created"
+
+
+def _store(
+    connection: Connection, accepted: Mapping[str, StoredItem], rows: Mapping[str, int], media: Sequence[Media]
+) -> dict[str, int]:
+    replaced = {rows[key]: item for key, item in accepted.items() if key in rows}
+    held = _forget_parts(connection, replaced)
+    _update_items(connection, replaced)
+    numbered = {**rows, **_insert_items(connection, [item for key, item in accepted.items() if key not in rows])}
+    _insert_media(connection, accepted.values(), media)
+    _insert_parts(connection, {numbered[key]: item for key, item in accepted.items()})
+    _drop_unreferenced(connection, held)
+    return {key: numbered[key] for key in accepted}
+
+
+def _update_items(connection: Connection, replaced: Mapping[int, StoredItem]) -> None:
+    if replaced:
+        connection.execute(
+            update(items).where(items.c.row_id == bindparam("stored_row")),
+            [{**_item_values(item), "stored_row": row} for row, item in replaced.items()],
+        )
+
+
+def _insert_items(connection: Connection, new: Sequence[StoredItem]) -> dict[str, int]:
+    if not new:
+        return {}
+    return pairs(connection.execute(_ADD_ITEMS, [_item_values(item) for item in new]))
+
+
+def _item_values(item: StoredItem) -> dict[str, Any]:
+    return {
+        "id": item.id,
+        "title": item.title,
+        "categories": item.categories,
+        "metadata": item.metadata,
+        "available": item.available,
+        "version": item.version,
+        "created_at": item.created_at,
+        "updated_at": item.updated_at,
+        "model_version": item.model_version,
+        "search_text": folded(f"{item.id}\n{item.title or ''}"),
+        "derived": item.derived,
+        "remarks": {name: asdict(remark) for name, remark in item.remarks.items()},
+    }
+
+
+def _insert_parts(connection: Connection, stored: Mapping[int, StoredItem]) -> None:
+    categories = ((row, category) for row, item in stored.items() for category in dict.fromkeys(item.categories))
+    _insert(connection, _ADD_CATEGORIES, [{"item_row": row, "category": category} for row, category in categories])
+    _insert(connection, _ADD_FEATURES, [part for row, item in stored.items() for part in _observed_rows(row, item)])
+    generated = [
+        part for row, item in stored.items() for part in _generated_rows(row, item.generated, item.model_version)
+    ]
+    _insert(connection, _ADD_GENERATED, generated)
+
+
+def _observed_rows(row: int, item: StoredItem) -> Iterator[dict[str, Any]]:
+    for modality, observed in item.observed.items():
+        yield {
+            "item_row": row,
+            "modality": modality,
+            "source": observed.source,
+            "encoder": observed.encoder,
+            "text": observed.text,
+            "media": observed.media,
+            "media_type": observed.media_type,
+            "vector": _to_bytes(observed.vector),
+        }
+
+
+def _generated_rows(row: int, generated: Mapping[str, Generated], model_version: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "item_row": row,
+            "modality": modality,
+            "generator": part.generator,
+            "confidence": float(part.confidence),
+            "basis": part.basis,
+            "model_version": model_version,
+            "vector": _to_bytes(part.vector),
+        }
+        for modality, part in generated.items()
+    ]
+
+
+def _insert_media(connection: Connection, stored: Iterable[StoredItem], media: Sequence[Media]) -> None:
+    needed = {observed.media for item in stored for observed in item.observed.values()}
+    files = {file.sha256: file for file in media if file.sha256 in needed}
+    rows = [
+        {"sha256": file.sha256, "media_type": file.media_type, "size": len(file.data), "data": file.data}
+        for file in files.values()
+    ]
+    if rows:
+        connection.execute(insert_new(connection, media_table), rows)
+
+
+def _insert(connection: Connection, statement: Insert, rows: Sequence[Mapping[str, Any]]) -> None:
+    if rows:
+        connection.execute(statement, rows)
+
+
+def _forget_parts(connection: Connection, rows: Collection[int]) -> set[str]:
+    """Remove what hangs on items that are being replaced; answers the media they held."""
+    held = _media_of(connection, rows)
+    for chunk in chunks(rows):
+        for table in (item_categories, features, generated_features):
+            connection.execute(delete(table).where(table.c.item_row.in_(chunk)))
+    return held
+
+
+def _media_of(connection: Connection, rows: Collection[int]) -> set[str]:
+    held: set[str] = set()
+    for chunk in chunks(rows):
+        query = select(features.c.media).where(features.c.item_row.in_(chunk), features.c.media.is_not(None))
+        held.update(connection.execute(query).scalars())
+    return held
+
+
+def _drop_unreferenced(connection: Connection, sha256s: Collection[str]) -> None:
+    for chunk in chunks(sha256s):
+        referenced = exists().where(features.c.media == media_table.c.sha256)
+        connection.execute(delete(media_table).where(media_table.c.sha256.in_(chunk), ~referenced))
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def get_items(connection: Connection, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+    """Those of the items that exist, whole."""
+    found = [
+        item
+        for chunk in chunks(dict.fromkeys(item_ids))
+        for item in _assemble(connection, connection.execute(select(items).where(items.c.id.in_(chunk))).all())
+    ]
+    return {item.id: item for item in found}
+
+
+def items_after(connection: Connection, row: int, limit: int) -> tuple[list[StoredItem], int]:
+    """The next items in order of creation, and the row to go on from."""
+    query = select(items).where(items.c.row_id > row).order_by(items.c.row_id).limit(limit)
+    rows = connection.execute(query).all()
+    return _assemble(connection, rows), rows[-1].row_id if rows else row
+
+
+def list_items(
+    connection: Connection,
+    limit: int,
+    cursor: str | None,
+    categories: Sequence[str],
+    missing: str | None,
+    q: str | None,
+) -> Page[StoredItem]:
+    """A page of items in order of id."""
+    query = select(items).order_by(items.c.id).limit(limit + 1)
+    if cursor is not None:
+        query = query.where(items.c.id > decode_cursor(cursor, CURSOR, 1)[0])
+    for category in categories:
+        member = item_categories.c.item_row == items.c.row_id
+        query = query.where(exists().where(member, item_categories.c.category == category))
+    if missing is not None:
+        part = features.c.item_row == items.c.row_id
+        query = query.where(~exists().where(part, features.c.modality == missing))
+    if q:
+        query = query.where(_position(connection, folded(q)) > 0)
+    rows = connection.execute(query).all()
+    page = _assemble(connection, rows[:limit])
+    return Page(page, encode_cursor(CURSOR, page[-1].id) if len(rows) > limit and page else None)
+
+
+def get_media(connection: Connection, sha256: str) -> Media | None:
+    """A stored file."""
+    row = connection.execute(select(media_table).where(media_table.c.sha256 == sha256)).one_or_none()
+    return None if row is None else Media(row.sha256, bytes(row.data), row.media_type)
+
+
+def count_items(connection: Connection) -> int:
+    """Number of items."""
+    return connection.execute(select(func.count()).select_from(items)).scalar_one()
+
+
+def folded(text: str) -> str:
+    """The text as it is searched: without regard to case and to how Unicode writes a letter."""
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def _position(connection: Connection, part: str) -> ColumnElement[int]:
+    # Unlike LIKE these know no wildcards and no limit on the pattern's length.
+    find = func.instr if connection.dialect.name == "sqlite" else func.strpos
+    found: ColumnElement[int] = find(items.c.search_text, part)
+    return found
+
+
+def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredItem]:
+    numbers = [row.row_id for row in rows]
+    observed: dict[int, dict[str, Observed]] = {number: {} for number in numbers}
+    generated: dict[int, dict[str, Generated]] = {number: {} for number in numbers}
+    for chunk in chunks(numbers):
+        for part in connection.execute(select(features).where(features.c.item_row.in_(chunk))):
+            observed[part.item_row][part.modality] = Observed(
+                _to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
+            )
+        for part in connection.execute(select(generated_features).where(generated_features.c.item_row.in_(chunk))):
+            generated[part.item_row][part.modality] = Generated(
+                _to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
+            )
+    return [_to_item(row, observed[row.row_id], generated[row.row_id]) for row in rows]
+
+
+def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping[str, Generated]) -> StoredItem:
+    values = row._mapping
+    return StoredItem(
+        id=values["id"],
+        title=values["title"],
+        categories=tuple(values["categories"]),
+        metadata=values["metadata"],
+        available=values["available"],
+        version=values["version"],
+        created_at=values["created_at"],
+        updated_at=values["updated_at"],
+        observed=observed,
+        generated=generated,
+        model_version=values["model_version"],
+        derived=bytes(values["derived"]),
+        row=values["row_id"],
+        remarks={name: Remark(**remark) for name, remark in values["remarks"].items()},
+    )
+
+
+def _to_bytes(vector: Vector) -> bytes:
+    return np.ascontiguousarray(vector, "<f4").tobytes()
+
+
+def _to_vector(data: bytes) -> Vector:
+    return np.frombuffer(data, "<f4")
+
+
+def chunks(values: Iterable[T]) -> Iterator[list[T]]:
+    """The values in lists that fit into one statement."""
+    iterator = iter(values)
+    while chunk := list(islice(iterator, CHUNK)):
+        yield chunk

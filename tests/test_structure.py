@@ -1,0 +1,138 @@
+"""The house's own rules: no ring of files, and no long functions."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("models", "training", "service")
+LINES, PARAMETERS = 50, 10
+
+# Both lists only ever get shorter: what is no offender any more must be taken off.
+KNOWN_RINGS = {
+    frozenset({"models.dgmrec.cold_start", "models.dgmrec.model"}),
+    frozenset({"service.pipeline.documents", "service.pipeline.engine", "service.pipeline.history"}),
+}
+KNOWN_LONG = {
+    "models/dgmrec/model.py:ranking_losses",
+    "training/datasets/prepared.py:write_dataset",
+    "training/trainer.py:train",
+}
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def files() -> dict[str, Path]:
+    """Every module by its dotted name; a package is its `__init__`."""
+    found = {}
+    for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports(source: str, modules: Mapping[str, object]) -> set[str]:
+    """The modules that a source imports, wherever in it, for types alone too."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            inside = names & modules.keys()
+            found |= inside | ({node.module} if names - inside else set())
+    return found & modules.keys()
+
+
+def rings(graph: Mapping[str, set[str]]) -> set[frozenset[str]]:
+    """Rings of a graph, each without the edges that would close it again once it was found."""
+    left, found = {name: set(others) for name, others in graph.items()}, set()
+    while True:
+        try:
+            TopologicalSorter(left).prepare()
+        except CycleError as error:
+            ring = error.args[1]
+            found.add(frozenset(ring))
+            left[ring[1]].discard(ring[0])
+            left[ring[0]].discard(ring[1])
+        else:
+            return found
+
+
+def test_no_two_files_import_each_other_straight_or_in_a_ring() -> None:
+    modules = files()
+    graph = {name: imports(path.read_text("utf-8"), modules) - {name} for name, path in modules.items()}
+    assert sum(map(len, graph.values())) > 300
+    reached = {frozenset().union(*group) for group in joined(rings(graph))}
+    assert reached == KNOWN_RINGS
+
+
+def joined(found: set[frozenset[str]]) -> list[list[frozenset[str]]]:
+    """Rings by what they have in common."""
+    groups: list[list[frozenset[str]]] = []
+    for ring in sorted(found, key=sorted):
+        touching = [group for group in groups if any(ring & other for other in group)]
+        groups = [group for group in groups if group not in touching]
+        groups.append([ring, *(other for group in touching for other in group)])
+    return groups
+
+
+def test_a_ring_is_found_however_it_is_closed() -> None:
+    modules = {"a": 1, "a.b": 1, "c": 1, "d": 1}
+    assert imports("import c\nfrom a import b\ndef f():\n    from d import g", modules) == {"a.b", "c", "d"}
+    assert imports("from a import b, g\nimport typing\nif typing.TYPE_CHECKING:\n    import d", modules) == {
+        "a",
+        "a.b",
+        "d",
+    }
+    assert rings({"a": {"c"}, "c": {"d"}, "d": set()}) == set()
+    assert rings({"a": {"c"}, "c": {"d"}, "d": {"a"}, "b": {"a"}}) == {frozenset("acd")}
+    both = rings({"a": {"b"}, "b": {"a", "c"}, "c": {"b"}, "d": {"a"}})
+    assert {frozenset().union(*group) for group in joined(both)} == {frozenset("abc")}
+
+
+def functions(source: str) -> Iterator[Function]:
+    return (node for node in ast.walk(ast.parse(source)) if isinstance(node, Function))
+
+
+def too_long(function: Function) -> bool:
+    """Whether a function has too many lines or parameters; a command's parameters are its options, and not counted."""
+    arguments = function.args
+    places = [*arguments.posonlyargs, *arguments.args]
+    count = len(places[1:] if places and places[0].arg in ("self", "cls") else places) + len(arguments.kwonlyargs)
+    first = function.lineno
+    if any("app.command" in ast.unparse(decorator) for decorator in function.decorator_list):
+        count, first = 0, function.body[0].lineno
+    assert function.end_lineno is not None
+    return function.end_lineno - first + 1 > LINES or count > PARAMETERS
+
+
+def test_functions_are_short() -> None:
+    found = {
+        f"{path.relative_to(ROOT)}:{function.name}"
+        for path in files().values()
+        for function in functions(path.read_text("utf-8"))
+        if too_long(function)
+    }
+    assert found == KNOWN_LONG
+
+
+@pytest.mark.parametrize(
+    ("source", "long"),
+    [
+        ("def f(self, a, b, c, d, e, f, g, h, i, j): pass", False),
+        ("def f(a, b, c, d, e, f, g, h, i, j, *, k): pass", True),
+        ("@app.command()\ndef f(a, b, c, d, e, f, g, h, i, j, k, l): pass", False),
+        ("def f():\n" + "    x = 1\n" * 49, False),
+        ("async def f():\n" + "    x = 1\n" * 50, True),
+        ("@app.command()\ndef f():\n" + "    x = 1\n" * 51, True),
+    ],
+)
+def test_what_is_too_long(source: str, long: bool) -> None:
+    (function,) = functions(source)
+    assert too_long(function) is long

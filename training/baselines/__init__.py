@@ -1,0 +1,1 @@
+"""Baselines that the models are measured beside."""

@@ -1,0 +1,268 @@
+"""Peers without modality generation, tuned on validation by small grids that are declared here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from implicit.als import AlternatingLeastSquares
+from implicit.bpr import BayesianPersonalizedRanking
+from scipy.linalg import LinAlgError
+from scipy.linalg.lapack import dpotrf, dpotri
+from threadpoolctl import threadpool_limits
+
+from models.arrays import Array, Rows
+from models.graph import Matrix
+from models.imputers import impute, observed_means
+from models.modality import ModalBatch
+from training.metrics import ScoreFunction, Scores, evaluate_ranking
+from training.splits import Parts
+
+EASE_ITEMS = 10_000
+SIMILAR_BLOCK = 512
+SEED = 0
+Setting = Mapping[str, Any]
+Progress = Callable[[int, int], None]
+
+
+class PeerError(ValueError):
+    """A peer that cannot run on this data; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class PeerData:
+    """What peers read: (user, item) pairs by part, and the features with holes for those that read content."""
+
+    parts: Parts
+    n_users: int
+    n_items: int
+    batch: ModalBatch | None = None
+
+    @cached_property
+    def train(self) -> Matrix:
+        """R of the training part `[users, items]`, binary."""
+        users, items = self.parts.train.T
+        ones = np.ones(len(users), dtype=np.float32)
+        return sp.csr_array((ones, (users, items)), shape=(self.n_users, self.n_items))
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A peer with its best setting, and that setting's validation metrics."""
+
+    scores: ScoreFunction
+    setting: Setting
+    valid: dict[str, float]
+
+
+def popularity(data: PeerData) -> ScoreFunction:
+    """An item's number of training interactions, for everyone."""
+    count = np.bincount(data.parts.train[:, 1], minlength=data.n_items).astype(np.float32)
+    return lambda rows: np.tile(count, (len(rows), 1))
+
+
+def item_knn(data: PeerData, *, k: int, shrinkage: float) -> ScoreFunction:
+    """Sum over the user's items j of c_ij / (sqrt(c_ii c_jj) + shrinkage), for j among the k most similar to i."""
+    train, similar = data.train, _most_similar(data.train, k, shrinkage)
+    into = sp.csr_array(similar.T)
+
+    def scores(rows: Rows) -> Scores:
+        table: Scores = (train[rows] @ into).toarray()
+        return table
+
+    return scores
+
+
+def _most_similar(train: Matrix, k: int, shrinkage: float) -> Matrix:
+    """Each item's k most similar items `[n, n]`, a block of rows at a time."""
+    by_item = sp.csr_array(train.T)
+    length = np.sqrt(np.asarray(train.sum(axis=0)).ravel())
+    n = train.shape[1]
+    parts = []
+    for start in range(0, n, SIMILAR_BLOCK):
+        rows = np.arange(start, min(start + SIMILAR_BLOCK, n))
+        counts = (by_item[rows] @ train).toarray()
+        counts[np.arange(len(rows)), rows] = 0
+        similarity = counts / np.maximum(length[rows, None] * length + shrinkage, 1e-12)
+        width = min(k, n)
+        best = np.argpartition(-similarity, width - 1, axis=1)[:, :width]
+        values = np.take_along_axis(similarity, best, axis=1)
+        owner = np.repeat(np.arange(len(rows)), width)
+        parts.append(sp.csr_array((values.ravel(), (owner, best.ravel())), shape=(len(rows), n)))
+    found = sp.csr_array(sp.vstack(parts, format="csr"))
+    found.eliminate_zeros()
+    return found
+
+
+def ease(data: PeerData, *, l2: float, scaling: float = 0.0) -> ScoreFunction:
+    """EASE (Steck, WWW 2019): B = I - P / diag(P) with P = (R^T R + l2 I)^-1; scores R B.
+
+    Args:
+        scaling: exponent of the items' counts by which the columns of R are divided before the fit, and the scores
+            multiplied again.
+
+    Raises:
+        PeerError: more than `EASE_ITEMS` items; P is dense.
+    """
+    count = np.maximum(np.asarray(data.train.sum(axis=0)).ravel(), 1.0)
+    scale = (count**scaling).astype(np.float32)
+    train = sp.csr_array(data.train @ sp.diags_array(1 / scale))
+    weights = _ease_weights(train, l2) * scale
+
+    def scores(rows: Rows) -> Scores:
+        table: Scores = train[rows] @ weights
+        return table
+
+    return scores
+
+
+def _ease_weights(train: Matrix, l2: float) -> Array:
+    n = train.shape[1]
+    if n > EASE_ITEMS:
+        raise PeerError(f"EASE inverts a dense items x items matrix: {n} items are more than the {EASE_ITEMS} it takes")
+    gram = np.asfortranarray((train.T @ train).toarray(), dtype=np.float64)
+    gram[np.diag_indices(n)] += l2
+    factor, failed = dpotrf(gram, lower=1, overwrite_a=1)
+    inverse, singular = dpotri(factor, lower=1, overwrite_c=1)
+    if failed or singular:
+        raise LinAlgError(f"R^T R + {l2} I has no Cholesky factor")
+    lower = np.tril(inverse, -1).astype(np.float32)  # dpotri leaves the other triangle alone
+    weights: Array = lower + lower.T
+    weights /= -np.diagonal(inverse).astype(np.float32)
+    return weights
+
+
+def als(data: PeerData, *, factors: int, regularization: float, alpha: float) -> ScoreFunction:
+    """Implicit ALS (Hu et al., ICDM 2008) of the package implicit."""
+    users, items = fitted_als(data.train, factors=factors, regularization=regularization, alpha=alpha, seed=SEED)
+    return lambda rows: users[rows] @ items.T
+
+
+def bpr(data: PeerData, *, factors: int, learning_rate: float, regularization: float, epochs: int) -> ScoreFunction:
+    """BPR (Rendle et al., UAI 2009) of the package implicit."""
+    model = BayesianPersonalizedRanking(
+        factors=factors,
+        learning_rate=learning_rate,
+        regularization=regularization,
+        iterations=epochs,
+        random_state=SEED,
+        num_threads=1,
+    )
+    model.fit(sp.csr_matrix(data.train), show_progress=False)
+    users, items = model.user_factors, model.item_factors
+    return lambda rows: users[rows] @ items.T
+
+
+def fitted_als(train: Matrix, *, factors: int, regularization: float, alpha: float, seed: int) -> tuple[Array, Array]:
+    """Factors of users `[u, d]` and items `[n, d]` by the ALS of the package implicit."""
+    with threadpool_limits(1, "blas"):  # its own threads and those of BLAS would get in each other's way
+        model = AlternatingLeastSquares(
+            factors=factors, regularization=regularization, alpha=alpha, random_state=seed, num_threads=1
+        )
+        model.fit(sp.csr_matrix(train), show_progress=False)
+    return model.user_factors, model.item_factors
+
+
+def content_profile(data: PeerData, *, centred: bool) -> ScoreFunction:
+    """Cosine between an item's features and the mean of the user's items' features.
+
+    Missing cells hold the modality's mean; each modality has unit length, so that all count alike.
+
+    Args:
+        centred: whether the modality's mean is subtracted first.
+
+    Raises:
+        PeerError: there are no features.
+    """
+    if data.batch is None or not data.batch.features:
+        raise PeerError("the content profile needs features")
+    means, filled = observed_means(data.batch), impute(data.batch, "mean")
+    blocks = [F.normalize(filled[name] - means[name] * centred, dim=1).numpy() for name in data.batch.names]
+    items = np.concatenate(blocks, axis=1)
+    unit = items / np.maximum(np.linalg.norm(items, axis=1, keepdims=True), 1e-12)
+    train = data.train
+
+    def scores(rows: Rows) -> Scores:
+        profile = train[rows] @ items  # a user's cosines are in the order of the products with the sum
+        table: Scores = profile @ unit.T
+        return table
+
+    return scores
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How a peer is fitted, the settings to choose among, and whether it reads features."""
+
+    fit: Callable[..., ScoreFunction]
+    grid: tuple[Setting, ...] = ({},)
+    content: bool = False
+
+
+PEERS: Mapping[str, Peer] = {
+    "popularity": Peer(popularity),
+    "item-knn": Peer(
+        item_knn,
+        tuple(
+            {"k": k, "shrinkage": shrinkage} for k, shrinkage in product((20, 50, 100, 200), (0.0, 10.0, 100.0, 1000.0))
+        ),
+    ),
+    "ease": Peer(ease, tuple({"l2": l2} for l2 in (3.0, 10.0, 30.0, 100.0, 300.0, 500.0, 1000.0, 3000.0))),
+    "ease-scaled": Peer(
+        ease,
+        tuple(
+            {"l2": l2, "scaling": scaling}
+            for scaling, found in ((0.2, (30.0, 100.0, 300.0)), (0.5, (1.0, 3.0, 10.0)), (0.8, (0.03, 0.1, 0.3)))
+            for l2 in found
+        ),
+    ),
+    "als": Peer(
+        als,
+        tuple(
+            {"factors": factors, "regularization": regularization, "alpha": alpha}
+            for factors, regularization, alpha in product((64, 128, 256), (20.0, 50.0, 100.0), (5.0,))
+        ),
+    ),
+    "bpr": Peer(
+        bpr,
+        tuple(
+            {"factors": factors, "learning_rate": rate, "regularization": 0.01, "epochs": 50}
+            for factors, rate in product((32, 128), (0.01, 0.05))
+        ),
+    ),
+    "content": Peer(content_profile, ({"centred": True}, {"centred": False}), content=True),
+}
+
+
+def tune(
+    peer: Peer,
+    data: PeerData,
+    *,
+    metric: str = "recall@20",
+    progress: Progress | None = None,
+    measure: Callable[[ScoreFunction], dict[str, float]] | None = None,
+) -> Tuned:
+    """Fit the peer with each of its settings and keep the one with the best validation metric, the first among equals.
+
+    Args:
+        measure: gives the validation metrics; by default of the full ranking.
+
+    Raises:
+        PeerError: the peer cannot run on this data.
+    """
+    best: Tuned | None = None
+    for done, setting in enumerate(peer.grid, start=1):
+        scores = peer.fit(data, **setting)
+        valid = measure(scores) if measure else evaluate_ranking(scores, data.parts.valid, data.parts.train)
+        if best is None or valid[metric] > best.valid[metric]:
+            best = Tuned(scores, setting, valid)
+        if progress:
+            progress(done, len(peer.grid))
+    assert best is not None  # a grid has at least one setting
+    return best

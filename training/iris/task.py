@@ -1,0 +1,363 @@
+"""IRIS for the trainer: members' latent factors first, with equal interests; then interests and factors together.
+
+The loss is the log loss with K sampled negatives for each positive (eq. 12), in expectation over the samples: every
+item that is not in the user's history is weighted by how often it would be drawn. So the gradient has no sampling
+noise, and many users are scored for many targets at once. Entries of the histories are dropped at random (dropout).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F  # noqa: N812 - the name everybody knows
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.nn import init
+
+from models.graph import InteractionGraphs
+from models.imputers import impute
+from models.iris.config import IRISConfig
+from models.iris.model import IRIS, Histories
+from models.iris.serving import IRISServing
+from models.modality import ModalBatch
+from models.vocabulary import Vocabulary
+from training.baselines.ranking import fitted_als
+from training.held_out import HeldOut, PairScores, measured
+from training.progress import Terminal
+from training.splits import Pairs
+from training.trainer import TrainerConfig, TrainingResult, falling_share, train
+
+METRIC = "ndcg@10"
+TRAINER = TrainerConfig(
+    epochs=4, batch_size=256, learning_rate=3e-3, patience=4, smoothing=1, tolerance=0, metric=METRIC
+)
+MEMBERS = 100  # more than there ever are, so that no two of them share a seed
+FEWEST_STEPS = 10  # of an epoch of a member
+CONSTANT_FRACTION = 2 / 3  # of a member's epochs, after which its learning rate begins to fall
+BIAS_SCALE = 5.0  # of the share of the users with an item, whose logarithm its bias starts at
+ALS_SCALE = 27.0  # from similarities by ALS to log-odds
+USERS_AT_ONCE = 8192
+TARGETS_AT_ONCE = 8192
+FIRST_INTEREST = 0.1  # spread of h at the start
+
+
+class IRISTraining(BaseModel):
+    """How IRIS is trained, beside the trainer's settings, which are those of the interests."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    negatives: float = Field(20.0, gt=0, description="K, negatives for each positive; the paper has 4")
+    drop: float = Field(0.4, ge=0, lt=1, description="share of a history's entries that a step does not see")
+    from_als: int = Field(1, ge=0, description="members that start from the factors of ALS; the others at random")
+    als_weight: float = Field(5.0, ge=1, description="alpha of ALS")
+    als_penalty: float = Field(50.0, gt=0)
+    factor_epochs: int = Field(30, ge=1, description="epochs of a member that starts at random")
+    factor_rate: float = Field(3e-2, gt=0, description="learning rate of a member that starts at random")
+    als_epochs: int = Field(24, ge=1, description="epochs of a member that starts from ALS")
+    als_rate: float = Field(1e-2, gt=0)
+    factor_users: int = Field(512, ge=1, description="users in a step of a member's training, at most")
+    tuning_rate: float = Field(0.0, ge=0, description="learning rate of the factors beside the interests")
+    generated: bool = Field(True, description="missing content is generated; False: left out, which is zero")
+    shuffled: bool = Field(False, description="each item has the content of another one: the ablation of content")
+
+
+@dataclass(frozen=True)
+class TopNSource:
+    """What IRIS learns from: a leave-one-out split and the items' content, missing cells filled or left out."""
+
+    held_out: HeldOut
+    content: ModalBatch
+    users: Vocabulary
+    items: Vocabulary
+
+    @property
+    def histories(self) -> Histories:
+        """All users' training items."""
+        return histories_of(self.held_out.train, len(self.users), len(self.items))
+
+
+def histories_of(pairs: Pairs, n_users: int, n_items: int) -> Histories:
+    """The histories `[users, items]` that (user, item) pairs make."""
+    ones = np.ones(len(pairs), np.float32)
+    return Histories(sp.csr_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(n_users, n_items)))
+
+
+def completed(content: ModalBatch, pairs: Pairs, n_users: int, training: IRISTraining, seed: int) -> ModalBatch:
+    """Content as the training wants it: missing cells hold a ridge regression on what else is known, and count as
+    present; or they are left out. Shuffled, each item has another one's."""
+    if training.generated and content.names and not bool(content.observed.all()):
+        graphs = InteractionGraphs.build(pairs[:, 0], pairs[:, 1], n_users, len(content))
+        filled = content.observed.any(dim=0).expand_as(content.observed)
+        content = ModalBatch(impute(content, "ridge", graphs), filled.clone())
+    if training.shuffled:
+        return content.select(torch.from_numpy(np.random.default_rng(seed).permutation(len(content))))
+    return content
+
+
+# --- tasks -----------------------------------------------------------------------------------------------------------
+
+
+def expected_log_loss(scores: Tensor, positive: Tensor, negative_weight: Tensor) -> Tensor:
+    """The log loss of a batch, per positive, in expectation over sampled negatives. (eq. 12)
+
+    Args:
+        scores: `[u, b]`. positive: 0 or 1, `[u, b]`. negative_weight: of an item outside the history, `[u, 1]`.
+    """
+    positives = F.softplus(-scores) * positive
+    negatives = F.softplus(scores) * (1 - positive) * negative_weight
+    return (positives + negatives).sum() / positive.sum().clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage of the training goes.
+
+    Attributes:
+        scores: of targets `[b]` for histories `[u, n]`, `[u, b]`.
+        parameters: groups of parameters, each with its learning rate.
+        users, targets: how many of them a step takes.
+        epochs: after which the rates have come down to nothing.
+        constant_fraction: share of the epochs before the rates begin to fall.
+    """
+
+    scores: Callable[[Histories, Tensor], Tensor]
+    parameters: list[tuple[list[torch.nn.Parameter], float]]
+    users: int
+    targets: int
+    epochs: int
+    constant_fraction: float
+
+    def share(self, epochs: float) -> float:
+        """The share of the learning rates that holds after so many epochs."""
+        return falling_share(epochs / self.epochs, self.constant_fraction)
+
+
+class IRISTask:
+    """One stage of IRIS for the trainer."""
+
+    def __init__(self, source: TopNSource, module: IRIS, config: IRISTraining, stage: Stage, seed: int) -> None:
+        self.module = module
+        self._source, self._config, self._stage, self._seed = source, config, stage, seed
+        self._histories = source.histories
+        length, n = self._histories.length, len(source.items)
+        self._negative_weight = config.negatives * length / (n - length).clamp_min(1)
+        self._optimizer = torch.optim.Adam([{"params": group, "lr": rate} for group, rate in stage.parameters])
+
+    def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
+        """One pass over the users and the targets."""
+        rng = np.random.default_rng((self._seed, epoch))
+        steps = list(self._steps(rng))
+        total = 0.0
+        for done, (users, targets) in enumerate(steps):
+            share = self._stage.share(epoch - 1 + done / len(steps))
+            for group, (_, rate) in zip(self._optimizer.param_groups, self._stage.parameters, strict=True):
+                group["lr"] = rate * share
+            histories = self._histories if len(users) == len(self._source.users) else self._histories.select(users)
+            scores = self._stage.scores(histories.dropped(self._config.drop, rng), targets)
+            loss = expected_log_loss(scores, histories.own(targets), self._negative_weight[users])
+            self._optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+            total += float(loss.detach())
+            progress(done + 1, len(steps))
+        return {"loss": total / len(steps)}
+
+    def _steps(self, rng: np.random.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+        users, targets = len(self._source.users), len(self._source.items)
+        in_order = users <= self._stage.users  # all of them at once need no shuffling
+        order = np.arange(users) if in_order else rng.permutation(users)
+        for user_batch in torch.split(torch.from_numpy(order), self._stage.users):
+            for target_batch in torch.split(torch.from_numpy(rng.permutation(targets)), self._stage.targets):
+                yield user_batch, target_batch
+
+    def validate(self) -> dict[str, float]:
+        """Hit rates and NDCG on the validation part."""
+        return measured(self.scorer(), self._source.held_out.valid)
+
+    @torch.no_grad()
+    def scorer(self) -> PairScores:
+        """Scores of any items for users, after their training histories."""
+        parts = torch.split(torch.arange(len(self._source.items)), self._stage.targets)
+        table = torch.cat([self._stage.scores(self._histories, part) for part in parts], dim=1).numpy()
+        return lambda users, items: table[users[:, None], items]
+
+    def state(self) -> dict[str, Any]:
+        """The optimiser's state; what is random depends on the epoch alone."""
+        return {"optimizer": self._optimizer.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue from `state()`."""
+        self._optimizer.load_state_dict(state["optimizer"])
+
+
+# --- factors ---------------------------------------------------------------------------------------------------------
+
+
+def _initial_member(source: TopNSource, config: IRISConfig, training: IRISTraining, member: int, seed: int) -> IRIS:
+    """A model of one member and without content, before it is trained."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash((seed, member)) % 2**31)
+        module = IRIS(config.model_copy(update={"members": 1, "reads": ()}), [], len(source.items))
+    count = np.bincount(source.held_out.train[:, 1], minlength=len(source.items))
+    share = torch.from_numpy((count + 1) / (len(source.users) + 2)).float()
+    with torch.no_grad():
+        module.item_bias.copy_((share * BIAS_SCALE).log())
+        if member < training.from_als:
+            start = als_similarity(source, config.embedding_size, training, seed + member)
+            module.p.copy_(start)
+            module.q.copy_(start)
+    return module
+
+
+def als_similarity(source: TopNSource, size: int, training: IRISTraining, seed: int) -> Tensor:
+    """Factors `[n, d]` whose products are how ALS would fold an item into an average user.
+
+    ALS scores j for u by alpha v_j (V'V + (alpha - 1) V_u'V_u + penalty I)^-1 times the sum of v_i over H_u. With one
+    V_u'V_u for all, that of a random history half as long as the median, this is a similarity of items, v_i M v_j.
+    """
+    histories = source.histories
+    weight, penalty = training.als_weight, training.als_penalty
+    _, items = fitted_als(histories.rows.matrix, factors=size, regularization=penalty, alpha=weight, seed=seed)
+    v = torch.from_numpy(items).double()
+    count = torch.from_numpy(np.asarray(histories.rows.matrix.sum(axis=0), np.float64))
+    typical = (v.T * (count / count.sum())) @ v * float(histories.length.median()) / 2
+    gram = v.T @ v + (weight - 1) * typical + penalty * torch.eye(size)
+    values, axes = torch.linalg.eigh(gram)
+    start: Tensor = (v @ (axes / values.sqrt())).float() * ALS_SCALE
+    return start
+
+
+def member_settings(source: TopNSource, config: IRISConfig, training: IRISTraining, trainer: TrainerConfig) -> str:
+    """All that members depend on: content and interests are not among it."""
+    factors = config.embedding_size, config.alpha, config.beta
+    learning = training.model_dump(exclude={"tuning_rate", "generated", "shuffled"})
+    return repr((source.held_out.fingerprint, factors, learning, trainer.seed, trainer.metric))
+
+
+def train_member(
+    source: TopNSource,
+    config: IRISConfig,
+    training: IRISTraining,
+    trainer: TrainerConfig,
+    member: int,
+    *,
+    terminal: Terminal,
+    checkpoint: Path | None = None,
+) -> tuple[IRIS, float]:
+    """Train one member's factors by themselves, with every interest the same; and in how many seconds.
+
+    Args:
+        checkpoint: where its checkpoints go; a finished one is loaded instead of training.
+    """
+    module = _initial_member(source, config, training, member, trainer.seed)
+    from_als = member < training.from_als
+    epochs = training.als_epochs if from_als else training.factor_epochs
+    rate = training.als_rate if from_als else training.factor_rate
+    learned = [([module.p, module.q, module.item_bias], rate)]
+    users = min(training.factor_users, math.ceil(len(source.users) / FEWEST_STEPS))
+    stage = Stage(module.equal_score, learned, users, TARGETS_AT_ONCE, epochs, CONSTANT_FRACTION)
+    task = IRISTask(source, module, training, stage, trainer.seed * MEMBERS + member)
+    result = train(
+        task,
+        trainer.model_copy(update={"epochs": epochs, "patience": epochs}),
+        fingerprint=f"{member_settings(source, config, training, trainer)} {member}",
+        checkpoint_path=checkpoint,
+        progress=terminal,
+    )
+    return module, result.seconds
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainedIRIS:
+    """A finished training: what is served, how its last stage went, seconds of all, and scores of users' items."""
+
+    serving: IRISServing
+    result: TrainingResult
+    seconds: float
+    scores: PairScores
+
+
+def train_iris(
+    source: TopNSource,
+    config: IRISConfig,
+    training: IRISTraining,
+    trainer: TrainerConfig,
+    *,
+    terminal: Terminal,
+    fingerprint: str = "",
+    checkpoint: Path | None = None,
+    members_at: Callable[[int], Path] | None = None,
+) -> TrainedIRIS:
+    """Members, then interests; validation chooses the epoch of each. An interrupted training goes on where it was.
+
+    Args:
+        fingerprint: names data and configuration; a checkpoint of another one is ignored.
+        checkpoint: where that of the interests goes.
+        members_at: where those of the members go, by their number.
+
+    Raises:
+        UnknownMetricError: validation does not give the metric that is to decide.
+    """
+    members, seconds = [], 0.0
+    for member in range(config.members):
+        terminal.say(f"factors {member + 1} of {config.members}")
+        path = None if members_at is None else members_at(member)
+        module, member_seconds = train_member(
+            source, config, training, trainer, member, terminal=terminal, checkpoint=path
+        )
+        members.append(module)
+        seconds += member_seconds
+    module = _joined(source, config, members, trainer.seed)
+    features = {name: source.content.features[name] for name in module.names}
+    present = source.content.observed[:, [source.content.names.index(name) for name in module.names]]
+    module.fit_projections(features, present)
+    signals = module.signals(features)
+    task = _interests(source, module, training, trainer, signals, present)
+    terminal.say("interests")
+    result = train(task, trainer, fingerprint=fingerprint, checkpoint_path=checkpoint, progress=terminal)
+    warm = torch.zeros(len(source.items), dtype=torch.bool)
+    warm[torch.from_numpy(np.unique(source.held_out.train[:, 1]))] = True
+    module.fit_prediction(signals, present, warm)
+    return TrainedIRIS(IRISServing(module, source.items), result, seconds + result.seconds, task.scorer())
+
+
+def _joined(source: TopNSource, config: IRISConfig, members: list[IRIS], seed: int) -> IRIS:
+    """The whole model with the members' factors side by side, so that their mean similarity counts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        module = IRIS(config, source.content.specs, len(source.items))
+        init.normal_(module.h, 0, FIRST_INTEREST)
+    scale = len(members) ** -0.5
+    with torch.no_grad():
+        module.p.copy_(torch.cat([member.p for member in members], dim=1) * scale)
+        module.q.copy_(torch.cat([member.q for member in members], dim=1) * scale)
+        module.item_bias.copy_(torch.stack([member.item_bias for member in members]).mean(dim=0))
+    return module
+
+
+def _interests(
+    source: TopNSource,
+    module: IRIS,
+    training: IRISTraining,
+    trainer: TrainerConfig,
+    signals: dict[str, Tensor],
+    present: Tensor,
+) -> IRISTask:
+    def scores(histories: Histories, targets: Tensor) -> Tensor:
+        return module.score(histories, module.similarities(*module.roles(signals, present), targets))
+
+    factors = [module.p, module.q, module.item_bias]
+    others = [tensor for tensor in module.parameters() if all(tensor is not factor for factor in factors)]
+    rates = [(factors, training.tuning_rate), (others, trainer.learning_rate)]
+    stage = Stage(scores, rates, USERS_AT_ONCE, trainer.batch_size, trainer.epochs, 0.0)
+    return IRISTask(source, module, training, stage, trainer.seed)
