@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.domain import MAX_METADATA_BYTES
+from models.rows import MAX_METADATA_BYTES
 from service.ports import ItemWrite
 from tests.service.conftest import AUDIO
 from tests.service.running import Running, base64_of, fresh_id, picture
