@@ -1,10 +1,10 @@
 """Online imputation: from what is observed of an item to a feature in every modality (steps 2-4 and 6 of the design).
 
-The ladder, for each missing modality: DGMRec's generator, where anything is known of the item (another modality, or
-users); the bundle's imputer over the co-interaction graph, where the item has users whose other items training knew;
-the mean of its neighbours (NN), where another modality is observed; the modality's mean; absent, where nothing can be
-said at all, because nobody has the modality. A bundle trained without a generator (DGMRecConfig.imputation) begins at
-the rung that it was trained with.
+The fallback chain, for each missing modality: DGMRec's generator, where anything is known of the item (another
+modality, or users); the bundle's imputer over the co-interaction graph, where the item has users whose other items
+training knew; the mean of its neighbours (NN), where another modality is observed; the modality's mean; absent, where
+nothing can be said at all, because nobody has the modality. A bundle trained without a generator
+(DGMRecConfig.imputation) begins at the imputer that it was trained with.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ def _complete(
 def _fallback_chain(
     engine: Engine, known: ImputationEvidence, made: Made, row: int, column: int, subject: Subject
 ) -> tuple[Array, str | None, float]:
-    """The highest rung of the ladder that holds for this cell: projected feature, generator's name, confidence."""
+    """The first of the fallback chain that holds for this cell: projected feature, generator's name, confidence."""
     model, name = engine.model, engine.model.names[column]
     top = model.model.config.imputation
     feature, confidence = made[0][row], made[1][row]
