@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -26,9 +26,6 @@ from service.domain import (
     Recommendations,
     State,
 )
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -154,6 +151,6 @@ def page(stored: Page[T], transform: Callable[[T], dict[str, Any]]) -> dict[str,
     return {"items": [transform(entry) for entry in stored.items], "next_cursor": stored.next_cursor}
 
 
-def _fields(value: DataclassInstance) -> dict[str, Any]:
-    """A dataclass's fields by name, as they are."""
+def _fields(value: Event | Imputation | PredictedRating | Recommendations) -> dict[str, Any]:
+    """An object's fields by name, as they are."""
     return {field.name: getattr(value, field.name) for field in fields(value)}
