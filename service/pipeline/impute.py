@@ -178,7 +178,7 @@ def _basis(
 ) -> tuple[str, ...]:
     """What the generator read."""
     others = [name for place, name in enumerate(engine.model.names) if known.observed[row, place]]
-    read = generator == NN or engine.model.reads_neighbours(engine.model.names[column], touched=touched)
+    read = generator == NN or engine.model.reads_neighbours(engine.model.names[column], warm=touched)
     neighbours = ["neighbours"] if read and known.neighbour_valid[row, column] else []
     users = ["users"] if touched else []
     if generator == MEAN:
