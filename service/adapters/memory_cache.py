@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from cachetools import TLRUCache
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
     value: bytes
-    expires: float
+    ttl_s: float
+    size: int
 
 
 class MemoryCache:
-    """`service.ports.Cache` in memory: the least recently used entries leave once they have expired, or `max_bytes` is
-    reached.
+    """`service.ports.Cache` in memory: entries leave once they have expired, which each `set` looks for, and the least
+    recently used ones where `max_bytes` is reached.
 
     Args:
         max_bytes: cap on the keys and values held.
@@ -24,55 +26,27 @@ class MemoryCache:
     """
 
     def __init__(self, *, max_bytes: int = 64 << 20, clock: Callable[[], float] = time.monotonic) -> None:
-        self._max_bytes = max_bytes
-        self._clock = clock
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        self._bytes = 0
+        self._entries: TLRUCache[str, _Entry] = TLRUCache(
+            max_bytes, lambda _, entry, now: now + entry.ttl_s, timer=clock, getsizeof=lambda entry: entry.size
+        )
 
     async def get(self, key: str) -> bytes | None:
         entry = self._entries.get(key)
-        if entry is None:
-            return None
-        if entry.expires <= self._clock():
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
-        return entry.value
+        return None if entry is None else entry.value
 
     async def set(self, key: str, value: bytes, *, ttl_s: float) -> None:
-        self._drop(key)
-        if ttl_s <= 0 or _size(key, value) > self._max_bytes:
-            return
-        self._entries[key] = _Entry(value, self._clock() + ttl_s)
-        self._bytes += _size(key, value)
-        self._make_room()
+        entry = _Entry(value, ttl_s, len(key) + len(value))
+        if entry.size > self._entries.maxsize:
+            self._entries.pop(key, None)
+        else:
+            self._entries[key] = entry
 
     async def delete(self, *keys: str) -> None:
         for key in keys:
-            self._drop(key)
+            self._entries.pop(key, None)
 
     async def ping(self) -> None:
         return None
 
     async def close(self) -> None:
         self._entries.clear()
-        self._bytes = 0
-
-    def _make_room(self) -> None:
-        # Names of lists change with every write, so most are never asked for again: without this, all memory that the
-        # cache may have would be full of them.
-        now = self._clock()
-        while self._entries:
-            key, oldest = next(iter(self._entries.items()))
-            if oldest.expires > now and self._bytes <= self._max_bytes:
-                return
-            self._drop(key)
-
-    def _drop(self, key: str) -> None:
-        entry = self._entries.pop(key, None)
-        if entry is not None:
-            self._bytes -= _size(key, entry.value)
-
-
-def _size(key: str, value: bytes) -> int:
-    return len(key) + len(value)

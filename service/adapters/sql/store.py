@@ -120,7 +120,7 @@ class SqlStore:
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         return await self._read(sql_items.get_items, item_ids)
 
-    async def known(self, item_ids: Collection[str]) -> set[str]:
+    async def existing(self, item_ids: Collection[str]) -> set[str]:
         return set(await self._read(sql_items.item_rows, item_ids))
 
     async def list_items(
@@ -148,13 +148,13 @@ class SqlStore:
     async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         return await self._write(sql_items.save_generated, saves)
 
-    async def awaiting(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
+    async def pending(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
         return await self._read(sql_items.marks, items, limit)
 
-    async def count_awaiting(self) -> int:
+    async def count_pending(self) -> int:
         return await self._read(sql_items.count_awaiting)
 
-    async def dismiss(self, marks: Mapping[str, int]) -> None:
+    async def dequeue(self, marks: Mapping[str, int]) -> None:
         await self._write(sql_items.dismiss, marks)
 
     async def get_media(self, sha256: str) -> Media | None:
