@@ -156,6 +156,12 @@ class StoredItem:
     row: int = 0
     remarks: Mapping[str, Remark] = field(default_factory=dict)  # by modality
 
+    def state_of(self, modality: str) -> State:
+        """State of one modality."""
+        if modality in self.observed:
+            return State.OBSERVED
+        return State.GENERATED if modality in self.generated else State.ABSENT
+
 
 @dataclass(frozen=True, slots=True)
 class Event:

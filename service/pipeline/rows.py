@@ -1,4 +1,4 @@
-"""Rows of numbers under keys that are never used twice, in memory that follows the number of living rows."""
+"""Rows of numbers under keys that are never used twice, in memory that follows the number of rows in use."""
 
 from __future__ import annotations
 

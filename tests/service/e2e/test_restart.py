@@ -166,13 +166,13 @@ def test_what_feedback_asks_for_is_finished_after_a_restart(
     with Running(settings) as service:
         service.post("/items/batch", {"items": items})
         assert service.post("/feedback", {"feedback": events})["accepted"] == 1200
-    assert service.engine.stale, "too fast for this test"
+    assert service.engine.runtime.pending, "too fast for this test"
     with Running(settings) as service:
         service.check_index()
         for item in items:
             assert "users" in service.get(f"/items/{item['id']}")["modalities"]["image"]["basis"]
     with Running(settings) as service:
-        assert not service.engine.stale
+        assert not service.engine.runtime.pending
 
 
 # --- another bundle -----------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_bundle_that_generates_nothing_fills_in_means(demo_bundle: Path, demo_
         service.check_index()
         image = service.create(id="told", modalities={"text": LANGUAGE})["modalities"]["image"]
         assert image == {"state": "generated", "generator": "mean", "confidence": 0.0, "basis": []}
-        mean = service.engine.model.model.tower("image").projection.mean.numpy()
+        mean = service.engine.active.dgmrec.model.tower("image").projection.mean.numpy()
         np.testing.assert_allclose(service.vector("told", "image"), mean, atol=1e-5)
         generators = {
             report["generator"]
