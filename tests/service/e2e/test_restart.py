@@ -257,10 +257,11 @@ def test_a_bundle_that_generates_nothing_can_take_the_neighbours(
 def test_a_bundle_that_generates_nothing_can_read_the_graph(
     demo_bundle: Path, demo_folder: Path, tmp_path: Path
 ) -> None:
-    """Where an item has users; below that rung, the ladder is the same as ever."""
-    rung = json.loads((demo_bundle / "manifest.json").read_text())["models"]["dgmrec"]["config"]["rung"]
-    assert rung in GRAPH_IMPUTERS
-    bundle = imputing(demo_bundle, tmp_path / "bundle", rung)
+    """Where an item has users; after that imputer, the fallback chain is the same as ever."""
+    config = json.loads((demo_bundle / "manifest.json").read_text())["models"]["dgmrec"]["config"]
+    imputer = config["fallback_imputer"]
+    assert imputer in GRAPH_IMPUTERS
+    bundle = imputing(demo_bundle, tmp_path / "bundle", imputer)
     with Running(settings_for(bundle, demo_folder, tmp_path / "lacuna.db")) as service:
         service.check_index()
         told = service.create(id="told", modalities={"text": LANGUAGE})["modalities"]["image"]
@@ -269,7 +270,7 @@ def test_a_bundle_that_generates_nothing_can_read_the_graph(
         for item in ("told", "empty"):
             service.view(item, "shopper-001", "shopper-002")
             image = service.get(f"/items/{item}")["modalities"]["image"]
-            assert image == {"state": "generated", "generator": rung, "confidence": 0.0, "basis": ["users"]}
+            assert image == {"state": "generated", "generator": imputer, "confidence": 0.0, "basis": ["users"]}
         assert service.vector("told", "image") == service.vector("empty", "image")  # they have the same users
         service.check_index()
 
