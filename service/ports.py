@@ -163,7 +163,7 @@ class Store(Protocol):
 
     async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace the generated features and derived state of items, in one transaction; False for an item that is
-        gone, has another version by now, or is not pending any more where the write has `queued_at`. An item that is
+        deleted, has another version by now, or is not pending any more where the write has `queued_at`. An item that is
         still pending for that position is dequeued."""
 
     async def pending(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
@@ -232,7 +232,7 @@ class Store(Protocol):
         Those without any are left out."""
 
     async def save_review_vectors(self, encoder: str, vectors: Sequence[tuple[int, int, Vector]]) -> None:
-        """Store what an encoder made of reviews: (row, words read, vector). Reviews that are gone are passed over."""
+        """Store an encoder's vectors of reviews: (row, words read, vector). Deleted reviews are passed over."""
 
     async def get_user(self, user: str) -> User | None:
         """What is stored of a user."""

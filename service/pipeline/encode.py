@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from models.arrays import Array
 from models.bundle import ModalityEntry
 from models.encoders import ImageEncoder, ImageError, TextEncoder, decode_image
 from service.domain import (
@@ -84,14 +85,15 @@ class PixelBudget:
     """The pixels that one request may still have decoded, whatever number of pictures they come in."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limit = self._left = limits.request_pixels
+        self.limits = limits
+        self._left = limits.request_pixels
 
     def spend(self, pixels: int) -> None:
         """Take a picture's pixels. Raises ImageError where they are more than are left."""
         if pixels > self._left:
             raise ImageError(
-                f"with this picture of {pixels:,} pixels, those of the request have more than the {self._limit:,} "
-                "that are accepted together"
+                f"with this picture of {pixels:,} pixels, those of the request have more than the "
+                f"{self.limits.request_pixels:,} that are accepted together"
             )
         self._left -= pixels
 
@@ -109,11 +111,9 @@ async def encode(
     rows: Sequence[Contents | LacunaError] = drafts
     if any(isinstance(content, UrlContent) for content in contents_of_all):
         rows = await asyncio.gather(*(_fetched_row(engine, contents) for contents in drafts))
-    if all(
-        isinstance(content, VectorContent) for content in contents_of_all
-    ):  # only looked at, which is sooner done than passed
-        return _encode_all(engine.active, engine.limits, rows, budget)
-    return await engine.runtime.compute(_encode_all, engine.active, engine.limits, rows, budget)
+    if all(isinstance(content, VectorContent) for content in contents_of_all):
+        return _encode_all(engine.active, rows, budget)  # which only checks vectors: another thread would cost more
+    return await engine.runtime.compute(_encode_all, engine.active, rows, budget)
 
 
 async def _fetched_row(engine: Engine, contents: Contents) -> Contents | LacunaError:
@@ -142,38 +142,28 @@ async def fetched(engine: Engine, modality: str, content: Content) -> Content:
 
 
 def _encode_all(
-    active: Active, limits: Limits, drafts: Sequence[Contents | LacunaError], budget: PixelBudget
+    active: Active, rows: Sequence[Contents | LacunaError], budget: PixelBudget
 ) -> list[Encoded | LacunaError]:
-    prepared = [
-        contents if isinstance(contents, LacunaError) else _prepare_row(active, limits, contents, budget)
-        for contents in drafts
-    ]
-    vectors: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.float32]]] = {}
-    for name in active.dgmrec.names:
-        raw = [
-            (row, prepared_row.values[name])
-            for row, prepared_row in enumerate(prepared)
-            if not isinstance(prepared_row, LacunaError) and name in prepared_row.values
-        ]
-        for row, value in raw:
-            if isinstance(value, np.ndarray):
-                vectors[row, name] = value
-        todo = [(row, value) for row, value in raw if not isinstance(value, np.ndarray)]
-        if todo:
-            encoded = active.encoders[name].encode([value for _, value in todo])
-            for (row, _), vector in zip(todo, encoded, strict=True):
-                vectors[row, name] = vector
+    prepared = [row if isinstance(row, LacunaError) else _prepare_row(active, row, budget) for row in rows]
+    vectors = _vectors(active, [{} if isinstance(row, LacunaError) else row.values for row in prepared])
     return [
-        prepared_row
-        if isinstance(prepared_row, LacunaError)
-        else _finished(
-            active,
-            cast("Contents", drafts[row]),
-            {name: vectors[row, name] for name in prepared_row.values},
-            prepared_row.remarks,
-        )
-        for row, prepared_row in enumerate(prepared)
+        row
+        if isinstance(row, LacunaError)
+        else _finished(active, cast("Contents", rows[place]), vectors[place], row.remarks)
+        for place, row in enumerate(prepared)
     ]
+
+
+def _vectors(active: Active, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Array]]:
+    """Features of each row by modality: those that are given, and what the encoders make of everything else."""
+    vectors = [dict(values) for values in rows]
+    for name in active.dgmrec.names:
+        raw = [place for place, values in enumerate(rows) if not isinstance(values.get(name), np.ndarray | None)]
+        if raw:
+            encoded = active.encoders[name].encode([rows[place][name] for place in raw])
+            for place, vector in zip(raw, encoded, strict=True):
+                vectors[place][name] = vector
+    return vectors
 
 
 def _declared(active: Active, modality: str) -> ModalityEntry:
@@ -186,15 +176,13 @@ def _declared(active: Active, modality: str) -> ModalityEntry:
     return declared
 
 
-def _prepare_row(active: Active, limits: Limits, contents: Contents, budget: PixelBudget) -> _Prepared | LacunaError:
+def _prepare_row(active: Active, contents: Contents, budget: PixelBudget) -> _Prepared | LacunaError:
     prepared = _Prepared()
     try:
         for name, (content, source) in contents.items():
-            if (
-                source == TITLE_SOURCE and name not in active.dgmrec.names
-            ):  # a bundle without text has no use for titles
-                continue
-            value = _prepare(active, limits, _declared(active, name), content, source, budget)
+            if source == TITLE_SOURCE and name not in active.dgmrec.names:
+                continue  # a bundle without text has no use for titles
+            value = _prepare(active, _declared(active, name), content, source, budget)
             remark = unread(active, name, value, source) if isinstance(value, str) else None
             if remark is not None:
                 prepared.remarks[name] = remark
@@ -205,9 +193,7 @@ def _prepare_row(active: Active, limits: Limits, contents: Contents, budget: Pix
     return prepared
 
 
-def _prepare(
-    active: Active, limits: Limits, modality: ModalityEntry, content: Content, source: str, budget: PixelBudget
-) -> Any:
+def _prepare(active: Active, modality: ModalityEntry, content: Content, source: str, budget: PixelBudget) -> Any:
     pointer = f"/modalities/{modality.name}" if source != TITLE_SOURCE else "/title"
     kind = modality.encoder.kind if modality.encoder else None
     if isinstance(content, VectorContent):
@@ -218,14 +204,14 @@ def _prepare(
         _require_kind(modality, "text", "text")
         if not content.text.strip():
             raise InvalidInputError("A text must hold something besides white space.", pointer)
-        if len(content.text) > limits.text_chars:
-            raise InvalidInputError(f"A text has at most {limits.text_chars} characters.", pointer)
+        if len(content.text) > budget.limits.text_chars:
+            raise InvalidInputError(f"A text has at most {budget.limits.text_chars} characters.", pointer)
         return content.text
     _require_kind(modality, "image", "a picture")
     encoder = cast("ImageEncoder", active.encoders[modality.name])
     data = cast("MediaContent", content).data
     try:
-        picture = decode_image(data, max_pixels=limits.image_pixels, spend=budget.spend)
+        picture = decode_image(data, max_pixels=budget.limits.image_pixels, spend=budget.spend)
     except ImageError as error:
         raise InvalidImageError(_sentence(str(error)), pointer) from None
     return encoder.encode([picture])[0]
@@ -247,7 +233,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> Array:
     vector = content.vector
     if vector.shape != (modality.dim,):
         raise InvalidVectorError(
@@ -290,7 +276,7 @@ def unread(active: Active, modality: str, text: str, source: str) -> Remark | No
     return Remark(truncated=True) if reading.truncated else None
 
 
-def silence(active: Active, modality: str, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Remark | None:
+def silence(active: Active, modality: str, vector: Array) -> Remark | None:
     """Why a feature is no observation, where it is none."""
     if active.dgmrec.tells(modality, vector):
         return None

@@ -55,7 +55,7 @@ class Past:
 
 
 class Histories:
-    """Histories from the store, the most recently used of them cached.
+    """Histories from the store, the most recently used of them cached; `loading` are those that are being read.
 
     Args:
         min_rating: ratings below it show no interest.
@@ -65,16 +65,16 @@ class Histories:
     def __init__(self, store: Store, min_rating: float | None, size: int = HISTORIES) -> None:
         self._store, self._min_rating = store, min_rating
         self._cached: LRUCache[str, History] = LRUCache(size)
-        self._loading: dict[str, asyncio.Task[History]] = {}
+        self.loading: dict[str, asyncio.Task[History]] = {}
 
     async def of(self, user: str) -> History:
         """A user's history; empty for an unknown user."""
         cached = self._cached.get(user)
         if cached is not None:
             return cached
-        task = self._loading.get(user)
+        task = self.loading.get(user)
         if task is None:
-            task = self._loading[user] = asyncio.get_running_loop().create_task(self._load(user))
+            task = self.loading[user] = asyncio.get_running_loop().create_task(self._load(user))
         return await asyncio.shield(task)
 
     async def _load(self, user: str) -> History:
@@ -82,31 +82,26 @@ class Histories:
         try:
             history = of_items(await self._store.user_items(user, min_rating=self._min_rating))
             # A write that came in between has dropped this task, and what was read is not cached.
-            if self._loading.get(user) is task:
+            if self.loading.get(user) is task:
                 self._cached[user] = history
             return history
         finally:
-            if self._loading.get(user) is task:
-                del self._loading[user]
+            if self.loading.get(user) is task:
+                del self.loading[user]
 
     def forget(self, users: Iterable[str]) -> None:
         """Drop histories, after a write that changes them."""
         for user in users:
             self._cached.pop(user, None)
-            self._loading.pop(user, None)
+            self.loading.pop(user, None)
 
     def forget_loading(self) -> None:
         """Drop what is being read, which may be from before a write of anybody."""
-        self._loading.clear()
+        self.loading.clear()
 
     def cached(self) -> list[tuple[str, History]]:
         """All cached histories by user. Looking at them is no use of them."""
         return [(user, Cache.__getitem__(self._cached, user)) for user in self._cached]
-
-    @property
-    def loading(self) -> int:
-        """How many histories are being read."""
-        return len(self._loading)
 
 
 def of_items(items: Sequence[Interaction]) -> History:

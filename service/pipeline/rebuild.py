@@ -53,7 +53,7 @@ async def load_catalogue(engine: Engine) -> None:
     if todo:
         log.info("embedding %d items under bundle %s", len(todo), active.version)
         if not prepared:
-            await engine.store.set_meta(SERVED, "")  # until all of it is done, it is nobody's
+            await engine.store.set_meta(SERVED, "")  # until all of it is done, no bundle has prepared it
         await _embed_anew(engine, await encode_anew(engine, todo))
     if not prepared:
         await engine.store.set_meta(SERVED, active.identity)

@@ -25,7 +25,7 @@ WRITTEN: ContextVar[int] = ContextVar("written", default=0)
 
 
 class NoTimer:
-    """Forgets the times."""
+    """Records no times."""
 
     def observe_step(self, step: str, seconds: float) -> None:
         """Nothing."""

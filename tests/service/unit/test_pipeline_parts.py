@@ -26,6 +26,7 @@ from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.impute import ImputationInput, UserEvidence, _basis, _factors, _fallback_chain, _fallback_guess
 from service.pipeline.patch import merged
+from service.pipeline.regenerate import depends_on_users
 from service.pipeline.runtime import Runtime
 from tests.fakes import BruteForceIndex
 from tests.models.worlds import ITEMS, SMALL, online_of, world
@@ -400,7 +401,7 @@ async def test_readers_of_one_history_share_one_reading() -> None:
     assert {(await one).seen for one in waiting} == {()}
     await histories.of("u")
     assert store.asked == 1
-    assert histories.loading == 0
+    assert histories.loading == {}
 
 
 async def test_a_write_while_a_history_is_read_is_not_lost() -> None:
@@ -416,7 +417,7 @@ async def test_a_write_while_a_history_is_read_is_not_lost() -> None:
     assert (await after).seen == ("a",)
     await before  # it asked before the write, and may have its answer; the cache may not
     assert (await histories.of("u")).seen == ("a",)
-    assert histories.loading == 0
+    assert histories.loading == {}
 
 
 async def test_a_reader_that_leaves_does_not_take_the_others_along() -> None:
@@ -439,11 +440,35 @@ async def test_the_least_recently_used_histories_are_dropped() -> None:
     assert dict(histories.cached()).keys() == {"a", "c"}
 
 
+async def test_looking_at_the_cached_histories_is_no_use_of_them() -> None:
+    store = SlowStore()
+    store.go.set()
+    histories = histories_of(store, size=2)
+    for user in ("a", "b", "a"):
+        await histories.of(user)
+    assert {user for user, _ in histories.cached()} == {"a", "b"}
+    await histories.of("c")  # takes the place of the least recently used, which is still b
+    assert {user for user, _ in histories.cached()} == {"a", "c"}
+
+
 def test_a_history_is_all_that_was_seen_and_the_newest_that_are_liked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "PROFILE", 2)
     items = [interaction("a"), interaction("b", interested=False), interaction("c"), interaction("d")]
     assert history.of_items(items) == history.History(("a", "b", "c", "d"), ("a", "c"), ("b",))
     assert history.of_items([]) == history.History((), (), ())
+
+
+# --- regeneration -------------------------------------------------------------------------------------------------
+
+
+def test_what_users_of_an_item_change() -> None:
+    """Generated parts, and the collaborative part of an item that training did not see."""
+    made = catalogue(
+        (replace(entry("a"), confidence={"image": 0.5}), derived()), (entry("b"), derived()), (entry("c"), derived())
+    )
+    model = cast(DGMRecServing, SimpleNamespace(trained_row=lambda item: {"a": 0, "b": 1}.get(item)))
+    answers = {item: depends_on_users(model, made, item) for item in "abcd"}
+    assert answers == {"a": True, "b": False, "c": True, "d": True}  # d: nobody knows here yet
 
 
 # --- small things -------------------------------------------------------------------------------------------------
