@@ -104,7 +104,7 @@ class DGMRecConfig(BaseModel):
     denoise: float = Field(2.0, ge=0, description="of what all else tells of an observed feature, where items settle")
     lean: float = Field(2.0, ge=0, description="of the real features nearest to an unsure guess, beside the guess")
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
 
 @dataclass(frozen=True)
