@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from models.errors import sentence_of
-from service.adapters.redis_client import RedisClient
+from service.adapters.redis.client import RedisClient
 from service.adapters.sql_engine import open_database
 from service.api.limits import Limits
 from service.bootstrap import limiter_of
