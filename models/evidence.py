@@ -268,13 +268,13 @@ def aggregate_neighbours(
             if source == target or not having.any():
                 continue
             queries = rows[having]
-            found, cosines = nearest(
+            neighbours, cosines = nearest(
                 own[other][queries], own[other], k, allowed=having & observed[:, target], exclude=queries
             )
-            mean_of = _mean_of(own[name], found)
+            mean_of = _mean_of(own[name], neighbours)
             for aggregate, total in zip(aggregates, blocks, strict=True):
                 total[name][queries] += aggregate(mean_of, cosines)
-            count[queries] += (found >= 0).any(dim=1)
+            count[queries] += (neighbours >= 0).any(dim=1)
         for total in blocks:
             total[name] /= count.clamp_min(1)[:, None]
         valid[:, target] = count > 0

@@ -1,25 +1,23 @@
-"""Files and folders that are put in place in one step: readers of the path find the old one or the new one whole."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import tempfile
 import time
-import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ABANDONED_S = 3600.0  # nobody writes a file for so long
 
 
-@contextlib.contextmanager
+@contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path`, to be written in the block, that takes its place in the end, on disk for good.
+    """A temporary file beside `path` that takes its place, whole and on disk, if the block ends without an error.
 
-    Whatever goes wrong before leaves the old file. What killed processes have left of theirs is removed after an hour.
-    What is no file, as /dev/stdout, is written to as it is.
+    Whatever goes wrong, what was at `path` stays. What is no file, as /dev/stdout, is written to as it is.
 
     Raises:
         OSError: it cannot be written.
@@ -28,18 +26,25 @@ def replacing(path: Path) -> Iterator[Path]:
         yield path
         return
     path = Path(os.path.realpath(path))  # a link stays one
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_away(path)
-    temporary = path.with_name(f"{path.name[:100]}.{uuid.uuid4().int}")
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}-", dir=path.parent)
+    os.close(descriptor)
+    temporary = Path(name)
     try:
         yield temporary
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp makes it private
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def clear_abandoned(path: Path) -> None:
+    """Remove what killed processes have left of writing `path` by `replacing`."""
+    for left in path.parent.glob(f".{path.name[:100]}-*"):
+        with suppress(FileNotFoundError):
+            if left.stat().st_mtime < time.time() - ABANDONED_S:
+                left.unlink()
 
 
 def folder_beside(path: Path) -> Path:
@@ -61,18 +66,9 @@ def replace_folder(folder: Path, path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until the disk holds a file's bytes, or a folder's names."""
+    """Wait until a file, or what a folder lists, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _clear_away(path: Path) -> None:
-    for left in path.parent.glob(f"{path.name}.*"):
-        if not left.suffix[1:].isdigit():
-            continue
-        with contextlib.suppress(FileNotFoundError):
-            if left.stat().st_mtime < time.time() - ABANDONED_S:
-                left.unlink()

@@ -168,15 +168,15 @@ def nearest(
     for start in range(0, len(queries), block):
         rows = slice(start, start + block)
         top, order = (F.normalize(queries[rows], dim=1) @ normalised.T).topk(width, dim=1)
-        found = candidates[order]
+        neighbours = candidates[order]
         if exclude is not None:
             # Its own row goes last, then the tail is cut off.
-            itself = found == exclude[rows, None]
+            itself = neighbours == exclude[rows, None]
             by_place = itself.to(torch.int8).argsort(dim=1, stable=True)
-            found, top, itself = found.gather(1, by_place), top.gather(1, by_place), itself.gather(1, by_place)
-            found, top = found.masked_fill(itself, -1), top.masked_fill(itself, 0)
+            neighbours, top, itself = (table.gather(1, by_place) for table in (neighbours, top, itself))
+            neighbours, top = neighbours.masked_fill(itself, -1), top.masked_fill(itself, 0)
         count = min(k, width)
-        indices[rows, :count], cosines[rows, :count] = found[:, :count], top[:, :count]
+        indices[rows, :count], cosines[rows, :count] = neighbours[:, :count], top[:, :count]
     return indices, cosines
 
 
@@ -226,11 +226,11 @@ def mean_graph(neighbours: Tensor, n_columns: int) -> Matrix:
 
 def weighted_graph(neighbours: Tensor, weights: Tensor, n_columns: int) -> Matrix:
     """The matrix `[q, n_columns]` with these weights `[q, k]` of the rows' neighbours `[q, k]` (-1 for none)."""
-    found = neighbours.cpu().numpy()
-    valid = found >= 0
+    columns = neighbours.cpu().numpy()
+    valid = columns >= 0
     indptr = np.concatenate([[0], np.cumsum(valid.sum(axis=1))])
     data = weights.cpu().numpy()[valid].astype(np.float32)
-    return sp.csr_array((data, found[valid], indptr), shape=(len(found), n_columns))
+    return sp.csr_array((data, columns[valid], indptr), shape=(len(columns), n_columns))
 
 
 def blend_rows(old: Matrix, new: Matrix, rows: NDArray[np.bool_], weight: float, floor: float = 1e-3) -> Matrix:

@@ -18,7 +18,7 @@ from models.arrays import Double
 
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FOLDS = 5
-FEWEST_ROWS = 2 * FOLDS  # fewer tell nothing
+FEWEST_ROWS = 2 * FOLDS  # fewer say nothing
 
 Numbers: TypeAlias = Any
 """A torch tensor or a NumPy array: the arithmetic of a model is written once for both."""

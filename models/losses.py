@@ -55,12 +55,12 @@ def of_scores(users: Tensor, positives: Tensor, negatives: Tensor, weights: Tens
     """The loss of vectors `[b, d]`, `[b, d]` and `[s, d]` whose inner products are the scores, rows weighing `[b]`.
 
     Where the table of all scores is large, a CPU computes it some rows at a time, the gradient along with them, so that
-    it is never there as a whole.
+    it never stands in memory as a whole.
     """
     if users.device.type != "cpu" or len(users) * len(negatives) <= BLOCK:
         return loss((users * positives).sum(dim=1), users @ negatives.T, slice(None))
-    found: Tensor = _InBlocks.apply(users, positives, negatives, weights, loss)  # type: ignore[no-untyped-call]
-    return found
+    mean: Tensor = _InBlocks.apply(users, positives, negatives, weights, loss)  # type: ignore[no-untyped-call]
+    return mean
 
 
 class _InBlocks(torch.autograd.Function):
@@ -76,10 +76,10 @@ class _InBlocks(torch.autograd.Function):
             with torch.enable_grad():
                 u, i, j = (block.detach().requires_grad_() for block in (users[rows], positives[rows], negatives))
                 part = loss((u * i).sum(dim=1), u @ j.T, rows) * (weights[rows].sum() / weight)
-                found = torch.autograd.grad(part, (u, i, j))
+                gradients = torch.autograd.grad(part, (u, i, j))
             total += part.detach()
-            towards[0][rows], towards[1][rows] = found[:2]
-            towards[2] += found[2]
+            towards[0][rows], towards[1][rows] = gradients[:2]
+            towards[2] += gradients[2]
         ctx.save_for_backward(*towards)
         return total
 

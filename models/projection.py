@@ -47,7 +47,7 @@ class ProjectionMaps:
 
     def back(self, signal: Numbers) -> Numbers:
         """Raw features `[n, dim]` of signals, at the modality's usual distance from its mean."""
-        return self.direction(signal) @ self.components.T * self.length + self.mean
+        return (self.direction(signal) * self.length) @ self.components.T + self.mean
 
 
 class Projection(ProjectionMaps, nn.Module):

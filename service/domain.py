@@ -472,13 +472,6 @@ class NotFollowedError(LacunaError):
     title = "Not followed yet"
 
 
-class ModelNotFoundError(LacunaError):
-    """No bundle of this version is known."""
-
-    slug = "model-not-found"
-    title = "Model not found"
-
-
 class StoreUnavailableError(LacunaError):
     """The database does not answer."""
 

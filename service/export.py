@@ -129,7 +129,7 @@ def _content(connection: sa.Connection, observed: Observed) -> Any:
         return {"vector": observed.vector}
     if observed.source == "text":
         return observed.text
-    media = sql_items.get_media(connection, observed.media) if observed.media else None
+    media = sql_items.stored_media(connection, observed.media) if observed.media else None
     return {"base64": base64.b64encode(media.data).decode()} if media else None
 
 

@@ -17,7 +17,6 @@ LINES, PARAMETERS = 50, 10
 KNOWN_RINGS: set[frozenset[str]] = set()
 KNOWN_LONG = {
     "training/datasets/prepared.py:write_dataset",
-    "training/trainer.py:train",
 }
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -25,6 +25,7 @@ def save(path: Path, tree: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     skeleton = _strip(tree, "", tensors)
     metadata = {"tree": json.dumps(skeleton)}
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         save_file(tensors or {"empty": torch.zeros(1)}, temporary, metadata=metadata)
 

@@ -262,5 +262,6 @@ def _cached(file: Path, shape: tuple[int, int]) -> _Cells | None:
 
 
 def _store(file: Path, cells: _Cells) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as temporary:
         save_file({"vectors": cells.vectors, "valid": cells.valid}, temporary)

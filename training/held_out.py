@@ -122,8 +122,8 @@ def measured(scores: PairScores, trials: Trials, cuts: Sequence[int] = CUTS) -> 
     """`hr@k` and `ndcg@k`: whether the item held out stands among the first k, and how far up. Ties count with the mean
     over their places."""
     ranks = ranked(scores, trials)
-    found = {f"hr@{k}": recall(ranks, k) for k in cuts}
-    return found | {f"ndcg@{k}": ndcg(ranks, k) for k in cuts}
+    hits = {f"hr@{k}": recall(ranks, k) for k in cuts}
+    return hits | {f"ndcg@{k}": ndcg(ranks, k) for k in cuts}
 
 
 def ranked(scores: PairScores, trials: Trials) -> Ranks:
@@ -147,5 +147,5 @@ def _drawn(pairs: Pairs, sampler: NegativeSampler, negatives: int, rng: np.rando
 
 
 def _without(pairs: Pairs, left_out: Pairs, n_items: int) -> Pairs:
-    keys, gone = (part[:, 0] * n_items + part[:, 1] for part in (pairs, left_out))
-    return pairs[~np.isin(keys, gone)]
+    keys, excluded = (part[:, 0] * n_items + part[:, 1] for part in (pairs, left_out))
+    return pairs[~np.isin(keys, excluded)]

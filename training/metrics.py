@@ -86,13 +86,13 @@ def rank_all(scores: ScoreFunction, test: Pairs, seen: Pairs, *, block: int = 25
     users, items = test[np.argsort(test[:, 0], kind="stable")].T
     seen_users, seen_items = seen[np.argsort(seen[:, 0], kind="stable")].T
     above, tied = np.empty_like(users), np.empty_like(users)
-    asked = np.unique(users)
-    for start in range(0, len(asked), block):
-        some = asked[start : start + block]
-        part = slice(*np.searchsorted(users, (some[0], some[-1] + 1)))
-        known = slice(*np.searchsorted(seen_users, (some[0], some[-1] + 1)))
-        table = _candidates(scores(some), some, seen_users[known], seen_items[known])
-        above[part], tied[part] = _places(table, np.searchsorted(some, users[part]), items[part])
+    distinct = np.unique(users)
+    for start in range(0, len(distinct), block):
+        batch = distinct[start : start + block]
+        part = slice(*np.searchsorted(users, (batch[0], batch[-1] + 1)))
+        known = slice(*np.searchsorted(seen_users, (batch[0], batch[-1] + 1)))
+        table = _candidates(scores(batch), batch, seen_users[known], seen_items[known])
+        above[part], tied[part] = _places(table, np.searchsorted(batch, users[part]), items[part])
     return Ranks(users, items, above, tied)
 
 
@@ -144,12 +144,12 @@ def _by_user(ranks: Ranks, values: Double) -> tuple[Double, Rows]:
     return np.bincount(owner, weights=values, minlength=len(count)).astype(np.float64), count.astype(np.int64)
 
 
-def _candidates(scores: Scores, some: Rows, seen_users: Rows, seen_items: Rows) -> Scores:
+def _candidates(scores: Scores, users: Rows, seen_users: Rows, seen_items: Rows) -> Scores:
     """The scores of a block with the seen items out of the way."""
     _require_finite(scores)
     table = scores.copy()
-    listed = np.isin(seen_users, some)  # a user without test items may lie between two that have some
-    table[np.searchsorted(some, seen_users[listed]), seen_items[listed]] = -np.inf
+    listed = np.isin(seen_users, users)  # a user without test items may lie between two that have
+    table[np.searchsorted(users, seen_users[listed]), seen_items[listed]] = -np.inf
     return table
 
 

@@ -53,19 +53,19 @@ class NegativeSampler:
         ranks = [rng.choice(free, size, replace=False) for free in self._free[users]]
         return self._free_item(users[:, None], np.array(ranks, dtype=np.int64).reshape(len(users), size))
 
-    def touched(self, users: Tensor, items: Tensor) -> Tensor:
+    def interacted(self, users: Tensor, items: Tensor) -> Tensor:
         """Which of the different `items` `[s]` each user `[b]` has interacted with, bool `[b, s]`, on their device."""
         start, item = self._on(items.device)
         place = torch.full((self._n_items,), -1, device=items.device)
         place[items] = torch.arange(len(items), device=items.device)
-        users, row_of = torch.unique(users, return_inverse=True)  # who touches much stands in many rows
+        users, row_of = torch.unique(users, return_inverse=True)  # who has a long history stands in many rows
         begin, count = start[users], start[users + 1] - start[users]
         row = torch.repeat_interleave(torch.arange(len(users), device=items.device), count)
         offset = torch.arange(len(row), device=items.device) + (begin - (count.cumsum(0) - count))[row]
         column = place[item[offset]]
-        found = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
-        found[row[column >= 0], column[column >= 0]] = True
-        return found[row_of]
+        interacted = torch.zeros(len(users), len(items), dtype=torch.bool, device=items.device)
+        interacted[row[column >= 0], column[column >= 0]] = True
+        return interacted[row_of]
 
     def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Where each user's items start, and the items, on a device."""

@@ -126,6 +126,11 @@ class TrainingResult:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
+    def summary(self) -> str:
+        """Which epoch was the best, in words."""
+        return f"best epoch {self.best_epoch} of {self.epochs}"
+
+    @property
     def seconds_per_epoch(self) -> float:
         """Mean wall-clock seconds of an epoch, validation included."""
         return self.seconds / max(self.epochs, 1)
@@ -159,8 +164,7 @@ def train(
         result, best_state, start = resumed
     if progress:
         progress.start(config.epochs)
-    evaluated = [past["epoch"] for past in result.history if past["metrics"]]
-    best = max((_recent(result, config, epoch) for epoch in evaluated), default=-math.inf)
+    best = _best_so_far(result, config)
     for epoch in range(start, config.epochs + 1):
         if epoch - 1 - result.best_epoch >= config.patience * config.evaluate_every:
             break
@@ -173,17 +177,20 @@ def train(
             if metrics and _is_preferred(score := _recent(result, config, epoch), best, config.tolerance):
                 best = max(best, score)
                 result.best, result.best_epoch, best_state = metrics, epoch, task_weights(task)
-        result.epochs = epoch
-        result.seconds += time.perf_counter() - begin
+        result.epochs, result.seconds = epoch, result.seconds + time.perf_counter() - begin
         if progress:
             progress.epoch(epoch, losses, metrics, best)
         if checkpoint_path:
             _save(checkpoint_path, task, average, fingerprint, result, best_state)
     task.module.load_state_dict(best_state)
     if progress:
-        value = result.best.get(config.metric, math.nan)
-        progress.finish(f"best epoch {result.best_epoch} of {result.epochs}: {config.metric} {value:.4f}")
+        progress.finish(f"{result.summary}: {config.metric} {result.best.get(config.metric, math.nan):.4f}")
     return result
+
+
+def _best_so_far(result: TrainingResult, config: TrainerConfig) -> float:
+    evaluated = [past["epoch"] for past in result.history if past["metrics"]]
+    return max((_recent(result, config, epoch) for epoch in evaluated), default=-math.inf)
 
 
 def _train_epoch(task: Task, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:

@@ -220,16 +220,16 @@ class DGMRecServing:
         signals, facts = inference.generation(self.config, tower, evidence, name, learned)
         return signals, inference.confidence(tower, facts)
 
-    def reads_neighbours(self, name: str, *, touched: bool) -> bool:
+    def reads_neighbours(self, name: str, *, warm: bool) -> bool:
         """Whether a modality is generated from an item's neighbours by other modalities: their mean of it, or the
         preference that a cold item takes from them.
 
         Args:
-            touched: whether the item has users.
+            warm: whether the item has users.
         """
         tower = self._towers[name]
-        follows = tower.near_duplicate_weights[0 if touched else 1] > 0
-        return bool(tower.content_mask.all() or follows or (tower.trust > 0 and not touched))
+        follows = tower.near_duplicate_weights[0 if warm else 1] > 0
+        return bool(tower.content_mask.all() or follows or (tower.trust > 0 and not warm))
 
     # --- embedding (eq. 1-6, 17-18) -----------------------------------------------------------------------------
 

@@ -56,10 +56,6 @@ class CatalogueNetwork(nn.Module):
         state = {name: value.detach().contiguous() for name, value in self.state_dict().items()}
         return save(state, metadata={_CONFIG: self.config.model_dump_json()})
 
-    def save_weights(self, path: Path) -> None:
-        """Write the weights and config to one safetensors file."""
-        path.write_bytes(self.to_bytes())
-
     @classmethod
     def from_bytes(cls, blob: bytes) -> CatalogueNetwork:
         """The inverse of `to_bytes`, in evaluation mode.
@@ -73,15 +69,6 @@ class CatalogueNetwork(nn.Module):
         except (SafetensorError, RuntimeError) as error:
             raise EncoderUnavailableError(_FOREIGN) from error
         return network.eval()
-
-    @classmethod
-    def load_weights(cls, path: Path) -> CatalogueNetwork:
-        """Read a file made by `save_weights`.
-
-        Raises:
-            EncoderUnavailableError: the file is missing or holds something else.
-        """
-        return cls.from_bytes(read_weights(path, CATALOGUE))
 
 
 def _config_of(blob: bytes) -> CatalogueNetworkConfig:
@@ -109,7 +96,7 @@ def catalogue_encoder(
     """The image encoder of a catalogue: unit vectors.
 
     Args:
-        source: a file made by `save_weights`, or a network just trained.
+        source: a file of `CatalogueNetwork.to_bytes`, or a network just trained.
         cache_dir: where the exported graph is kept between starts.
         threads: how many pictures of a batch are encoded at a time.
 

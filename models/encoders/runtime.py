@@ -110,6 +110,7 @@ def _export(
 def _store(graph: bytes, key: str, cache_dir: Path) -> None:
     """Put the graph in place in one step; a folder that cannot be written only costs the next start some time."""
     try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
         with replacing(cache_dir / f"{key}.{sha256(graph).hexdigest()}.onnx") as file:
             file.write_bytes(graph)
     except OSError as error:

@@ -14,7 +14,7 @@ text as metadata, its picture, or whatever else it has). Any subset may be absen
 * The rating is a linear and a nonlinear function of the same modalities, and the mean of several `members` that differ
   in their initial weights and drops, all computed at once.
 * The affinity of both sides, the product of their latent factors (`models.lrmm.factors`), is added to the rating of a
-  pair whose sides are both known, with a learned weight that starts at one.
+  pair whose sides are both known, with a learned scale that starts at one.
 * Texts are scaled against the ratings' statistics (`profiles.TEXT_SCALE`), which makes weight decay a prior on them.
 """
 
@@ -77,7 +77,7 @@ class LRMM(nn.Module):
         self.linear = Members(k, inputs, 1, zero=True)
         self.inner = Members(k, inputs, config.rating_hidden)
         self.outer = Members(k, config.rating_hidden, 1, zero=True)
-        self.affinity_weight = nn.Parameter(torch.ones(k, 1))
+        self.affinity_scale = nn.Parameter(torch.ones(k, 1))
         self.uncertainty = nn.Parameter(torch.zeros(2))  # log variances of rating and reconstruction
         self.register_buffer("offset", torch.tensor(float(offset)))
 
@@ -104,7 +104,7 @@ class LRMM(nn.Module):
         x = F.dropout(x, self.config.input_dropout, self.training)
         inner = F.dropout(F.relu(self.inner(x)), self.config.dropout, self.training)
         residual = (self.linear(x) + self.outer(inner)).squeeze(2)  # [K, b]
-        residual = residual + self.affinity_weight * affinity * (flags[USER] * flags[ITEM]).squeeze(2)
+        residual = residual + self.affinity_scale * affinity * (flags[USER] * flags[ITEM]).squeeze(2)
         any_present = mask.any(dim=2)  # where nothing is, the offset alone is predicted
         return Prediction(self.offset + residual * any_present, rebuilt, joint)
 

@@ -12,13 +12,13 @@ from cachetools import TLRUCache
 @dataclass(frozen=True, slots=True)
 class _Entry:
     value: bytes
+    size: int  # of key and value, in bytes
     ttl_s: float
-    size: int
 
 
 class MemoryCache:
-    """`service.ports.Cache` in memory: entries leave once they have expired, which each `set` looks for, and the least
-    recently used ones where `max_bytes` is reached.
+    """`service.ports.Cache` in memory: entries leave once they have expired, and the least recently used of them where
+    there would be more than `max_bytes`.
 
     Args:
         max_bytes: cap on the keys and values held.
@@ -27,7 +27,7 @@ class MemoryCache:
 
     def __init__(self, *, max_bytes: int = 64 << 20, clock: Callable[[], float] = time.monotonic) -> None:
         self._entries: TLRUCache[str, _Entry] = TLRUCache(
-            max_bytes, lambda _, entry, now: now + entry.ttl_s, timer=clock, getsizeof=lambda entry: entry.size
+            max_bytes, lambda _, entry, now: now + entry.ttl_s, clock, lambda entry: entry.size
         )
 
     async def get(self, key: str) -> bytes | None:
@@ -35,18 +35,11 @@ class MemoryCache:
         return None if entry is None else entry.value
 
     async def set(self, key: str, value: bytes, *, ttl_s: float) -> None:
-        entry = _Entry(value, ttl_s, len(key) + len(value))
+        entry = _Entry(value, len(key) + len(value), ttl_s)
         if entry.size > self._entries.maxsize:
             self._entries.pop(key, None)
         else:
             self._entries[key] = entry
-
-    async def delete(self, *keys: str) -> None:
-        for key in keys:
-            self._entries.pop(key, None)
-
-    async def ping(self) -> None:
-        return None
 
     async def close(self) -> None:
         self._entries.clear()

@@ -10,10 +10,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 
-from service.api import errors, schemas
+from service.api import errors
 from service.api.answers import Json
 from service.api.deps import ADMIN, READ, EngineDep, MetricsDep
 from service.api.openapi import problems
+from service.api.schemas import responses
 from service.domain import LacunaError
 from service.metrics import CONTENT_TYPE
 from service.pipeline import operate, snapshot
@@ -30,7 +31,7 @@ async def root() -> Response:
     return RedirectResponse("/docs")
 
 
-@router.get("/health/live", responses={200: {"model": schemas.HealthAnswer}, 400: problems()[400]})
+@router.get("/health/live", responses={200: {"model": responses.HealthAnswer}, 400: problems()[400]})
 async def live() -> Response:
     """Whether the process answers."""
     return Json({"status": "live"})
@@ -38,7 +39,7 @@ async def live() -> Response:
 
 @router.get(
     "/health/ready",
-    responses={200: {"model": schemas.HealthAnswer}, **{status: problems()[status] for status in (400, 503)}},
+    responses={200: {"model": responses.HealthAnswer}, **{status: problems()[status] for status in (400, 503)}},
 )
 async def ready(engine: EngineDep) -> Response:
     """Whether bundle, store and index are usable and warm."""
@@ -67,7 +68,7 @@ async def metrics(request: Request, metrics: MetricsDep) -> Response:
     return Response(metrics.render(), media_type=CONTENT_TYPE)
 
 
-@router.get("/models", dependencies=[READ], responses={200: {"model": schemas.ModelsAnswer}, **problems()})
+@router.get("/models", dependencies=[READ], responses={200: {"model": responses.ModelsAnswer}, **problems()})
 async def models(engine: EngineDep) -> Response:
     """The bundles that are known: their versions, models, measured metrics and modalities."""
     return Json({"models": operate.models(engine)})
@@ -82,7 +83,7 @@ async def stats(engine: EngineDep) -> Response:
 @router.post(
     "/admin/snapshot",
     dependencies=[ADMIN],
-    responses={200: {"model": schemas.SnapshotAnswer}, **problems(409)},
+    responses={200: {"model": responses.SnapshotAnswer}, **problems(409)},
 )
 async def take_snapshot(engine: EngineDep) -> Response:
     """Write a snapshot of the index, from which the next start is quicker."""
@@ -92,7 +93,7 @@ async def take_snapshot(engine: EngineDep) -> Response:
 @router.get(
     "/problems/{slug}",
     responses={
-        200: {"model": schemas.ProblemDescription},
+        200: {"model": responses.ProblemDescription},
         **{status: problems(404)[status] for status in (400, 404, 422)},
     },
 )

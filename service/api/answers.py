@@ -1,9 +1,13 @@
-"""The service's objects as JSON-ready dicts, and the response that writes them."""
+"""The response that writes JSON, and the service's objects where they are answered otherwise than they are.
+
+Objects that are the answer (`Explanation`, `PredictedRating`, `User`, ...) are given to `Json` as they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 import orjson
@@ -11,19 +15,19 @@ from starlette.responses import Response
 
 from service.domain import (
     Event,
-    Explanation,
     FeedbackOutcome,
     Hit,
     Imputation,
     ItemView,
     ModalityDetail,
     ModalityReport,
+    Page,
     PredictedRating,
-    Reason,
     Recommendations,
     State,
-    User,
 )
+
+T = TypeVar("T")
 
 _OPTIONS = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_UTC_Z
 
@@ -34,7 +38,7 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        """Dicts, lists, enums, aware datetimes and float32 arrays; NaN becomes null."""
+        """Dataclasses, dicts, lists, enums, aware datetimes and float32 arrays; NaN becomes null."""
         return orjson.dumps(content, option=_OPTIONS)
 
 
@@ -82,8 +86,8 @@ def item(view: ItemView) -> dict[str, Any]:
     }
 
 
-def hit(found: Hit) -> dict[str, Any]:
-    """One item of a list. `matched` only where a search went through a modality."""
+def hit(found: Hit, *, explain: bool = False) -> dict[str, Any]:
+    """One item of a list. `matched` only where a search went through a modality; `explain` adds its reasons."""
     answer: dict[str, Any] = {
         "id": found.id,
         "title": found.title,
@@ -91,55 +95,20 @@ def hit(found: Hit) -> dict[str, Any]:
         "modalities": found.modalities,
     }
     if found.matched is not None:
-        answer["matched"] = {"modality": found.matched.modality, "state": found.matched.state}
+        answer["matched"] = found.matched
+    if explain:
+        answer["reasons"] = found.reasons
     return answer
 
 
-def hits(found: list[Hit]) -> dict[str, Any]:
+def hits(found: Iterable[Hit]) -> dict[str, Any]:
     """A list of found items, best first."""
-    return {"items": [hit(one) for one in found]}
-
-
-def reason(given: Reason) -> dict[str, Any]:
-    """One item of the history, and how it speaks for another one."""
-    return {
-        "item": given.item,
-        "title": given.title,
-        "relevance": given.relevance,
-        "modalities": given.modalities,
-        "states": given.states,
-    }
-
-
-def explanation(found: Explanation) -> dict[str, Any]:
-    """What a user's history says of an item."""
-    return {
-        "user": found.user,
-        "item": found.item,
-        "title": found.title,
-        "score": found.score,
-        "item_bias": found.item_bias,
-        "modalities": found.modalities,
-        "reasons": [reason(given) for given in found.reasons],
-        "model_version": found.model_version,
-        "fallback": found.fallback,
-    }
+    return {"items": [hit(item) for item in found]}
 
 
 def recommendations(ranked: Recommendations, *, explain: bool) -> dict[str, Any]:
     """A ranked list; `explain` adds each item's reasons."""
-    items = [hit(one) for one in ranked.items]
-    if explain:
-        for answer, one in zip(items, ranked.items, strict=True):
-            answer["reasons"] = [reason(given) for given in one.reasons]
-    return {
-        "user": ranked.user,
-        "recommendation_id": ranked.recommendation_id,
-        "model": ranked.model,
-        "model_version": ranked.model_version,
-        "fallback": ranked.fallback,
-        "items": items,
-    }
+    return _fields(ranked) | {"items": [hit(item, explain=explain) for item in ranked.items]}
 
 
 def modality(detail: ModalityDetail) -> dict[str, Any]:
@@ -148,33 +117,20 @@ def modality(detail: ModalityDetail) -> dict[str, Any]:
     answer["source"] = detail.source
     answer["text"] = detail.text
     answer["media"] = detail.media
-    answer["neighbours"] = [hit(one) for one in detail.neighbours]
+    answer["neighbours"] = [hit(item) for item in detail.neighbours]
     if detail.vector is not None:
         answer["vector"] = detail.vector
     return answer
 
 
-def imputation(made: Imputation) -> dict[str, Any]:
+def imputation(imputed: Imputation) -> dict[str, Any]:
     """What was generated for an item that is not stored."""
-    return {
-        "model_version": made.model_version,
-        "modalities": {name: modality(detail) for name, detail in made.modalities.items()},
-        "timings_ms": made.timings_ms,
-    }
+    return _fields(imputed) | {"modalities": {name: modality(detail) for name, detail in imputed.modalities.items()}}
 
 
 def event(stored: Event) -> dict[str, Any]:
     """One feedback event; what was not given is left out."""
-    answer: dict[str, Any] = {
-        "user": stored.user,
-        "item": stored.item,
-        "type": stored.type,
-        "timestamp": stored.timestamp,
-        "value": stored.value,
-        "text": stored.text,
-        "recommendation_id": stored.recommendation_id,
-    }
-    return {name: value for name, value in answer.items() if value is not None}
+    return {name: value for name, value in _fields(stored).items() if value is not None}
 
 
 def feedback(outcome: FeedbackOutcome) -> dict[str, Any]:
@@ -185,29 +141,16 @@ def feedback(outcome: FeedbackOutcome) -> dict[str, Any]:
     }
 
 
-def prediction(found: PredictedRating) -> dict[str, Any]:
-    """What a user would rate an item."""
-    return {
-        "user": found.user,
-        "item": found.item,
-        "rating": found.rating,
-        "interval": found.interval,
-        "modalities": found.modalities,
-        "unknown": found.unknown,
-    }
+def prediction(predicted: PredictedRating, model_version: str) -> dict[str, Any]:
+    """What a user would rate an item, and by which bundle's model."""
+    return _fields(predicted) | {"model_version": model_version}
 
 
-def user(stored: User) -> dict[str, Any]:
-    """What is stored of a user."""
-    return {
-        "id": stored.id,
-        "events": stored.events,
-        "items": stored.items,
-        "first_event": stored.first_event,
-        "last_event": stored.last_event,
-    }
+def page(stored: Page[T], transform: Callable[[T], dict[str, Any]]) -> dict[str, Any]:
+    """One page of a list, each of its entries transformed."""
+    return {"items": [transform(entry) for entry in stored.items], "next_cursor": stored.next_cursor}
 
 
-def page(items: list[dict[str, Any]], next_cursor: str | None) -> Mapping[str, Any]:
-    """One page of a list."""
-    return {"items": items, "next_cursor": next_cursor}
+def _fields(value: Event | Imputation | PredictedRating | Recommendations) -> dict[str, Any]:
+    """An object's fields by name, as they are."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,8 +21,6 @@ _PIECE = 64 << 10  # of decoded bytes, at a time
 _MOST_MEMBERS = 100  # of a gzip body; one is usual
 _LENGTH_DIGITS = 20  # longer numbers are none that a server lets through
 _CLOSE = (b"connection", b"close")
-
-Decode = Callable[[bytes], Iterator[bytes]]
 
 
 class Bodies:

@@ -11,12 +11,13 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from models.rows import EVENT_ROW
-from service.api import answers, errors, schemas
+from service.api import answers, errors
 from service.api.answers import Json
 from service.api.deps import READ, WRITE, EngineDep, json_body
 from service.api.idempotency import key_of
 from service.api.openapi import json_request, problems
 from service.api.reading import in_thread, read_row
+from service.api.schemas import requests, responses
 from service.domain import Event, FeedbackOutcome
 from service.pipeline import feedback
 from service.ports import Answer, Keep
@@ -30,14 +31,14 @@ FEW = 20  # rows that are read on the event loop
 @router.post(
     "/feedback",
     dependencies=[WRITE],
-    responses={200: {"model": schemas.FeedbackAnswer}, **problems(body=True)},
-    openapi_extra=json_request(schemas.FeedbackBody),
+    responses={200: {"model": responses.FeedbackAnswer}, **problems(body=True)},
+    openapi_extra=json_request(requests.FeedbackBody),
 )
 async def add_feedback(
     engine: EngineDep,
     request: Request,
-    query: Annotated[schemas.StrictQuery, Query()],
-    body: Annotated[schemas.FeedbackBody, json_body(schemas.FeedbackBody)],
+    query: Annotated[requests.StrictQuery, Query()],
+    body: Annotated[requests.FeedbackBody, json_body(requests.FeedbackBody)],
 ) -> Response:
     """Store up to 10,000 events. Rows that cannot be used are named and left out; with `strict` nothing is stored
     where one of them cannot."""
@@ -71,7 +72,7 @@ def _read(rows: Sequence[object], now: datetime) -> _Rows:
     read = _Rows()
     for index, row in enumerate(rows):
         try:
-            read.events[index] = schemas.to_event(read_row(EVENT_ROW, row), now)
+            read.events[index] = requests.to_event(read_row(EVENT_ROW, row), now)
         except errors.ProblemError as error:
             found = error.problem.errors
             read.wrong += len(found)
@@ -92,26 +93,28 @@ def _in_body_order(outcome: FeedbackOutcome, rows: _Rows) -> FeedbackOutcome:
     return replace(outcome, rejected=(*rows.unusable, *refused))
 
 
-@router.get("/feedback", dependencies=[READ], responses={200: {"model": schemas.EventPage}, **problems()})
-async def list_feedback(engine: EngineDep, query: Annotated[schemas.FeedbackQuery, Query()]) -> Response:
+@router.get("/feedback", dependencies=[READ], responses={200: {"model": responses.EventPage}, **problems()})
+async def list_feedback(engine: EngineDep, query: Annotated[requests.FeedbackQuery, Query()]) -> Response:
     """A page of events, newest first."""
     page = await feedback.list_feedback(
         engine, limit=query.limit, cursor=query.cursor, user=query.user, item=query.item, kind=query.type
     )
-    return Json(answers.page([answers.event(one) for one in page.items], page.next_cursor))
+    return Json(answers.page(page, answers.event))
 
 
-@router.delete("/feedback", dependencies=[WRITE], responses={200: {"model": schemas.DeletedAnswer}, **problems()})
-async def delete_feedback(engine: EngineDep, query: Annotated[schemas.FeedbackDeleteQuery, Query()]) -> Response:
+@router.delete("/feedback", dependencies=[WRITE], responses={200: {"model": responses.DeletedAnswer}, **problems()})
+async def delete_feedback(engine: EngineDep, query: Annotated[requests.FeedbackDeleteQuery, Query()]) -> Response:
     """Delete the events that are of a user, of an item and of a type, as far as these are given."""
     deleted = await feedback.delete_feedback(engine, user=query.user, item=query.item, kind=query.type)
     return Json({"deleted": deleted})
 
 
-@router.get("/users/{user:path}", dependencies=[READ], responses={200: {"model": schemas.UserAnswer}, **problems(404)})
+@router.get(
+    "/users/{user:path}", dependencies=[READ], responses={200: {"model": responses.UserAnswer}, **problems(404)}
+)
 async def get_user(engine: EngineDep, user: StoredUser) -> Response:
     """What is stored of a user, in numbers."""
-    return Json(answers.user(await feedback.get_user(engine, user)))
+    return Json(await feedback.get_user(engine, user))
 
 
 @router.delete("/users/{user:path}", status_code=204, dependencies=[WRITE], responses=problems(404))

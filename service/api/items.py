@@ -9,7 +9,7 @@ from fastapi import APIRouter, Path, Query, Request
 from starlette.responses import Response
 
 from models.rows import ITEM_ROW, ImputeBody, ItemBody, ItemId, ModalityName
-from service.api import answers, errors, schemas
+from service.api import answers, errors
 from service.api.answers import Json
 from service.api.deps import (
     MERGE_PATCH,
@@ -25,6 +25,7 @@ from service.api.deps import (
 from service.api.idempotency import key_of
 from service.api.openapi import item_request, json_request, problems
 from service.api.reading import in_thread, read_row
+from service.api.schemas import requests, responses
 from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
 from service.pipeline import browse, items, patch, retrieve
 from service.ports import Answer, Keep
@@ -39,7 +40,7 @@ _SHOWN = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image
 
 
 def _draft(given: WithFiles, item_id: str = "") -> Draft:
-    draft = schemas.to_draft(given.body, item_id)
+    draft = requests.to_draft(given.body, item_id)
     if not given.files:
         return draft
     return Draft(
@@ -64,7 +65,7 @@ def _media(files: Mapping[str, Upload], described: Mapping[str, object]) -> dict
     "/items",
     status_code=201,
     dependencies=[WRITE],
-    responses={201: {"model": schemas.WrittenAnswer}, **problems(409, body=True)},
+    responses={201: {"model": responses.WrittenAnswer}, **problems(409, body=True)},
     openapi_extra=item_request(ItemBody),
 )
 async def create_item(
@@ -82,11 +83,11 @@ async def create_item(
 @router.post(
     "/items/batch",
     dependencies=[WRITE],
-    responses={200: {"model": schemas.BatchAnswer}, **problems(body=True)},
-    openapi_extra=json_request(schemas.BatchBody),
+    responses={200: {"model": responses.BatchAnswer}, **problems(body=True)},
+    openapi_extra=json_request(requests.BatchBody),
 )
 async def create_batch(
-    engine: EngineDep, request: Request, body: Annotated[schemas.BatchBody, json_body(schemas.BatchBody)]
+    engine: EngineDep, request: Request, body: Annotated[requests.BatchBody, json_body(requests.BatchBody)]
 ) -> Response:
     """Create up to 1,000 items. Each row is answered as if it had come alone."""
     rows = await in_thread(request, _rows, body.items)
@@ -109,7 +110,7 @@ def _rows(rows: Sequence[object]) -> list[Draft | errors.Problem]:
 def _row(row: object) -> Draft | errors.Problem:
     try:
         body = read_row(ITEM_ROW, row)
-        return schemas.to_draft(body, body.id)
+        return requests.to_draft(body, body.id)
     except errors.ProblemError as error:
         return error.problem
     except LacunaError as error:
@@ -128,8 +129,8 @@ def _row_answer(index: int, item_id: str | None, outcome: Written | LacunaError 
     return {"index": index, "id": item_id, "status": problem.status, "problem": problem.body()}
 
 
-@router.get("/items", dependencies=[READ], responses={200: {"model": schemas.ItemPage}, **problems()})
-async def list_items(engine: EngineDep, query: Annotated[schemas.ListQuery, Query()]) -> Response:
+@router.get("/items", dependencies=[READ], responses={200: {"model": responses.ItemPage}, **problems()})
+async def list_items(engine: EngineDep, query: Annotated[requests.ListQuery, Query()]) -> Response:
     """A page of the catalogue, in order of id."""
     page = await browse.list_items(
         engine,
@@ -139,10 +140,10 @@ async def list_items(engine: EngineDep, query: Annotated[schemas.ListQuery, Quer
         missing=query.missing,
         q=query.q,
     )
-    return Json(answers.page([answers.item(view) for view in page.items], page.next_cursor))
+    return Json(answers.page(page, answers.item))
 
 
-@router.get("/items/{item_id}", dependencies=[READ], responses={200: {"model": schemas.ItemAnswer}, **problems(404)})
+@router.get("/items/{item_id}", dependencies=[READ], responses={200: {"model": responses.ItemAnswer}, **problems(404)})
 async def get_item(engine: EngineDep, item_id: ItemPath) -> Response:
     """One item."""
     return Json(answers.item(await browse.get_item(engine, item_id)))
@@ -152,14 +153,14 @@ async def get_item(engine: EngineDep, item_id: ItemPath) -> Response:
     "/items/{item_id}",
     dependencies=[WRITE],
     responses={
-        200: {"model": schemas.WrittenAnswer},
-        201: {"model": schemas.WrittenAnswer},
+        200: {"model": responses.WrittenAnswer},
+        201: {"model": responses.WrittenAnswer},
         **problems(409, body=True),
     },
-    openapi_extra=item_request(schemas.PutBody),
+    openapi_extra=item_request(requests.PutBody),
 )
 async def put_item(
-    engine: EngineDep, item_id: ItemPath, given: Annotated[WithFiles, item_body(schemas.PutBody)]
+    engine: EngineDep, item_id: ItemPath, given: Annotated[WithFiles, item_body(requests.PutBody)]
 ) -> Response:
     """Create an item (201) or replace it (200)."""
     if given.body.id not in (None, item_id):
@@ -171,16 +172,16 @@ async def put_item(
 @router.patch(
     "/items/{item_id}",
     dependencies=[WRITE],
-    responses={200: {"model": schemas.WrittenAnswer}, **problems(404, 409, body=True)},
-    openapi_extra=json_request(schemas.PatchBody, MERGE_PATCH),
+    responses={200: {"model": responses.WrittenAnswer}, **problems(404, 409, body=True)},
+    openapi_extra=json_request(requests.PatchBody, MERGE_PATCH),
 )
 async def patch_item(
     engine: EngineDep,
     item_id: ItemPath,
-    body: Annotated[schemas.PatchBody, json_body(schemas.PatchBody, MERGE_PATCH)],
+    body: Annotated[requests.PatchBody, json_body(requests.PatchBody, MERGE_PATCH)],
 ) -> Response:
     """Change parts of an item: null removes a modality, what is left out stays."""
-    return Json(answers.written(await patch.patch_item(engine, item_id, schemas.to_patch(body))))
+    return Json(answers.written(await patch.patch_item(engine, item_id, requests.to_patch(body))))
 
 
 @router.delete("/items/{item_id}", status_code=204, dependencies=[WRITE], responses=problems(404, 409))
@@ -193,13 +194,13 @@ async def delete_item(engine: EngineDep, item_id: Annotated[str, Path(min_length
 @router.get(
     "/items/{item_id}/modalities/{modality}",
     dependencies=[READ],
-    responses={200: {"model": schemas.ModalityDetailAnswer}, **problems(404)},
+    responses={200: {"model": responses.ModalityDetailAnswer}, **problems(404)},
 )
 async def get_modality(
     engine: EngineDep,
     item_id: ItemPath,
     modality: ModalityPath,
-    query: Annotated[schemas.ModalityQuery, Query()],
+    query: Annotated[requests.ModalityQuery, Query()],
     hidden: HiddenDep,
 ) -> Response:
     """One modality of an item: its state, its provenance, and the items whose observed feature is nearest."""
@@ -241,10 +242,10 @@ async def get_media(engine: EngineDep, item_id: ItemPath, modality: ModalityPath
 @router.get(
     "/items/{item_id}/similar",
     dependencies=[READ],
-    responses={200: {"model": schemas.HitsAnswer}, **problems(404)},
+    responses={200: {"model": responses.HitsAnswer}, **problems(404)},
 )
 async def similar_items(
-    engine: EngineDep, item_id: ItemPath, query: Annotated[schemas.SimilarQuery, Query()]
+    engine: EngineDep, item_id: ItemPath, query: Annotated[requests.SimilarQuery, Query()]
 ) -> Response:
     """The items nearest to this one, by final vector or by one modality."""
     return Json(answers.hits(await retrieve.similar(engine, item_id, n=query.n, by=query.by)))
@@ -253,12 +254,12 @@ async def similar_items(
 @router.post(
     "/impute",
     dependencies=[READ],
-    responses={200: {"model": schemas.ImputationAnswer}, **problems(body=True)},
+    responses={200: {"model": responses.ImputationAnswer}, **problems(body=True)},
     openapi_extra=item_request(ImputeBody),
 )
 async def impute(
     engine: EngineDep,
-    query: Annotated[schemas.ImputeQuery, Query()],
+    query: Annotated[requests.ImputeQuery, Query()],
     given: Annotated[WithFiles, item_body(ImputeBody)],
     hidden: HiddenDep,
 ) -> Response:

@@ -85,24 +85,18 @@ class LastResort:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        has_begun = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
+        answer = _Answer(send)
         try:
             refused = _odd_url(scope)
-            await (refused.response() if refused else self._app)(scope, receive, noting_send)
+            await (refused.response() if refused else self._app)(scope, receive, answer.send)
         except ClientDisconnect:
             raise
         except asyncio.CancelledError:  # by a server that stops, which would answer 500 itself
-            if not has_begun:
+            if not answer.has_begun:
                 await errors.STOPPING.response()(scope, receive, send)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
-            if has_begun:
+            if answer.has_begun:
                 raise
             await errors.INTERNAL.response()(scope, receive, send)
 
@@ -134,22 +128,29 @@ class Gate:
             self._inside -= 1
 
     async def _within_time(self, scope: Scope, receive: Receive, send: Send) -> None:
-        has_begun = False
-
-        async def noting_send(message: Message) -> None:
-            nonlocal has_begun
-            has_begun = True
-            await send(message)
-
+        answer = _Answer(send)
         limit = asyncio.timeout(self._seconds)
         try:
             async with limit:
-                await self._app(scope, receive, noting_send)
+                await self._app(scope, receive, answer.send)
         except TimeoutError:
-            if has_begun or not limit.expired():
+            if answer.has_begun or not limit.expired():
                 raise
             logger.warning("%s %s took longer than %g s", scope["method"], scope["path"], self._seconds)
             await errors.TIMED_OUT.response()(scope, receive, send)
+
+
+class _Answer:
+    """What is sent of an answer, and whether anything was."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def send(self, message: Message) -> None:
+        """Send a message of the answer."""
+        self.has_begun = True
+        await self._send(message)
 
 
 def _routed(scope: Scope) -> Scope:

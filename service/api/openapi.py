@@ -18,9 +18,9 @@ from starlette.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from models import rows
-from service.api import schemas
 from service.api.deps import ADMIN, JSON, MULTIPART, READ, WRITE
 from service.api.position import HEADER, LARGEST
+from service.api.schemas import requests
 
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemAnswer")}}}
@@ -29,16 +29,16 @@ _BODY = (413, 415)
 
 # Bodies are read by dependencies of ours, so FastAPI does not find these models by itself.
 _MODELS: tuple[type[BaseModel], ...] = (
-    schemas.BatchBody,
+    requests.BatchBody,
     rows.EventBody,
-    schemas.FeedbackBody,
+    requests.FeedbackBody,
     rows.ImputeBody,
     rows.ItemBody,
-    schemas.PairsBody,
-    schemas.PatchBody,
-    schemas.PutBody,
-    schemas.RetrieveBody,
-    schemas.SessionBody,
+    requests.PairsBody,
+    requests.PatchBody,
+    requests.PutBody,
+    requests.RetrieveBody,
+    requests.SessionBody,
 )
 
 _POSITION: dict[str, Any] = {"schema": {"type": "integer", "minimum": 0, "maximum": LARGEST}}

@@ -8,10 +8,11 @@ from fastapi import APIRouter, Path, Query
 from starlette.responses import Response
 
 from models.rows import ItemId, UserId
-from service.api import answers, schemas
+from service.api import answers
 from service.api.answers import Json
 from service.api.deps import READ, EngineDep, HiddenDep, MetricsDep, json_body
 from service.api.openapi import json_request, problems
+from service.api.schemas import requests, responses
 from service.pipeline import explain, recommend
 
 router = APIRouter(tags=["recommend"])
@@ -20,13 +21,13 @@ router = APIRouter(tags=["recommend"])
 @router.get(
     "/recommend/{user}",
     dependencies=[READ],
-    responses={200: {"model": schemas.RecommendationsAnswer}, **problems(404)},
+    responses={200: {"model": responses.RecommendationsAnswer}, **problems(404)},
 )
 async def recommend_user(
     engine: EngineDep,
     metrics: MetricsDep,
     user: Annotated[UserId, Path()],
-    query: Annotated[schemas.RecommendQuery, Query()],
+    query: Annotated[requests.RecommendQuery, Query()],
     hidden: HiddenDep,
 ) -> Response:
     """The best items for a user. An unknown user gets a named fallback, or 404 with `strict`."""
@@ -49,13 +50,13 @@ async def recommend_user(
 @router.post(
     "/recommend",
     dependencies=[READ],
-    responses={200: {"model": schemas.RecommendationsAnswer}, **problems(body=True)},
-    openapi_extra=json_request(schemas.SessionBody),
+    responses={200: {"model": responses.RecommendationsAnswer}, **problems(body=True)},
+    openapi_extra=json_request(requests.SessionBody),
 )
 async def recommend_session(
     engine: EngineDep,
     metrics: MetricsDep,
-    body: Annotated[schemas.SessionBody, json_body(schemas.SessionBody)],
+    body: Annotated[requests.SessionBody, json_body(requests.SessionBody)],
     hidden: HiddenDep,
 ) -> Response:
     """The best items for a session of weighted items."""
@@ -77,7 +78,7 @@ async def recommend_session(
 @router.get(
     "/explain/{user}/{item}",
     dependencies=[READ],
-    responses={200: {"model": schemas.ExplanationAnswer}, **problems(404)},
+    responses={200: {"model": responses.ExplanationAnswer}, **problems(404)},
 )
 async def explain_pair(
     engine: EngineDep,
@@ -86,4 +87,4 @@ async def explain_pair(
     hidden: HiddenDep,
 ) -> Response:
     """What each item of a user's history says of an item, the most relevant first."""
-    return Json(answers.explanation(await explain.explain_pair(engine, user, item, hidden=hidden)))
+    return Json(await explain.explain_pair(engine, user, item, hidden=hidden))

@@ -3,7 +3,8 @@
 The fallback chain, for each missing modality: DGMRec's generator, where anything is known of the item (another
 modality, or users); the bundle's imputer over the co-interaction graph, where the item has users whose other items
 training knew; the mean of its neighbours (NN), where another modality is observed; the modality's mean; absent, where
-nobody has the modality. A bundle trained without a generator (DGMRecConfig.imputation) begins where it was trained.
+nothing can be said at all, because nobody has the modality. A bundle trained without a generator
+(DGMRecConfig.imputation) begins at the imputer that it was trained with.
 """
 
 from __future__ import annotations
@@ -197,7 +198,7 @@ def _basis(
 ) -> tuple[str, ...]:
     """What the generator read."""
     others = [name for place, name in enumerate(model.names) if evidence.observed[row, place]]
-    reads = generator == NN or model.reads_neighbours(model.names[column], touched=touched)
+    reads = generator == NN or model.reads_neighbours(model.names[column], warm=touched)
     neighbours = ["neighbours"] if reads and evidence.neighbour_valid[row, column] else []
     users = ["users"] if touched else []
     if generator == MEAN:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
 from models.arrays import Array, Counts
-from models.files import replacing
+from models.files import clear_abandoned, replacing
 from service.domain import ChangesLostError, ConflictError, LacunaError, NotReadyError, State
 from service.pipeline import follow
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
@@ -134,6 +134,8 @@ def write(snapshot: Snapshot, path: Path) -> int:
     tensors[_POPULARITY] = snapshot.popularity
     tensors[_ABOUT] = np.frombuffer(orjson.dumps(about), dtype=np.uint8)
     data = save(tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear_abandoned(path)
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.write(hashlib.sha256(data).digest())

@@ -111,7 +111,7 @@ def test_a_bundle_tells_what_is_read(w: World, tmp_path: Path) -> None:
     w.model.tower("m1").select_inputs(co_interaction_mean=False, neighbour_mean=False)
     w.model.tower("m1").near_duplicate_weights.copy_(torch.tensor([0.0, 0.4]))
     again = DGMRecServing.load(Bundle.load(save(online_of(w), tmp_path / "bundle")))
-    assert [again.reads_neighbours(name, touched=True) for name in again.names] == [True, False]
+    assert [again.reads_neighbours(name, warm=True) for name in again.names] == [True, False]
     for columns in ("interaction_mask", "content_mask", "near_duplicate_weights"):
         assert torch.equal(getattr(again.model.tower("m1"), columns), getattr(w.model.tower("m1"), columns))
 
@@ -147,6 +147,20 @@ def test_model_that_does_not_fit(
     with pytest.raises(BundleError, match=r"does not fit this Lacuna, train it anew: .") as caught:
         DGMRecServing.load(bundle)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("lean", "the setting 'lean' is called 'knn_smoothing' now"),
+        ("hide_rate", "the setting 'hide_rate' is gone: what it set is a constant now"),
+    ],
+)
+def test_settings_of_an_earlier_version(online: DGMRecServing, tmp_path: Path, name: str, sentence: str) -> None:
+    path = save(online, tmp_path / "bundle")
+    bundle = rewrite(path, lambda raw: raw["models"]["dgmrec"]["config"].update({name: 0.5}))
+    with pytest.raises(BundleError, match=f"does not fit this Lacuna, train it anew: {sentence}"):
+        DGMRecServing.load(bundle)
 
 
 def test_table_that_is_missing(online: DGMRecServing, tmp_path: Path) -> None:
@@ -190,8 +204,8 @@ def test_generate(rows: list[int], trust: float, changes: dict[str, Any], shared
         w.model.tower(name).mean_general.fill_(0.2)
     online = online_of(w)
     follows = w.model.tower("m1").near_duplicate_weights > 0
-    assert online.reads_neighbours("m1", touched=True) == (near or bool(follows[0]))
-    assert online.reads_neighbours("m1", touched=False) == (near or bool(follows[1]) or trust > 0)
+    assert online.reads_neighbours("m1", warm=True) == (near or bool(follows[0]))
+    assert online.reads_neighbours("m1", warm=False) == (near or bool(follows[1]) or trust > 0)
     evidence = replace(
         w.evidence, cross_fitted_mean=w.evidence.co_interaction_mean
     )  # served cells are of items that no fit leaves out

@@ -452,7 +452,7 @@ def test_torchvision_model_unknown(name: str, tmp_path: Path) -> None:
 
 def test_catalogue_weights_round_trip(network: CatalogueNetwork, tmp_path: Path) -> None:
     file = tmp_path / "image.safetensors"
-    network.save_weights(file)
+    file.write_bytes(network.to_bytes())
     loaded = catalogue_encoder(file, threads=2)
     assert loaded.weights_sha256 == sha256(file.read_bytes()).hexdigest()
     assert (loaded.id, loaded.dim) == ("catalogue", 16)
@@ -461,7 +461,7 @@ def test_catalogue_weights_round_trip(network: CatalogueNetwork, tmp_path: Path)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     np.testing.assert_array_equal(vectors, catalogue_encoder(network).encode(pictures))
     np.testing.assert_array_equal(vectors[[3]], loaded.encode(pictures[3:4]))
-    again = CatalogueNetwork.load_weights(file)
+    again = CatalogueNetwork.from_bytes(file.read_bytes())
     assert again.config == network.config
     assert not again.training
     assert again.to_bytes() == file.read_bytes()
@@ -479,7 +479,7 @@ def test_catalogue_weights_foreign_or_missing(network: CatalogueNetwork, tmp_pat
         with pytest.raises(EncoderUnavailableError, match="does not hold its weights"):
             catalogue_encoder(tmp_path / name)
     with pytest.raises(EncoderUnavailableError, match="No such file"):
-        CatalogueNetwork.load_weights(tmp_path / "absent")
+        catalogue_encoder(tmp_path / "absent")
 
 
 # --- what a bundle asks for --------------------------------------------------------------------------------------
@@ -491,7 +491,7 @@ def _entry(encoder: NetworkEncoder[Image.Image], **changes: object) -> EncoderRe
 
 
 def test_load_encoder_shipped_in_the_bundle(network: CatalogueNetwork, tmp_path: Path) -> None:
-    network.save_weights(tmp_path / "image.safetensors")
+    (tmp_path / "image.safetensors").write_bytes(network.to_bytes())
     made = catalogue_encoder(network)
     pictures = _pictures(2)
     loaded = load_encoder(_entry(made, file="image.safetensors"), tmp_path, image_weights=tmp_path / "unused")
@@ -499,7 +499,7 @@ def test_load_encoder_shipped_in_the_bundle(network: CatalogueNetwork, tmp_path:
 
 
 def test_load_encoder_with_other_weights(network: CatalogueNetwork, tmp_path: Path) -> None:
-    network.save_weights(tmp_path / "image.safetensors")
+    (tmp_path / "image.safetensors").write_bytes(network.to_bytes())
     made = catalogue_encoder(network)
     entry = _entry(made, file="image.safetensors", weights_sha256="50353eb1" * 8)
     expected = rf"made with catalogue weights 50353eb1.*its file image\.safetensors holds {made.weights_sha256[:12]}"

@@ -180,6 +180,15 @@ def test_masks_and_new_items_of_unknown_items(tmp_path: Path) -> None:
         load_dataset(tmp_path / "masked")
 
 
+def test_a_mask_of_no_items(tmp_path: Path) -> None:
+    empty = PublishedMask((), (), np.zeros((0, 0), dtype=np.bool_))
+    prepare(tmp_path / "out", masks={"none": empty}, new_items=[])
+    dataset = load_dataset(tmp_path / "out")
+    assert not dataset.withheld("none").any()
+    assert dataset.new_items is not None
+    assert len(dataset.new_items) == 0
+
+
 def test_mask_of_the_wrong_shape() -> None:
     with pytest.raises(DatasetError, match="2 items and 1 columns cannot be bool"):
         PublishedMask(("a", "b"), ("image",), np.ones((2, 2), dtype=np.bool_))

@@ -120,7 +120,7 @@ def test_checkerboard_is_learnt(changes: dict[str, object]) -> None:
 
 def test_autocast_learns_the_same_world(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU here: what bfloat16 stumbles over is the same everywhere."""
-    monkeypatch.setattr(DGMRecTask, "_casts", property(lambda _: True))
+    monkeypatch.setattr(DGMRecTask, "casts", property(lambda _: True))
     for changes in ({}, {"modal": False}, {"ranking": "bpr", "user_item": 0.1}):
         task = task_of(rounds=10, **changes)
         train(task, task.trainer)
@@ -239,7 +239,7 @@ def test_generated_features_tell_the_group(learnt: DGMRecTask) -> None:
 def test_content_is_learnt_every_few_steps() -> None:
     task = task_of()
     pairs = task.data.parts.train[:32]
-    having = ["reconstruction" in task._step(pairs, np.arange(20)) for _ in range(2 * CONTENT_EVERY)]
+    having = ["reconstruction" in task.step(pairs, np.arange(20)) for _ in range(2 * CONTENT_EVERY)]
     assert having == ([False] * (CONTENT_EVERY - 1) + [True]) * 2
     again = task_of()
     again.load_state(task.state())
@@ -249,13 +249,13 @@ def test_content_is_learnt_every_few_steps() -> None:
 def test_negatives() -> None:
     """Different ones for the whole batch, or one for each pair."""
     users = task_of().data.parts.train[:30, 0]
-    drawn = task_of(negatives=20)._negatives(users)
+    drawn = task_of(negatives=20).negatives(users)
     assert len(set(drawn.tolist())) == len(drawn) == 20
     touched = sorted(set(parts().train[:, 1].tolist()))
     assert len(touched) < ITEMS
-    assert sorted(task_of(negatives=500)._negatives(users).tolist()) == touched  # never a new item
+    assert sorted(task_of(negatives=500).negatives(users).tolist()) == touched  # never a new item
     met = {(int(user), int(item)) for user, item in checkerboard().parts.train}
-    one_each = task_of(ranking="bpr")._negatives(users)
+    one_each = task_of(ranking="bpr").negatives(users)
     assert len(one_each) == 30
     assert not met & set(zip(users.tolist(), one_each.tolist(), strict=True))
 
@@ -394,13 +394,13 @@ def test_trust_is_what_held_out_cells_bear_out() -> None:
     task = task_of()
     epochs(task, 4)
     out = task.embed()
-    task._weigh_generator(out)
+    task.weigh_generator(out)
     chosen = {name: task.module.tower(name).trust.item() for name in task.module.names}
     cosines = {}
     for share in (0.0, *TRUST):
         for name in task.module.names:
             task.module.tower(name).trust.fill_(share)
-        cosines[share] = task._held_cosines(out)
+        cosines[share] = task.held_cosines(out)
     for name, trust in chosen.items():
         gains = {share: found[name] - cosines[0.0][name] for share, found in cosines.items()}
         sure = {s: float(g.mean()) for s, g in gains.items() if g.mean() > 2 * g.std() / len(g) ** 0.5}

@@ -109,7 +109,7 @@ def test_reviews_of_validation_and_test_reach_nothing() -> None:
     noise = given.sentences[0].copy()
     noise[held] = 99.0
     changed = replace(
-        given, ratings=replace(world, value=value).with_texts(text), sentences=(noise, given.sentences[1])
+        given, ratings=replace(world, value=value, text=tuple(text)), sentences=(noise, given.sentences[1])
     )
     outcomes = [train_lrmm(one, CONFIG, QUICK, terminal=terminal()) for one in (given, changed)]
     for one, other in zip(*(outcome.test.embeddings.values() for outcome in outcomes), strict=True):
@@ -163,7 +163,7 @@ def test_the_sentiment_of_a_review_is_fitted_to_the_others(monkeypatch: pytest.M
     """Cross-fitted: a word that only one review has tells nothing of that review's own rating."""
     world = ratings()
     text = [f"{one} unique{row}" for row, one in enumerate(world.text)]
-    given = source(world.with_texts(text))
+    given = source(replace(world, text=tuple(text)))
     assert given.sentences is not None
     monkeypatch.setattr(reviews, "MIN_GRAM_REVIEWS", 1)
     config = CONFIG.model_copy(update={"lstm_epochs": 0})

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.training.sources import PICTURE, put
 from training.datasets import READERS, DatasetError, load_dataset
 
-EXAMPLES = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck))
+EXAMPLES = settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck))
 
 Source = dict[str, bytes]
 

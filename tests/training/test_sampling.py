@@ -56,10 +56,10 @@ def test_touched_is_what_the_sets_say() -> None:
     users = np.array([4, 5, 5, 0, 11, 2, 4])
     for items in (rng.permutation(20), rng.permutation(20)[:6], np.array([], dtype=np.int64)):
         expected = [[int(item) in histories[user] for item in items] for user in users.tolist()]
-        found = sampler.touched(torch.from_numpy(users), torch.from_numpy(items))
+        found = sampler.interacted(torch.from_numpy(users), torch.from_numpy(items))
         assert found.shape == (7, len(items))
         assert found.tolist() == expected
-    assert sampler.touched(torch.from_numpy(users[:0]), torch.arange(3)).shape == (0, 3)
+    assert sampler.interacted(torch.from_numpy(users[:0]), torch.arange(3)).shape == (0, 3)
 
 
 def test_users_with_too_few_free_items() -> None:

@@ -531,7 +531,8 @@ def _write_split(file: Path, rows: Iterable[SplitRow]) -> None:
 
 
 def _write_mask(file: Path, mask: PublishedMask) -> None:
-    np.savez_compressed(file, items=np.array(mask.items), columns=np.array(mask.columns), missing=mask.missing)
+    items, columns = np.array(mask.items, dtype=np.str_), np.array(mask.columns, dtype=np.str_)
+    np.savez_compressed(file, items=items, columns=columns, missing=mask.missing)
 
 
 def _write_left_out(file: Path, split: LeaveOneOut) -> None:

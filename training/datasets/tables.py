@@ -354,7 +354,7 @@ def ids_in(array: NDArray[Any], file: Path) -> NDArray[np.str_]:
     Raises:
         DatasetError: it holds something else.
     """
-    if array.dtype.kind not in "iuU":
+    if array.size and array.dtype.kind not in "iuU":
         raise DatasetError(f"{file.name} must hold ids, whole numbers or texts, got {array.dtype}")
     return array.astype(np.str_)
 

@@ -191,7 +191,7 @@ class DGMRecTask:
         evidence = self.content.evidence
         out = self.module(self.interactions, self.content)
         self.module.update_mean_generals(out, evidence.observed)
-        self._weigh_generator(out)
+        self.weigh_generator(out)
         self._regenerate(out, self.config.refine_weight if weight is None else weight)
 
     def _regenerate(self, out: Embeddings, share: float) -> None:
@@ -217,32 +217,33 @@ class DGMRecTask:
         seen: dict[str, list[float]] = defaultdict(list)
         for done, pairs in enumerate(batches(self.data.parts.train, self.trainer.batch_size, self.rng), start=1):
             set_rate(self.optimiser, self.trainer.rate(epoch - 1 + (done - 1) / total))
-            negatives = self._negatives(pairs[:, 0])
-            for key, value in self._step(pairs, negatives).items():
+            negatives = self.negatives(pairs[:, 0])
+            for key, value in self.step(pairs, negatives).items():
                 seen[key].append(value)
             progress(done, total)
         means = {key: float(np.mean(values)) for key, values in seen.items()}
         return {"loss": sum(means.values())} | means
 
-    def _negatives(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
-        """One item that the user has not touched for each pair, or different ones for the whole batch.
+    def negatives(self, users: NDArray[np.int64]) -> NDArray[np.int64]:
+        """One item that the user has not interacted with for each pair, or different ones for the whole batch.
 
-        The latter are items that somebody has touched: an item that is new could only ever be a negative, and the model
+        The latter are warm items: an item that is new could only ever be a negative, and the model
         would learn to recommend it to nobody.
         """
         if self.config.ranking == "bpr":
             return self.sampler.sample(users, self.rng)
         return self.rng.permutation(self.warm)[: self.config.negatives]
 
-    def _step(self, pairs: NDArray[np.int64], negatives: NDArray[np.int64]) -> dict[str, float]:
+    def step(self, pairs: NDArray[np.int64], negatives: NDArray[np.int64]) -> dict[str, float]:
+        """One step on a batch of pairs `[b, 2]`; answers each loss."""
         users, positives, negative = (
             torch.from_numpy(np.ascontiguousarray(rows)).to(self.device) for rows in (*pairs.T, negatives)
         )
         excluded = None
         if self.config.ranking == "softmax":
-            excluded = self.sampler.touched(users, negative)
+            excluded = self.sampler.interacted(users, negative)
         self.steps += 1
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._casts):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
             out = self.module(self.interactions, self.content)
             terms = self.module.ranking_losses(
                 out, users, positives, negative, self.interactions, self.content, excluded
@@ -257,7 +258,8 @@ class DGMRecTask:
         return {key: value.item() for key, value in terms.items()}
 
     @property
-    def _casts(self) -> bool:
+    def casts(self) -> bool:
+        """Whether the forward pass runs in bfloat16 where that is precise enough."""
         return self.trainer.autocast and self.device.type == "cuda"
 
     def _fit_q(self) -> None:
@@ -275,7 +277,7 @@ class DGMRecTask:
         parts are."""
         out = self.embed()
         metrics = self._ranking(out, self.data.parts.valid, self.data.parts.train, among=self.warm)
-        metrics |= {f"cosine[{name}]": cosines.mean().item() for name, cosines in self._held_cosines(out).items()}
+        metrics |= {f"cosine[{name}]": cosines.mean().item() for name, cosines in self.held_cosines(out).items()}
         return metrics | self._similarities(out)
 
     def _similarities(self, out: Embeddings) -> dict[str, float]:
@@ -331,7 +333,7 @@ class DGMRecTask:
             offset[among] = 0
         return evaluate_ranking(lambda rows: users[rows] @ items.T + offset, pairs, seen, (20, 50))
 
-    def _held_cosines(self, out: Embeddings) -> dict[str, Tensor]:
+    def held_cosines(self, out: Embeddings) -> dict[str, Tensor]:
         """By modality the centred cosines of the held-out cells `[k]`."""
         if self.content is None or self.config.imputation != "generate":
             return {}
@@ -397,17 +399,17 @@ class DGMRecTask:
         self._regenerate(self.embed(), share=1.0)
         return report
 
-    def _weigh_generator(self, out: Embeddings) -> None:
+    def weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none
         where its gain is within two standard errors, as the largest of several noisy gains is too high a forecast."""
         for name in self.module.names:
             self.module.tower(name).trust.zero_()
-        base = self._held_cosines(out)
+        base = self.held_cosines(out)
         best = dict.fromkeys(base, (0.0, 0.0))  # gain and share
         for share in TRUST:
             for name in self.module.names:
                 self.module.tower(name).trust.fill_(share)
-            for name, cosines in self._held_cosines(out).items():
+            for name, cosines in self.held_cosines(out).items():
                 gains = cosines - base[name]
                 gain, doubt = gains.mean().item(), gains.std().item() / max(len(gains), 1) ** 0.5
                 if gain > max(2 * doubt, best[name][0]):

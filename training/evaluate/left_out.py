@@ -19,13 +19,13 @@ from models.modality import ModalBatch
 from training.baselines.ranking import PEERS, PeerData, tune
 from training.datasets.base import Dataset
 from training.dgmrec.recipe import DataOptions, prepare_features
-from training.evaluate.machine import machine
+from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.held_out import HeldOut, PairScores, Trials, measured, published_held_out, random_held_out
 from training.iris.task import IRISTraining, TopNSource, completed, member_settings, train_iris
 from training.metrics import ScoreFunction, Scores
 from training.progress import Terminal
 from training.splits import Parts
-from training.trainer import TrainerConfig, peak_memory_mb
+from training.trainer import TrainerConfig
 
 IRIS = "iris"
 LEFT_OUT = (IRIS, *PEERS)
@@ -61,21 +61,8 @@ def evaluate_left_out(
     """
     run = _runner(dataset, plan, terminal)
     runs = [run(seed) for seed in range(1, seeds + 1)]
-    names = runs[0]["metrics"]
-    table = {name: np.array([run["metrics"][name] for run in runs]) for name in names}
-    return {
-        "protocol": "leave-one-out",
-        "dataset": dataset.name,
-        "synthetic": dataset.synthetic,
-        "model": plan.model,
-        "variant": variant,
-        "config": _settings(plan),
-        "command": command,
-        "machine": machine(),
-        "runs": runs,
-        "mean": {name: float(values.mean()) for name, values in table.items()},
-        "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
-    }
+    about = Measured("leave-one-out", dataset.name, dataset.synthetic, plan.model, variant, command)
+    return result_of(about, _settings(plan), runs)
 
 
 def split_of(dataset: Dataset, seed: int, split: str | None) -> tuple[str, HeldOut]:
@@ -111,13 +98,7 @@ def _runner(dataset: Dataset, plan: LeaveOneOutPlan, terminal: Terminal) -> Call
         name, held_out = split_of(dataset, seed, plan.split)
         terminal.say(f"seed {seed}, split {name}")
         outcome = (_iris if plan.model == IRIS else _peer)(dataset, plan, held_out, content, seed, terminal)
-        return {
-            "seed": seed,
-            "split": name,
-            **outcome,
-            "seconds": round(time.perf_counter() - begin, 1),
-            "peak_rss_mb": round(peak_memory_mb()),
-        }
+        return run_record(seed, begin, {"split": name, **outcome})
 
     return run
 
@@ -169,11 +150,8 @@ def _iris(
     metrics = measured(trained.scores, held_out.test) | _valid(trained.result.best)
     return {
         "metrics": metrics | faithfulness(trained.serving, source, held_out.test, seed),
-        "epochs": trained.result.epochs,
-        "best_epoch": trained.result.best_epoch,
-        "seconds_per_epoch": round(trained.result.seconds_per_epoch, 3),
+        **training_record(trained.result),
         "training_seconds": round(trained.seconds, 1),
-        "history": trained.result.history,
     }
 
 

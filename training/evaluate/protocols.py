@@ -21,13 +21,13 @@ from training.baselines.ranking import PEERS, PeerData, tune
 from training.datasets.base import Dataset
 from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
 from training.dgmrec.task import DGMRecTask
-from training.evaluate.machine import machine
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
+from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
 from training.splits import Parts, draw_new_items
-from training.trainer import TrainerConfig, TrainingResult, peak_memory_mb
+from training.trainer import TrainerConfig, TrainingResult
 
 
 class Protocol(StrEnum):
@@ -141,21 +141,9 @@ def evaluate(
         EvaluationError, PeerError, and what `prepare_features` and `split_parts` raise.
     """
     runs = [_run(dataset, plan.seeded(seed), seed, terminal) for seed in range(1, seeds + 1)]
-    names = sorted({name for run in runs for name in run["metrics"]})
-    table = {name: np.array([run["metrics"][name] for run in runs if name in run["metrics"]]) for name in names}
-    return {
-        "protocol": plan.protocol.value,
-        "dataset": dataset.name,
-        "synthetic": dataset.synthetic,
-        "model": plan.model,
-        "variant": variant,
-        "config": _config(plan, runs),
-        "command": command,
-        "machine": machine(plan.configs[1].device if plan.model in LEARNED else "cpu"),
-        "runs": runs,
-        "mean": {name: float(values.mean()) for name, values in table.items()},
-        "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
-    }
+    device = plan.configs[1].device if plan.model in LEARNED else "cpu"
+    measured = Measured(plan.protocol.value, dataset.name, dataset.synthetic, plan.model, variant, command, device)
+    return result_of(measured, _config(plan, runs), runs)
 
 
 def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -191,23 +179,13 @@ def _run(dataset: Dataset, plan: Plan, seed: int, terminal: Terminal) -> dict[st
         run = _account(_retrieve(dataset, plan, terminal))
     else:
         run = _account(_rank(dataset, plan, terminal))
-    return {
-        "seed": seed,
-        **run,
-        "seconds": round(time.perf_counter() - begin, 1),
-        "peak_rss_mb": round(peak_memory_mb()),
-    }
+    return run_record(seed, begin, run)
 
 
 def _account(outcome: Outcome) -> dict[str, Any]:
     account: dict[str, Any] = {"metrics": outcome.metrics}
     if outcome.training is not None:
-        account |= {
-            "seconds_per_epoch": round(outcome.training.seconds_per_epoch, 3),
-            "epochs": outcome.training.epochs,
-            "best_epoch": outcome.training.best_epoch,
-            "history": outcome.training.history,
-        }
+        account |= training_record(outcome.training)
     if outcome.setting is not None:
         account["setting"] = dict(outcome.setting)
     return account

@@ -15,14 +15,14 @@ from models.lrmm.config import LRMMConfig
 from training.baselines.rating import RATING_PEERS, PeerRatings, tune_rating_peer
 from training.datasets.base import Dataset
 from training.dgmrec.recipe import DataOptions
-from training.evaluate.machine import machine
 from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
+from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.lrmm.ratings import RatingDataError, RatingParts, Ratings, published_parts, random_parts, thinned
 from training.lrmm.recipe import encoded_ratings, review_sentences
 from training.lrmm.task import RatingSource, measured, predicted, train_lrmm
 from training.lrmm.transfer import Target, transferred
 from training.progress import Terminal
-from training.trainer import TrainerConfig, peak_memory_mb
+from training.trainer import TrainerConfig
 
 PUBLISHED = 0  # the seed under which the dataset's own split runs
 FIRST = 1  # of the random splits; its reconstructions are drawn
@@ -77,22 +77,14 @@ def evaluate_rating(
     splits = {seed: random_parts(len(ratings), seed) for seed in range(FIRST, FIRST + seeds)}
     run = _runner(dataset, ratings, plan, terminal)
     runs = [run(parts, seed) for seed, parts in splits.items()]
-    names = runs[0]["metrics"]
-    table = {name: np.array([run["metrics"][name] for run in runs]) for name in names}
-    return {
-        "protocol": "rating",
-        "dataset": dataset.name if plan.target is None else plan.target.name,
-        "synthetic": dataset.synthetic or (plan.target is not None and plan.target.synthetic),
-        "model": plan.model,
-        "variant": variant,
-        "config": {**_settings(plan), **_condition(dataset, plan)},
-        "command": command,
-        "machine": machine(),
-        "published": None if published is None else run(published, PUBLISHED),
-        "runs": runs,
-        "mean": {name: float(values.mean()) for name, values in table.items()},
-        "std": {name: float(values.std(ddof=1)) if len(values) > 1 else 0.0 for name, values in table.items()},
-    }
+    tested = dataset if plan.target is None else plan.target
+    synthetic = dataset.synthetic or tested.synthetic
+    return result_of(
+        Measured("rating", tested.name, synthetic, plan.model, variant, command),
+        {**_settings(plan), **_condition(dataset, plan)},
+        runs,
+        published=None if published is None else run(published, PUBLISHED),
+    )
 
 
 def _settings(plan: RatingPlan) -> dict[str, Any]:
@@ -126,13 +118,7 @@ def _runner(
         else:
             source = replace(prepared(parts), item_reviews=plan.item_reviews)
             outcome = _lrmm(source, plan, seed, target and target(seed), terminal)
-        return {
-            "seed": seed,
-            "metrics": outcome.metrics,
-            **outcome.account,
-            "seconds": round(time.perf_counter() - begin, 1),
-            "peak_rss_mb": round(peak_memory_mb()),
-        }
+        return run_record(seed, begin, {"metrics": outcome.metrics, **outcome.account})
 
     return run
 
@@ -172,10 +158,7 @@ def _lrmm(
     test = trained.test if target is None else transferred(trained.serving, target)
     metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.serving, test)}
     account = {
-        "epochs": trained.result.epochs,
-        "best_epoch": trained.result.best_epoch,
-        "seconds_per_epoch": round(trained.result.seconds_per_epoch, 3),
-        "history": trained.result.history,
+        **training_record(trained.result),
         "by_amount": errors_by_amount(test.review_count, predicted(trained.serving.model, test) - test.value),
     }
     if seed == FIRST:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -77,10 +76,6 @@ class Ratings:
             text=tuple(self.text[row] for row in rows),
             event=self.event[rows],
         )
-
-    def with_texts(self, text: Sequence[str]) -> Ratings:
-        """The same ratings with these texts."""
-        return replace(self, text=tuple(text))
 
 
 @dataclass(frozen=True, slots=True)

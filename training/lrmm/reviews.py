@@ -67,6 +67,7 @@ def sentence_vectors(
         vectors[rows] = encoder.encode([excerpts[row] for row in rows])
         terminal.stage("reviews, sentences", start + len(rows), len(with_text))
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file) as temporary:
             save_file({"vectors": vectors}, temporary)
     return vectors

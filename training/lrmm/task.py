@@ -62,8 +62,8 @@ class LRMMTask:
             torch.manual_seed(trainer.seed)
             sizes = {name: tensor.shape[1] for name, tensor in self._embeddings.items()}
             self.module = LRMM(config, sizes, offset)
-        weights = [tensor for name, tensor in self.module.named_parameters() if name.endswith("weight")]
-        others = [tensor for name, tensor in self.module.named_parameters() if not name.endswith("weight")]
+        weights = [tensor for name, tensor in self.module.named_parameters() if name.endswith(".weight")]
+        others = [tensor for name, tensor in self.module.named_parameters() if not name.endswith(".weight")]
         self._optimizer = torch.optim.AdamW(
             [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
             trainer.learning_rate,

@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from redis.exceptions import RedisError
-
 from service.adapters.redis.client import RedisClient
-from service.domain import NotReadyError
 
 
 class RedisCache:
-    """`service.ports.Cache` over Redis. With Redis away, reads miss and writes are dropped; only `ping` raises.
+    """`service.ports.Cache` over Redis. With Redis away, reads miss and writes are dropped.
 
     Args:
         url: `redis://host:port/db`.
@@ -29,21 +26,10 @@ class RedisCache:
 
     async def set(self, key: str, value: bytes, *, ttl_s: float) -> None:
         if ttl_s <= 0:
-            await self.delete(key)
+            await self._client.attempt(lambda redis: redis.delete(self._prefix + key))
             return
         lifetime = max(1, round(ttl_s * 1000))
         await self._client.attempt(lambda redis: redis.set(self._prefix + key, value, px=lifetime))
-
-    async def delete(self, *keys: str) -> None:
-        if keys:
-            await self._client.attempt(lambda redis: redis.delete(*(self._prefix + key for key in keys)))
-
-    async def ping(self) -> None:
-        """Raise NotReadyError where Redis does not answer."""
-        try:
-            await self._client.redis.ping()
-        except (RedisError, OSError) as error:
-            raise NotReadyError("Redis does not answer.") from error
 
     async def close(self) -> None:
         await self._client.redis.aclose()

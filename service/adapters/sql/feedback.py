@@ -1,4 +1,4 @@
-"""Feedback and users: queries of the SQL store."""
+"""Feedback and users."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from sqlalchemy import (
 )
 
 from models.feedback import EVENT_TYPES, NEGATIVE, RATED, Interaction
+from service.adapters.sql.changes import log
 from service.adapters.sql.cursors import decode_cursor, decode_number, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
-from service.adapters.sql.items import chunks, item_rows, log, mark, pairs
+from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
+from service.adapters.sql.regeneration import mark
 from service.adapters.sql.tables import changes, feedback, items, review_vectors
 from service.domain import Event, InvalidInputError, Page, User
 from service.ports import Committed, EventResult, Keep
@@ -47,43 +49,154 @@ Key = tuple[str, int, str, datetime]  # what tells an event from every other
 _KEY = (feedback.c.user_id, feedback.c.item_row, feedback.c.type, feedback.c.timestamp)
 
 
-def add_feedback(
-    connection: Connection,
-    events: Sequence[Event],
-    strict: bool,
-    renew: Collection[str],
-    keep: Keep[list[EventResult]] | None,
-) -> Committed[list[EventResult]]:
-    """Insert the events that are new and whose item exists, and correct those that came before with another value or
-    text; says what became of each. Of events that repeat each other here, the last one counts."""
-    rows = item_rows(connection, {event.item for event in events})
-    results: list[EventResult] = ["known" if event.item in rows else "orphan" for event in events]
-    first: dict[Key, int] = {}
-    values: dict[Key, dict[str, Any]] = {}
-    for index, event in enumerate(events):
-        if event.item in rows:
-            key = _key(event, rows[event.item])
-            first.setdefault(key, index)
-            values[key] = _values(event, rows[event.item])
-    if not first or (strict and "orphan" in results):
-        return Committed(results)
-    for row in connection.execute(insert_new(connection, feedback).returning(*_KEY), list(values.values())):
-        results[first[row[0], row[1], row[2], row[3]]] = "new"
-    for key in _correct(connection, {key: values[key] for key, index in first.items() if results[index] == "known"}):
-        results[first[key]] = "replaced"
-    fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
-    touched = dict.fromkeys(event.item for event in fresh)
-    positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
-    mark(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
-    keep_answer(connection, keep, results)
-    return Committed(results, positions)
+class FeedbackQueries(Queries):
+    """Events, and the users and items that they belong to."""
+
+    @writes
+    def add_feedback(
+        self,
+        connection: Connection,
+        events: Sequence[Event],
+        *,
+        strict: bool = False,
+        renew: Collection[str] = (),
+        keep: Keep[list[EventResult]] | None = None,
+    ) -> Committed[list[EventResult]]:
+        """Insert the events that are new and whose item exists, and correct those that came before with another value
+        or text; says what became of each. Of events that repeat each other here, the last one counts."""
+        rows = item_rows(connection, {event.item for event in events})
+        results: list[EventResult] = ["known" if event.item in rows else "orphan" for event in events]
+        first: dict[Key, int] = {}
+        values: dict[Key, dict[str, Any]] = {}
+        for index, event in enumerate(events):
+            if event.item in rows:
+                key = _key(event, rows[event.item])
+                first.setdefault(key, index)
+                values[key] = _values(event, rows[event.item])
+        if not first or (strict and "orphan" in results):
+            return Committed(results)
+        for row in connection.execute(insert_new(connection, feedback).returning(*_KEY), list(values.values())):
+            results[first[row[0], row[1], row[2], row[3]]] = "new"
+        repeated = {key: values[key] for key, index in first.items() if results[index] == "known"}
+        for key in _correct(connection, repeated):
+            results[first[key]] = "replaced"
+        fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
+        touched = dict.fromkeys(event.item for event in fresh)
+        positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
+        mark(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
+        keep_answer(connection, keep, results)
+        return Committed(results, positions)
+
+    @reads
+    def list_feedback(
+        self,
+        connection: Connection,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        user: str | None = None,
+        item: str | None = None,
+        kind: str | None = None,
+    ) -> Page[Event]:
+        """A page of events, newest first."""
+        query = _events().where(*_about(connection, user, item, kind)).limit(limit + 1)
+        if cursor is not None:
+            moment, number = decode_cursor(cursor, CURSOR, 2)
+            query = query.where(tuple_(feedback.c.timestamp, feedback.c.id) < (_moment(moment), decode_number(number)))
+        rows = connection.execute(query).all()
+        last = rows[limit - 1] if len(rows) > limit else None
+        return Page([_to_event(row) for row in rows[:limit]], None if last is None else _cursor(last))
+
+    @writes
+    def delete_feedback(
+        self, connection: Connection, *, user: str | None = None, item: str | None = None, kind: str | None = None
+    ) -> Committed[int]:
+        """Remove the events that are of a user, of an item and of a type, as far as these are given."""
+        if user is None and item is None and kind is None:
+            raise InvalidInputError("name a user, an item or a type whose feedback is to be removed")
+        chosen = _about(connection, user, item, kind)
+        users = connection.execute(select(feedback.c.user_id).where(*chosen).distinct()).scalars().all()
+        if not users:
+            return Committed(0)
+        touched = _items_of(connection, chosen)
+        removed = connection.execute(delete(feedback).where(*chosen)).rowcount
+        positions = log(connection, feedback_deleted=sorted(users), item_feedback=touched)
+        mark(connection, touched.values(), positions.stop - 1)
+        return Committed(removed, positions)
+
+    @reads
+    def user_items(self, connection: Connection, user: str, *, min_rating: float | None) -> list[Interaction]:
+        """The items of a user, however many, each with the event that decides; newest first."""
+        newest = _deciding(min_rating, feedback.c.user_id == user)
+        query = select(items.c.id, newest.c.timestamp, newest.c.interested).join(
+            items, items.c.row_id == newest.c.item_row
+        )
+        rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
+        return [Interaction(item, moment, bool(interested)) for item, moment, interested in rows]
+
+    @reads
+    def item_users(self, connection: Connection, item: str, *, limit: int) -> list[str]:
+        """Users with events on an item, newest first."""
+        query = (
+            select(feedback.c.user_id)
+            .where(*_about(connection, None, item))
+            .group_by(feedback.c.user_id)
+            .order_by(func.max(feedback.c.timestamp).desc(), func.max(feedback.c.id).desc())
+            .limit(limit)
+        )
+        return list(connection.execute(query).scalars())
+
+    @reads
+    def interested_users(self, connection: Connection, item: str, *, limit: int, min_rating: float | None) -> list[str]:
+        """Users who are interested in an item, newest first."""
+        newest = _deciding(min_rating, *_about(connection, None, item))
+        query = select(newest.c.user_id).where(newest.c.interested)
+        return list(
+            connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()).limit(limit)).scalars()
+        )
+
+    @reads
+    def item_counts(
+        self, connection: Connection, items: Collection[str] | None = None, *, min_rating: float | None
+    ) -> dict[str, int]:
+        """Number of interested users by item, of all items or of these; items without any are left out."""
+        if items is None:
+            return _all_counts(connection, min_rating)
+        ids = {row: item_id for item_id, row in item_rows(connection, items).items()}
+        counts: dict[str, int] = {}
+        for chunk in chunks(ids):
+            for row, users in connection.execute(_counted(min_rating, feedback.c.item_row.in_(chunk))):
+                counts[ids[row]] = users
+        return counts
+
+    @reads
+    def get_user(self, connection: Connection, user: str) -> User | None:
+        """What is stored of a user."""
+        moment = feedback.c.timestamp
+        query = select(func.count(), func.count(feedback.c.item_row.distinct()), func.min(moment), func.max(moment))
+        events, seen, first, last = connection.execute(query.where(feedback.c.user_id == user)).one()
+        return User(user, events, seen, first, last) if events else None
+
+    @writes
+    def delete_user(self, connection: Connection, user: str) -> Committed[bool]:
+        """Erase all that is stored of a user, but for one `user-deleted` entry, by which other workers forget too."""
+        touched = _items_of(connection, [feedback.c.user_id == user])
+        events = connection.execute(delete(feedback).where(feedback.c.user_id == user)).rowcount
+        entries = connection.execute(
+            delete(changes).where(changes.c.key == user, changes.c.kind.in_(USER_KINDS))
+        ).rowcount
+        if not (events or entries):
+            return Committed(False)
+        positions = log(connection, user_deleted=[user], item_feedback=touched)
+        mark(connection, touched.values(), positions.stop - 1)
+        return Committed(events > 0, positions)
 
 
 def _correct(connection: Connection, values: Mapping[Key, Mapping[str, Any]]) -> list[Key]:
     """Replace the value and text of stored events where they differ; which ones did."""
     corrected: dict[int, Key] = {}
-    for some in chunks(values):
-        stored = select(feedback.c.id, *_KEY, feedback.c.value, feedback.c.text).where(tuple_(*_KEY).in_(some))
+    for keys in chunks(values):
+        stored = select(feedback.c.id, *_KEY, feedback.c.value, feedback.c.text).where(tuple_(*_KEY).in_(keys))
         for number, *key, value, text in connection.execute(stored):
             place = (key[0], key[1], key[2], key[3])
             if (value, text) != (values[place]["value"], values[place]["text"]):
@@ -103,19 +216,6 @@ def _correct(connection: Connection, values: Mapping[Key, Mapping[str, Any]]) ->
     return list(corrected.values())
 
 
-def list_feedback(
-    connection: Connection, limit: int, cursor: str | None, user: str | None, item: str | None, kind: str | None
-) -> Page[Event]:
-    """A page of events, newest first."""
-    query = _events().where(*_about(connection, user, item, kind)).limit(limit + 1)
-    if cursor is not None:
-        moment, number = decode_cursor(cursor, CURSOR, 2)
-        query = query.where(tuple_(feedback.c.timestamp, feedback.c.id) < (_moment(moment), decode_number(number)))
-    rows = connection.execute(query).all()
-    last = rows[limit - 1] if len(rows) > limit else None
-    return Page([_to_event(row) for row in rows[:limit]], None if last is None else _cursor(last))
-
-
 def events_after(connection: Connection, number: int, limit: int) -> tuple[list[Event], int]:
     """The next events in the order in which they were stored, and the number to go on from."""
     query = select(*EVENT_COLUMNS).join(items, items.c.row_id == feedback.c.item_row)
@@ -123,63 +223,10 @@ def events_after(connection: Connection, number: int, limit: int) -> tuple[list[
     return [_to_event(row) for row in rows], rows[-1].id if rows else number
 
 
-def delete_feedback(connection: Connection, user: str | None, item: str | None, kind: str | None) -> Committed[int]:
-    """Remove the events that are of a user, of an item and of a type, as far as these are given."""
-    if user is None and item is None and kind is None:
-        raise InvalidInputError("name a user, an item or a type whose feedback is to be removed")
-    chosen = _about(connection, user, item, kind)
-    users = connection.execute(select(feedback.c.user_id).where(*chosen).distinct()).scalars().all()
-    if not users:
-        return Committed(0)
-    touched = _items_of(connection, chosen)
-    removed = connection.execute(delete(feedback).where(*chosen)).rowcount
-    positions = log(connection, feedback_deleted=sorted(users), item_feedback=touched)
-    mark(connection, touched.values(), positions.stop - 1)
-    return Committed(removed, positions)
-
-
-def user_items(connection: Connection, user: str, min_rating: float | None) -> list[Interaction]:
-    """The items of a user, however many, each with the event that decides; newest first."""
-    newest = _deciding(min_rating, feedback.c.user_id == user)
-    query = select(items.c.id, newest.c.timestamp, newest.c.interested).join(items, items.c.row_id == newest.c.item_row)
-    rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
-    return [Interaction(item, moment, bool(interested)) for item, moment, interested in rows]
-
-
-def item_users(connection: Connection, item: str, limit: int) -> list[str]:
-    """Users with events on an item, newest first."""
-    query = (
-        select(feedback.c.user_id)
-        .where(*_about(connection, None, item))
-        .group_by(feedback.c.user_id)
-        .order_by(func.max(feedback.c.timestamp).desc(), func.max(feedback.c.id).desc())
-        .limit(limit)
-    )
-    return list(connection.execute(query).scalars())
-
-
-def interested_users(connection: Connection, item: str, limit: int, min_rating: float | None) -> list[str]:
-    """Users who are interested in an item, newest first."""
-    newest = _deciding(min_rating, *_about(connection, None, item))
-    query = select(newest.c.user_id).where(newest.c.interested)
-    return list(
-        connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()).limit(limit)).scalars()
-    )
-
-
-def item_counts(connection: Connection, item_ids: Collection[str] | None, min_rating: float | None) -> dict[str, int]:
-    """Number of interested users by item, of all items or of these; items without any are left out."""
-    if item_ids is None:
-        every = _counted(min_rating).subquery()
-        return pairs(
-            connection.execute(select(items.c.id, every.c.users).join(every, every.c.item_row == items.c.row_id))
-        )
-    ids = {row: item_id for item_id, row in item_rows(connection, item_ids).items()}
-    found: dict[str, int] = {}
-    for chunk in chunks(ids):
-        for row, users in connection.execute(_counted(min_rating, feedback.c.item_row.in_(chunk))):
-            found[ids[row]] = users
-    return found
+def _all_counts(connection: Connection, min_rating: float | None) -> dict[str, int]:
+    counted = _counted(min_rating).subquery()
+    query = select(items.c.id, counted.c.users).join(counted, counted.c.item_row == items.c.row_id)
+    return pairs(connection.execute(query))
 
 
 def _counted(min_rating: float | None, *chosen: ColumnElement[bool]) -> Select[Any]:
@@ -211,26 +258,6 @@ def _shows_interest(min_rating: float | None) -> ColumnElement[bool]:
     if min_rating is not None:
         against = against | feedback.c.type.in_(RATED) & feedback.c.value.is_not(None) & (feedback.c.value < min_rating)
     return ~against
-
-
-def get_user(connection: Connection, user: str) -> User | None:
-    """What is stored of a user."""
-    moment = feedback.c.timestamp
-    query = select(func.count(), func.count(feedback.c.item_row.distinct()), func.min(moment), func.max(moment))
-    events, seen, first, last = connection.execute(query.where(feedback.c.user_id == user)).one()
-    return User(user, events, seen, first, last) if events else None
-
-
-def delete_user(connection: Connection, user: str) -> Committed[bool]:
-    """Erase all that is stored of a user. What stays is one `user-deleted` entry, by which other workers forget too."""
-    touched = _items_of(connection, [feedback.c.user_id == user])
-    events = connection.execute(delete(feedback).where(feedback.c.user_id == user)).rowcount
-    entries = connection.execute(delete(changes).where(changes.c.key == user, changes.c.kind.in_(USER_KINDS))).rowcount
-    if not (events or entries):
-        return Committed(False)
-    positions = log(connection, user_deleted=[user], item_feedback=touched)
-    mark(connection, touched.values(), positions.stop - 1)
-    return Committed(events > 0, positions)
 
 
 def _items_of(connection: Connection, chosen: Sequence[ColumnElement[bool]]) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Idempotency keys: queries of the SQL store."""
+"""Idempotency keys, and the answers that requests with them got."""
 
 from __future__ import annotations
 
@@ -8,45 +8,54 @@ from typing import TypeVar
 from sqlalchemy import Connection, delete, select, update
 
 from service.adapters.sql.database import upsert
+from service.adapters.sql.queries import Queries, writes
 from service.adapters.sql.tables import idempotency
 from service.ports import Answer, Claim, Keep
 
 T = TypeVar("T")
 
 
-def claim(connection: Connection, key: str, fingerprint: str, lease_s: float) -> Claim:
-    """Take a key, or say what became of it."""
-    now = datetime.now(UTC)
-    row = connection.execute(select(idempotency).where(idempotency.c.key == key)).one_or_none()
-    if row is not None:
-        if row.fingerprint != fingerprint:
-            return "other"
-        if row.status is not None:
-            return Answer(row.status, bytes(row.body))
-        if row.at > now - timedelta(seconds=lease_s):
-            return "busy"
-    upsert(connection, idempotency, {"key": key, "fingerprint": fingerprint, "at": now})
-    return "mine"
+class IdempotencyQueries(Queries):
+    """Keys that requests claim, and either answer or release."""
+
+    @writes
+    def claim(self, connection: Connection, key: str, fingerprint: str, *, lease_s: float) -> Claim:
+        """Take a key, or say what became of it."""
+        now = datetime.now(UTC)
+        row = connection.execute(select(idempotency).where(idempotency.c.key == key)).one_or_none()
+        if row is not None:
+            if row.fingerprint != fingerprint:
+                return "other"
+            if row.status is not None:
+                return Answer(row.status, bytes(row.body))
+            if row.at > now - timedelta(seconds=lease_s):
+                return "busy"
+        upsert(connection, idempotency, {"key": key, "fingerprint": fingerprint, "at": now})
+        return "mine"
+
+    @writes
+    def answered(self, connection: Connection, key: str, answer: Answer) -> None:
+        """Note what the request of a key was answered."""
+        _set_answer(connection, key, answer)
+
+    @writes
+    def release(self, connection: Connection, key: str) -> None:
+        """Give a key back, unless its write was done."""
+        connection.execute(delete(idempotency).where(idempotency.c.key == key, idempotency.c.status.is_(None)))
 
 
 def keep_answer(connection: Connection, keep: Keep[T] | None, outcome: T) -> None:
     """Keep the answer of a write in the write's own transaction."""
     answer = keep.answer(outcome) if keep is not None else None
     if keep is not None and answer is not None:
-        answered(connection, keep.key, answer)
+        _set_answer(connection, keep.key, answer)
 
 
-def answered(connection: Connection, key: str, answer: Answer) -> None:
-    """Note what the request of a key was answered."""
-    values = {"status": answer.status, "body": answer.body}
-    connection.execute(update(idempotency).where(idempotency.c.key == key).values(values))
-
-
-def release(connection: Connection, key: str) -> None:
-    """Give a key back, unless its write was done."""
-    connection.execute(delete(idempotency).where(idempotency.c.key == key, idempotency.c.status.is_(None)))
-
-
-def trim(connection: Connection, before: datetime) -> None:
+def trim_keys(connection: Connection, before: datetime) -> None:
     """Forget keys older than a moment."""
     connection.execute(delete(idempotency).where(idempotency.c.at < before))
+
+
+def _set_answer(connection: Connection, key: str, answer: Answer) -> None:
+    values = {"status": answer.status, "body": answer.body}
+    connection.execute(update(idempotency).where(idempotency.c.key == key).values(values))

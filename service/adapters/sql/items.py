@@ -1,15 +1,13 @@
-"""Items, their features and their media: queries of the SQL store."""
+"""Items, their features and their files."""
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
-from itertools import islice
+from functools import partial
 from typing import Any, TypeVar
 
-import numpy as np
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -24,11 +22,13 @@ from sqlalchemy import (
     update,
 )
 
+from service.adapters.sql.changes import log
 from service.adapters.sql.cursors import decode_cursor, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
+from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
+from service.adapters.sql.regeneration import mark, marks, unmark
 from service.adapters.sql.tables import (
-    awaiting,
     changes,
     features,
     generated_features,
@@ -37,120 +37,157 @@ from service.adapters.sql.tables import (
     items,
 )
 from service.adapters.sql.tables import media as media_table
-from service.domain import Generated, Observed, Page, Remark, StoredItem, Vector
+from service.domain import Generated, Observed, Page, Remark, StoredItem
 from service.ports import Committed, GeneratedWrite, ItemWrite, Keep, Media, Stored, WriteResult
 
 T = TypeVar("T")
 
-CHUNK = 5_000  # values in one IN list; SQLite takes 32,766 parameters a statement, PostgreSQL 32,767
 CURSOR = "item"
 ITEM_KINDS = ("item", "item-generated", "item-feedback", "item-deleted")
 
-# Made once: SQLAlchemy works out the key under which it has a statement compiled once for each object.
+# Built once: SQLAlchemy works out the key under which it has a statement compiled once for each object.
 _STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
     items.c.id.in_(bindparam("ids", expanding=True))
 )
 _ADD_ITEMS = insert(items).returning(items.c.id, items.c.row_id)
-_ADD_CHANGES = insert(changes).returning(changes.c.position)
 _ADD_CATEGORIES, _ADD_FEATURES, _ADD_GENERATED = insert(item_categories), insert(features), insert(generated_features)
 
 
-def log(connection: Connection, **keys: Iterable[str]) -> range:
-    """Append to the change log, one entry a key under its kind (`item_deleted` is the kind `item-deleted`); answers
-    the positions. There is one writer at a time, so they are consecutive."""
-    now = datetime.now(UTC)
-    rows = [
-        {"kind": kind.replace("_", "-"), "key": key, "at": now} for kind, several in keys.items() for key in several
-    ]
-    if not rows:
-        return range(0)
-    positions = connection.execute(_ADD_CHANGES, rows).scalars().all()
-    return range(min(positions), max(positions) + 1)
+class ItemQueries(Queries):
+    """Items, whole, with their observed and generated features and their files."""
 
+    @writes
+    def write_items(
+        self,
+        connection: Connection,
+        writes: Sequence[ItemWrite],
+        media: Sequence[Media] = (),
+        keep: Keep[Stored] | None = None,
+    ) -> Committed[Stored]:
+        """Decide each write in order against what is stored and what came before it; store the last version of each."""
+        rows, versions = _stored_versions(connection, {write.item.id for write in writes})
+        accepted: dict[str, StoredItem] = {}
+        results: list[WriteResult] = []
+        for write in writes:
+            result = _outcome(write, versions.get(write.item.id, 0))
+            if result in ("created", "replaced"):
+                accepted[write.item.id] = write.item
+                versions[write.item.id] = write.item.version
+            results.append(result)
+        if not accepted:
+            return Committed(Stored(results, {}))
+        numbered = _store(connection, accepted, rows, media)
+        stored = Stored(results, numbered, _mark_outdated(connection, writes, numbered))
+        keep_answer(connection, keep, stored)
+        return Committed(stored, log(connection, item=accepted))
 
-def item_rows(connection: Connection, item_ids: Collection[str]) -> dict[str, int]:
-    """The internal rows of those of the items that exist."""
-    found: dict[str, int] = {}
-    for chunk in chunks(item_ids):
-        found.update(pairs(connection.execute(select(items.c.id, items.c.row_id).where(items.c.id.in_(chunk)))))
-    return found
+    @writes
+    def save_generated(self, connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
+        """Replace generated features and derived state of the items that still have the expected version."""
+        rows, versions = _stored_versions(connection, {save.item_id for save in saves})
+        waiting = marks(connection, [save.item_id for save in saves], len(saves))
+        current = [
+            versions.get(save.item_id) == save.version and (save.queued_at is None or save.item_id in waiting)
+            for save in saves
+        ]
+        kept = [save for save, valid in zip(saves, current, strict=True) if valid]
+        if not kept:
+            return Committed(current)
+        values = [
+            {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
+        ]
+        connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
+        for chunk in chunks(rows[save.item_id] for save in kept):
+            connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
+        generated = [
+            feature
+            for save in kept
+            for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
+        ]
+        _insert(connection, _ADD_GENERATED, generated)
+        unmark(connection, {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None})
+        return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
 
+    @writes
+    def delete_item(self, connection: Connection, item_id: str) -> Committed[bool]:
+        """Erase an item and all that hangs on it, but for one `item-deleted` entry, by which other workers forget."""
+        rows = item_rows(connection, [item_id])
+        if not rows:
+            return Committed(False)
+        held = _media_of(connection, rows.values())
+        connection.execute(delete(items).where(items.c.row_id == rows[item_id]))
+        _drop_unreferenced(connection, held)
+        connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
+        connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
+        return Committed(True, log(connection, item_deleted=[item_id]))
 
-def pairs(result: Iterable[Sequence[Any]]) -> dict[Any, Any]:
-    """The rows of a two-column result, as a mapping from the first column to the second."""
-    return {row[0]: row[1] for row in result}
+    async def get_item(self, item_id: str) -> StoredItem | None:
+        """One item, whole."""
+        return (await self.get_items([item_id])).get(item_id)
+
+    @reads
+    def get_items(self, connection: Connection, item_ids: Sequence[str]) -> dict[str, StoredItem]:
+        """Those of the items that exist, whole."""
+        stored = [
+            item
+            for chunk in chunks(dict.fromkeys(item_ids))
+            for item in _assemble(connection, connection.execute(select(items).where(items.c.id.in_(chunk))).all())
+        ]
+        return {item.id: item for item in stored}
+
+    @reads
+    def existing(self, connection: Connection, item_ids: Collection[str]) -> set[str]:
+        """Those of the items that exist."""
+        return set(item_rows(connection, item_ids))
+
+    async def iter_items(self, *, batch: int = 1000) -> AsyncIterator[list[StoredItem]]:
+        """All items, whole, in order of creation, in batches."""
+        row = 0
+        while True:
+            stored, row = await self.database.read(partial(items_after, row=row, limit=batch))
+            if not stored:
+                return
+            yield stored
+
+    @reads
+    def list_items(
+        self,
+        connection: Connection,
+        *,
+        limit: int,
+        cursor: str | None = None,
+        categories: Sequence[str] = (),
+        missing: str | None = None,
+        q: str | None = None,
+    ) -> Page[StoredItem]:
+        """A page of items in order of id."""
+        query = select(items).order_by(items.c.id).limit(limit + 1)
+        if cursor is not None:
+            query = query.where(items.c.id > decode_cursor(cursor, CURSOR, 1)[0])
+        for category in categories:
+            member = item_categories.c.item_row == items.c.row_id
+            query = query.where(exists().where(member, item_categories.c.category == category))
+        if missing is not None:
+            part = features.c.item_row == items.c.row_id
+            query = query.where(~exists().where(part, features.c.modality == missing))
+        if q:
+            query = query.where(_position(connection, folded(q)) > 0)
+        rows = connection.execute(query).all()
+        page = _assemble(connection, rows[:limit])
+        return Page(page, encode_cursor(CURSOR, page[-1].id) if len(rows) > limit and page else None)
+
+    @reads
+    def get_media(self, connection: Connection, sha256: str) -> Media | None:
+        """A stored file."""
+        return stored_media(connection, sha256)
+
+    @reads
+    def count_items(self, connection: Connection) -> int:
+        """Number of items."""
+        return connection.execute(select(func.count()).select_from(items)).scalar_one()
 
 
 # --- writing -----------------------------------------------------------------------------------------------------
-
-
-def write_items(
-    connection: Connection, writes: Sequence[ItemWrite], media: Sequence[Media], keep: Keep[Stored] | None
-) -> Committed[Stored]:
-    """Decide each write in order against what is stored and what came before it; store the last version of each."""
-    rows, versions = _stored_versions(connection, {write.item.id for write in writes})
-    accepted: dict[str, StoredItem] = {}
-    results: list[WriteResult] = []
-    for write in writes:
-        result = _outcome(write, versions.get(write.item.id, 0))
-        if result in ("created", "replaced"):
-            accepted[write.item.id] = write.item
-            versions[write.item.id] = write.item.version
-        results.append(result)
-    if not accepted:
-        return Committed(Stored(results, {}))
-    numbered = _store(connection, accepted, rows, media)
-    stored = Stored(results, numbered, _mark_outdated(connection, writes, numbered))
-    keep_answer(connection, keep, stored)
-    return Committed(stored, log(connection, item=accepted))
-
-
-def save_generated(connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
-    """Replace generated features and derived state of the items that still have the expected version."""
-    rows, versions = _stored_versions(connection, {save.item_id for save in saves})
-    waiting = marks(connection, [save.item_id for save in saves], len(saves))
-    current = [
-        versions.get(save.item_id) == save.version and (save.queued_at is None or save.item_id in waiting)
-        for save in saves
-    ]
-    kept = [save for save, valid in zip(saves, current, strict=True) if valid]
-    if not kept:
-        return Committed(current)
-    values = [
-        {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
-    ]
-    connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
-    for chunk in chunks(rows[save.item_id] for save in kept):
-        connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
-    made = [
-        feature for save in kept for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
-    ]
-    _insert(connection, _ADD_GENERATED, made)
-    _unmark(connection, {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None})
-    return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
-
-
-def delete_item(connection: Connection, item_id: str) -> Committed[bool]:
-    """Erase an item and all that hangs on it. What stays is one `item-deleted` entry, by which other workers forget."""
-    rows = item_rows(connection, [item_id])
-    if not rows:
-        return Committed(False)
-    held = _media_of(connection, rows.values())
-    connection.execute(delete(items).where(items.c.row_id == rows[item_id]))
-    _drop_unreferenced(connection, held)
-    connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
-    connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
-    return Committed(True, log(connection, item_deleted=[item_id]))
-
-
-# --- what awaits regeneration ------------------------------------------------------------------------------------
-
-
-def mark(connection: Connection, rows: Iterable[int], position: int) -> None:
-    """Let items await regeneration, for what the log says at this position."""
-    for chunk in chunks(rows):
-        connection.execute(delete(awaiting).where(awaiting.c.item_row.in_(chunk)))
-        connection.execute(insert(awaiting), [{"item_row": row, "mark": position} for row in chunk])
 
 
 def _mark_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
@@ -165,35 +202,6 @@ def _mark_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Ma
                 mark(connection, [rows[item_id]], position)
                 outdated.append(item_id)
     return outdated
-
-
-def marks(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
-    """Marks of the items that await regeneration, the longest waiting first."""
-    query = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
-    if item_ids is None:
-        return pairs(connection.execute(query.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)))
-    found: dict[str, int] = {}
-    for chunk in chunks(item_ids):
-        found.update(pairs(connection.execute(query.where(items.c.id.in_(chunk)))))
-    return found
-
-
-def count_awaiting(connection: Connection) -> int:
-    """Number of items that await regeneration."""
-    return connection.execute(select(func.count()).select_from(awaiting)).scalar_one()
-
-
-def dismiss(connection: Connection, followed: Mapping[str, int]) -> None:
-    """Take marks off, unless they have grown."""
-    rows = item_rows(connection, followed.keys())
-    _unmark(connection, {row: followed[item_id] for item_id, row in rows.items()})
-
-
-def _unmark(connection: Connection, followed: Mapping[int, int]) -> None:
-    if followed:
-        done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("followed"))
-        values = [{"row": row, "followed": position} for row, position in followed.items()]
-        connection.execute(delete(awaiting).where(done), values)
 
 
 def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -277,7 +285,7 @@ def _observed_rows(row: int, item: StoredItem) -> Iterator[dict[str, Any]]:
             "text": observed.text,
             "media": observed.media,
             "media_type": observed.media_type,
-            "vector": _to_bytes(observed.vector),
+            "vector": to_bytes(observed.vector),
         }
 
 
@@ -290,7 +298,7 @@ def _generated_rows(row: int, generated: Mapping[str, Generated], model_version:
             "confidence": float(part.confidence),
             "basis": part.basis,
             "model_version": model_version,
-            "vector": _to_bytes(part.vector),
+            "vector": to_bytes(part.vector),
         }
         for modality, part in generated.items()
     ]
@@ -338,16 +346,6 @@ def _drop_unreferenced(connection: Connection, sha256s: Collection[str]) -> None
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def get_items(connection: Connection, item_ids: Sequence[str]) -> dict[str, StoredItem]:
-    """Those of the items that exist, whole."""
-    found = [
-        item
-        for chunk in chunks(dict.fromkeys(item_ids))
-        for item in _assemble(connection, connection.execute(select(items).where(items.c.id.in_(chunk))).all())
-    ]
-    return {item.id: item for item in found}
-
-
 def items_after(connection: Connection, row: int, limit: int) -> tuple[list[StoredItem], int]:
     """The next items in order of creation, and the row to go on from."""
     query = select(items).where(items.c.row_id > row).order_by(items.c.row_id).limit(limit)
@@ -355,40 +353,10 @@ def items_after(connection: Connection, row: int, limit: int) -> tuple[list[Stor
     return _assemble(connection, rows), rows[-1].row_id if rows else row
 
 
-def list_items(
-    connection: Connection,
-    limit: int,
-    cursor: str | None,
-    categories: Sequence[str],
-    missing: str | None,
-    q: str | None,
-) -> Page[StoredItem]:
-    """A page of items in order of id."""
-    query = select(items).order_by(items.c.id).limit(limit + 1)
-    if cursor is not None:
-        query = query.where(items.c.id > decode_cursor(cursor, CURSOR, 1)[0])
-    for category in categories:
-        member = item_categories.c.item_row == items.c.row_id
-        query = query.where(exists().where(member, item_categories.c.category == category))
-    if missing is not None:
-        part = features.c.item_row == items.c.row_id
-        query = query.where(~exists().where(part, features.c.modality == missing))
-    if q:
-        query = query.where(_position(connection, folded(q)) > 0)
-    rows = connection.execute(query).all()
-    page = _assemble(connection, rows[:limit])
-    return Page(page, encode_cursor(CURSOR, page[-1].id) if len(rows) > limit and page else None)
-
-
-def get_media(connection: Connection, sha256: str) -> Media | None:
+def stored_media(connection: Connection, sha256: str) -> Media | None:
     """A stored file."""
     row = connection.execute(select(media_table).where(media_table.c.sha256 == sha256)).one_or_none()
     return None if row is None else Media(row.sha256, bytes(row.data), row.media_type)
-
-
-def count_items(connection: Connection) -> int:
-    """Number of items."""
-    return connection.execute(select(func.count()).select_from(items)).scalar_one()
 
 
 def folded(text: str) -> str:
@@ -410,11 +378,11 @@ def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredIt
     for chunk in chunks(numbers):
         for part in connection.execute(select(features).where(features.c.item_row.in_(chunk))):
             observed[part.item_row][part.modality] = Observed(
-                _to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
+                to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
             )
         for part in connection.execute(select(generated_features).where(generated_features.c.item_row.in_(chunk))):
             generated[part.item_row][part.modality] = Generated(
-                _to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
+                to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
             )
     return [_to_item(row, observed[row.row_id], generated[row.row_id]) for row in rows]
 
@@ -437,18 +405,3 @@ def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping
         row=values["row_id"],
         remarks={name: Remark(**remark) for name, remark in values["remarks"].items()},
     )
-
-
-def _to_bytes(vector: Vector) -> bytes:
-    return np.ascontiguousarray(vector, "<f4").tobytes()
-
-
-def _to_vector(data: bytes) -> Vector:
-    return np.frombuffer(data, "<f4")
-
-
-def chunks(values: Iterable[T]) -> Iterator[list[T]]:
-    """The values in lists that fit into one statement."""
-    iterator = iter(values)
-    while chunk := list(islice(iterator, CHUNK)):
-        yield chunk

@@ -79,7 +79,7 @@ items = Table(
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
     Column("model_version", Text, nullable=False),
-    Column("search_text", Text, nullable=False),  # id and title as `sql_items.folded` has them, for `q`
+    Column("search_text", Text, nullable=False),  # id and title as `items.folded` has them, for `q`
     Column("derived", LargeBinary, nullable=False),
     Column("remarks", JsonText, nullable=False, server_default="{}"),
     sqlite_autoincrement=True,

@@ -258,8 +258,7 @@ def test_a_bundle_that_generates_nothing_can_read_the_graph(
     demo_bundle: Path, demo_folder: Path, tmp_path: Path
 ) -> None:
     """Where an item has users; after that imputer, the fallback chain is the same as ever."""
-    config = json.loads((demo_bundle / "manifest.json").read_text())["models"]["dgmrec"]["config"]
-    imputer = config["fallback_imputer"]
+    imputer = json.loads((demo_bundle / "manifest.json").read_text())["models"]["dgmrec"]["config"]["fallback_imputer"]
     assert imputer in GRAPH_IMPUTERS
     bundle = imputing(demo_bundle, tmp_path / "bundle", imputer)
     with Running(settings_for(bundle, demo_folder, tmp_path / "lacuna.db")) as service:

@@ -111,7 +111,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(alone: Running, tm
     alone.engine.snapshots = folder
     alone.post("/admin/snapshot", None)
     first = (folder / NAME).read_bytes()
-    old, new = folder / f"{NAME}.1", folder / f"{NAME}.2"  # of processes that were killed
+    old, new = folder / f".{NAME}-1", folder / f".{NAME}-2"  # of processes that were killed
     for left in (old, new):
         left.write_bytes(b"half of a snapshot")
     os.utime(old, (0, 0))
@@ -125,6 +125,6 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(alone: Running, tm
     assert (folder / NAME).read_bytes() == first
     alone.post("/admin/snapshot", None)
     assert len(read(folder / NAME, shape).entries) == 121
-    assert sorted(file.name for file in folder.iterdir()) == [NAME, new.name]
+    assert sorted(file.name for file in folder.iterdir()) == [new.name, NAME]
     with pytest.raises(SnapshotError, match="cannot be read"):
         read(tmp_path / "nothing", shape)

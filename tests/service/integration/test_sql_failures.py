@@ -91,7 +91,7 @@ EVERY_METHOD: dict[str, Call] = {
 
 async def _all_unavailable(store: SqlStore) -> None:
     assert set(EVERY_METHOD) | {"open", "open_existing", "close"} == {
-        name for name in vars(SqlStore) if not name.startswith("_")
+        name for name in dir(SqlStore) if not name.startswith("_")
     }
     for name, call in EVERY_METHOD.items():
         with pytest.raises(StoreUnavailableError):

@@ -1,0 +1,1 @@
+"""Schemas of the HTTP API: what it takes (`requests`) and what it answers (`responses`)."""

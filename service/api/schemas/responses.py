@@ -1,0 +1,280 @@
+"""What the API answers, as the OpenAPI document describes it. The answers themselves are the service's own objects,
+written as they are or as `service.api.answers` transforms them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+from service.domain import State
+
+
+class ErrorPart(BaseModel):
+    """What is wrong with one value."""
+
+    pointer: str = Field(description="JSON pointer into the body, or /query/<name>, /path/<name>")
+    detail: str
+
+
+class ProblemAnswer(BaseModel):
+    """A problem (RFC 9457)."""
+
+    type: str = Field(description="/problems/<slug>, stable")
+    title: str
+    status: int
+    detail: str
+    request_id: str
+    errors: list[ErrorPart] = []
+
+
+class ModalityAnswer(BaseModel):
+    """State of a modality; generator, confidence and basis where it is generated."""
+
+    state: State
+    generator: str | None = None
+    confidence: float | None = None
+    basis: list[str] = []
+    detail: str | None = Field(None, description="why what was given is no observation, and the modality missing")
+    truncated: bool = Field(False, description="the text is longer than its encoder reads")
+
+
+class WrittenAnswer(BaseModel):
+    """The answer to a write."""
+
+    id: str
+    version: int
+    model_version: str
+    modalities: dict[str, ModalityAnswer]
+    timings_ms: dict[str, float]
+
+
+class ItemAnswer(BaseModel):
+    """A whole item."""
+
+    id: str
+    title: str | None
+    text: str | None
+    categories: list[str]
+    metadata: dict[str, Any]
+    available: bool
+    version: int
+    model_version: str
+    modalities: dict[str, ModalityAnswer]
+    media: dict[str, str] = Field(description="Modality to the path of its stored file")
+    created_at: datetime
+    updated_at: datetime
+
+
+class ItemPage(BaseModel):
+    """A page of items."""
+
+    items: list[ItemAnswer]
+    next_cursor: str | None
+
+
+class BatchRow(BaseModel):
+    """What became of one row: the answer to a write, or a problem."""
+
+    index: int
+    id: str | None
+    status: int
+    version: int | None = None
+    model_version: str | None = None
+    modalities: dict[str, ModalityAnswer] | None = None
+    timings_ms: dict[str, float] | None = None
+    problem: ProblemAnswer | None = None
+
+
+class BatchAnswer(BaseModel):
+    """What became of each row."""
+
+    items: list[BatchRow]
+
+
+class MatchAnswer(BaseModel):
+    """Through which modality a search found an item, and whether that feature is real."""
+
+    modality: str
+    state: State
+
+
+class HitAnswer(BaseModel):
+    """An item of a list."""
+
+    id: str
+    title: str | None
+    score: float
+    modalities: dict[str, State]
+    matched: MatchAnswer | None = None
+
+
+class HitsAnswer(BaseModel):
+    """Found items, best first."""
+
+    items: list[HitAnswer]
+
+
+class ReasonAnswer(BaseModel):
+    """An item of the history, and how it speaks for another one."""
+
+    item: str
+    title: str | None
+    relevance: float = Field(description="what it adds to the other's score by IRIS; below 0 it speaks against")
+    modalities: dict[str, float] = Field(
+        description="how the relevance falls to the item's modalities: what it "
+        "changes by were the modality not there, as shares of 1"
+    )
+    states: dict[str, State] = Field(description="of the same modalities")
+
+
+class ExplanationAnswer(BaseModel):
+    """What a user's history says of an item: the score by IRIS is `item_bias` and all relevances together."""
+
+    user: str
+    item: str
+    title: str | None
+    score: float
+    item_bias: float = Field(description="the part of the score that the item has for everybody")
+    modalities: dict[str, State]
+    reasons: list[ReasonAnswer]
+    model_version: str
+    fallback: str | None = Field(description="`popular` where no item of the history speaks")
+
+
+class RankedAnswer(HitAnswer):
+    """A recommended item; with `explain=true` up to three items of the history that speak for it."""
+
+    reasons: list[ReasonAnswer] | None = None
+
+
+class RecommendationsAnswer(BaseModel):
+    """A ranked list. `fallback` names what stood in for the model."""
+
+    user: str | None
+    recommendation_id: str
+    model: str
+    model_version: str
+    fallback: str | None
+    items: list[RankedAnswer]
+
+
+class ModalityDetailAnswer(ModalityAnswer):
+    """A modality of an item, and the items whose observed feature is nearest."""
+
+    source: str | None
+    text: str | None
+    media: str | None
+    neighbours: list[HitAnswer]
+    vector: list[float] | None = None
+
+
+class ImputationAnswer(BaseModel):
+    """What was generated; nothing is stored."""
+
+    model_version: str
+    modalities: dict[str, ModalityDetailAnswer]
+    timings_ms: dict[str, float]
+
+
+class RejectedAnswer(BaseModel):
+    """A row that was not accepted, and why."""
+
+    index: int
+    detail: str
+
+
+class FeedbackAnswer(BaseModel):
+    """How many events were accepted, and which were not."""
+
+    accepted: int
+    rejected: list[RejectedAnswer]
+
+
+class EventAnswer(BaseModel):
+    """A stored event."""
+
+    user: str
+    item: str
+    type: str
+    timestamp: datetime
+    value: float | None = None
+    text: str | None = None
+    recommendation_id: str | None = None
+
+
+class EventPage(BaseModel):
+    """A page of events."""
+
+    items: list[EventAnswer]
+    next_cursor: str | None
+
+
+class SnapshotAnswer(BaseModel):
+    """A snapshot: where in the change log it stands, what it holds, how large it is and how long it took."""
+
+    position: int
+    items: int
+    bytes: int
+    seconds: float
+
+
+class DeletedAnswer(BaseModel):
+    """How many events were deleted."""
+
+    deleted: int
+
+
+class UserAnswer(BaseModel):
+    """What is stored of a user, in numbers."""
+
+    id: str
+    events: int
+    items: int
+    first_event: datetime
+    last_event: datetime
+
+
+class PairAnswer(BaseModel):
+    """What a user would rate an item: within 1..5, with a 90 % interval, and what it rests on."""
+
+    user: str
+    item: str
+    rating: float
+    interval: list[float] = Field(min_length=2, max_length=2, description="lower and upper end, 90 %")
+    modalities: dict[str, State] = Field(description="user_reviews, item_reviews, and the item's own content")
+    unknown: list[Literal["user", "item"]] = Field(description="sides of which there are no ratings and no reviews")
+
+
+class PredictionAnswer(PairAnswer):
+    """One predicted rating."""
+
+    model_version: str
+
+
+class PredictionsAnswer(BaseModel):
+    """Predicted ratings, in the order of the pairs."""
+
+    items: list[PairAnswer]
+    model_version: str
+
+
+class ModelsAnswer(BaseModel):
+    """The bundles that are known."""
+
+    models: list[dict[str, Any]]
+
+
+class HealthAnswer(BaseModel):
+    """How the service is."""
+
+    status: str
+
+
+class ProblemDescription(BaseModel):
+    """What a problem's type means."""
+
+    type: str
+    description: str

@@ -1,0 +1,209 @@
+"""Whole items through the pipeline against the trained model: from what is observed and who the users are to the final
+vector, with neighbours from an index here and from graphs there."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from models.bundle import Manifest
+from models.dgmrec.model import ItemContent
+from models.dgmrec.serving import DGMRecServing, serving_tables
+from models.modality import ModalBatch
+from models.vocabulary import Vocabulary
+from service.domain import State
+from service.pipeline.active import Active
+from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
+from service.pipeline.embed import embed
+from service.pipeline.impute import DGMREC, Completed, ImputationInput, UserEvidence, impute
+from tests.fakes import BruteForceIndex
+from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard
+from training.dgmrec.task import DGMRecTask, TopNData
+from training.trainer import train
+
+FIRST_KEY = 7  # an item's key is its row from here on
+HALF_COLD = NEW[1]  # an item without interactions, which lacks a modality
+BARE = 5  # an item that lacks everything
+CLOSE = {"rtol": 1e-3, "atol": 2e-5}
+
+
+class Trained:
+    """A small training, and the service's pipeline over the same catalogue."""
+
+    def __init__(self, item_layers: int) -> None:
+        whole = checkerboard()
+        missing = torch.zeros_like(whole.batch.observed)
+        missing[HALF_COLD, 1] = True
+        data = TopNData(whole.batch.masked(missing), whole.parts, USERS, ITEMS)
+        self.task = DGMRecTask(data, CONFIG.model_copy(update={"item_layers": item_layers}), TRAINER)
+        train(self.task, TRAINER)
+        self.task.finish()
+        assert self.task.content is not None
+        self.content: ItemContent = self.task.content
+        self.out, prediction = self.task.final_embeddings()
+        propagated = self.task.propagated_features(self.content.evidence)
+        model, factors = self.task.module, self.task.user_factors
+        tables = serving_tables(model, self.task.interactions, self.content, self.out, prediction, factors, propagated)
+        users, items = Vocabulary(f"u{row}" for row in range(USERS)), Vocabulary(f"i{row}" for row in range(ITEMS))
+        self.online = DGMRecServing(model, tables, users, items)
+        self.batch: ModalBatch = data.batch
+        self.histories: NDArray[np.bool_] = self.task.interactions.user_mean.matrix.toarray() > 0
+        self.active = Active(cast(Manifest, None), self.online, {})
+        self.items = self.catalogue()
+
+    def layers(self) -> NDArray[np.float32]:
+        """The parts before each layer of propagation `[L, M, n, 2d]`."""
+        layers, parts = [], self.out.parts
+        for _ in range(self.online.layers):
+            layers.append(parts.numpy())
+            graphs = (self.content.graphs[name] for name in self.online.names)
+            parts = torch.stack([graph @ own for graph, own in zip(graphs, parts, strict=True)])
+        return np.stack(layers)
+
+    def catalogue(self) -> Catalogue:
+        """Every item with the state that the trained model has of it."""
+        catalogue = Catalogue(Shape(self.online.ranks, self.online.size, self.online.layers), BruteForceIndex)
+        layers, out, message = self.layers(), self.out, self.online.tables["item_message"]
+        for row in range(ITEMS):
+            features = {name: block[row].numpy() for name, block in self.content.features.items()}
+            derived = Derived(
+                features, layers[:, :, row], out.preference[:, row].numpy(), out.items[row].numpy(), message[row],
+                out.item_modal[row].numpy(),
+            )  # fmt: skip
+            observed = self.batch.observed[row].tolist()
+            states = {
+                name: State.OBSERVED if have else State.GENERATED
+                for name, have in zip(self.online.names, observed, strict=True)
+            }
+            catalogue.put([(Entry(FIRST_KEY + row, f"i{row}", None, (), True, 1, 0.0, states, {}), derived)])
+        catalogue.set_popularity({f"i{row}": int(count) for row, count in enumerate(self.histories.sum(axis=0))})
+        return catalogue
+
+    def input(self, row: int) -> ImputationInput:
+        """An item as the service sees it: its observed features and its users."""
+        raw = {
+            name: self.batch.features[name][row].numpy()
+            for column, name in enumerate(self.online.names)
+            if self.batch.observed[row, column]
+        }
+        users = [self.user(user, row) for user in np.flatnonzero(self.histories[:, row])]
+        features = {name: self.online.project(name, vector[None])[0] for name, vector in raw.items()}
+        return ImputationInput(features, users, FIRST_KEY + row, raw=raw)
+
+    def user(self, user: int, row: int) -> UserEvidence:
+        """A user of an item, folded in from the history."""
+        history = np.flatnonzero(self.histories[user])
+        name, messages = f"u{user}", self.online.tables["item_message"][history]
+        user_id = self.online.user_id(name, messages)
+        return UserEvidence(
+            self.online.preference(user_id[None])[:, 0],
+            self.online.user_message(name, user_id, len(history)),
+            FIRST_KEY + history[history != row],
+            self.online.user_factor(name),
+        )
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one item layer", "two item layers"])
+def trained(request: pytest.FixtureRequest) -> Trained:
+    torch.set_num_threads(1)
+    return Trained(request.param)
+
+
+def test_the_catalogue_has_all_kinds_of_items(trained: Trained) -> None:
+    """So that the comparisons below mean something."""
+    warm, observed = trained.histories.any(axis=0), trained.batch.observed
+    assert not warm[list(NEW)].any()
+    assert observed[NEW[0]].all()
+    assert observed[HALF_COLD].tolist() == [True, False]
+    assert not observed[BARE].any()
+    assert warm[BARE]
+    lacking = ~observed.all(dim=1).numpy() & warm
+    assert lacking.sum() > 10
+
+
+@pytest.mark.parametrize("trust", [None, 0.6], ids=["trained trust", "learned step"])
+@pytest.mark.parametrize("at_once", [1, ITEMS])
+def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None:
+    """Neighbours' and near duplicates' means, co-interaction means, factors and preferences lead to the same features
+    and confidences, for one item at a time and for all at once."""
+    model, online = trained.task.module, trained.online
+    kept = {name: model.tower(name).trust.clone() for name in model.names}
+    try:
+        if trust is not None:
+            for name in model.names:
+                model.tower(name).trust.fill_(trust)
+            online = DGMRecServing(model, trained.online.tables, trained.online.users, trained.online.items)
+        with torch.no_grad():
+            expected = {
+                name: model.generate(name, trained.content.evidence, trained.out.preference) for name in model.names
+            }
+            sure = {name: model.tower(name).confidence(generation) for name, generation in expected.items()}
+        completed: list[Completed] = []
+        for start in range(0, ITEMS, at_once):
+            inputs = [trained.input(row) for row in range(start, min(start + at_once, ITEMS))]
+            completed += impute(online, trained.items, inputs)
+        generated = 0
+        for row, item in enumerate(completed):
+            np.testing.assert_allclose(item.preference, trained.out.preference[:, row], **CLOSE)
+            for column, name in enumerate(model.names):
+                if trained.batch.observed[row, column]:
+                    np.testing.assert_allclose(item.features[name], trained.content.evidence.own[name][row], **CLOSE)
+                    assert name not in item.generated
+                    continue
+                generated += 1
+                assert item.generated[name].generator == DGMREC
+                np.testing.assert_allclose(item.features[name], expected[name].features[row], rtol=1e-3, atol=1e-4)
+                assert item.generated[name].confidence == pytest.approx(sure[name][row].item(), abs=2e-4)  # rounded
+                if trust is None:
+                    np.testing.assert_allclose(
+                        item.features[name], trained.content.features[name][row], rtol=1e-3, atol=1e-4
+                    )
+        assert generated > 20
+    finally:
+        for name in model.names:
+            model.tower(name).trust.copy_(kept[name])
+
+
+def test_embedding(trained: Trained) -> None:
+    """What was imputed leads to the same parts, before and after each layer of propagation, modal parts and final
+    vectors."""
+    inputs = [trained.input(row) for row in range(ITEMS)]
+    completed = impute(trained.online, trained.items, inputs)
+    derived = embed(trained.active, trained.items, [f"i{row}" for row in range(ITEMS)], inputs, completed)
+    layers, out = trained.layers(), trained.out
+    final = expected_vectors(trained)
+    for row, state in enumerate(derived):
+        np.testing.assert_allclose(state.parts, layers[:, :, row], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(state.modal, out.item_modal[row], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(state.final, final[row], rtol=1e-3, atol=1e-4)
+        if trained.histories[:, row].any():
+            np.testing.assert_allclose(state.final, out.items[row], atol=1e-4)
+
+
+def expected_vectors(trained: Trained) -> torch.Tensor:
+    """The final vectors; those of cold items from their neighbours' final vectors, which is what a service has of these
+    (training reads them as they were before they were shrunk)."""
+    model, content, degree = trained.task.module, trained.content, trained.task.interactions.item_degree
+    cold_start = model.cold_start
+    neighbours = cold_start.neighbours(content.features, content.evidence.observed, degree) @ trained.out.items
+    cold = cold_start.predict(content.features, neighbours) + cold_start.offset * cold_start.popularity_axis
+    return torch.where((degree > 0)[:, None], trained.out.items, cold)
+
+
+def test_another_neighbour_changes_an_item(trained: Trained) -> None:
+    """So that the comparisons above would notice: an item's evidence follows from what the index holds."""
+    row = HALF_COLD
+    before = impute(trained.online, trained.items, [trained.input(row)])[0]
+    catalogue = trained.catalogue()
+    key, name = before.neighbours["audio"][0][0], trained.online.names[1]
+    entry = catalogue.entries[int(key)]
+    fields = {field: catalogue.rows.get(field, int(key)) for field in catalogue.shape.fields()}
+    fields[f"feature.{name}"] = -fields[f"feature.{name}"]
+    catalogue.put([(replace(entry), Derived.of(fields))])
+    after = impute(trained.online, catalogue, [trained.input(row)])[0]
+    assert not np.allclose(before.features[name], after.features[name], atol=1e-3)
