@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.errors import sentence_of
 from service.adapters.redis.client import RedisClient
-from service.adapters.sql_engine import open_database
+from service.adapters.sql.database import open_database
 from service.api.limits import Limits
 from service.bootstrap import limiter_of
 from service.settings import Settings, SettingsError
