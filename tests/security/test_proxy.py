@@ -22,7 +22,7 @@ from tests.service.unit import fake_engine
 from tests.service.unit.fake_engine import FakeEngine, settings_of
 
 CONFIG = (Path(__file__).parents[2] / "deploy" / "haproxy.cfg").read_text("utf-8")
-SECONDS = 1
+SECONDS = 3
 SHARE = 5
 
 
