@@ -192,8 +192,11 @@ class Settings(BaseSettings):
         if not isinstance(value, str):
             return value
         networks = tuple(part.strip() for part in value.split(",") if part.strip())
-        for network in networks:
-            ipaddress.ip_network(network)  # raises ValueError
+        for number, network in enumerate(networks, start=1):
+            try:
+                ipaddress.ip_network(network)
+            except ValueError:
+                raise ValueError(f"takes addresses and networks like 10.0.0.0/8, and entry {number} is none") from None
         return networks
 
     @model_validator(mode="before")
@@ -266,9 +269,11 @@ def parse_origins(text: str) -> tuple[str, ...]:
         ValueError: an entry is no origin.
     """
     origins = tuple(dict.fromkeys(entry.strip() for entry in text.split(",") if entry.strip()))
-    for origin in origins:
+    for number, origin in enumerate(origins, start=1):
         if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise ValueError(f"takes origins as browsers send them, like https://shop.example:8443, not {origin!r}")
+            raise ValueError(
+                f"takes origins as browsers send them, like https://shop.example:8443, and entry {number} is none"
+            )
     return origins
 
 
