@@ -2,8 +2,8 @@
 
     python benchmarks/inference.py BUNDLE [--before TREE --before-bundle BUNDLE]
 
-With `--before`, a checkout of an earlier commit and a bundle that it made are measured in the same run, in turns, so
-that what else the machine does falls on both.
+With `--before`, a checkout of an earlier commit, by its own copy of this script, and a bundle that it made are measured
+in the same run, in turns, so that what else the machine does falls on both.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +48,7 @@ def main() -> None:
 def run(tree: Path, bundle: Path) -> dict[str, float]:
     """One round in a tree of its own."""
     environment = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", __file__, str(bundle.resolve()), "--worker"]
+    command = [sys.executable, "-P", str(tree / "benchmarks" / "inference.py"), str(bundle.resolve()), "--worker"]
     done = subprocess.run(command, env=environment, cwd=tree, check=True, capture_output=True, text=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
@@ -57,19 +56,19 @@ def run(tree: Path, bundle: Path) -> dict[str, float]:
 
 def measured(bundle: Path) -> dict[str, float]:
     """Median milliseconds of each part, for an item with one modality and ten users, and for one without users."""
-    engine, items = prepared(bundle)
+    active, catalogue, inputs = prepared(bundle)
     from service.pipeline.embed import embed
     from service.pipeline.impute import impute
 
     times = {}
-    for name, subject in items.items():
-        completed = impute(engine, [subject])
+    for name, item in inputs.items():
+        completed = impute(active.dgmrec, catalogue, [item])
 
-        def generate(subject: Any = subject) -> object:
-            return impute(engine, [subject])
+        def generate(item: Any = item) -> object:
+            return impute(active.dgmrec, catalogue, [item])
 
-        def place(subject: Any = subject, completed: Any = completed) -> object:
-            return embed(engine, ["later"], [subject], completed)
+        def place(item: Any = item, completed: Any = completed) -> object:
+            return embed(active, catalogue, ["later"], [item], completed)
 
         times[f"generation, {name}"] = timed(generate)
         times[f"embedding, {name}"] = timed(place)
@@ -88,19 +87,20 @@ def timed(call: Callable[[], object]) -> float:
     return 1000 * median(times)
 
 
-def prepared(path: Path) -> tuple[Any, dict[str, Any]]:
-    """A catalogue of the bundle's items, and what is to be completed."""
+def prepared(path: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """The bundle, a catalogue of its items, and what is to be completed."""
     import numpy as np
 
     from models.bundle import Bundle
-    from models.dgmrec import serving
+    from models.dgmrec.serving import DGMRecServing
     from service.adapters.faiss_index import FaissIndex
     from service.domain import State
+    from service.pipeline.active import Active
     from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
-    from service.pipeline.impute import Subject, Visitor
+    from service.pipeline.impute import ImputationInput, UserEvidence
 
-    loaded: Any = getattr(serving, "DGMRecServing", None) or serving.OnlineDGMRec  # type: ignore[attr-defined]
-    model = loaded.load(Bundle.load(path))
+    loaded = Bundle.load(path)
+    model = DGMRecServing.load(loaded)
     shape = Shape(model.ranks, model.size, model.layers)
     catalogue = Catalogue(shape, FaissIndex)
     rng, count = np.random.default_rng(0), len(model.items)
@@ -118,7 +118,7 @@ def prepared(path: Path) -> tuple[Any, dict[str, Any]]:
     catalogue.put(rows)
     catalogue.set_popularity({model.items.id(row): 1 + row % 9 for row in range(count)})
     users = [
-        Visitor(
+        UserEvidence(
             rng.standard_normal((len(model.names), model.size)).astype(np.float32),
             rng.standard_normal(model.size).astype(np.float32),
             rng.choice(count, 20, replace=False),
@@ -128,8 +128,8 @@ def prepared(path: Path) -> tuple[Any, dict[str, Any]]:
     ]
     name = model.names[0]
     features = {name: model.tables[f"feature.{name}"][0]}
-    engine = SimpleNamespace(model=model, catalogue=catalogue, reranker=None)
-    return engine, {"ten users": Subject(features, users), "no users": Subject(features)}
+    inputs = {"ten users": ImputationInput(features, users), "no users": ImputationInput(features)}
+    return Active(loaded.manifest, model, {}), catalogue, inputs
 
 
 if __name__ == "__main__":
