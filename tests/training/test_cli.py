@@ -21,6 +21,8 @@ import torch
 import training.cli as cli
 from models.bundle import Bundle
 from tests.training.tiny import ITEMS, events, lines, vector_records, write_vectors
+from training.cli import data as cli_data
+from training.cli import train as cli_train
 from training.datasets import load_dataset, write_dataset
 
 TINY = ["--threads", "1"]
@@ -542,10 +544,10 @@ def test_demo_makes_the_bundle(
     def train(data: Path, out: Path, *rest: Any) -> None:
         asked.append((len(load_dataset(data).items), out, rest[1]["seed"], rest[2]))
 
-    monkeypatch.setattr(cli, "_train", train)
+    monkeypatch.setattr(cli_train, "_train", train)
     out = tmp_path / "demo"
     assert lacuna("demo", "--out", out, "--items", "100", "--users", "50")[0] == 0
-    assert asked == [(100, out, cli.DEMO_SEED, "cpu")]
+    assert asked == [(100, out, cli_train.DEMO_SEED, "cpu")]
     assert became == [[sys.executable, "-m", "service", "--bundle", str(out)]]
 
 
@@ -566,9 +568,9 @@ def test_demo_makes_a_bundle_of_another_lacuna_anew_if_it_is_its_own(
     manifest["models"]["dgmrec"]["config"]["of_another_lacuna"] = 1
     (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     trained: list[Path] = []
-    monkeypatch.setattr(cli, "prepare_demo", lambda *_, **__: None)
-    monkeypatch.setattr(cli, "_train", lambda _, out, *__: trained.append(out))
-    monkeypatch.setattr(cli, "_train_iris", lambda *_, **__: None)
+    monkeypatch.setattr(cli_train, "prepare_demo", lambda *_, **__: None)
+    monkeypatch.setattr(cli_train, "_train", lambda _, out, *__: trained.append(out))
+    monkeypatch.setattr(cli_train, "_train_iris", lambda *_, **__: None)
     assert lacuna("demo", "--out", out)[0] == 0
     assert trained == ([out] if name.startswith("demo") else [])  # what is somebody's own is not replaced
     assert ("it is made anew" in caplog.text) == bool(trained)
@@ -630,7 +632,7 @@ def test_import_items(
     lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, handler = service
-    monkeypatch.setitem(cli.SENT_AT_ONCE, "items", 25)
+    monkeypatch.setitem(cli_data.SENT_AT_ONCE, "items", 25)
     code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url, "--key", "k1")
     assert code == 0
     assert [len(body["items"]) for _, body, _ in handler.posted] == [25, 25, 10]
@@ -643,7 +645,7 @@ def test_import_names_the_refused_lines(
     lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, handler = service
-    monkeypatch.setitem(cli.SENT_AT_ONCE, "items", 25)
+    monkeypatch.setitem(cli_data.SENT_AT_ONCE, "items", 25)
     handler.known = {"item-3", "item-26"}
     code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url)
     assert code == 1
@@ -670,7 +672,7 @@ def test_import_keeps_below_the_size_limit(
     lacuna: Run, data: Path, service: tuple[str, type[Service]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, handler = service
-    monkeypatch.setattr(cli, "SENT_BYTES", 1000)
+    monkeypatch.setattr(cli_data, "SENT_BYTES", 1000)
     assert lacuna("import", "items", data / "items.jsonl", "--url", url)[0] == 0
     assert len(handler.posted) > 5
     assert sum(len(body["items"]) for _, body, _ in handler.posted) == ITEMS

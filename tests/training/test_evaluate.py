@@ -49,9 +49,9 @@ def run(
     *,
     imputer: str | None = None,
     seeds: int = 1,
-    rehearsal: bool = False,
+    validation_only: bool = False,
 ) -> dict[str, Any]:
-    plan = Plan(model, protocol, options, CONFIGS, imputer, rehearsal)
+    plan = Plan(model, protocol, options, CONFIGS, imputer, validation_only)
     with Terminal(quiet=True) as terminal:
         return evaluate(dataset, plan, seeds=seeds, variant="tiny", command="lacuna evaluate", terminal=terminal)
 
@@ -154,24 +154,24 @@ def test_new_items(dataset: Dataset, model: str) -> None:
         assert metrics["recall@20[new]"] < metrics["recall@20"]
 
 
-def test_a_rehearsal_sees_neither_the_published_new_items_nor_the_test_part(dataset: Dataset) -> None:
+def test_validation_only_sees_neither_the_published_new_items_nor_the_test_part(dataset: Dataset) -> None:
     published = replace(dataset, new_items=np.array([2, 7, 30, 41]))
-    plan = Plan("popularity", Protocol.NEW_ITEMS, replace(LEVELS, seed=3), CONFIGS, rehearsal=True)
+    plan = Plan("popularity", Protocol.NEW_ITEMS, replace(LEVELS, seed=3), CONFIGS, validation_only=True)
     drawn = module._new_items(published, plan)
     assert drawn is not None
     assert len(drawn) == 4
     assert not np.isin(drawn, published.new_items).any()
     whole, held = split_parts(published, 3), split_parts(published, 3, drawn)
-    parts = module._rehearsed(whole, held)
+    parts = module._validation_parts(whole, held)
     taken = {tuple(pair) for pair in whole.train.tolist() if pair[1] in drawn}
     known = set(parts.train[:, 0].tolist())
     expected = {pair for pair in taken | {tuple(pair) for pair in held.valid.tolist()} if pair[0] in known}
     assert {tuple(pair) for pair in parts.test.tolist()} == expected
     assert np.array_equal(parts.train, held.train)
-    result = run(published, "popularity", Protocol.NEW_ITEMS, rehearsal=True)
-    assert result["config"]["rehearsal"]
-    with pytest.raises(EvaluationError, match="has no new items to rehearse with"):
-        run(published, "popularity", Protocol.MISSING, rehearsal=True)
+    result = run(published, "popularity", Protocol.NEW_ITEMS, validation_only=True)
+    assert result["config"]["validation_only"]
+    with pytest.raises(EvaluationError, match="draws no new items"):
+        run(published, "popularity", Protocol.MISSING, validation_only=True)
 
 
 def test_new_items_are_drawn_where_none_are_published(dataset: Dataset) -> None:

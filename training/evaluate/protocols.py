@@ -61,9 +61,9 @@ class Plan:
         options: which cells are withheld; the protocol ratio sets `missing` itself.
         configs: of the learned models.
         imputer: fills the cells that dgmrec or content would find missing before it sees them.
-        rehearsal: new items are drawn for each seed among the items that the dataset does not publish as new, and the
-            test part stays unseen: what they are ranked for is their training interactions and the validation part.
-            Settings for new items are chosen so.
+        validation_only: new items are drawn for each seed among the items that the dataset does not publish as new,
+            and the test part stays unseen: what they are ranked for is their training interactions and the validation
+            part. Settings for new items are chosen so.
 
     Raises:
         EvaluationError: the parts do not fit together.
@@ -74,7 +74,7 @@ class Plan:
     options: DataOptions
     configs: tuple[DGMRecConfig, TrainerConfig]
     imputer: str | None = None
-    rehearsal: bool = False
+    validation_only: bool = False
 
     def __post_init__(self) -> None:
         if self.protocol is Protocol.RATING:
@@ -90,8 +90,8 @@ class Plan:
             raise EvaluationError(f"there is no imputer {self.imputer!r}; there are {', '.join(IMPUTERS)}")
         if self.imputer is not None and (self.protocol is Protocol.RETRIEVAL or not self.reads_content):
             raise EvaluationError(f"an imputer has no use for {self.model} under the protocol {self.protocol.value}")
-        if self.rehearsal and self.protocol is not Protocol.NEW_ITEMS:
-            raise EvaluationError(f"the protocol {self.protocol.value} has no new items to rehearse with others")
+        if self.validation_only and self.protocol is not Protocol.NEW_ITEMS:
+            raise EvaluationError(f"the protocol {self.protocol.value} draws no new items")
         if self.protocol is Protocol.RATIO and (self.options.missing or self.options.mask or self.options.levels):
             raise EvaluationError("the protocol ratio chooses the shares of missing cells itself")
 
@@ -159,7 +159,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "mask": plan.options.mask,
         "levels": plan.options.levels,
         "imputer": plan.imputer,
-        **({"rehearsal": True} if plan.rehearsal else {}),
+        **({"validation_only": True} if plan.validation_only else {}),
         "image_encoder": plan.options.image_encoder,
     }
 
@@ -210,8 +210,8 @@ def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     new_items = _new_items(dataset, plan)
     parts = split_parts(dataset, plan.options.seed, new_items)
-    if plan.rehearsal:
-        parts = _rehearsed(split_parts(dataset, plan.options.seed), parts)
+    if plan.validation_only:
+        parts = _validation_parts(split_parts(dataset, plan.options.seed), parts)
     prepared = _prepared(dataset, plan, parts, terminal)
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
     ranks = rank_all(scores, parts.test, parts.train)
@@ -229,13 +229,13 @@ def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
     rng = np.random.default_rng(plan.options.seed)
     if dataset.new_items is None:
         return draw_new_items(len(dataset.items), rng)
-    if not plan.rehearsal:
+    if not plan.validation_only:
         return dataset.new_items
     others = np.setdiff1d(np.arange(len(dataset.items)), dataset.new_items)
     return np.sort(rng.permutation(others)[: len(dataset.new_items)])
 
 
-def _rehearsed(whole: Parts, held: Parts) -> Parts:
+def _validation_parts(whole: Parts, held: Parts) -> Parts:
     """The parts with new items held out, whose test part is what that took from the training part `whole.train`, and
     the validation part."""
     keys, left = (pairs @ np.array([whole.train[:, 1].max() + 1, 1]) for pairs in (whole.train, held.train))

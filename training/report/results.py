@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from scipy.stats import t as student
 
 DATASETS = {
@@ -85,7 +85,7 @@ class Config(BaseModel):
     mask: str | None = None
     levels: bool = False
     split: str | None = None
-    rehearsal: bool = False
+    validation_only: bool = Field(False, validation_alias=AliasChoices("validation_only", "rehearsal"))  # its old name
     item_reviews: int | None = None
     trained_on: str | None = None
     model: dict[str, Any] = {}
@@ -124,8 +124,8 @@ class Result(BaseModel):
     @property
     def condition(self) -> str:
         """Which split it was and what was withheld: what results must have in common to stand in one table."""
-        if self.config.rehearsal:
-            return "rehearsal: other items held out as new, to choose settings by"
+        if self.config.validation_only:
+            return "validation only: other items held out as new, to choose settings by"
         if self.config.split:
             return f"published split {self.config.split}"
         if self.config.trained_on:
