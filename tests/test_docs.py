@@ -14,7 +14,8 @@ from typer.main import get_command
 from models.dgmrec.config import DGMRecConfig
 from service.main import create_app
 from service.settings import Settings, describe_settings
-from training.cli import _parsed, app
+from training.cli import app
+from training.cli.options import parse_settings
 from training.dgmrec.recipe import DataOptions
 from training.evaluate import Plan, Protocol
 from training.trainer import TrainerConfig
@@ -79,6 +80,8 @@ def test_the_papers_tables_are_made_of_runs_that_exist() -> None:
         runs = list(paper.runs(what))
         assert len({(run.protocol, run.name) for run in runs}) == len(runs) > 0
         for run in runs:
-            config = DGMRecConfig.model_validate(_parsed([f"{name}={value}" for name, value in run.settings.items()]))
+            config = DGMRecConfig.model_validate(
+                parse_settings([f"{name}={value}" for name, value in run.settings.items()])
+            )
             assert run.variant is None or config != DGMRecConfig(), run
             Plan(run.model, Protocol(run.protocol), DataOptions(), (config, TrainerConfig()))

@@ -101,7 +101,7 @@ def too_long(function: Function) -> bool:
     places = [*arguments.posonlyargs, *arguments.args]
     count = len(places[1:] if places and places[0].arg in ("self", "cls") else places) + len(arguments.kwonlyargs)
     first = function.lineno
-    if any("app.command" in ast.unparse(decorator) for decorator in function.decorator_list):
+    if any("typer." in ast.unparse(place.annotation) for place in places if place.annotation):
         count, first = 0, function.body[0].lineno
     assert function.end_lineno is not None
     return function.end_lineno - first + 1 > LINES or count > PARAMETERS
@@ -122,10 +122,10 @@ def test_functions_are_short() -> None:
     [
         ("def f(self, a, b, c, d, e, f, g, h, i, j): pass", False),
         ("def f(a, b, c, d, e, f, g, h, i, j, *, k): pass", True),
-        ("@app.command()\ndef f(a, b, c, d, e, f, g, h, i, j, k, l): pass", False),
+        ("def f(a: Annotated[int, typer.Option()], b, c, d, e, f, g, h, i, j, k): pass", False),
         ("def f():\n" + "    x = 1\n" * 49, False),
         ("async def f():\n" + "    x = 1\n" * 50, True),
-        ("@app.command()\ndef f():\n" + "    x = 1\n" * 51, True),
+        ("def f(a: Annotated[int, typer.Option()]):\n" + "    x = 1\n" * 51, True),
     ],
 )
 def test_what_is_too_long(source: str, long: bool) -> None:

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
-import training.cli as cli
 from models.bundle import Bundle
 from tests.training.commands import Run, refused
 from tests.training.sources import put
 from tests.training.tiny import ITEMS, events, vector_records, write_vectors
+from training.cli import train as cli_train
 from training.datasets import load_dataset, write_dataset
 
 TINY = ["--threads", "1"]
@@ -540,10 +540,10 @@ def test_demo_makes_the_bundle(
     def train(data: Path, out: Path, *rest: Any) -> None:
         asked.append((len(load_dataset(data).items), out, rest[1]["seed"], rest[2]))
 
-    monkeypatch.setattr(cli, "_train", train)
+    monkeypatch.setattr(cli_train, "_train", train)
     out = tmp_path / "demo"
     assert lacuna("demo", "--out", out, "--items", "100", "--users", "50")[0] == 0
-    assert asked == [(100, out, cli.DEMO_SEED, "cpu")]
+    assert asked == [(100, out, cli_train.DEMO_SEED, "cpu")]
     assert became == [[sys.executable, "-m", "service", "--bundle", str(out)]]
 
 
@@ -564,9 +564,9 @@ def test_demo_makes_a_bundle_of_another_lacuna_anew_if_it_is_its_own(
     manifest["models"]["dgmrec"]["config"]["of_another_lacuna"] = 1
     (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     trained: list[Path] = []
-    monkeypatch.setattr(cli, "prepare_demo", lambda *_, **__: None)
-    monkeypatch.setattr(cli, "_train", lambda _, out, *__: trained.append(out))
-    monkeypatch.setattr(cli, "_train_iris", lambda *_, **__: None)
+    monkeypatch.setattr(cli_train, "prepare_demo", lambda *_, **__: None)
+    monkeypatch.setattr(cli_train, "_train", lambda _, out, *__: trained.append(out))
+    monkeypatch.setattr(cli_train, "_train_iris", lambda *_, **__: None)
     assert lacuna("demo", "--out", out)[0] == 0
     assert trained == ([out] if name.startswith("demo") else [])  # what is somebody's own is not replaced
     assert ("it is made anew" in caplog.text) == bool(trained)

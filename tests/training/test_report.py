@@ -381,3 +381,11 @@ def test_ticks_leave_room_for_the_axis_label(values: tuple[float, float], small:
     for tick in ticks:
         assert float(tick.get("x", 0)) - 7.2 * len(tick.text or "") > 20  # the label ends at 16
         assert float(tick.get("x", 0)) < float(svg.get("viewBox", "").split()[2]) / 2
+
+
+@pytest.mark.parametrize("name", ["validation_only", "rehearsal"])
+def test_results_of_validation_only_stand_apart_under_the_options_old_name_too(name: str) -> None:
+    runs = [{"seed": 1, "metrics": {"recall@20": 0.5}}]
+    about = {"protocol": "new-items", "dataset": "d", "model": "m", "config": {name: True}, "runs": runs}
+    condition = Result.model_validate(about).condition
+    assert condition == "validation only: other items held out as new, to choose settings by"

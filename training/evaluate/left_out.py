@@ -103,8 +103,8 @@ def _runner(dataset: Dataset, plan: LeaveOneOutPlan, terminal: Terminal) -> Call
     return run
 
 
-def _valid(found: Mapping[str, float]) -> dict[str, float]:
-    return {f"valid {name}": value for name, value in found.items()}
+def _valid(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"valid {name}": value for name, value in metrics.items()}
 
 
 # --- peers -----------------------------------------------------------------------------------------------------------
@@ -115,15 +115,15 @@ def _peer(
 ) -> dict[str, Any]:
     del seed  # peers start from a seed of their own
     parts = Parts(held_out.train, held_out.valid.pairs, held_out.test.pairs)
-    found = tune(
+    tuned = tune(
         PEERS[plan.model],
         PeerData(parts, len(dataset.users), len(dataset.items), content),
         metric=METRIC,
         progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),
         measure=lambda scores: measured(_of_pairs(scores), held_out.valid),
     )
-    metrics = measured(_of_pairs(found.scores), held_out.test)
-    return {"metrics": metrics | _valid(found.valid), "setting": dict(found.setting)}
+    metrics = measured(_of_pairs(tuned.scores), held_out.test)
+    return {"metrics": metrics | _valid(tuned.valid), "setting": dict(tuned.setting)}
 
 
 def _of_pairs(scores: ScoreFunction) -> PairScores:

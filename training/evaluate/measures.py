@@ -26,10 +26,10 @@ _CELLS = 4_000_000  # similarities held at once
 def ranking_by_level(ranks: Ranks, level: Rows) -> dict[str, float]:
     """The ranking metrics, and as `recall@20[level=k]` those of the test interactions with items that lack k modalities
     (`level [n]`), each ranked among all items."""
-    found = summarise(ranks)
+    metrics = summarise(ranks)
     for lacking in np.unique(level):
-        found |= _of(ranks, level[ranks.items] == lacking, f"level={lacking}")
-    return found
+        metrics |= _of(ranks, level[ranks.items] == lacking, f"level={lacking}")
+    return metrics
 
 
 def ranking_of_new(ranks: Ranks, new_items: Rows) -> dict[str, float]:
@@ -71,7 +71,7 @@ def retrieval(
         Means over cells as `name[modality]`, `name[modality][level=k]`, and `calibration_error` over all cells.
     """
     means, level = observed_means(batch), (~batch.observed).sum(dim=1)
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     served, measured = [], []
     for column, name in enumerate(batch.names):
         known = complete.observed[:, column]
@@ -81,17 +81,17 @@ def retrieval(
         truth, imputed = complete.features[name] - means[name], filled[name] - means[name]
         figures = _cell_figures(imputed, truth, known, rows)
         for label, chosen in _groups(name, level[rows]).items():
-            found |= {f"{figure}{label}": values[chosen].mean().item() for figure, values in figures.items()}
+            metrics |= {f"{figure}{label}": values[chosen].mean().item() for figure, values in figures.items()}
             if confidence is not None:
-                found[f"calibration_error{label}"] = _calibration(
+                metrics[f"calibration_error{label}"] = _calibration(
                     confidence[name][rows][chosen], figures["cosine"][chosen]
                 )
         if confidence is not None:
             served.append(confidence[name][rows])
             measured.append(figures["cosine"])
     if served:
-        found["calibration_error"] = _calibration(torch.cat(served), torch.cat(measured))
-    return found
+        metrics["calibration_error"] = _calibration(torch.cat(served), torch.cat(measured))
+    return metrics
 
 
 def _groups(name: str, level: Tensor) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ SIDES = ("user", "item")
 
 
 def errors_by_amount(reviews: Double, difference: Double) -> dict[str, list[dict[str, Any]]]:
-    """RMSE of test ratings by how many training reviews tell of the user and of the item.
+    """RMSE of test ratings by the number of training reviews of the user and of the item.
 
     Args:
         reviews: of user and item `[b, 2]`.
@@ -28,18 +28,18 @@ def errors_by_amount(reviews: Double, difference: Double) -> dict[str, list[dict
     Returns:
         By side, bins that double in width, the least reviews first: `reviews`, `rows` and `rmse` of each.
     """
-    found = {}
-    for side, amount in zip(SIDES, reviews.T, strict=True):
-        bins = np.where(amount > 0, np.ceil(np.log2(np.maximum(amount, 1))) + 1, 0).astype(int)
-        found[side] = [
+    errors = {}
+    for side, count in zip(SIDES, reviews.T, strict=True):
+        bins = np.where(count > 0, np.ceil(np.log2(np.maximum(count, 1))) + 1, 0).astype(int)
+        errors[side] = [
             {
-                "reviews": _span(one),
-                "rows": int((bins == one).sum()),
-                "rmse": float(np.sqrt(np.mean(difference[bins == one] ** 2))),
+                "reviews": _span(place),
+                "rows": int((bins == place).sum()),
+                "rmse": float(np.sqrt(np.mean(difference[bins == place] ** 2))),
             }
-            for one in np.unique(bins).tolist()
+            for place in np.unique(bins).tolist()
         ]
-    return found
+    return errors
 
 
 def _span(place: int) -> str:
@@ -59,17 +59,17 @@ def reviews_of(user: Rows, item: Rows, train: Rows, rows: Rows) -> Double:
 @torch.inference_mode()
 def reconstructions(serving: LRMMServing, test: RatingPairs) -> Mapping[str, Mapping[str, list[list[float]]]]:
     """Some test pairs' modalities and what is rebuilt of each where it is withheld, in one plane by modality."""
-    found = {}
+    planes = {}
     for column, name in enumerate(serving.names):
         withheld = test.without((name,), serving.names)
         rows = np.flatnonzero(test.present[:, column] & withheld.present.any(axis=1))
         rows = np.random.default_rng(0).permutation(rows)[:DRAWN]
         if len(rows) < 2:
             continue
-        embeddings = {other: torch.from_numpy(one[rows]) for other, one in withheld.embeddings.items()}
+        embeddings = {other: torch.from_numpy(array[rows]) for other, array in withheld.embeddings.items()}
         affinity = torch.from_numpy(withheld.affinity[rows]).float()
         out = serving.model(embeddings, torch.from_numpy(withheld.present[rows]), affinity)
         rebuilt = out.rebuilt[name].mean(0).numpy()
         places = plane(np.concatenate([test.embeddings[name][rows], rebuilt])).round(1).astype(float).tolist()
-        found[name] = {"observed": places[: len(rows)], "rebuilt": places[len(rows) :]}
-    return found
+        planes[name] = {"observed": places[: len(rows)], "rebuilt": places[len(rows) :]}
+    return planes

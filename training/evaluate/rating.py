@@ -44,7 +44,7 @@ class RatingPlan:
     """What to measure: one of `RATERS`; for LRMM its settings and how content becomes features.
 
     Attributes:
-        item_reviews: how many reviews tell of an item at most; of a peer's training ratings no more are left.
+        item_reviews: how many reviews of an item are read at most; of a peer's training ratings no more are left.
         target: the dataset whose test part is rated instead, by what was learned from the other.
     """
 

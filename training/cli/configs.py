@@ -1,0 +1,72 @@
+"""Settings by name (`--set NAME=VALUE`) for the models and the trainer."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
+from models.dgmrec.config import DGMRecConfig
+from models.iris.config import IRISConfig
+from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
+from models.lrmm.config import LRMMConfig
+from models.renamed import OldNames, refuse_old_names
+from training.cli.options import CommandError
+from training.iris.task import TRAINER as IRIS_TRAINER
+from training.iris.task import IRISTraining
+from training.lrmm.task import TRAINER as RATING_TRAINER
+from training.trainer import OLD_NAMES as TRAINER_OLD_NAMES
+from training.trainer import TrainerConfig
+
+C = TypeVar("C", bound=BaseModel)
+
+
+OLD_NAMES: dict[type[BaseModel], OldNames] = {
+    DGMRecConfig: DGMREC_OLD_NAMES,
+    LRMMConfig: LRMM_OLD_NAMES,
+    TrainerConfig: TRAINER_OLD_NAMES,
+}
+
+
+def lrmm_configs(settings: dict[str, Any]) -> tuple[LRMMConfig, TrainerConfig]:
+    return _validated(settings, LRMMConfig, RATING_TRAINER.model_dump())
+
+
+def iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, TrainerConfig]:
+    model, training, trainer = divide_settings(settings, IRISConfig, IRISTraining, TrainerConfig)
+    usual = IRIS_TRAINER.model_dump()
+    return _checked(IRISConfig, model), _checked(IRISTraining, training), _checked(TrainerConfig, usual | trainer)
+
+
+def dgmrec_configs(settings: dict[str, Any]) -> tuple[DGMRecConfig, TrainerConfig]:
+    return _validated(settings, DGMRecConfig, {})
+
+
+def _validated(settings: dict[str, Any], kind: type[C], usual: dict[str, Any]) -> tuple[C, TrainerConfig]:
+    """Settings by name for the model and the trainer (over its usual ones here)."""
+    model, trainer = divide_settings(settings, kind, TrainerConfig)
+    return _checked(kind, model), _checked(TrainerConfig, usual | trainer)
+
+
+def divide_settings(settings: dict[str, Any], *kinds: type[BaseModel]) -> list[dict[str, Any]]:
+    """The settings of each kind; a name that several have (seed) goes to all of them."""
+    divided = [{name: value for name, value in settings.items() if name in kind.model_fields} for kind in kinds]
+    unknown = settings.keys() - {name for some in divided for name in some}
+    for kind in kinds:
+        try:
+            refuse_old_names(unknown, OLD_NAMES.get(kind, {}))
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+    if unknown:
+        known = ", ".join(sorted({name for kind in kinds for name in kind.model_fields}))
+        raise CommandError(f"there is no setting {min(unknown)!r}; there are {known}")
+    return divided
+
+
+def _checked(kind: type[C], settings: dict[str, Any]) -> C:
+    try:
+        return kind.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CommandError(f"the setting {first['loc'][0]!r}: {first['msg']}") from None

@@ -1,0 +1,184 @@
+"""`lacuna evaluate` and `lacuna report`."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from models.files import replacing
+from training.cli.configs import dgmrec_configs, iris_configs, lrmm_configs
+from training.cli.options import (
+    CommandError,
+    Data,
+    Device,
+    ImageEncoderName,
+    ImageWeights,
+    Mask,
+    Settings,
+    Threads,
+    cache_of,
+    parse_device,
+    parse_settings,
+    print_json,
+)
+from training.datasets import load_dataset
+from training.dgmrec.recipe import DataOptions
+from training.evaluate import (
+    LEFT_OUT,
+    MODELS,
+    RATERS,
+    LeaveOneOutPlan,
+    Plan,
+    Protocol,
+    RatingPlan,
+    evaluate,
+    evaluate_left_out,
+    evaluate_rating,
+)
+from training.progress import Terminal
+from training.report.page import make_report
+
+
+def evaluate_command(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. Under rating: {', '.join(RATERS)}. "
+            f"Under leave-one-out: {', '.join(LEFT_OUT)}."
+        ),
+    ],
+    data: Data,
+    protocol: Annotated[Protocol, typer.Option(help="What to measure; see docs/evaluation.md.")] = Protocol.MISSING,
+    missing: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=0.95,
+            help="Share of item-modality cells to withhold. "
+            "Without it and --mask, equal shares of the items lack 0, 1, ..., all modalities.",
+        ),
+    ] = None,
+    mask: Mask = None,
+    imputer: Annotated[
+        str | None, typer.Option(help="Fill missing cells by this imputer before dgmrec or content sees them.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of runs, with seeds 1, 2, ...")] = 3,
+    split: Annotated[
+        str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
+    ] = None,
+    validation_only: Annotated[
+        bool,
+        typer.Option(
+            "--validation-only",
+            help="Under new-items: draw other items as new for each seed and leave the test part unseen, "
+            "to choose settings by.",
+        ),
+    ] = False,
+    variant: Annotated[str | None, typer.Option(help="Name of these settings in the result.")] = None,
+    item_reviews: Annotated[
+        int | None, typer.Option(min=0, help="Under rating: at most so many training reviews tell of an item.")
+    ] = None,
+    target: Annotated[
+        Path | None, typer.Option(help="Under rating: the dataset that is rated by what lrmm learned from --data.")
+    ] = None,
+    image_encoder: ImageEncoderName = "auto",
+    image_weights: ImageWeights = None,
+    device: Device = "auto",
+    threads: Threads = 2,
+    settings: Settings = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where the raw result goes.")] = None,
+) -> None:
+    """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
+    torch.set_num_threads(threads)
+    _check_place(json_file)
+    if protocol is Protocol.RATING:
+        if model not in RATERS:
+            raise CommandError(f"the protocol rating has no model {model!r}; it has {', '.join(RATERS)}")
+        options = DataOptions(
+            image_encoder=image_encoder, image_weights=image_weights, cache=cache_of(data), threads=threads
+        )
+        other = None if target is None else load_dataset(target)
+        rating = RatingPlan(model, *lrmm_configs(parse_settings(settings)), options, item_reviews, other)
+        with Terminal() as terminal:
+            result = evaluate_rating(
+                load_dataset(data), rating, seeds=seeds, variant=variant, command=_command(), terminal=terminal
+            )
+        _write_result(result, json_file)
+        return
+    if item_reviews is not None or target is not None:
+        raise CommandError("--item-reviews and --target belong to the protocol rating")
+    if protocol is Protocol.LEAVE_ONE_OUT:
+        if model not in LEFT_OUT:
+            raise CommandError(f"the protocol leave-one-out has no model {model!r}; it has {', '.join(LEFT_OUT)}")
+        options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads)
+        left_out = LeaveOneOutPlan(model, *iris_configs(parse_settings(settings)), options, split)
+        with Terminal() as terminal:
+            result = evaluate_left_out(
+                load_dataset(data), left_out, seeds=seeds, variant=variant, command=_command(), terminal=terminal
+            )
+        _write_result(result, json_file)
+        return
+    levels = missing is None and mask is None and protocol is not Protocol.RATIO
+    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads, levels=levels)
+    configs = dgmrec_configs({**parse_settings(settings), "device": parse_device(device)})
+    plan = Plan(model, protocol, options, configs, imputer, validation_only)
+    dataset = load_dataset(data)
+    with Terminal() as terminal:
+        result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
+    _write_result(result, json_file)
+
+
+def _check_place(file: Path | None) -> None:
+    """Find out now, and not after hours of training, that a result cannot be written. Raises OSError."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise CommandError(f"{file} is a folder; the result needs a file")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=file.parent):
+        pass
+
+
+def _write_result(result: dict[str, Any], json_file: Path | None) -> None:
+    if json_file:
+        with replacing(json_file) as file:
+            file.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    print_json({"mean": result["mean"], "std": result["std"]})
+
+
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Raw results: files, and folders with all that is below them.")],
+    html: Annotated[Path, typer.Option("--html", help="Where the page goes; replaced if it is there.")],
+    bundle: Annotated[
+        Path | None, typer.Option("--bundle", help="Draw the parts of this bundle's items (t-SNE), too.")
+    ] = None,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(help="Show what the bundle's IRIS recommends to this user of its catalogue, and why; repeatable."),
+    ] = None,
+    title: Annotated[str, typer.Option(help="What stands above the page.")] = "Lacuna: evaluation report",
+) -> None:
+    """Put raw results into one HTML page of tables and plots that needs no network.
+
+    A file that is no raw result is named and left out.
+    """
+    if user and bundle is None:
+        raise CommandError("--user needs --bundle, whose catalogue the user is of")
+    page, left_out = make_report(results, title=title, bundle=bundle, users=user or ())
+    html.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(html) as file:
+        file.write_text(page, "utf-8", errors="xmlcharrefreplace")
+    with Terminal() as terminal:
+        for sentence in left_out:
+            terminal.say(f"left out: {sentence}")
+        terminal.say(f"{html} is written")
+
+
+def _command() -> str:
+    return " ".join(["lacuna", *sys.argv[1:]])

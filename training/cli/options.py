@@ -1,0 +1,149 @@
+"""Options that several commands share, and what is read from them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from models.bundle import BundleError, read_manifest
+from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
+
+MOST = 2**31 - 1  # of any setting
+
+
+class CommandError(Exception):
+    """What a person did wrong; the message is one sentence."""
+
+
+def _place(path: Path | None) -> Path | None:
+    """A folder by its whole name, beside which there may be others."""
+    if path is None:
+        return None
+    found = Path(os.path.realpath(path))
+    if not found.name or found.is_symlink():
+        raise CommandError(f"{path} is no place for a folder; choose another")
+    return found
+
+
+Data = Annotated[Path, typer.Option("--data", callback=_place, help="A prepared dataset (`lacuna prepare` makes one).")]
+
+
+Out = Annotated[
+    Path, typer.Option("--out", callback=_place, help="Where the result goes; replaced if it is one already.")
+]
+
+
+Seed = Annotated[int, typer.Option(min=0, max=MOST, help="Seed of everything random.")]
+
+
+Missing = Annotated[float, typer.Option(min=0, max=0.95, help="Share of item-modality cells to withhold.")]
+
+
+Mask = Annotated[str | None, typer.Option(help="A published mask of the dataset, instead of --missing.")]
+
+
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model or the trainer, as --set epochs=50."),
+]
+
+
+ImageEncoderName = Annotated[
+    str, typer.Option(help="catalogue (trained on the catalogue's own pictures), torchvision:<name>, or auto.")
+]
+
+
+ImageWeights = Annotated[
+    Path | None, typer.Option(envvar="LACUNA_IMAGE_WEIGHTS", help="Weights of the torchvision network (safetensors).")
+]
+
+
+MinRatingText = Annotated[
+    str | None,
+    typer.Option(
+        "--min-rating",
+        metavar="1..5|none|auto",
+        help="Ratings below it show no interest: they push the item down for that user and make nothing popular. "
+        "none: every rating shows interest. Without it, and with auto, the data decide (4, or less where ratings are "
+        "low), or what the dataset was prepared with.",
+    ),
+]
+
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
+
+
+Threads = Annotated[int, typer.Option(min=1, help="Threads for computation.")]
+
+
+def parse_settings(settings: list[str] | None) -> dict[str, Any]:
+    parsed: dict[str, Any] = {}
+    for setting in settings or ():
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise CommandError(f"--set wants NAME=VALUE, not {setting!r}")
+        parsed[name] = _value(value)
+        if isinstance(parsed[name], int | float) and not abs(parsed[name]) <= MOST:
+            raise CommandError(f"the setting {name!r}: {value[:30]} is no number below {MOST}")
+    return parsed
+
+
+def parse_min_rating(text: str | None) -> MinRating:
+    if text is None or text.lower() == AUTO:
+        return AUTO
+    if text.lower() == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not LOWEST <= value <= HIGHEST:
+        raise CommandError(f"--min-rating is a number from 1 to 5, none or auto, not {text!r}")
+    return value
+
+
+def interest_sentence(min_rating: float | None) -> str:
+    if min_rating is None:
+        return "every rating counts as interest, also a low one (--min-rating changes it)"
+    return f"ratings of {min_rating:g} and more count as interest, lower ones push down (--min-rating changes it)"
+
+
+def _value(text: str) -> Any:
+    """What JSON makes of it, or the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def parse_device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise CommandError(f"there is no device {name!r}; there are cpu, cuda and auto")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise CommandError("there is no CUDA device here, or this torch was built without CUDA")
+    return name
+
+
+def cache_of(data: Path) -> Path:
+    """Features of fixed encoders, kept beside the dataset."""
+    return data.with_name(f"{data.name}-cache")
+
+
+def is_bundle(path: Path) -> bool:
+    try:
+        read_manifest(path)
+    except BundleError:
+        return False
+    return True
+
+
+def print_json(value: object) -> None:
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
