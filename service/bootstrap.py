@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -21,22 +21,25 @@ from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
 from service.adapters.memory_cache import MemoryCache
 from service.adapters.redis.cache import RedisCache
-from service.adapters.redis.notifier import RedisBell
+from service.adapters.redis.notifier import NoNotifier, RedisNotifier
 from service.adapters.sql.store import SqlStore
-from service.pipeline import follow, snapshot
+from service.pipeline import follow, regenerate, snapshot
+from service.pipeline.active import Active, RatingModel
 from service.pipeline.catalogue import Catalogue, Shape
-from service.pipeline.documents import Documents
-from service.pipeline.engine import Engine, Limits, NoBell
+from service.pipeline.engine import Engine, Limits
+from service.pipeline.history import Histories
+from service.pipeline.keep_up import keep_up
+from service.pipeline.memory import Memory
+from service.pipeline.profiles import Profiles
 from service.pipeline.rebuild import is_prepared, load_catalogue
+from service.pipeline.runtime import Runtime
 from service.pipeline.seed import seed
-from service.ports import Bell, Cache, Fetcher, Limiter
+from service.ports import Cache, ChangeNotifier, Fetcher, Limiter, Store
 from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
 LISTS_BYTES = 8 << 20  # of cached lists, without Redis
-
-Loaded = tuple[Bundle, DGMRecServing, Mapping[str, TextEncoder | ImageEncoder], IRISServing | None]
 
 
 async def bootstrap(settings: Settings) -> Engine:
@@ -45,25 +48,17 @@ async def bootstrap(settings: Settings) -> Engine:
     Raises:
         SettingsError, BundleError, EncoderUnavailableError, StoreUnavailableError: each with one sentence.
     """
-    bundle, model, encoders, reranker = await asyncio.to_thread(load, settings)
-    documents = await asyncio.to_thread(load_documents, settings, bundle, encoders)
+    bundle, active = await asyncio.to_thread(load, settings)
     store = await SqlStore.open(settings.database_url)
-    catalogue = empty_catalogue(model, reranker)
-    engine = Engine(
-        store=store,
+    engine = compose(
+        active,
+        store,
         cache=_cache(settings),
-        manifest=bundle.manifest,
-        model=model,
-        encoders=encoders,
-        catalogue=catalogue,
+        notifier=_notifier(settings),
         limits=Limits(settings.max_image_pixels, settings.max_text_chars, settings.max_request_pixels),
-        bell=_bell(settings),
         fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",
-        documents=documents,
-        reranker=reranker,
     )
-    engine.closers += [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
     try:
         if await is_prepared(engine):
             if not await snapshot.restore(engine, engine.snapshots):
@@ -73,19 +68,29 @@ async def bootstrap(settings: Settings) -> Engine:
                 if settings.seed_catalogue:
                     await seed(engine, bundle)
                 await load_catalogue(engine)
-        await follow.resume(engine)
-        await engine.compute(_warm, engine)
+        await follow.start(engine)
+        await regenerate.resume(engine)
+        await engine.runtime.compute(_warm, active)
     except BaseException:
         await engine.close()
         raise
     if settings.snapshot_minutes:
-        engine.run(snapshot.keep(engine, engine.snapshots, settings.snapshot_minutes * 60))
-    engine.run(follow.follow(engine, settings.follow_seconds, settings.changes_kept_hours * 3600))
+        engine.runtime.run(snapshot.take_regularly(engine, engine.snapshots, settings.snapshot_minutes * 60))
+    engine.runtime.run(keep_up(engine, settings.follow_seconds, settings.changes_kept_hours * 3600))
     return engine
 
 
-def load(settings: Settings) -> Loaded:
-    """The bundle that the settings name: its manifest, model and encoders, and what explains, if it holds that.
+def compose(active: Active, store: Store, *, cache: Cache, notifier: ChangeNotifier, **options: Any) -> Engine:
+    """An engine whose catalogue is still empty. `options` are the other fields of `Engine`."""
+    catalogue, runtime = _empty_catalogue(active), Runtime(notifier)
+    profiles = None if active.ratings is None else Profiles(active.ratings, store, runtime, catalogue)
+    memory = Memory(catalogue, Histories(store, active.min_rating), profiles)
+    closers = [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
+    return Engine(store, cache, active, memory, runtime, closers=closers, **options)
+
+
+def load(settings: Settings) -> tuple[Bundle, Active]:
+    """The bundle that the settings name, and what is served of it.
 
     Raises:
         SettingsError, BundleError, EncoderUnavailableError: each with one sentence.
@@ -99,7 +104,6 @@ def load(settings: Settings) -> Loaded:
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
     bundle = Bundle.load(settings.bundle)
-    model = DGMRecServing.load(bundle)
     encoders = {
         modality.name: load_encoder(
             modality.encoder,
@@ -111,35 +115,38 @@ def load(settings: Settings) -> Loaded:
         for modality in bundle.manifest.modalities
         if modality.encoder is not None
     }
-    return bundle, model, encoders, load_reranker(bundle)
+    model = DGMRecServing.load(bundle)
+    ratings = _load_ratings(settings, bundle, encoders)
+    return bundle, Active(bundle.manifest, model, encoders, load_iris(bundle), ratings)
 
 
-def load_reranker(bundle: Bundle) -> IRISServing | None:
+def load_iris(bundle: Bundle) -> IRISServing | None:
     """What re-ranks and explains, where the bundle holds it.
 
     Raises:
         BundleError: it cannot be read, or reads modalities that are not the bundle's.
     """
-    reranker = IRISServing.load(bundle)
+    iris = IRISServing.load(bundle)
     known = {(modality.name, modality.dim) for modality in bundle.manifest.modalities}
-    for spec in () if reranker is None else reranker.model.specs:
+    for spec in () if iris is None else iris.model.specs:
         if (spec.name, spec.dim) not in known:
             raise BundleError(
                 f"the iris model of the bundle {bundle.path} reads {spec.name!r} as {spec.dim} numbers, "
                 "which the bundle has not"
             )
-    return reranker
+    return iris
 
 
-def empty_catalogue(model: DGMRecServing, reranker: IRISServing | None) -> Catalogue:
+def _empty_catalogue(active: Active) -> Catalogue:
     """A catalogue that holds what the models need of items."""
-    shape = Shape(model.ranks, model.size, model.layers, {} if reranker is None else reranker.shapes)
+    model, iris = active.dgmrec, active.iris
+    shape = Shape(model.ranks, model.size, model.layers, {} if iris is None else iris.shapes)
     return Catalogue(shape, FaissIndex)
 
 
-def load_documents(
+def _load_ratings(
     settings: Settings, bundle: Bundle, encoders: Mapping[str, TextEncoder | ImageEncoder]
-) -> Documents | None:
+) -> RatingModel | None:
     """What predicts ratings, where the bundle holds it; its sentence encoder is shared with the one of the items.
 
     Raises:
@@ -150,13 +157,13 @@ def load_documents(
         return None
     identity = bundle.manifest.files[bundle.manifest.models[LRMM].file]
     if lrmm.sentence is None:
-        return Documents(lrmm, None, identity)
+        return RatingModel(lrmm, None, identity)
     wanted = (lrmm.sentence.id, lrmm.sentence.weights_sha256)
-    shared = (one for one in encoders.values() if (one.id, one.weights_sha256) == wanted)
+    shared = (encoder for encoder in encoders.values() if (encoder.id, encoder.weights_sha256) == wanted)
     sentence = next(shared, None) or load_encoder(
         lrmm.sentence, bundle.path, cache_dir=settings.data_dir / "encoders", threads=1
     )
-    return Documents(lrmm, cast(TextEncoder, sentence), identity)
+    return RatingModel(lrmm, cast(TextEncoder, sentence), identity)
 
 
 def limiter_of(settings: Settings) -> Limiter | None:
@@ -172,8 +179,8 @@ def _cache(settings: Settings) -> Cache:
     return RedisCache(settings.redis_url) if settings.redis_url else MemoryCache(max_bytes=LISTS_BYTES)
 
 
-def _bell(settings: Settings) -> Bell:
-    return RedisBell(settings.redis_url) if settings.redis_url else NoBell()
+def _notifier(settings: Settings) -> ChangeNotifier:
+    return RedisNotifier(settings.redis_url) if settings.redis_url else NoNotifier()
 
 
 def _fetcher(settings: Settings) -> Fetcher | None:
@@ -182,8 +189,8 @@ def _fetcher(settings: Settings) -> Fetcher | None:
     return UrlFetcher(seconds=settings.image_url_seconds, max_bytes=settings.max_body_bytes)
 
 
-def _warm(engine: Engine) -> None:
-    """Pay for first calls before the first request does."""
-    for name, modality in ((entry.name, entry) for entry in engine.manifest.modalities):
+def _warm(active: Active) -> None:
+    """Run encoders once, since their first call is slower than all others."""
+    for modality in active.manifest.modalities:
         if modality.encoder is not None and modality.encoder.kind == "text":
-            engine.encoders[name].encode(["warm"])  # type: ignore[list-item]  # of kind text, so a TextEncoder
+            active.encoders[modality.name].encode(["warm"])  # type: ignore[list-item]  # of kind text, so a TextEncoder

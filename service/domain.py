@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class State(StrEnum):
-    """What a modality of an item is worth."""
+    """Where the feature of a modality of an item comes from, if it has one."""
 
     OBSERVED = "observed"
     GENERATED = "generated"
@@ -121,7 +121,7 @@ class Generated:
 
 @dataclass(frozen=True, slots=True)
 class Remark:
-    """What is to be said of the content that was given for a modality.
+    """A remark on the content that was given for a modality.
 
     `detail` tells why it is no observation, so that the modality counts as missing; `text` is then the text of which
     nothing could be read. `truncated`: the encoder reads less than the whole text.
@@ -155,6 +155,12 @@ class StoredItem:
     derived: bytes
     row: int = 0
     remarks: Mapping[str, Remark] = field(default_factory=dict)  # by modality
+
+    def state_of(self, modality: str) -> State:
+        """State of one modality."""
+        if modality in self.observed:
+            return State.OBSERVED
+        return State.GENERATED if modality in self.generated else State.ABSENT
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,10 +265,10 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """An item of a history, and how it speaks for another one.
+    """An item of a history, and its relevance to another one.
 
-    `relevance` is what it adds to the score, below 0 where it speaks against; `modalities` how that falls to its
-    modalities, whose `states` tell what it rests on.
+    `relevance` is what it adds to the score, which may be below 0; `modalities` the share of each of its modalities in
+    that, and `states` whether their features are real.
     """
 
     item: str
@@ -300,7 +306,7 @@ class Recommendations:
 class Explanation:
     """What a user's history says of an item: `score` is `item_bias`, the same for everybody, and all relevances.
 
-    `fallback` names what the score rests on where no history speaks, or is None.
+    `fallback` names what the score rests on where no item of the history is relevant, or is None.
     """
 
     user: str
@@ -481,4 +487,4 @@ class StoreFullError(StoreUnavailableError):
 
 
 class ChangesLostError(Exception):
-    """Entries of the change log that a follower has not seen yet are gone. Never answered: the follower reads all."""
+    """Entries of the change log that a worker has not read yet were trimmed. Never answered: the worker reads all."""

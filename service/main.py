@@ -77,7 +77,7 @@ def create_app(
         exception_handlers={**errors.HANDLERS, 405: _on_wrong_method},
     )
     if engine is not None:
-        engine.timer = timer
+        engine.runtime.timer = timer
     app.state.engine = engine
     app.state.metrics = metrics
     app.state.timer = timer
@@ -154,7 +154,7 @@ def _traces(settings: Settings) -> Traces | None:
 async def _start(app: FastAPI, settings: Settings, on_ready: OnReady | None, on_failure: OnFailure | None) -> None:
     try:
         started = await bootstrap(settings)
-        started.timer = app.state.timer
+        started.runtime.timer = app.state.timer
         app.state.engine = started
         if on_ready is not None:
             await on_ready(started)

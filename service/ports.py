@@ -42,21 +42,21 @@ class ItemWrite:
     over exactly that version (0: the id must be free) and answers `conflict` otherwise. The store sets nothing by
     itself: `item.version` is what the caller computed (expected_version + 1).
 
-    `follows` is the position of the change log up to which the writer knew the item's feedback and generated parts;
-    where there is more of either by now, the item awaits regeneration.
+    `read_at` is the position of the change log up to which the writer had the item's feedback and generated parts;
+    where there is more of either by now, the item is enqueued for regeneration.
     """
 
     item: StoredItem
     mode: Mode
     expected_version: int | None = None
-    follows: int | None = None
+    read_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedWrite:
-    """What the model made of an item, to be stored if the item still has `version` (which stays).
+    """What the model makes of an item, to be stored if the item still has `version` (which stays).
 
-    `follows` is the item's mark (see `Store.awaiting`) as it was before its feedback was read.
+    `queued_at` is the item's position in the queue (see `Store.pending`) as it was before its feedback was read.
     """
 
     item_id: str
@@ -64,13 +64,13 @@ class GeneratedWrite:
     generated: Mapping[str, Generated]
     model_version: str
     derived: bytes
-    follows: int | None = None
+    queued_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The outcome of writing items: one result a row, the rows in SQL of the items that were written, by id, and which
-    of them await regeneration because of `ItemWrite.follows`."""
+    of them were enqueued for regeneration because of `ItemWrite.read_at`."""
 
     results: list[WriteResult]
     rows: Mapping[str, int]
@@ -137,7 +137,7 @@ class Store(Protocol):
     async def get_items(self, item_ids: Sequence[str]) -> dict[str, StoredItem]:
         """Those of the items that exist, by id."""
 
-    async def known(self, item_ids: Collection[str]) -> set[str]:
+    async def existing(self, item_ids: Collection[str]) -> set[str]:
         """Those of the items that exist."""
 
     async def list_items(
@@ -163,18 +163,19 @@ class Store(Protocol):
 
     async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace the generated features and derived state of items, in one transaction; False for an item that is
-        gone, has another version by now, or awaits nothing any more where the write follows a mark. An item whose mark
-        is still the one that was followed awaits no more."""
+        deleted, has another version by now, or is not pending any more where the write has `queued_at`. An item that is
+        still pending for that position is dequeued."""
 
-    async def awaiting(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
-        """Marks of the items whose generated parts have yet to follow their feedback, of all or of these. A mark grows
-        with each write that asks for it again."""
+    async def pending(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
+        """The items that are pending regeneration, of all or of these, each with the position of the change log that it
+        was enqueued for, which grows with each write that enqueues it again."""
 
-    async def count_awaiting(self) -> int:
-        """Number of items that await regeneration."""
+    async def count_pending(self) -> int:
+        """Number of items that are pending regeneration."""
 
-    async def dismiss(self, marks: Mapping[str, int]) -> None:
-        """Take the marks off items that have nothing to regenerate, unless they have grown."""
+    async def dequeue(self, positions: Mapping[str, int]) -> None:
+        """Take items that have nothing to regenerate off the queue, unless they were enqueued again for a later
+        position."""
 
     async def get_media(self, sha256: str) -> Media | None:
         """A stored file."""
@@ -192,7 +193,7 @@ class Store(Protocol):
     ) -> Committed[list[EventResult]]:
         """Insert events; per event whether it is new. (user, item, type, timestamp) repeated is not: it replaces the
         stored event where its value or text differs. With `strict`, one orphan keeps all out. The items of `renew`
-        whose events changed await regeneration from then on."""
+        whose events changed are enqueued for regeneration."""
 
     async def list_feedback(
         self,
@@ -209,7 +210,7 @@ class Store(Protocol):
         self, *, user: str | None = None, item: str | None = None, kind: str | None = None
     ) -> Committed[int]:
         """Remove the events that are of a user, of an item and of a type, as far as these are given, one of them at
-        least; answers how many. The items await regeneration."""
+        least; answers how many. The items are enqueued for regeneration."""
 
     async def user_items(self, user: str, *, min_rating: float | None) -> list[Interaction]:
         """Every item of a user once, with the event that decides (`models.feedback`), newest first."""
@@ -231,13 +232,14 @@ class Store(Protocol):
         Those without any are left out."""
 
     async def save_review_vectors(self, encoder: str, vectors: Sequence[tuple[int, int, Vector]]) -> None:
-        """Keep what an encoder made of reviews: (row, words read, vector). Reviews that are gone are passed over."""
+        """Store an encoder's vectors of reviews: (row, words read, vector). Deleted reviews are passed over."""
 
     async def get_user(self, user: str) -> User | None:
         """What is stored of a user."""
 
     async def delete_user(self, user: str) -> Committed[bool]:
-        """Erase all that is stored of a user; False where there was nothing. The user's items await regeneration."""
+        """Erase all that is stored of a user; False where there was nothing. The user's items are enqueued for
+        regeneration."""
 
     async def changes(self, since: int, *, limit: int = 1000) -> list[Change]:
         """Entries of the change log after a position, in order.
@@ -323,17 +325,18 @@ class Limiter(Protocol):
     async def close(self) -> None: ...
 
 
-class Bell(Protocol):
-    """Tells other processes that there are changes, and hears it of them. An unheard ring costs time, never truth."""
+class ChangeNotifier(Protocol):
+    """Notifies other processes that there are changes, and is notified by them. A lost notification costs time, never
+    truth."""
 
-    def ring(self) -> None:
-        """Tell the others; returns at once."""
+    def notify(self) -> None:
+        """Notify the others; returns at once."""
 
     async def wait(self, timeout_s: float) -> None:
-        """Until somebody rings, or the time is up."""
+        """Until a notification comes, or the time is up."""
 
     async def close(self) -> None:
-        """Stop ringing and listening."""
+        """Stop notifying and listening."""
 
 
 class Fetcher(Protocol):
@@ -344,7 +347,7 @@ class Fetcher(Protocol):
 
 
 class StepTimer(Protocol):
-    """Is told how long things took."""
+    """Records how long things took."""
 
     def observe_step(self, step: str, seconds: float) -> None:
         """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain` or `commit`."""

@@ -14,9 +14,7 @@ PACKAGES = ("models", "training", "service")
 LINES, PARAMETERS = 50, 10
 
 # Both lists only ever get shorter: what is no offender any more must be taken off.
-KNOWN_RINGS = {
-    frozenset({"service.pipeline.documents", "service.pipeline.engine", "service.pipeline.history"}),
-}
+KNOWN_RINGS: set[frozenset[str]] = set()
 KNOWN_LONG = {
     "training/datasets/prepared.py:write_dataset",
 }

@@ -71,8 +71,8 @@ class _Delta:
     def kill(self, keys: Keys) -> _Delta:
         """The delta without these keys."""
         held = self.keys[: self.count]
-        gone = (held == keys[0] if len(keys) == 1 else np.isin(held, keys)) & self.alive
-        return replace(self, alive=self.alive & ~gone) if gone.any() else self
+        removed = (held == keys[0] if len(keys) == 1 else np.isin(held, keys)) & self.alive
+        return replace(self, alive=self.alive & ~removed) if removed.any() else self
 
     def append(self, keys: Keys, rows: Array) -> _Delta:
         """The delta with these rows at its end."""
@@ -177,12 +177,12 @@ class FaissIndex:
         if k < 1:
             raise ValueError(f"k must be positive, got {k}")
         state = self._state
-        found = self._search_base(state.base, queries, k, allowed)
+        keys, scores = self._search_base(state.base, queries, k, allowed)
         delta = state.delta
         if delta.count:
-            here = _scan(delta.rows[: delta.count], delta.keys[: delta.count], delta.alive, queries, k, allowed)
-            found = np.concatenate([found[0], here[0]], axis=1), np.concatenate([found[1], here[1]], axis=1)
-        return _best(*found, k)
+            more = _scan(delta.rows[: delta.count], delta.keys[: delta.count], delta.alive, queries, k, allowed)
+            keys, scores = np.concatenate([keys, more[0]], axis=1), np.concatenate([scores, more[1]], axis=1)
+        return _best(keys, scores, k)
 
     def __len__(self) -> int:
         return len(self._state)
@@ -321,13 +321,13 @@ def _walk(base: _Base, eligible: Mask, queries: Array, k: int) -> tuple[Keys, Ar
     _, places = base.graph.search(queries, k, params=options)
     keys = np.where(places >= 0, base.keys[places], -1)
     scores = np.full(places.shape, -np.inf, np.float32)
-    for row, found in enumerate(places):
-        if (found < 0).any():
+    for row, neighbours in enumerate(places):
+        if (neighbours < 0).any():
             scanned = _scan(base.rows, base.keys, eligible, queries[row : row + 1], k, None)
             keys[row : row + 1], scores[row : row + 1] = _best(*scanned, k)
         else:
-            order, exact = _kernel(base.rows[found], queries[row : row + 1], k, None)
-            keys[row], scores[row] = base.keys[found[order[0]]], exact[0]
+            order, exact = _kernel(base.rows[neighbours], queries[row : row + 1], k, None)
+            keys[row], scores[row] = base.keys[neighbours[order[0]]], exact[0]
     return _best(keys, scores, k)
 
 

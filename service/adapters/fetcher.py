@@ -94,9 +94,9 @@ class UrlFetcher:
 
 def is_public_address(address: str) -> bool:
     """Whether an address is one of the public Internet."""
-    found = ipaddress.ip_address(address)
-    is_translated = any(found in network for network in _TRANSLATED)
-    return found.is_global and not (found.is_multicast or found.is_reserved or is_translated)
+    parsed = ipaddress.ip_address(address)
+    is_translated = any(parsed in network for network in _TRANSLATED)
+    return parsed.is_global and not (parsed.is_multicast or parsed.is_reserved or is_translated)
 
 
 def _checked(url: str) -> httpcore.URL:
@@ -143,5 +143,5 @@ class _CheckedBackend(httpcore.AsyncNetworkBackend):
 
 
 async def _resolve(host: str, port: int) -> list[str]:
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+    resolved = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in resolved))

@@ -57,7 +57,7 @@ async def metrics(request: Request, metrics: MetricsDep) -> Response:
     """What Prometheus reads; without an engine, without what only that knows."""
     engine: Engine | None = request.app.state.engine
     if engine is not None:
-        metrics.set_followed(engine.followed.position, engine.followed.lag_s)
+        metrics.set_followed(engine.runtime.followed.position, engine.runtime.followed.lag_s)
         try:
             stats = await operate.stats(engine)
         except LacunaError as error:  # the counters are worth most while something is away

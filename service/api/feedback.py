@@ -55,7 +55,7 @@ async def add_feedback(
     kept: Keep[FeedbackOutcome] | None = None
     if key is not None:
         kept = Keep(key, lambda outcome: Answer(200, bytes(answer(outcome).body)))
-    return answer(await feedback.add_feedback(engine, list(rows.events.values()), strict=query.strict, kept=kept))
+    return answer(await feedback.add_feedback(engine, list(rows.events.values()), strict=query.strict, keep=kept))
 
 
 @dataclass

@@ -27,7 +27,7 @@ from service.api.openapi import item_request, json_request, problems
 from service.api.reading import in_thread, read_row
 from service.api.schemas import requests, responses
 from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
-from service.pipeline import browse, ingest, retrieve
+from service.pipeline import browse, items, patch, retrieve
 from service.ports import Answer, Keep
 
 router = APIRouter(tags=["items"])
@@ -76,7 +76,7 @@ async def create_item(
     kept: Keep[ItemView] | None = None
     if key is not None:
         kept = Keep(key, lambda view: Answer(201, bytes(Json(answers.written(view)).body)))
-    written = await ingest.create_item(engine, _draft(given, given.body.id), kept)
+    written = await items.create_item(engine, _draft(given, given.body.id), kept)
     return Json(answers.written(written.item), status_code=201)
 
 
@@ -91,7 +91,7 @@ async def create_batch(
 ) -> Response:
     """Create up to 1,000 items. Each row is answered as if it had come alone."""
     rows = await in_thread(request, _rows, body.items)
-    outcomes = await ingest.create_batch(engine, [row for row in rows if isinstance(row, Draft)])
+    outcomes = await items.create_batch(engine, [row for row in rows if isinstance(row, Draft)])
     done = iter(outcomes)
     return Json(
         {
@@ -165,7 +165,7 @@ async def put_item(
     """Create an item (201) or replace it (200)."""
     if given.body.id not in (None, item_id):
         raise InvalidInputError("the id differs from the one in the path", "/id")
-    written = await ingest.put_item(engine, _draft(given, item_id))
+    written = await items.put_item(engine, _draft(given, item_id))
     return Json(answers.written(written.item), status_code=201 if written.created else 200)
 
 
@@ -181,13 +181,13 @@ async def patch_item(
     body: Annotated[requests.PatchBody, json_body(requests.PatchBody, MERGE_PATCH)],
 ) -> Response:
     """Change parts of an item: null removes a modality, what is left out stays."""
-    return Json(answers.written(await ingest.patch_item(engine, item_id, requests.to_patch(body))))
+    return Json(answers.written(await patch.patch_item(engine, item_id, requests.to_patch(body))))
 
 
 @router.delete("/items/{item_id}", status_code=204, dependencies=[WRITE], responses=problems(404, 409))
 async def delete_item(engine: EngineDep, item_id: Annotated[str, Path(min_length=1)]) -> Response:
     """Remove an item, also one whose id is no longer taken; it is gone from every later answer."""
-    await ingest.delete_item(engine, item_id)
+    await items.delete_item(engine, item_id)
     return Response(status_code=204)
 
 
@@ -264,5 +264,5 @@ async def impute(
     hidden: HiddenDep,
 ) -> Response:
     """Generate the missing modalities of an item and answer them; nothing is stored."""
-    made = await ingest.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
+    made = await items.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
     return Json(answers.imputation(made))

@@ -11,7 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.api import errors
 from service.domain import LacunaError
 from service.pipeline import follow
-from service.pipeline.engine import WRITTEN, Engine
+from service.pipeline.engine import Engine
+from service.pipeline.runtime import WRITTEN
 
 HEADER = "X-Lacuna-Position"
 LARGEST = 2**63 - 1

@@ -10,11 +10,12 @@ from service.domain import (
     ItemView,
     ModalityDetail,
     Page,
+    StoredItem,
     UnknownModalityError,
 )
 from service.pipeline import follow, views
+from service.pipeline.active import Active
 from service.pipeline.engine import Engine
-from service.pipeline.ingest import stored
 from service.ports import Media
 
 
@@ -24,7 +25,7 @@ async def get_item(engine: Engine, item_id: str) -> ItemView:
     Raises:
         ItemNotFoundError: there is no such item.
     """
-    return views.item(engine, await stored(engine, item_id))
+    return views.item(await stored(engine, item_id), engine.active.dgmrec.names)
 
 
 async def list_items(
@@ -37,9 +38,9 @@ async def list_items(
         InvalidInputError: the cursor is none of ours. UnknownModalityError: `missing` is no modality of the bundle.
     """
     if missing is not None:
-        require_modality(engine, missing)
+        require_modality(engine.active, missing)
     page = await engine.store.list_items(limit=limit, cursor=cursor, categories=categories, missing=missing, q=q)
-    return Page([views.item(engine, item) for item in page.items], page.next_cursor)
+    return Page([views.item(item, engine.active.dgmrec.names) for item in page.items], page.next_cursor)
 
 
 async def get_modality(
@@ -51,17 +52,18 @@ async def get_modality(
     Raises:
         ItemNotFoundError: there is no such item. UnknownModalityError: the bundle has no such modality.
     """
-    require_modality(engine, modality)
+    require_modality(engine.active, modality)
+    catalogue = engine.memory.catalogue
     item = await stored(engine, item_id)
-    if item_id not in engine.catalogue:
+    if item_id not in catalogue:
         await follow.refresh(engine, [item_id])  # another worker has it
     observed, generated = item.observed.get(modality), item.generated.get(modality)
-    key = engine.catalogue.key(item_id)
-    known = observed or generated
+    key = catalogue.key(item_id)
+    source = observed or generated
     near: tuple[Hit, ...] = ()
-    if known is not None and key is not None:
-        feature = engine.catalogue.rows.get(f"feature.{modality}", key)
-        near = views.neighbours(engine, modality, feature, neighbours, key, hidden=hidden)
+    if source is not None and key is not None:
+        feature = catalogue.rows.get(f"feature.{modality}", key)
+        near = views.neighbours(catalogue, modality, feature, neighbours, key, hidden=hidden)
     return ModalityDetail(
         item=item_id,
         modality=modality,
@@ -70,7 +72,7 @@ async def get_modality(
         text=views.text_of(observed, item.remarks.get(modality)),
         media=observed.media if observed else None,
         neighbours=near,
-        vector=known.vector if vector and known is not None else None,
+        vector=source.vector if vector and source is not None else None,
     )
 
 
@@ -87,8 +89,25 @@ async def get_media(engine: Engine, item_id: str, modality: str) -> Media:
     return media
 
 
-def require_modality(engine: Engine, modality: str) -> None:
+async def stored(engine: Engine, item_id: str) -> StoredItem:
+    """An item from the store.
+
+    Raises:
+        ItemNotFoundError: there is no such item.
+    """
+    item = await engine.store.get_item(item_id)
+    if item is None:
+        raise not_found(item_id)
+    return item
+
+
+def not_found(item_id: str) -> ItemNotFoundError:
+    """The error that says so."""
+    return ItemNotFoundError(f"There is no item {item_id!r}.")
+
+
+def require_modality(active: Active, modality: str) -> None:
     """Raise UnknownModalityError unless the active bundle has this modality."""
-    if modality not in engine.model.names:
-        known = ", ".join(engine.model.names)
+    if modality not in active.dgmrec.names:
+        known = ", ".join(active.dgmrec.names)
         raise UnknownModalityError(f"The active bundle has no modality {modality!r}; it has {known}.")

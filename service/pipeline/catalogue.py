@@ -3,7 +3,7 @@
 SQL is the truth; this is derived from it. An item's key is its row in SQL: never used twice, and the same in every
 worker and after every restart, so that ties are decided everywhere alike. Only one thread writes.
 Arrays are replaced whole when they grow, and a row is complete before an id or an index leads to it, so that readers
-need no lock. Model state is kept in packed rows, so that memory follows the living items; of an item that is gone, the
+need no lock. Model state is kept in packed rows, so that memory follows the number of items; of a deleted item, the
 masks keep some 20 bytes.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from models.arrays import Array, Counts, Double, Mask
 from models.iris.serving import ItemSides
 from models.linalg import unit
-from service.domain import State
+from service.domain import State, StoredItem
 from service.pipeline.rows import Rows
 from service.ports import Keys, VectorIndex
 
@@ -26,7 +26,7 @@ FINAL = "items"
 COSINE, TARGETS = "items:cosine", "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 _FEATURE, _SIDE = "feature.", "side."
-_PARTS = ("parts", "taste", "final", "message", "modal")
+_PARTS = ("parts", "preference", "final", "message", "modal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Shape:
         features = {f"{_FEATURE}{name}": (rank,) for name, rank in self.ranks.items()}
         parts = {
             "parts": (self.layers, count, 2 * self.size),
-            "taste": (count, self.size),
+            "preference": (count, self.size),
             "final": (self.size,),
             "message": (self.size,),
             "modal": (self.size,),
@@ -66,12 +66,12 @@ class Shape:
 @dataclass(frozen=True, slots=True)
 class Derived:
     """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
-    propagation, taste, the vector that it is ranked by, what it passes on to its users, the modal part, and its row of
-    each field of IRIS' `ItemSides`."""
+    propagation, preference p_i, the vector that it is ranked by, what it passes on to its users, the modal part, and
+    its row of each field of IRIS' `ItemSides`."""
 
     features: Mapping[str, Array]
     parts: Array
-    taste: Array
+    preference: Array
     final: Array
     message: Array
     modal: Array
@@ -87,8 +87,8 @@ class Derived:
     def of(cls, fields: Mapping[str, Array]) -> Derived:
         """The reverse of `fields`."""
         features, sides = _below(_FEATURE, fields), _below(_SIDE, fields)
-        parts, taste, final, message, modal = (fields[name] for name in _PARTS)
-        return cls(features, parts, taste, final, message, modal, sides)
+        parts, preference, final, message, modal = (fields[name] for name in _PARTS)
+        return cls(features, parts, preference, final, message, modal, sides)
 
     def pack(self) -> bytes:
         """As little-endian float32, for the store."""
@@ -110,7 +110,7 @@ class Derived:
 
 
 def _below(prefix: str, fields: Mapping[str, Array]) -> dict[str, Array]:
-    return {name.removeprefix(prefix): one for name, one in fields.items() if name.startswith(prefix)}
+    return {name.removeprefix(prefix): array for name, array in fields.items() if name.startswith(prefix)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +126,21 @@ class Entry:
     created: float
     states: Mapping[str, State]
     confidence: Mapping[str, float]
+
+    @classmethod
+    def of(cls, item: StoredItem, names: Sequence[str]) -> Entry:
+        """The entry of a stored item, with the modalities `names` of the active bundle."""
+        return cls(
+            item.row,
+            item.id,
+            item.title,
+            item.categories,
+            item.available,
+            item.version,
+            item.created_at.timestamp(),
+            {name: item.state_of(name) for name in names},
+            {name: generated.confidence for name, generated in item.generated.items()},
+        )
 
 
 class Catalogue:
@@ -165,8 +180,8 @@ class Catalogue:
 
     def keys(self, item_ids: Iterable[str]) -> Keys:
         """Keys of those of the items that exist, in order."""
-        found = [key for item_id in item_ids if (key := self._keys.get(item_id)) is not None]
-        return np.array(found, dtype=np.int64)
+        keys = [key for item_id in item_ids if (key := self._keys.get(item_id)) is not None]
+        return np.array(keys, dtype=np.int64)
 
     def entry(self, item_id: str) -> Entry | None:
         """What is kept of an item, or None."""
@@ -195,17 +210,16 @@ class Catalogue:
         key = self._keys.pop(item_id, None)
         if key is None:
             return
-        gone = np.array([key], dtype=np.int64)
         self.available[key] = False
         self.observed[key] = False
         for index in self.indexes.values():
-            index.remove(gone)
+            index.remove(np.array([key], dtype=np.int64))
         self._forget_categories(key)
         self.entries.pop(key, None)
         self.rows.remove(key)
 
     def set_popularity(self, users: Mapping[str, int]) -> None:
-        """Note the number of users of these items; those that are gone are left out."""
+        """Note the number of users of these items; those that were deleted are left out."""
         for item_id, count in users.items():
             key = self._keys.get(item_id)
             if key is not None:
@@ -237,11 +251,11 @@ class Catalogue:
             vectors = np.stack([derived.features[name] for _, derived in rows])
             length = np.linalg.norm(vectors, axis=1)
             # An absent feature, and a mean, which says nothing, cannot be found by it.
-            there = (length > 1e-6) & [entry.states[name] is not State.ABSENT for entry, _ in rows]
-            if there.any():
-                self.indexes[name].upsert(keys[there], vectors[there] / length[there, None])
-            if not there.all():
-                self.indexes[name].remove(keys[~there])
+            present = (length > 1e-6) & [entry.states[name] is not State.ABSENT for entry, _ in rows]
+            if present.any():
+                self.indexes[name].upsert(keys[present], vectors[present] / length[present, None])
+            if not present.all():
+                self.indexes[name].remove(keys[~present])
         final = np.stack([derived.final for _, derived in rows])
         self.indexes[FINAL].upsert(keys, final)
         self.indexes[COSINE].upsert(keys, unit(final))
@@ -265,10 +279,10 @@ class Catalogue:
 
     def degree(self, keys: Keys) -> Counts:
         """Number of users of items `[...]`, 0 for negative keys."""
-        found = np.zeros(keys.shape, dtype=np.int64)
-        there = keys >= 0
-        found[there] = self.popularity[keys[there]]
-        return found
+        users = np.zeros(keys.shape, dtype=np.int64)
+        valid = keys >= 0
+        users[valid] = self.popularity[keys[valid]]
+        return users
 
     def sides(self, keys: Keys) -> ItemSides:
         """What IRIS needs of items `[k]`."""

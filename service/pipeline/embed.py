@@ -10,116 +10,132 @@ import numpy as np
 
 from models.arrays import Array
 from models.dgmrec.inference import mean_of_gathered
+from models.dgmrec.serving import DGMRecServing
 from models.iris.serving import IRISServing
 from service.domain import State
-from service.pipeline.catalogue import Derived
-from service.pipeline.engine import Engine
-from service.pipeline.impute import Completed, Subject, depth, neighbour_keys
-from service.ports import Keys
+from service.pipeline.active import Active
+from service.pipeline.catalogue import Catalogue, Derived
+from service.pipeline.impute import Completed, ImputationInput, Neighbours, depth, neighbours_of
 
 
 def embed(
-    engine: Engine, ids: Sequence[str], subjects: Sequence[Subject], completed: Sequence[Completed]
+    active: Active,
+    catalogue: Catalogue,
+    ids: Sequence[str],
+    inputs: Sequence[ImputationInput],
+    completed: Sequence[Completed],
 ) -> list[Derived]:
     """Model state of several items. The catalogue is read, not changed."""
-    if not subjects:
+    if not inputs:
         return []
-    model = engine.model
-    features = {name: np.stack([one.features[name] for one in completed]) for name in model.names}
-    preference = np.stack([one.taste for one in completed], axis=1)  # [M, b, d]
-    around = _around(engine, subjects, completed, features)
-    layers = _propagate(engine, around, model.encode(features, preference))
-    modal, expected = model.fuse(layers[-1]), _expected(engine, ids, around, features)
+    model = active.dgmrec
+    features = {name: np.stack([item.features[name] for item in completed]) for name in model.names}
+    preference = np.stack([item.preference for item in completed], axis=1)  # [M, b, d]
+    neighbours = _neighbours(model, catalogue, inputs, completed, features)
+    layers = _propagate(model, catalogue, neighbours, model.encode(features, preference))
+    modal, expected = model.fuse(layers[-1]), _expected(model, catalogue, ids, neighbours, features)
     parts = np.stack(layers[:-1])  # [L, M, b, 2d]
-    sides = _sides(engine, engine.reranker, ids, subjects, completed) if engine.reranker else {}
+    sides = _sides(model, active.iris, ids, inputs, completed) if active.iris else {}
     return [
         Derived(
             completed[row].features,
             parts[:, :, row],
-            completed[row].taste,
-            *_vectors(engine, ids[row], subject, expected[row], modal[row]),
+            completed[row].preference,
+            *_vectors(model, ids[row], item, expected[row], modal[row]),
             modal[row],
             {name: side[row] for name, side in sides.items()},
         )
-        for row, subject in enumerate(subjects)
+        for row, item in enumerate(inputs)
     ]
 
 
-def _around(
-    engine: Engine, subjects: Sequence[Subject], completed: Sequence[Completed], features: Mapping[str, Array]
-) -> list[tuple[Keys, Array]]:
+def _neighbours(
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    inputs: Sequence[ImputationInput],
+    completed: Sequence[Completed],
+    features: Mapping[str, Array],
+) -> list[Neighbours]:
     """By modality the neighbours, keys and cosines `[b, depth]`, of the feature, real or generated, among the items
     that have the modality."""
-    catalogue, found = engine.catalogue, []
-    for name in engine.model.names:
+    neighbours = []
+    for name in model.names:
         rows = [
-            row for row, one in enumerate(completed) if one.states[name] is not State.ABSENT and name not in one.around
+            row
+            for row, item in enumerate(completed)
+            if item.states[name] is not State.ABSENT and name not in item.neighbours
         ]
         mask = catalogue.having(name)
-        keys, cosines = neighbour_keys(engine, subjects, name, features[name], rows, depth(engine), mask)
-        for row, one in enumerate(completed):
-            if name in one.around:
-                keys[row], cosines[row] = one.around[name]
-        found.append((keys, cosines))
-    return found
+        keys, cosines = neighbours_of(catalogue, inputs, name, features[name], rows, depth(model), mask)
+        for row, item in enumerate(completed):
+            if name in item.neighbours:
+                keys[row], cosines[row] = item.neighbours[name]
+        neighbours.append((keys, cosines))
+    return neighbours
 
 
-def _propagate(engine: Engine, around: Sequence[tuple[Keys, Array]], parts: Array) -> list[Array]:
+def _propagate(
+    model: DGMRecServing, catalogue: Catalogue, neighbours: Sequence[Neighbours], parts: Array
+) -> list[Array]:
     """Parts `[M, b, 2d]` before and after each layer: the mean over the neighbours (eq. 5 with the graph that
     refinement, eq. 16, converges to). Without neighbours, the item's own."""
-    model = engine.model
     layers = [parts, *(parts.copy() for _ in range(model.layers))]
-    for column, (found, _) in enumerate(around):
-        keys = found[:, : model.neighbours]
+    for column, (all_keys, _) in enumerate(neighbours):
+        keys = all_keys[:, : model.neighbours]
         for layer in range(model.layers):
-            mean, valid = mean_of_gathered(engine.catalogue.rows.get("parts", keys, layer, column), keys)
+            mean, valid = mean_of_gathered(catalogue.rows.get("parts", keys, layer, column), keys)
             layers[layer + 1][column, valid] = mean[valid]
     return layers
 
 
 def _expected(
-    engine: Engine, ids: Sequence[str], around: Sequence[tuple[Keys, Array]], features: Mapping[str, Array]
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    ids: Sequence[str],
+    neighbours: Sequence[Neighbours],
+    features: Mapping[str, Array],
 ) -> Array:
-    """The vectors `[b, d]` to be expected of the items as long as nobody has touched them."""
-    catalogue, count = engine.catalogue, engine.model.model.config.cold_neighbours
-    keys = np.concatenate([found[:, :count] for found, _ in around], axis=1)
-    cosines = np.concatenate([near[:, :count] for _, near in around], axis=1)
-    later = np.array([item_id not in engine.model.items for item_id in ids], dtype=np.bool_)
-    neighbours = catalogue.rows.get("final", keys)
-    return engine.model.cold_vectors(features, neighbours, cosines, catalogue.degree(keys), later)
+    """The vectors `[b, d]` to be expected of the items as long as they have no interactions."""
+    count = model.model.config.cold_neighbours
+    keys = np.concatenate([all_keys[:, :count] for all_keys, _ in neighbours], axis=1)
+    cosines = np.concatenate([all_cosines[:, :count] for _, all_cosines in neighbours], axis=1)
+    later = np.array([item_id not in model.items for item_id in ids], dtype=np.bool_)
+    finals = catalogue.rows.get("final", keys)
+    return model.cold_vectors(features, finals, cosines, catalogue.degree(keys), later)
 
 
-def _vectors(engine: Engine, item_id: str, subject: Subject, expected: Array, modal: Array) -> tuple[Array, Array]:
+def _vectors(
+    model: DGMRecServing, item_id: str, item: ImputationInput, expected: Array, modal: Array
+) -> tuple[Array, Array]:
     """An item's final vector, and what it passes on to its users."""
-    model = engine.model
     row = model.trained_row(item_id)
     if row is not None:
         return model.warm_vector(row, modal), model.tables["item_message"][row]
-    messages = np.array([visitor.message for visitor in subject.visitors], dtype=np.float32)
-    told = model.item_message(model.item_id(expected, messages), len(messages))
-    return model.final(expected, messages, modal), told
+    messages = np.array([user.message for user in item.users], dtype=np.float32)
+    message = model.item_message(model.item_id(expected, messages), len(messages))
+    return model.final(expected, messages, modal), message
 
 
 def _sides(
-    engine: Engine,
-    reranker: IRISServing,
+    model: DGMRecServing,
+    iris: IRISServing,
     ids: Sequence[str],
-    subjects: Sequence[Subject],
+    inputs: Sequence[ImputationInput],
     completed: Sequence[Completed],
 ) -> Mapping[str, Array]:
     """What IRIS needs of the items, by field `[b, ...]`, from raw features: the observed ones, else the generated."""
     features = {
-        name: np.stack([_raw(engine, name, *pair) for pair in zip(subjects, completed, strict=True)])
-        for name in reranker.names
+        name: np.stack([_raw(model.specs[name].dim, name, *pair) for pair in zip(inputs, completed, strict=True)])
+        for name in iris.names
     }
-    present = [[one.states[name] is not State.ABSENT for name in reranker.names] for one in completed]
-    sides = reranker.sides(features, np.array(present, dtype=np.bool_), ids)
-    return {name: getattr(sides, name) for name in reranker.shapes}
+    present = [[item.states[name] is not State.ABSENT for name in iris.names] for item in completed]
+    sides = iris.sides(features, np.array(present, dtype=np.bool_), ids)
+    return {name: getattr(sides, name) for name in iris.shapes}
 
 
-def _raw(engine: Engine, name: str, subject: Subject, one: Completed) -> Array:
-    if name in subject.raw:
-        return subject.raw[name]
-    if name in one.generated:
-        return one.generated[name].vector
-    return np.zeros(engine.model.specs[name].dim, dtype=np.float32)
+def _raw(dim: int, name: str, item: ImputationInput, completed: Completed) -> Array:
+    if name in item.raw:
+        return item.raw[name]
+    if name in completed.generated:
+        return completed.generated[name].vector
+    return np.zeros(dim, dtype=np.float32)

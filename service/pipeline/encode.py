@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
+from models.arrays import Array
 from models.bundle import ModalityEntry
 from models.encoders import ImageEncoder, ImageError, TextEncoder, decode_image
 from service.domain import (
@@ -27,6 +28,7 @@ from service.domain import (
     UrlContent,
     VectorContent,
 )
+from service.pipeline.active import Active
 from service.pipeline.engine import Engine, Limits
 from service.ports import Media
 
@@ -83,14 +85,15 @@ class PixelBudget:
     """The pixels that one request may still have decoded, whatever number of pictures they come in."""
 
     def __init__(self, limits: Limits) -> None:
-        self._limit = self._left = limits.request_pixels
+        self.limits = limits
+        self._left = limits.request_pixels
 
     def spend(self, pixels: int) -> None:
         """Take a picture's pixels. Raises ImageError where they are more than are left."""
         if pixels > self._left:
             raise ImageError(
-                f"with this picture of {pixels:,} pixels, those of the request have more than the {self._limit:,} "
-                "that are accepted together"
+                f"with this picture of {pixels:,} pixels, those of the request have more than the "
+                f"{self.limits.request_pixels:,} that are accepted together"
             )
         self._left -= pixels
 
@@ -104,13 +107,13 @@ async def encode(
     one after the other, so that only one of them is in memory; other content goes through one call for each encoder.
     """
     budget = budget or PixelBudget(engine.limits)
-    given = [content for contents in drafts for content, _ in contents.values()]
+    contents_of_all = [content for contents in drafts for content, _ in contents.values()]
     rows: Sequence[Contents | LacunaError] = drafts
-    if any(isinstance(content, UrlContent) for content in given):
+    if any(isinstance(content, UrlContent) for content in contents_of_all):
         rows = await asyncio.gather(*(_fetched_row(engine, contents) for contents in drafts))
-    if all(isinstance(content, VectorContent) for content in given):  # only looked at, which is sooner done than passed
-        return _encode_all(engine, rows, budget)
-    return await engine.compute(_encode_all, engine, rows, budget)
+    if all(isinstance(content, VectorContent) for content in contents_of_all):
+        return _encode_all(engine.active, rows, budget)  # which only checks vectors: another thread would cost more
+    return await engine.runtime.compute(_encode_all, engine.active, rows, budget)
 
 
 async def _fetched_row(engine: Engine, contents: Contents) -> Contents | LacunaError:
@@ -131,7 +134,7 @@ async def fetched(engine: Engine, modality: str, content: Content) -> Content:
     pointer = f"/modalities/{modality}/url"
     if engine.fetcher is None:
         raise InvalidInputError("Fetching from a URL is off; send the file itself or its base64.", pointer)
-    _require_kind(_declared(engine, modality), "image", "a picture")
+    _require_kind(_declared(engine.active, modality), "image", "a picture")
     try:
         return MediaContent(await engine.fetcher.fetch(content.url))
     except FetchError as error:
@@ -139,52 +142,48 @@ async def fetched(engine: Engine, modality: str, content: Content) -> Content:
 
 
 def _encode_all(
-    engine: Engine, drafts: Sequence[Contents | LacunaError], budget: PixelBudget
+    active: Active, rows: Sequence[Contents | LacunaError], budget: PixelBudget
 ) -> list[Encoded | LacunaError]:
-    prepared = [got if isinstance(got, LacunaError) else _prepare_row(engine, got, budget) for got in drafts]
-    vectors: dict[tuple[int, str], np.ndarray[Any, np.dtype[np.float32]]] = {}
-    for name in engine.model.names:
-        raw = [
-            (row, got.values[name])
-            for row, got in enumerate(prepared)
-            if not isinstance(got, LacunaError) and name in got.values
-        ]
-        for row, value in raw:
-            if isinstance(value, np.ndarray):
-                vectors[row, name] = value
-        todo = [(row, value) for row, value in raw if not isinstance(value, np.ndarray)]
-        if todo:
-            made = engine.encoders[name].encode([value for _, value in todo])
-            for (row, _), vector in zip(todo, made, strict=True):
-                vectors[row, name] = vector
+    prepared = [row if isinstance(row, LacunaError) else _prepare_row(active, row, budget) for row in rows]
+    vectors = _vectors(active, [{} if isinstance(row, LacunaError) else row.values for row in prepared])
     return [
-        got
-        if isinstance(got, LacunaError)
-        else _finished(
-            engine, cast("Contents", drafts[row]), {name: vectors[row, name] for name in got.values}, got.remarks
-        )
-        for row, got in enumerate(prepared)
+        row
+        if isinstance(row, LacunaError)
+        else _finished(active, cast("Contents", rows[place]), vectors[place], row.remarks)
+        for place, row in enumerate(prepared)
     ]
 
 
-def _declared(engine: Engine, modality: str) -> ModalityEntry:
-    declared = {entry.name: entry for entry in engine.manifest.modalities}
-    if modality not in declared:
-        known = ", ".join(declared)
+def _vectors(active: Active, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Array]]:
+    """Features of each row by modality: those that are given, and what the encoders make of everything else."""
+    vectors = [dict(values) for values in rows]
+    for name in active.dgmrec.names:
+        raw = [place for place, values in enumerate(rows) if not isinstance(values.get(name), np.ndarray | None)]
+        if raw:
+            encoded = active.encoders[name].encode([rows[place][name] for place in raw])
+            for place, vector in zip(raw, encoded, strict=True):
+                vectors[place][name] = vector
+    return vectors
+
+
+def _declared(active: Active, modality: str) -> ModalityEntry:
+    declared = active.modality(modality)
+    if declared is None:
+        known = ", ".join(entry.name for entry in active.manifest.modalities)
         raise UnknownModalityError(
             f"The active bundle has no modality {modality!r}; it has {known}.", f"/modalities/{modality}"
         )
-    return declared[modality]
+    return declared
 
 
-def _prepare_row(engine: Engine, contents: Contents, budget: PixelBudget) -> _Prepared | LacunaError:
+def _prepare_row(active: Active, contents: Contents, budget: PixelBudget) -> _Prepared | LacunaError:
     prepared = _Prepared()
     try:
         for name, (content, source) in contents.items():
-            if source == TITLE_SOURCE and name not in engine.model.names:  # a bundle without text has no use for titles
-                continue
-            value = _prepare(engine, _declared(engine, name), content, source, budget)
-            remark = unread(engine, name, value, source) if isinstance(value, str) else None
+            if source == TITLE_SOURCE and name not in active.dgmrec.names:
+                continue  # a bundle without text has no use for titles
+            value = _prepare(active, _declared(active, name), content, source, budget)
+            remark = unread(active, name, value, source) if isinstance(value, str) else None
             if remark is not None:
                 prepared.remarks[name] = remark
             if value is not None and (remark is None or remark.detail is None):
@@ -194,7 +193,7 @@ def _prepare_row(engine: Engine, contents: Contents, budget: PixelBudget) -> _Pr
     return prepared
 
 
-def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: str, budget: PixelBudget) -> Any:
+def _prepare(active: Active, modality: ModalityEntry, content: Content, source: str, budget: PixelBudget) -> Any:
     pointer = f"/modalities/{modality.name}" if source != TITLE_SOURCE else "/title"
     kind = modality.encoder.kind if modality.encoder else None
     if isinstance(content, VectorContent):
@@ -205,14 +204,14 @@ def _prepare(engine: Engine, modality: ModalityEntry, content: Content, source: 
         _require_kind(modality, "text", "text")
         if not content.text.strip():
             raise InvalidInputError("A text must hold something besides white space.", pointer)
-        if len(content.text) > engine.limits.text_chars:
-            raise InvalidInputError(f"A text has at most {engine.limits.text_chars} characters.", pointer)
+        if len(content.text) > budget.limits.text_chars:
+            raise InvalidInputError(f"A text has at most {budget.limits.text_chars} characters.", pointer)
         return content.text
     _require_kind(modality, "image", "a picture")
-    encoder = cast("ImageEncoder", engine.encoders[modality.name])
+    encoder = cast("ImageEncoder", active.encoders[modality.name])
     data = cast("MediaContent", content).data
     try:
-        picture = decode_image(data, max_pixels=engine.limits.image_pixels, spend=budget.spend)
+        picture = decode_image(data, max_pixels=budget.limits.image_pixels, spend=budget.spend)
     except ImageError as error:
         raise InvalidImageError(_sentence(str(error)), pointer) from None
     return encoder.encode([picture])[0]
@@ -234,7 +233,7 @@ def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")
 
 
-def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> Array:
     vector = content.vector
     if vector.shape != (modality.dim,):
         raise InvalidVectorError(
@@ -247,17 +246,17 @@ def _vector(content: VectorContent, modality: ModalityEntry, pointer: str) -> np
     return vector
 
 
-def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any], remarks: Mapping[str, Remark]) -> Encoded:
+def _finished(active: Active, contents: Contents, vectors: Mapping[str, Any], remarks: Mapping[str, Remark]) -> Encoded:
     observed: dict[str, Observed] = {}
     media: list[Media] = []
     remarks = dict(remarks)
     for name, vector in vectors.items():
-        silent = silence(engine, name, vector)
+        silent = silence(active, name, vector)
         if silent is not None:
             remarks[name] = silent
             continue
         content, source = contents[name]
-        encoder = "" if isinstance(content, VectorContent) else encoder_identity(engine, name)
+        encoder = "" if isinstance(content, VectorContent) else active.encoder_identity(name)
         text = content.text if isinstance(content, TextContent) and source != TITLE_SOURCE else None
         sha256: str | None = None
         kind: str | None = None
@@ -269,25 +268,19 @@ def _finished(engine: Engine, contents: Contents, vectors: Mapping[str, Any], re
     return Encoded(observed, tuple(media), remarks)
 
 
-def unread(engine: Engine, modality: str, text: str, source: str) -> Remark | None:
+def unread(active: Active, modality: str, text: str, source: str) -> Remark | None:
     """What the encoder leaves unread of a text, if anything: all of it, or its end."""
-    reading = cast("TextEncoder", engine.encoders[modality]).reads(text)
+    reading = cast("TextEncoder", active.encoders[modality]).reads(text)
     if not reading.known:
         return Remark(UNREAD, text=None if source == TITLE_SOURCE else text)
     return Remark(truncated=True) if reading.truncated else None
 
 
-def silence(engine: Engine, modality: str, vector: np.ndarray[Any, np.dtype[np.float32]]) -> Remark | None:
+def silence(active: Active, modality: str, vector: Array) -> Remark | None:
     """Why a feature is no observation, where it is none."""
-    if engine.model.tells(modality, vector):
+    if active.dgmrec.tells(modality, vector):
         return None
     return Remark(MEAN if vector.any() else ZERO)
-
-
-def encoder_identity(engine: Engine, modality: str) -> str:
-    """Id and weights of a modality's encoder, as features carry it."""
-    encoder = engine.encoders[modality]
-    return f"{encoder.id}@{encoder.weights_sha256[:16]}"
 
 
 def media_type(data: bytes) -> str:

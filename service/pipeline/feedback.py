@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 from service.domain import Event, FeedbackOutcome, InvalidInputError, Page, User, UserNotFoundError
-from service.pipeline import documents, follow, history
+from service.pipeline import regenerate
 from service.pipeline.engine import Engine
-from service.pipeline.ingest import follows_feedback
 from service.ports import EventResult, Keep
 
 
 async def add_feedback(
-    engine: Engine, events: Sequence[Event], *, strict: bool, kept: Keep[FeedbackOutcome] | None = None
+    engine: Engine, events: Sequence[Event], *, strict: bool, keep: Keep[FeedbackOutcome] | None = None
 ) -> FeedbackOutcome:
     """Store events. An event on an item that does not exist is rejected; with `strict` it takes all others with it.
-    `kept` is how the answer is kept under an idempotency key.
+    `keep` is how the answer is kept under an idempotency key.
 
     Raises:
         InvalidInputError: `strict`, and an item does not exist; nothing was stored.
     """
     if not events:
         return FeedbackOutcome(0, ())
-    renew = {event.item for event in events if follows_feedback(engine, event.item)}
-    keep: Keep[list[EventResult]] | None = None
-    if kept is not None:
-        keep = Keep(kept.key, lambda found: kept.answer(_outcome(events, found)))
-    with engine.step("commit"):
-        done = await engine.store.add_feedback(events, strict=strict, renew=renew, keep=keep)
-    results = list(zip(events, done.value, strict=True))
-    outcome = _outcome(events, done.value)
+    model, memory = engine.active.dgmrec, engine.memory
+    renew = {event.item for event in events if regenerate.depends_on_users(model, memory.catalogue, event.item)}
+    keep_results: Keep[list[EventResult]] | None = None
+    if keep is not None:
+        answer = keep.answer
+        keep_results = Keep(keep.key, lambda results: answer(_outcome(events, results)))
+    with engine.runtime.step("commit"):
+        added = await engine.store.add_feedback(events, strict=strict, renew=renew, keep=keep_results)
+    outcome = _outcome(events, added.value)
     if outcome.rejected and strict:
         row, detail = outcome.rejected[0]
         raise InvalidInputError(detail, f"/feedback/{row}/item")
-    fresh = [event for event, result in results if result in ("new", "replaced")]
-    users, items = {event.user for event in fresh}, {event.item for event in fresh}
-    documents.forget(engine, items)
-    _follow(engine, users, [event.item for event in fresh if event.item in renew])
-    documents.follow(engine, users, items)
-    engine.own(done.positions)
+    stored = [event for event, result in zip(events, added.value, strict=True) if result in ("new", "replaced")]
+    users, items = {event.user for event in stored}, {event.item for event in stored}
+    _take_effect(engine, users, items, [event.item for event in stored if event.item in renew])
+    if memory.profiles is not None:
+        memory.profiles.encode_soon(users, items)
+    engine.runtime.applied(added.positions)
     return outcome
 
 
@@ -51,11 +51,12 @@ def _outcome(events: Sequence[Event], results: Sequence[EventResult]) -> Feedbac
     return FeedbackOutcome(len(events) - len(rejected), tuple(rejected))
 
 
-def _follow(engine: Engine, users: Iterable[str], items: Iterable[str]) -> None:
-    """Let changed feedback take effect: on its users' lists now, on generated parts in the background, and on the
-    items' counts once the change log is followed."""
-    history.forget(engine, users)
-    follow.await_turn(engine, items)
+def _take_effect(engine: Engine, users: Collection[str], items: Collection[str], pending: Collection[str]) -> None:
+    """Let changed feedback take effect: on its users' lists and on ratings now, on the generated parts of `pending`
+    items in the background, and on the items' counts once the change log is followed."""
+    engine.memory.forget_items(items)
+    engine.memory.forget_users(users)
+    regenerate.enqueue(engine, pending)
 
 
 async def list_feedback(
@@ -73,15 +74,15 @@ async def delete_feedback(engine: Engine, *, user: str | None, item: str | None,
     """
     if user is None and item is None and kind is None:
         raise InvalidInputError("Name a user, an item or a type.")
-    with engine.step("commit"):
-        done = await engine.store.delete_feedback(user=user, item=item, kind=kind)
-    if done.value:
-        entries = await engine.store.changes(done.positions.start - 1, limit=len(done.positions))
-        touched = [entry.key for entry in entries if entry.kind == "item-feedback"]
-        documents.forget(engine, touched)
-        _follow(engine, [entry.key for entry in entries if entry.kind == "feedback-deleted"], touched)
-    engine.own(done.positions)
-    return done.value
+    with engine.runtime.step("commit"):
+        deleted = await engine.store.delete_feedback(user=user, item=item, kind=kind)
+    if deleted.value:
+        entries = await engine.store.changes(deleted.positions.start - 1, limit=len(deleted.positions))
+        items = [entry.key for entry in entries if entry.kind == "item-feedback"]
+        users = [entry.key for entry in entries if entry.kind == "feedback-deleted"]
+        _take_effect(engine, users, items, items)
+    engine.runtime.applied(deleted.positions)
+    return deleted.value
 
 
 async def get_user(engine: Engine, user: str) -> User:
@@ -90,10 +91,10 @@ async def get_user(engine: Engine, user: str) -> User:
     Raises:
         UserNotFoundError: nothing is.
     """
-    found = await engine.store.get_user(user)
-    if found is None:
+    stored = await engine.store.get_user(user)
+    if stored is None:
         raise _not_found(user)
-    return found
+    return stored
 
 
 async def delete_user(engine: Engine, user: str) -> None:
@@ -102,18 +103,14 @@ async def delete_user(engine: Engine, user: str) -> None:
     Raises:
         UserNotFoundError: nothing is.
     """
-    touched = await _items_of(engine, user)
-    with engine.step("commit"):
-        done = await engine.store.delete_user(user)
-    documents.forget(engine, touched)
-    _follow(engine, [user], touched)
-    engine.own(done.positions)
-    if not done.value:
+    interactions = await engine.store.user_items(user, min_rating=engine.active.min_rating)
+    items = [interaction.item for interaction in interactions]
+    with engine.runtime.step("commit"):
+        deleted = await engine.store.delete_user(user)
+    _take_effect(engine, [user], items, items)
+    engine.runtime.applied(deleted.positions)
+    if not deleted.value:
         raise _not_found(user)
-
-
-async def _items_of(engine: Engine, user: str) -> list[str]:
-    return [one.item for one in await engine.store.user_items(user, min_rating=engine.min_rating)]
 
 
 def _not_found(user: str) -> UserNotFoundError:

@@ -7,15 +7,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from cachetools import Cache, LRUCache
 
 from models.arrays import Array, Mask
+from models.dgmrec.serving import DGMRecServing
 from models.feedback import Interaction
 from models.iris.serving import ItemSides
-from service.pipeline.engine import HISTORIES, Engine
-from service.ports import Keys
+from service.pipeline.catalogue import Catalogue
+from service.ports import Keys, Store
 
-PROFILE = 2000  # the newest items of a user that the profile is made of
-SPEAKING = 500  # the newest items of a user that IRIS reads
+HISTORIES = 50_000  # in memory
+PROFILE = 2000  # the newest items of a user that the vector is made of
+EXPLAINING = 500  # the newest items of a user that IRIS reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class History:
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
+class UserVector:
     """A user in the model's space: `vector` e_u `[d]`, its collaborative part `id` `[d]`, and the number of items."""
 
     vector: Array
@@ -51,65 +54,80 @@ class Past:
         return np.asarray(targets[:, None] == self.keys)
 
 
-async def history(engine: Engine, user: str) -> History:
-    """A user's history, from the cache or the store; empty for an unknown user."""
-    cached = engine.histories.get(user)
-    if cached is not None:
-        engine.histories.move_to_end(user)
-        return cached
-    pending = engine.loading.get(user)
-    if pending is None:
-        pending = engine.loading[user] = asyncio.get_running_loop().create_task(_load(engine, user))
-    return await asyncio.shield(pending)
+class Histories:
+    """Histories from the store, the most recently used of them cached; `loading` are those that are being read.
 
+    Args:
+        min_rating: ratings below it show no interest.
+        size: number of users in the cache.
+    """
 
-async def _load(engine: Engine, user: str) -> History:
-    itself = asyncio.current_task()
-    try:
-        found = of_items(await engine.store.user_items(user, min_rating=engine.min_rating))
-        # A write that came in between has dropped this task, and what was read is not kept.
-        if engine.loading.get(user) is itself:
-            engine.histories[user] = found
-            while len(engine.histories) > HISTORIES:
-                engine.histories.popitem(last=False)
-        return found
-    finally:
-        if engine.loading.get(user) is itself:
-            del engine.loading[user]
+    def __init__(self, store: Store, min_rating: float | None, size: int = HISTORIES) -> None:
+        self._store, self._min_rating = store, min_rating
+        self._cached: LRUCache[str, History] = LRUCache(size)
+        self.loading: dict[str, asyncio.Task[History]] = {}
 
+    async def of(self, user: str) -> History:
+        """A user's history; empty for an unknown user."""
+        cached = self._cached.get(user)
+        if cached is not None:
+            return cached
+        task = self.loading.get(user)
+        if task is None:
+            task = self.loading[user] = asyncio.get_running_loop().create_task(self._load(user))
+        return await asyncio.shield(task)
 
-def forget(engine: Engine, users: Iterable[str]) -> None:
-    """Drop cached histories, and what they say of ratings, after a write that changes them."""
-    users = list(users)
-    if engine.documents is not None:
-        engine.documents.forget("user", users)
-    for user in users:
-        engine.histories.pop(user, None)
-        engine.loading.pop(user, None)
+    async def _load(self, user: str) -> History:
+        task = asyncio.current_task()
+        try:
+            history = of_items(await self._store.user_items(user, min_rating=self._min_rating))
+            # A write that came in between has dropped this task, and what was read is not cached.
+            if self.loading.get(user) is task:
+                self._cached[user] = history
+            return history
+        finally:
+            if self.loading.get(user) is task:
+                del self.loading[user]
+
+    def forget(self, users: Iterable[str]) -> None:
+        """Drop histories, after a write that changes them."""
+        for user in users:
+            self._cached.pop(user, None)
+            self.loading.pop(user, None)
+
+    def forget_loading(self) -> None:
+        """Drop what is being read, which may be from before a write of anybody."""
+        self.loading.clear()
+
+    def cached(self) -> list[tuple[str, History]]:
+        """All cached histories by user. Looking at them is no use of them."""
+        return [(user, Cache.__getitem__(self._cached, user)) for user in self._cached]
 
 
 def of_items(items: Sequence[Interaction]) -> History:
     """The history of interactions, newest first."""
-    seen = tuple(one.item for one in items)
-    liked = tuple(one.item for one in items if one.interested)
-    return History(seen, liked[:PROFILE], tuple(one.item for one in items if not one.interested))
+    seen = tuple(interaction.item for interaction in items)
+    liked = tuple(interaction.item for interaction in items if interaction.interested)
+    disliked = tuple(interaction.item for interaction in items if not interaction.interested)
+    return History(seen, liked[:PROFILE], disliked)
 
 
-def profile(engine: Engine, user: str | None, keys: Keys, weights: Array | None = None) -> Profile:
+def user_vector(
+    model: DGMRecServing, catalogue: Catalogue, user: str | None, keys: Keys, weights: Array | None = None
+) -> UserVector:
     """A user's vector from the items `[k]` of the history: folded-in collaborative part + mean of the modal parts."""
-    catalogue = engine.catalogue
     share = np.ones(len(keys), dtype=np.float32) if weights is None else weights
-    user_id = engine.model.user_id(user, catalogue.rows.get("message", keys), share)
+    user_id = model.user_id(user, catalogue.rows.get("message", keys), share)
     modal = share @ catalogue.rows.get("modal", keys) / max(float(share.sum()), 1e-6)
     modal = np.asarray(modal, dtype=np.float32)
-    return Profile(engine.model.combine(user_id, modal), user_id, len(keys))
+    return UserVector(model.combine(user_id, modal), user_id, len(keys))
 
 
-def past(engine: Engine, keys: Keys, weights: Array | None = None) -> Past:
+def past_of(catalogue: Catalogue, keys: Keys, weights: Array | None = None) -> Past:
     """The items `[k]` of a history, newest first, as IRIS reads them; one that is given twice counts twice."""
     if weights is None:
-        keys = keys[:SPEAKING]
-        return Past(keys, engine.catalogue.sides(keys))
-    once, place = np.unique(keys, return_inverse=True)
+        keys = keys[:EXPLAINING]
+        return Past(keys, catalogue.sides(keys))
+    unique, place = np.unique(keys, return_inverse=True)
     counts = np.bincount(place, weights).astype(np.float32)
-    return Past(once, engine.catalogue.sides(once), counts)
+    return Past(unique, catalogue.sides(unique), counts)

@@ -1,10 +1,10 @@
 """Online imputation: from what is observed of an item to a feature in every modality (steps 2-4 and 6 of the design).
 
-The ladder, for each missing modality: DGMRec's generator, where anything is known of the item (another modality, or
-users); the bundle's imputer over the co-interaction graph, where the item has users whose other items training knew;
-the mean of its neighbours (NN), where another modality is observed; the modality's mean; absent, where nothing can be
-said at all, because nobody has the modality. A bundle trained without a generator (DGMRecConfig.imputation) begins at
-the rung that it was trained with.
+The fallback chain, for each missing modality: DGMRec's generator, where anything is known of the item (another
+modality, or users); the bundle's imputer over the co-interaction graph, where the item has users whose other items
+training knew; the mean of its neighbours (NN), where another modality is observed; the modality's mean; absent, where
+nothing can be said at all, because nobody has the modality. A bundle trained without a generator
+(DGMRecConfig.imputation) begins at the imputer that it was trained with.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from models.arrays import Array, Mask
 from models.dgmrec.inference import mean_of_gathered
+from models.dgmrec.serving import DGMRecServing
 from models.evidence import (
     EVIDENCE_NEIGHBOURS,
     ImputationEvidence,
@@ -25,18 +26,20 @@ from models.evidence import (
 )
 from models.imputers import GRAPH_IMPUTERS
 from service.domain import Generated, State
-from service.pipeline.engine import Engine
+from service.pipeline.catalogue import Catalogue
 from service.ports import Keys
 
-Made = tuple[Array, Array]  # of one modality: what DGMRec generates for each item [b, r_m], and its confidence [b]
+Output = tuple[Array, Array]  # of the generator for one modality: features [b, r_m], and their confidence [b]
+Neighbours = tuple[Keys, Array]  # keys and cosines, [b, k] or of one item [k]; -1 and -inf where there are too few
 
 DGMREC, NN, MEAN = "dgmrec", "nn", "mean"  # as answers name them; the graph imputers by their own names
 
 
 @dataclass(frozen=True, slots=True)
-class Visitor:
-    """One user who touched an item: preference p_u `[M, d]`, what the user passes on to the item `[d]`, the keys of the
-    user's other items, and what the user adds to its collaborative factors `[q]`, if training saw the user."""
+class UserEvidence:
+    """One user who interacted with an item: preference p_u `[M, d]`, what the user passes on to the item `[d]`, the
+    keys of the user's other items, and what the user adds to its collaborative factors `[q]`, if training saw the
+    user."""
 
     preference: Array
     message: Array
@@ -45,141 +48,158 @@ class Visitor:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ImputationInput:
     """An item to be completed: projected observed features by modality, its users, its own key, if it has one (it is
-    no neighbour of itself), the taste `[M, d]` and collaborative factors `[q]` that training found, for as long as no
-    users are given, and the observed features as they were before the projection, `[dim_m]`."""
+    no neighbour of itself), the preference `[M, d]` and collaborative factors `[q]` that training found, for as long as
+    no users are given, and the observed features as they were before the projection, `[dim_m]`."""
 
     features: Mapping[str, Array]
-    visitors: Sequence[Visitor] = ()
+    users: Sequence[UserEvidence] = ()
     key: int | None = None
-    taste: Array | None = None
+    preference: Array | None = None
     factors: Array | None = None
     raw: Mapping[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """What imputation found out about one item.
+    """One item with a feature in every modality.
 
     `features` by modality `[r_m]`, projected; `generated` for those that were not observed (absent ones left out);
-    `states` by modality; `taste` `[M, d]`; `around` by modality the nearest items, keys and cosines `[depth]`, as far
-    as they were looked up.
+    `states` by modality; `preference` `[M, d]`; `neighbours` by modality the nearest items, keys and cosines `[depth]`,
+    as far as they were looked up.
     """
 
     features: dict[str, Array]
     generated: dict[str, Generated]
     states: dict[str, State]
-    taste: Array
-    around: Mapping[str, tuple[Keys, Array]] = field(default_factory=dict)
+    preference: Array
+    neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
 
 
-def impute(engine: Engine, subjects: Sequence[Subject]) -> list[Completed]:
+def impute(model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput]) -> list[Completed]:
     """Complete several items. The catalogue is read, not changed."""
-    if not subjects:
+    if not inputs:
         return []
-    names = engine.model.names
-    observed = np.array([[name in subject.features for name in names] for subject in subjects], dtype=np.bool_)
-    features = _stacked(engine, subjects)
-    around = _around(engine, subjects, features, observed)
-    neighbour_mean, near_duplicates, neighbour_valid = _neighbour_evidence(engine, subjects, features, observed, around)
-    neighbours = {name: keys[:, : engine.model.neighbours] for name, (keys, _) in around.items()}
-    means, means_valid = _co_interaction_means(engine, subjects)
-    known = ImputationEvidence(
+    observed = np.array([[name in item.features for name in model.names] for item in inputs], dtype=np.bool_)
+    features = _stacked(model, inputs)
+    neighbours = _observed_neighbours(model, catalogue, inputs, features, observed)
+    evidence = _evidence(model, catalogue, inputs, features, observed, neighbours)
+    outputs = model.generate(evidence)
+    return [_complete(model, catalogue, evidence, neighbours, outputs, row, item) for row, item in enumerate(inputs)]
+
+
+def _evidence(
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    inputs: Sequence[ImputationInput],
+    features: Mapping[str, Array],
+    observed: Mask,
+    neighbours: Mapping[str, Neighbours],
+) -> ImputationEvidence:
+    neighbour_mean, near_duplicates, neighbour_valid = _neighbour_evidence(
+        model, catalogue, inputs, features, observed, neighbours
+    )
+    nearest_keys = {name: keys[:, : model.neighbours] for name, (keys, _) in neighbours.items()}
+    means, means_valid = _co_interaction_means(model, catalogue, inputs)
+    return ImputationEvidence(
         own=features,
         neighbour_mean=neighbour_mean,
         near_duplicates=near_duplicates,
         co_interaction_mean=means,
         cross_fitted_mean=means,
-        factors=np.stack([_factors(engine, subject) for subject in subjects]),
+        factors=np.stack([_factors(model, item) for item in inputs]),
         observed=observed,
         neighbour_valid=neighbour_valid,
         co_interaction_valid=means_valid,
-        preference=_preference(engine, subjects, neighbours),
+        preference=_preference(model, catalogue, inputs, nearest_keys),
     )
-    made = engine.model.generate(known)
-    return [_complete(engine, known, around, made, row, subject) for row, subject in enumerate(subjects)]
 
 
-def _stacked(engine: Engine, subjects: Sequence[Subject]) -> dict[str, Array]:
+def _stacked(model: DGMRecServing, inputs: Sequence[ImputationInput]) -> dict[str, Array]:
     """Observed features `[b, r_m]`, zero where there is none."""
     stacked = {}
-    for name, rank in engine.model.ranks.items():
+    for name, rank in model.ranks.items():
         zero = np.zeros(rank, dtype=np.float32)
-        stacked[name] = np.stack([subject.features.get(name, zero) for subject in subjects])
+        stacked[name] = np.stack([item.features.get(name, zero) for item in inputs])
     return stacked
 
 
 def _complete(
-    engine: Engine,
-    known: ImputationEvidence,
-    around: Mapping[str, tuple[Keys, Array]],
-    made: Mapping[str, Made],
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    evidence: ImputationEvidence,
+    neighbours: Mapping[str, Neighbours],
+    outputs: Mapping[str, Output],
     row: int,
-    subject: Subject,
+    item: ImputationInput,
 ) -> Completed:
     features: dict[str, Array] = {}
     generated: dict[str, Generated] = {}
     states: dict[str, State] = {}
-    nearest_by: dict[str, tuple[Keys, Array]] = {}
-    for column, name in enumerate(engine.model.names):
-        if known.observed[row, column]:
-            features[name], states[name] = known.own[name][row], State.OBSERVED
-            nearest_by[name] = around[name][0][row], around[name][1][row]
+    nearest_by: dict[str, Neighbours] = {}
+    for column, name in enumerate(model.names):
+        if evidence.observed[row, column]:
+            features[name], states[name] = evidence.own[name][row], State.OBSERVED
+            nearest_by[name] = neighbours[name][0][row], neighbours[name][1][row]
             continue
-        feature, generator, sure = _fallback_chain(engine, known, made[name], row, column, subject)
+        feature, generator, confidence = _fallback_chain(model, catalogue, evidence, outputs[name], row, column, item)
         features[name] = feature
         if generator is None:
             states[name] = State.ABSENT
             continue
         states[name] = State.GENERATED
-        basis = _basis(engine, known, row, column, generator, touched=bool(subject.visitors))
-        raw = engine.model.unproject(name, feature[None])[0]
-        generated[name] = Generated(raw, generator, round(sure, 4), basis)
-    return Completed(features, generated, states, known.preference[:, row], nearest_by)
+        basis = _basis(model, evidence, row, column, generator, touched=bool(item.users))
+        raw = model.unproject(name, feature[None])[0]
+        generated[name] = Generated(raw, generator, round(confidence, 4), basis)
+    return Completed(features, generated, states, evidence.preference[:, row], nearest_by)
 
 
 def _fallback_chain(
-    engine: Engine, known: ImputationEvidence, made: Made, row: int, column: int, subject: Subject
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    evidence: ImputationEvidence,
+    output: Output,
+    row: int,
+    column: int,
+    item: ImputationInput,
 ) -> tuple[Array, str | None, float]:
-    """The highest rung of the ladder that holds for this cell: projected feature, generator's name, confidence."""
-    model, name = engine.model, engine.model.names[column]
-    top = model.model.config.imputation
-    feature, confidence = made[0][row], made[1][row]
-    if top == "generate" and (known.observed[row].any() or subject.visitors) and np.isfinite(feature).all():
+    """The first of the fallback chain that holds for this cell: projected feature, generator's name, confidence."""
+    name, imputation = model.names[column], model.model.config.imputation
+    feature, confidence = output[0][row], output[1][row]
+    if imputation == "generate" and (evidence.observed[row].any() or item.users) and np.isfinite(feature).all():
         return feature, DGMREC, float(confidence)
-    if top == "generate" or top in GRAPH_IMPUTERS:
-        guess = _fallback_guess(engine, subject, name)
+    if imputation == "generate" or imputation in GRAPH_IMPUTERS:
+        guess = _fallback_guess(model, catalogue, item, name)
         if guess is not None:
             return guess, model.fallback_imputer, 0.0
-    if top != MEAN and known.neighbour_valid[row, column]:
-        return known.neighbour_mean[name][row], NN, 0.0
-    nothing = np.zeros(model.ranks[name], dtype=np.float32)  # centred: the modality's mean
-    return nothing, MEAN if model.has_mean(name) else None, 0.0
+    if imputation != MEAN and evidence.neighbour_valid[row, column]:
+        return evidence.neighbour_mean[name][row], NN, 0.0
+    zero = np.zeros(model.ranks[name], dtype=np.float32)  # centred: the modality's mean
+    return zero, MEAN if model.has_mean(name) else None, 0.0
 
 
-def _fallback_guess(engine: Engine, subject: Subject, name: str) -> Array | None:
+def _fallback_guess(model: DGMRecServing, catalogue: Catalogue, item: ImputationInput, name: str) -> Array | None:
     """The guess `[r_m]` of the bundle's imputer over the co-interaction graph, from the items that the item's users
-    have besides it; those that training did not know tell nothing."""
-    if not subject.visitors:
+    have besides it; those that training did not see are left out."""
+    if not item.users:
         return None
-    keys, counts = np.unique(np.concatenate([visitor.others for visitor in subject.visitors]), return_counts=True)
-    entries, items = engine.catalogue.entries, engine.model.items
-    found = [
+    keys, counts = np.unique(np.concatenate([user.others for user in item.users]), return_counts=True)
+    trained = [
         (row, count)
         for key, count in zip(keys.tolist(), counts.tolist(), strict=True)
-        if key in entries and (row := items.get(entries[key].id)) is not None
+        if key in catalogue.entries and (row := model.items.get(catalogue.entries[key].id)) is not None
     ]
-    return engine.model.fallback_guess(name, [row for row, _ in found], [count for _, count in found])
+    return model.fallback_guess(name, [row for row, _ in trained], [count for _, count in trained])
 
 
 def _basis(
-    engine: Engine, known: ImputationEvidence, row: int, column: int, generator: str, *, touched: bool
+    model: DGMRecServing, evidence: ImputationEvidence, row: int, column: int, generator: str, *, touched: bool
 ) -> tuple[str, ...]:
     """What the generator read."""
-    others = [name for place, name in enumerate(engine.model.names) if known.observed[row, place]]
-    read = generator == NN or engine.model.reads_neighbours(engine.model.names[column], warm=touched)
-    neighbours = ["neighbours"] if read and known.neighbour_valid[row, column] else []
+    others = [name for place, name in enumerate(model.names) if evidence.observed[row, place]]
+    reads = generator == NN or model.reads_neighbours(model.names[column], warm=touched)
+    neighbours = ["neighbours"] if reads and evidence.neighbour_valid[row, column] else []
     users = ["users"] if touched else []
     if generator == MEAN:
         return ()
@@ -191,21 +211,21 @@ def _basis(
 # --- neighbours ------------------------------------------------------------------------------------------------------
 
 
-def nearest(engine: Engine, name: str, features: Array, k: int, allowed: Mask) -> tuple[Keys, Array]:
+def nearest(catalogue: Catalogue, name: str, features: Array, k: int, allowed: Mask) -> Neighbours:
     """Keys and cosines `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`; -1 and -inf where
     there are too few.
 
     A zero feature, which says nothing, has no neighbours.
     """
     length = np.linalg.norm(features, axis=1, keepdims=True)
-    found, cosines = engine.catalogue.indexes[name].search(features / np.maximum(length, 1e-6), k, allowed)
-    found[length[:, 0] <= 1e-6] = -1
-    return found, cosines
+    keys, cosines = catalogue.indexes[name].search(features / np.maximum(length, 1e-6), k, allowed)
+    keys[length[:, 0] <= 1e-6] = -1
+    return keys, cosines
 
 
-def _alone(subject: Subject, mask: Mask) -> Mask:
+def _without_itself(item: ImputationInput, mask: Mask) -> Mask:
     """The mask without the item itself."""
-    key = subject.key
+    key = item.key
     if key is None or not mask[key]:
         return mask
     without = mask.copy()
@@ -213,67 +233,77 @@ def _alone(subject: Subject, mask: Mask) -> Mask:
     return without
 
 
-def neighbour_keys(
-    engine: Engine, subjects: Sequence[Subject], name: str, features: Array, rows: Sequence[int], k: int, mask: Mask
-) -> tuple[Keys, Array]:
+def neighbours_of(
+    catalogue: Catalogue,
+    inputs: Sequence[ImputationInput],
+    name: str,
+    features: Array,
+    rows: Sequence[int],
+    k: int,
+    mask: Mask,
+) -> Neighbours:
     """As `nearest` for some rows, no item its own neighbour; rows not asked for are -1 and -inf."""
-    found = np.full((len(subjects), k), -1, dtype=np.int64)
-    cosines = np.full((len(subjects), k), -np.inf, dtype=np.float32)
+    keys = np.full((len(inputs), k), -1, dtype=np.int64)
+    cosines = np.full((len(inputs), k), -np.inf, dtype=np.float32)
     if not len(rows) or not mask.any():
-        return found, cosines
-    fresh = [row for row in rows if subjects[row].key is None or not mask[subjects[row].key or 0]]
-    if fresh:
-        found[fresh], cosines[fresh] = nearest(engine, name, features[fresh], k, mask)
-    for row in set(rows).difference(fresh):
-        alone = nearest(engine, name, features[row : row + 1], k, _alone(subjects[row], mask))
-        found[row], cosines[row] = alone[0][0], alone[1][0]
-    return found, cosines
+        return keys, cosines
+    outside = [row for row in rows if inputs[row].key is None or not mask[inputs[row].key or 0]]
+    if outside:
+        keys[outside], cosines[outside] = nearest(catalogue, name, features[outside], k, mask)
+    for row in set(rows).difference(outside):
+        of_row = nearest(catalogue, name, features[row : row + 1], k, _without_itself(inputs[row], mask))
+        keys[row], cosines[row] = of_row[0][0], of_row[1][0]
+    return keys, cosines
 
 
-def _around(
-    engine: Engine, subjects: Sequence[Subject], features: Mapping[str, Array], observed: Mask
-) -> dict[str, tuple[Keys, Array]]:
-    """By modality the neighbours, keys and cosines `[b, k]`, of the items that have it among all that do.
+def _observed_neighbours(
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    inputs: Sequence[ImputationInput],
+    features: Mapping[str, Array],
+    observed: Mask,
+) -> dict[str, Neighbours]:
+    """By modality the neighbours, keys and cosines `[b, depth]`, of the items that have it among all that do.
 
-    The first are those of training's kin graph; there are so many that, as a rule, enough of them have another modality
-    as well (see `_neighbour_evidence`).
+    The first are those of training's neighbour graph; there are so many that, as a rule, enough of them have another
+    modality as well (see `_neighbour_evidence`).
     """
-    found = {}
-    for column, name in enumerate(engine.model.names):
+    neighbours = {}
+    for column, name in enumerate(model.names):
         rows = np.flatnonzero(observed[:, column]).tolist()
-        mask = engine.catalogue.having(name)
-        found[name] = neighbour_keys(engine, subjects, name, features[name], rows, depth(engine), mask)
-    return found
+        mask = catalogue.having(name)
+        neighbours[name] = neighbours_of(catalogue, inputs, name, features[name], rows, depth(model), mask)
+    return neighbours
 
 
-def depth(engine: Engine) -> int:
+def depth(model: DGMRecServing) -> int:
     """How many neighbours are looked up at once, for all that reads of them."""
-    config = engine.model.model.config
+    config = model.model.config
     return max(config.neighbours, config.cold_neighbours, 2 * EVIDENCE_NEIGHBOURS)
 
 
 def _neighbour_evidence(
-    engine: Engine,
-    subjects: Sequence[Subject],
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    inputs: Sequence[ImputationInput],
     features: Mapping[str, Array],
     observed: Mask,
-    around: Mapping[str, tuple[Keys, Array]],
+    neighbours: Mapping[str, Neighbours],
 ) -> tuple[dict[str, Array], dict[str, Array], Mask]:
-    """As `models.evidence.aggregate_neighbours` has them, over the indexes: `Evidence.neighbour_mean` and
-    `Evidence.near_duplicates`, and where there are any."""
-    names = engine.model.names
+    """As `models.evidence.aggregate_neighbours` has them, over the indexes: `ImputationEvidence.neighbour_mean` and
+    `near_duplicates`, and where there are any."""
     neighbour_mean: dict[str, Array] = {}
     near_duplicates: dict[str, Array] = {}
     valid = np.zeros_like(observed)
-    for target, name in enumerate(names):
-        total = np.zeros((2, len(subjects), engine.model.ranks[name]), dtype=np.float32)
-        count = np.zeros(len(subjects), dtype=np.float32)
-        for source, other in enumerate(names):
+    for target, name in enumerate(model.names):
+        total = np.zeros((2, len(inputs), model.ranks[name]), dtype=np.float32)
+        count = np.zeros(len(inputs), dtype=np.float32)
+        for source, other in enumerate(model.names):
             rows = np.flatnonzero(observed[:, source] & ~observed[:, target])
-            if not (around[other][0][rows] >= 0).any():
+            if not (neighbours[other][0][rows] >= 0).any():
                 continue
-            keys, cosines = _having_both(engine, subjects, (other, name), features[other], rows, around[other])
-            mean_of = _mean_of(engine.catalogue.rows.get(f"feature.{name}", keys), keys)
+            keys, cosines = _having_both(catalogue, inputs, (other, name), features[other], rows, neighbours[other])
+            mean_of = _mean_of(catalogue.rows.get(f"feature.{name}", keys), keys)
             total[:, rows] += similarity_weighted_mean(mean_of, cosines), near_duplicate_mean(mean_of, cosines)
             count[rows] += (keys >= 0).any(axis=1)
         neighbour_mean[name], near_duplicates[name] = total / np.maximum(count, 1)[:, None]
@@ -292,43 +322,44 @@ def _mean_of(gathered: Array, keys: Keys) -> MeanOf:
 
 
 def _having_both(
-    engine: Engine,
-    subjects: Sequence[Subject],
+    catalogue: Catalogue,
+    inputs: Sequence[ImputationInput],
     names: tuple[str, str],
     features: Array,
     rows: Keys,
-    around: tuple[Keys, Array],
-) -> tuple[Keys, Array]:
+    neighbours: Neighbours,
+) -> Neighbours:
     """Keys and cosines `[r, k]` of the nearest items by the first modality that have the second as well, for some rows
-    `[r]`: out of those around, and by another search where these are too few; -1 and -inf where there are no more."""
-    keys, cosines = around[0][rows], around[1][rows]
-    both = (keys >= 0) & engine.catalogue.observed[keys, engine.model.names.index(names[1])]
+    `[r]`: out of the neighbours, and by another search where these are too few; -1 and -inf where there are no more."""
+    keys, cosines = neighbours[0][rows], neighbours[1][rows]
+    both = (keys >= 0) & catalogue.observed[keys, catalogue.names.index(names[1])]
     first = np.argsort(~both, axis=1, kind="stable")[:, :EVIDENCE_NEIGHBOURS]
-    found = np.take_along_axis(np.where(both, keys, -1), first, axis=1)
-    near = np.take_along_axis(np.where(both, cosines, -np.inf), first, axis=1)
-    short = np.flatnonzero((keys[:, -1] >= 0) & (found[:, -1] < 0))
+    both_keys = np.take_along_axis(np.where(both, keys, -1), first, axis=1)
+    both_cosines = np.take_along_axis(np.where(both, cosines, -np.inf), first, axis=1)
+    short = np.flatnonzero((keys[:, -1] >= 0) & (both_keys[:, -1] < 0))
     if len(short):
-        mask = engine.catalogue.having(*names)
+        mask = catalogue.having(*names)
         again = rows[short].tolist()
-        deeper = neighbour_keys(engine, subjects, names[0], features, again, EVIDENCE_NEIGHBOURS, mask)
-        found[short], near[short] = deeper[0][again], deeper[1][again]
-    return found, near
+        deeper = neighbours_of(catalogue, inputs, names[0], features, again, EVIDENCE_NEIGHBOURS, mask)
+        both_keys[short], both_cosines[short] = deeper[0][again], deeper[1][again]
+    return both_keys, both_cosines
 
 
 # --- users -----------------------------------------------------------------------------------------------------------
 
 
-def _co_interaction_means(engine: Engine, subjects: Sequence[Subject]) -> tuple[dict[str, Array], Mask]:
-    """Co-interaction means, as `models.evidence.co_interaction_means`, from the visitors' other items."""
-    names, catalogue = engine.model.names, engine.catalogue
-    blocks = {name: np.zeros((len(subjects), rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
-    valid = np.zeros((len(subjects), len(names)), dtype=np.bool_)
-    for row, subject in enumerate(subjects):
-        for column, name in enumerate(names):
+def _co_interaction_means(
+    model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput]
+) -> tuple[dict[str, Array], Mask]:
+    """Co-interaction means, as `models.evidence.co_interaction_means`, from the users' other items."""
+    blocks = {name: np.zeros((len(inputs), rank), dtype=np.float32) for name, rank in model.ranks.items()}
+    valid = np.zeros((len(inputs), len(model.names)), dtype=np.bool_)
+    for row, item in enumerate(inputs):
+        for column, name in enumerate(model.names):
             means = [
                 catalogue.rows.get(f"feature.{name}", having).mean(axis=0)
-                for visitor in subject.visitors
-                if len(having := visitor.others[catalogue.observed[visitor.others, column]])
+                for user in item.users
+                if len(having := user.others[catalogue.observed[user.others, column]])
             ]
             if means:
                 blocks[name][row] = np.mean(means, axis=0)
@@ -336,32 +367,34 @@ def _co_interaction_means(engine: Engine, subjects: Sequence[Subject]) -> tuple[
     return blocks, valid
 
 
-def _factors(engine: Engine, subject: Subject) -> Array:
+def _factors(model: DGMRecServing, item: ImputationInput) -> Array:
     """The item's collaborative factors `[q]`."""
-    if subject.factors is not None and not subject.visitors:
-        return subject.factors
-    return engine.model.item_factor([visitor.factor for visitor in subject.visitors if visitor.factor is not None])
+    if item.factors is not None and not item.users:
+        return item.factors
+    return model.item_factor([user.factor for user in item.users if user.factor is not None])
 
 
-def _preference(engine: Engine, subjects: Sequence[Subject], neighbours: Mapping[str, Keys]) -> Array:
+def _preference(
+    model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput], neighbours: Mapping[str, Keys]
+) -> Array:
     """p_i `[M, b, d]`: the mean preference of the item's users; the neighbours' preference where the item has no users
-    yet; everyone's where it has no neighbours either."""
+    yet; the mean preference where it has no neighbours either."""
     # As in training's neighbour graph, each modality's neighbours weigh the same.
-    preferences = engine.catalogue.rows
     means = [
-        mean_of_gathered(preferences.get("taste", keys), keys) for keys in neighbours.values() if (keys >= 0).any()
+        mean_of_gathered(catalogue.rows.get("preference", keys), keys)
+        for keys in neighbours.values()
+        if (keys >= 0).any()
     ]
     total = sum((mean * valid[:, None, None] for mean, valid in means), np.zeros((), dtype=np.float32))
-    count = sum((valid.astype(np.float32) for _, valid in means), np.zeros(len(subjects), dtype=np.float32))
-    everyone = engine.model.tables["mean_preference"]
+    count = sum((valid.astype(np.float32) for _, valid in means), np.zeros(len(inputs), dtype=np.float32))
     rows = []
-    for row, subject in enumerate(subjects):
-        if subject.visitors:
-            rows.append(np.mean([visitor.preference for visitor in subject.visitors], axis=0))
-        elif subject.taste is not None:
-            rows.append(subject.taste)
+    for row, item in enumerate(inputs):
+        if item.users:
+            rows.append(np.mean([user.preference for user in item.users], axis=0))
+        elif item.preference is not None:
+            rows.append(item.preference)
         elif count[row]:
             rows.append(total[row] / count[row])
         else:
-            rows.append(everyone)
+            rows.append(model.tables["mean_preference"])
     return np.stack(rows, axis=1).astype(np.float32)

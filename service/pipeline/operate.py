@@ -13,13 +13,13 @@ async def check_ready(engine: Engine) -> None:
     """Raise StoreUnavailableError unless the store answers, NotReadyError where another bundle has taken over the
     store; an engine that exists has its bundle and indexes."""
     await engine.store.ping()
-    if engine.superseded:
-        raise NotReadyError(f"{engine.superseded} Restart this worker with it.")
+    if engine.runtime.superseded:
+        raise NotReadyError(f"{engine.runtime.superseded} Restart this worker with it.")
 
 
 def models(engine: Engine) -> list[dict[str, Any]]:
     """The bundles that are known, the active one first."""
-    manifest = engine.manifest
+    manifest = engine.active.manifest
     return [
         {
             "version": manifest.version,
@@ -33,14 +33,14 @@ def models(engine: Engine) -> list[dict[str, Any]]:
 
 
 async def stats(engine: Engine) -> dict[str, Any]:
-    """Items by modality state and category, imputation error by modality, fallbacks, index sizes, how many items have
-    generated parts that have yet to follow new feedback, and how far the worker that answers has followed the log."""
-    catalogue = engine.catalogue
-    followed = engine.followed
+    """Items by modality state and category, imputation error by modality, fallbacks, index sizes, how many items
+    are pending regeneration, and how far the worker that answers has followed the log."""
+    catalogue = engine.memory.catalogue
+    followed = engine.runtime.followed
     errors = await engine.store.imputation_errors()
     return {
         "model_version": engine.model_version,
-        "synthetic": engine.manifest.data.synthetic,
+        "synthetic": engine.active.manifest.data.synthetic,
         "items": len(catalogue),
         "available": int(catalogue.available.sum()),
         "modalities": catalogue.count_states(),
@@ -49,9 +49,9 @@ async def stats(engine: Engine) -> dict[str, Any]:
             name: {"pairs": count, "mean_confidence": confidence, "mean_centred_cosine": cosine}
             for name, (count, confidence, cosine) in errors.items()
         },
-        "fallbacks": dict(engine.fallbacks),
+        "fallbacks": dict(engine.runtime.fallbacks),
         "indexes": {name: dict(index.stats()) for name, index in catalogue.indexes.items()},
-        "awaiting_regeneration": await engine.store.count_awaiting(),
+        "awaiting_regeneration": await engine.store.count_pending(),
         "last_change": await engine.store.last_change(),
         "worker": {"pid": os.getpid(), "position": followed.position, "lag_seconds": round(followed.lag_s, 3)},
     }

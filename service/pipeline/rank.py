@@ -6,8 +6,7 @@ import numpy as np
 
 from models.arrays import Array, Double, Mask
 from models.iris.serving import IRISServing
-from service.pipeline.catalogue import FINAL, TARGETS
-from service.pipeline.engine import Engine
+from service.pipeline.catalogue import FINAL, TARGETS, Catalogue
 from service.pipeline.history import Past
 from service.ports import Keys
 
@@ -19,29 +18,29 @@ BLOCK, POOL = 20, 100  # where diversity re-orders, each next so many places are
 CANDIDATES = 500  # of each kind, that IRIS chooses from
 
 
-def best(engine: Engine, vector: Array, n: int, allowed: Mask, diversity: float = 0.0) -> tuple[Keys, Array]:
+def best(catalogue: Catalogue, vector: Array, n: int, allowed: Mask, diversity: float = 0.0) -> tuple[Keys, Array]:
     """The `n` best items for a user vector `[d]`: keys and scores, best first, ties by key."""
-    keys, scores = engine.catalogue.indexes[FINAL].search(vector[None], _depth(n, diversity), allowed)
-    found = keys[0] >= 0
-    return diversified(engine, keys[0][found], scores[0][found], n, diversity)
+    keys, scores = catalogue.indexes[FINAL].search(vector[None], _depth(n, diversity), allowed)
+    valid = keys[0] >= 0
+    return diversified(catalogue, keys[0][valid], scores[0][valid], n, diversity)
 
 
 def reranked(
-    engine: Engine, reranker: IRISServing, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
+    catalogue: Catalogue, iris: IRISServing, vector: Array, past: Past, n: int, allowed: Mask, diversity: float = 0.0
 ) -> tuple[Keys, Array]:
     """The `n` best by IRIS for a history, of the best by DGMRec for the user vector `[d]` and of the best by IRIS' own
     item similarities, were every interest alike: keys and scores, best first, ties by key. Where these are too few, the
     list goes on with the best of as many more."""
-    query = reranker.alike(past.sides, weights=past.weights)
+    query = iris.alike(past.sides, weights=past.weights)
     keys, scores = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
     for depth in range(CANDIDATES, len(allowed) + CANDIDATES, CANDIDATES):
-        fresh = np.setdiff1d(_candidates(engine, vector, query, depth, allowed), keys)
-        told = _scored(engine, reranker, past, fresh)
-        order = np.lexsort((fresh, -told))
-        keys, scores = np.append(keys, fresh[order]), np.append(scores, told[order])
-        if len(keys) >= _depth(n, diversity) or not len(fresh):
+        more = np.setdiff1d(_candidates(catalogue, vector, query, depth, allowed), keys)
+        more_scores = _scored(catalogue, iris, past, more)
+        order = np.lexsort((more, -more_scores))
+        keys, scores = np.append(keys, more[order]), np.append(scores, more_scores[order])
+        if len(keys) >= _depth(n, diversity) or not len(more):
             break
-    return diversified(engine, keys, scores, n, diversity)
+    return diversified(catalogue, keys, scores, n, diversity)
 
 
 def _depth(n: int, diversity: float) -> int:
@@ -49,30 +48,30 @@ def _depth(n: int, diversity: float) -> int:
     return n if diversity == 0 else POOL * -(-n // BLOCK)
 
 
-def _candidates(engine: Engine, vector: Array, query: Array, depth: int, allowed: Mask) -> Keys:
+def _candidates(catalogue: Catalogue, vector: Array, query: Array, depth: int, allowed: Mask) -> Keys:
     """The union of what two indexes answer, in ascending order."""
-    final, _ = engine.catalogue.indexes[FINAL].search(vector[None], depth, allowed)
-    targets, _ = engine.catalogue.indexes[TARGETS].search(query[None], depth, allowed)
+    final, _ = catalogue.indexes[FINAL].search(vector[None], depth, allowed)
+    targets, _ = catalogue.indexes[TARGETS].search(query[None], depth, allowed)
     keys = np.union1d(final, targets)
     return keys[keys >= 0]
 
 
-def _scored(engine: Engine, reranker: IRISServing, past: Past, keys: Keys) -> Array:
+def _scored(catalogue: Catalogue, iris: IRISServing, past: Past, keys: Keys) -> Array:
     """Scores `[t]` by IRIS. Items that it cannot tell apart are scored once: a matrix product may give equal rows
     different last bits, and then these would decide between them instead of the key."""
     if not len(keys):
         return np.empty(0, dtype=np.float32)
-    targets, same = engine.catalogue.sides(keys), past.same(keys)
+    targets, same = catalogue.sides(keys), past.same(keys)
     own = np.where(same.any(axis=1), keys, -1).astype(np.float64)  # what stands in the history has a history of its own
     rows = np.concatenate(
         [targets.q, targets.item_bias[:, None], targets.target, own[:, None]], axis=1, dtype=np.float64
     )
     _, first, which = np.unique(rows.view(np.dtype((np.void, rows.strides[0]))), return_index=True, return_inverse=True)
-    scores = reranker.score(past.sides, targets.select(first), weights=past.weights, same=same[first])
+    scores = iris.score(past.sides, targets.select(first), weights=past.weights, same=same[first])
     return scores[which.reshape(-1)]
 
 
-def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: float) -> tuple[Keys, Array]:
+def diversified(catalogue: Catalogue, keys: Keys, scores: Array, n: int, diversity: float) -> tuple[Keys, Array]:
     """Maximal marginal relevance: each next item is the best of (1 - diversity) * score - diversity * likeness, scores
     scaled to 0..1, likeness the highest cosine of modal parts to an item already chosen. Scores stay what they were.
 
@@ -81,7 +80,7 @@ def diversified(engine: Engine, keys: Keys, scores: Array, n: int, diversity: fl
     """
     if diversity == 0 or len(keys) == 0:
         return keys[:n], scores[:n]
-    modal = engine.catalogue.rows.get("modal", keys)
+    modal = catalogue.rows.get("modal", keys)
     modal = modal - modal[:POOL].mean(axis=0)
     modal /= np.maximum(np.linalg.norm(modal, axis=1, keepdims=True), 1e-6)
     likeness = np.full(len(keys), -1.0, dtype=np.float32)
@@ -111,16 +110,15 @@ def _scaled(scores: Array) -> Array:
     return (scores - scores.min()) / spread if spread > 0 else np.ones_like(scores)
 
 
-def popular(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
+def popular(catalogue: Catalogue, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
     """The items with the most users, whose number is the score; ties by age, the newest first, then by key."""
-    catalogue = engine.catalogue
     return _top(catalogue.popularity.astype(np.float64), catalogue.created, n, allowed)
 
 
-def latest(engine: Engine, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
+def latest(catalogue: Catalogue, n: int, allowed: Mask) -> tuple[Keys, Numbers]:
     """The newest items, of those created at once the later row first; the score is the creation time in epoch
     seconds."""
-    created = engine.catalogue.created
+    created = catalogue.created
     return _top(created, np.arange(len(created), dtype=np.float64), n, allowed)
 
 

@@ -14,26 +14,31 @@ from models.arrays import Array, Mask
 from service.domain import InvalidInputError, NotServedError, Recommendations, UserNotFoundError
 from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
+from service.pipeline.active import Active
 from service.pipeline.engine import Engine
+from service.pipeline.runtime import Followed
 from service.ports import Keys
 
-KEPT_S = 60.0  # longest time that a list stays in the cache
+LIST_S = 60.0  # longest time that a list stays in the cache
 DGMREC, IRIS, POPULAR, LATEST = "dgmrec", "iris", "popular", "latest"
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Whom a list is for: the items `[k]` of the history, newest first, how much each counts (None: all alike), and the
-    items that the user has turned down, which come after all others."""
+class RankingRequest:
+    """Whom a list is for, and which: the items `[k]` of the history, newest first, how much each counts (None: all
+    alike), and the items that the user has turned down, which come after all others."""
 
     user: str | None
+    model: str
+    n: int
+    diversity: float
     keys: Keys
     weights: Array | None = None
     disliked: Keys = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class RankedList:
     """The model that was used, what it stood in for another as, and keys and scores, best first."""
 
     model: str
@@ -64,26 +69,28 @@ async def recommend_user(
         UserNotFoundError: `strict`, and nothing is known of the user. NotServedError: the bundle lacks the model, or
             one that explains.
     """
-    _require(engine, model, explain=explain)
-    known = await history.history(engine, user)
-    if strict and not known.seen:
+    _require(engine.active, model, explain=explain)
+    items = await engine.memory.histories.of(user)
+    if strict and not items.seen:
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
     wanted = model or DGMREC
-    place = None
-    if wanted in (DGMREC, IRIS) and known.liked:
-        place = _place(engine, user, wanted, n, sorted(categories), exclude_seen, diversity)
-    kept = await engine.cache.get(place) if place else None
-    catalogue = engine.catalogue
-    with engine.step("rank"):
-        asker = Asker(user, catalogue.keys(known.liked), disliked=catalogue.keys(known.disliked))
-        if kept is not None:
-            listed = Listed(wanted, None, *_unpacked(kept))
+    key = None
+    if wanted in (DGMREC, IRIS) and items.liked:
+        choice = (wanted, n, sorted(categories), exclude_seen, diversity)
+        key = cache_key(engine.active, engine.runtime.followed, user, choice)
+    cached = await engine.cache.get(key) if key else None
+    catalogue = engine.memory.catalogue
+    with engine.runtime.step("rank"):
+        liked, disliked = catalogue.keys(items.liked), catalogue.keys(items.disliked)
+        request = RankingRequest(user, wanted, n, diversity, liked, disliked=disliked)
+        if cached is not None:
+            ranked = RankedList(wanted, None, *_unpacked(cached))
         else:
-            seen = catalogue.keys(known.seen) if exclude_seen else None
-            listed = _ranked(engine, asker, catalogue.eligible(categories, seen), wanted, n, diversity)
-    if place and kept is None and listed.fallback is None:
-        engine.background(engine.cache.set(place, _packed(listed), ttl_s=KEPT_S))
-    return _answer(engine, asker, listed, explain=explain, hidden=hidden)
+            seen = catalogue.keys(items.seen) if exclude_seen else None
+            ranked = _ranked(engine, request, catalogue.eligible(categories, seen))
+    if key and cached is None and ranked.fallback is None:
+        engine.runtime.background(engine.cache.set(key, _packed(ranked), ttl_s=LIST_S))
+    return _answer(engine, request, ranked, explain=explain, hidden=hidden)
 
 
 async def recommend_session(
@@ -103,86 +110,90 @@ async def recommend_session(
     Raises:
         InvalidInputError: an item does not exist. NotServedError: the bundle lacks the model, or one that explains.
     """
-    _require(engine, model, explain=explain)
-    catalogue = engine.catalogue
-    unheard = [item for item, _ in items if item not in catalogue]
-    if unheard:
-        await follow.refresh(engine, unheard)  # another worker may have them
+    _require(engine.active, model, explain=explain)
+    catalogue = engine.memory.catalogue
+    absent = [item for item, _ in items if item not in catalogue]
+    if absent:
+        await follow.refresh(engine, absent)  # another worker may have them
     for place, (item, _) in enumerate(items):
         if item not in catalogue:
             raise InvalidInputError(f"There is no item {item!r}.", f"/items/{place}/id")
-    with engine.step("rank"):
+    with engine.runtime.step("rank"):
         keys = catalogue.keys(item for item, _ in items)
         weights = np.array([weight for _, weight in items], dtype=np.float32)
         allowed = catalogue.eligible(categories, keys if exclude_seen else None)
-        asker = Asker(None, keys, weights / max(float(weights.max()), 1e-6))
-        listed = _ranked(engine, asker, allowed, model or DGMREC, n, diversity)
-    return _answer(engine, asker, listed, explain=explain, hidden=hidden)
+        weights = weights / max(float(weights.max()), 1e-6)
+        request = RankingRequest(None, model or DGMREC, n, diversity, keys, weights)
+        ranked = _ranked(engine, request, allowed)
+    return _answer(engine, request, ranked, explain=explain, hidden=hidden)
 
 
-def _require(engine: Engine, model: str | None, *, explain: bool) -> None:
-    if model == IRIS and engine.reranker is None:
-        raise NotServedError(f"The active bundle {engine.model_version} holds no model {IRIS!r}.")
+def _require(active: Active, model: str | None, *, explain: bool) -> None:
+    if model == IRIS and active.iris is None:
+        raise NotServedError(f"The active bundle {active.version} holds no model {IRIS!r}.")
     if explain:
-        explaining.explainer(engine)
+        active.explainer()
 
 
-def _ranked(engine: Engine, asker: Asker, allowed: Mask, wanted: str, n: int, diversity: float) -> Listed:
-    used = POPULAR if wanted in (DGMREC, IRIS) and not len(asker.keys) else wanted
-    fallback = used if used != wanted else None
+def _ranked(engine: Engine, request: RankingRequest, allowed: Mask) -> RankedList:
+    model = POPULAR if request.model in (DGMREC, IRIS) and not len(request.keys) else request.model
+    fallback = model if model != request.model else None
     if fallback:
-        engine.fallbacks[fallback] += 1
+        engine.runtime.fallbacks[fallback] += 1
     welcome = allowed.copy()
-    welcome[asker.disliked] = False
-    keys, scores = _candidates(engine, asker, welcome, used, n, diversity)
+    welcome[request.disliked] = False
+    keys, scores = _best(engine, request, welcome, model, request.n)
     left = allowed & ~welcome
-    if len(keys) < n and left.any():
-        last = _candidates(engine, asker, left, used, n - len(keys), diversity)
+    if len(keys) < request.n and left.any():
+        last = _best(engine, request, left, model, request.n - len(keys))
         keys, scores = rank.appended(keys, scores, *last)
-    return Listed(used, fallback, keys, scores)
+    return RankedList(model, fallback, keys, scores)
 
 
-def _candidates(
-    engine: Engine, asker: Asker, allowed: Mask, used: str, n: int, diversity: float
-) -> tuple[Keys, rank.Scores]:
-    if used == LATEST:
-        return rank.latest(engine, n, allowed)
-    if used == POPULAR:
-        return rank.popular(engine, n, allowed)
-    vector = history.profile(engine, asker.user, asker.keys, asker.weights).vector
-    if used == IRIS and engine.reranker is not None:
-        past = history.past(engine, asker.keys, asker.weights)
-        return rank.reranked(engine, engine.reranker, vector, past, n, allowed, diversity)
-    return rank.best(engine, vector, n, allowed, diversity)
+def _best(engine: Engine, request: RankingRequest, allowed: Mask, model: str, n: int) -> tuple[Keys, rank.Scores]:
+    active, catalogue = engine.active, engine.memory.catalogue
+    if model == LATEST:
+        return rank.latest(catalogue, n, allowed)
+    if model == POPULAR:
+        return rank.popular(catalogue, n, allowed)
+    vector = history.user_vector(active.dgmrec, catalogue, request.user, request.keys, request.weights).vector
+    if model == IRIS and active.iris is not None:
+        past = history.past_of(catalogue, request.keys, request.weights)
+        return rank.reranked(catalogue, active.iris, vector, past, n, allowed, request.diversity)
+    return rank.best(catalogue, vector, n, allowed, request.diversity)
 
 
-def _answer(engine: Engine, asker: Asker, listed: Listed, *, explain: bool, hidden: bool) -> Recommendations:
-    reasons = {}
+def _answer(
+    engine: Engine, request: RankingRequest, ranked: RankedList, *, explain: bool, hidden: bool
+) -> Recommendations:
+    catalogue, reasons = engine.memory.catalogue, {}
     if explain:
-        past = history.past(engine, asker.keys, asker.weights)
-        reasons = explaining.reasons(engine, past, listed.keys, hidden=hidden)
-    hits = views.hits(engine, listed.keys, listed.scores, reasons=reasons)
+        past = history.past_of(catalogue, request.keys, request.weights)
+        iris = engine.active.explainer()
+        with engine.runtime.step("explain"):
+            reasons = explaining.reasons(iris, catalogue, past, ranked.keys, hidden=hidden)
+    hits = views.hits(catalogue, ranked.keys, ranked.scores, reasons=reasons)
     return Recommendations(
-        asker.user, uuid.uuid4().hex, listed.model, engine.model_version, listed.fallback, tuple(hits)
+        request.user, uuid.uuid4().hex, ranked.model, engine.model_version, ranked.fallback, tuple(hits)
     )
 
 
 # --- the cache of lists ----------------------------------------------------------------------------------------------
 
 
-def _place(engine: Engine, user: str, *choice: object) -> str | None:
-    """Where a user's list is cached: named after everything that it depends on, so that a change of any makes another
-    place. None while this worker knows of writes that the log's position does not tell."""
-    if engine.followed.applied or not engine.followed.stamp:
+def cache_key(active: Active, followed: Followed, user: str, choice: Sequence[object]) -> str | None:
+    """The key of a user's list in the cache: made of everything that the list depends on, so that a change of any makes
+    another key. None while this worker has made writes that the position in the log does not cover."""
+    if followed.applied or not followed.stamp:
         return None
-    named = orjson.dumps([engine.identity, engine.followed.stamp, user, choice])
-    return f"list:{hashlib.sha256(named).hexdigest()}"
+    parts = orjson.dumps([active.identity, followed.stamp, user, choice])
+    return f"list:{hashlib.sha256(parts).hexdigest()}"
 
 
-def _packed(listed: Listed) -> bytes:
-    return orjson.dumps([listed.keys.tolist(), listed.scores.tolist()])
+def _packed(ranked: RankedList) -> bytes:
+    return orjson.dumps([ranked.keys.tolist(), ranked.scores.tolist()])
 
 
-def _unpacked(kept: bytes) -> tuple[Keys, rank.Scores]:
-    keys, scores = orjson.loads(kept)
+def _unpacked(cached: bytes) -> tuple[Keys, rank.Scores]:
+    keys, scores = orjson.loads(cached)
     return np.array(keys, dtype=np.int64), np.array(scores, dtype=np.float32)

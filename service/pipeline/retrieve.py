@@ -10,12 +10,11 @@ from models.arrays import Array, Mask
 from models.linalg import unit
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
-from service.pipeline.browse import require_modality
-from service.pipeline.catalogue import COSINE
+from service.pipeline.browse import not_found, require_modality
+from service.pipeline.catalogue import COSINE, Catalogue
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
-from service.pipeline.impute import Subject, impute
-from service.pipeline.ingest import not_found
+from service.pipeline.impute import ImputationInput, impute
 
 ANY = "any"
 
@@ -27,21 +26,21 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
         ItemNotFoundError: there is no such item. UnknownModalityError: `by` is neither `final` nor a modality.
     """
     if by != "final":
-        require_modality(engine, by)
-    catalogue = engine.catalogue
+        require_modality(engine.active, by)
+    catalogue = engine.memory.catalogue
     key = catalogue.key(item_id)
     if key is None:
         await follow.refresh(engine, [item_id])  # another worker may have it
         key = catalogue.key(item_id)
     if key is None:
         raise not_found(item_id)
-    with engine.step("rank"):
+    with engine.runtime.step("rank"):
         allowed = catalogue.eligible(excluded=np.array([key], dtype=np.int64))
         if by == "final":
             # Lists are ranked by inner product, which favours the popular; cosine is what "similar" means.
             keys, cosines = catalogue.indexes[COSINE].search(unit(catalogue.final(np.array([key]))), n, allowed)
-            return views.hits(engine, keys[0], cosines[0])
-        return _by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
+            return views.hits(catalogue, keys[0], cosines[0])
+        return _by_modality(catalogue, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
 
 
 async def retrieve(
@@ -67,34 +66,36 @@ async def retrieve(
         InvalidInputError: the query cannot be encoded, or says nothing. UnknownModalityError: it or the target is no
             modality.
     """
+    model, catalogue = engine.active.dgmrec, engine.memory.catalogue
     ((modality, content),) = query.items()
     goal = modality if target == ANY else target
-    require_modality(engine, goal)
-    with engine.step("encode"):
-        (got,) = await encode(engine, [{modality: (content, "query")}])
-    if isinstance(got, InvalidInputError):
-        got.pointer = at  # its own would lead into an item
-    if isinstance(got, LacunaError):
-        raise got
-    if modality not in got.observed:
-        detail = (got.remarks[modality].detail or "").rstrip(".")
+    require_modality(engine.active, goal)
+    with engine.runtime.step("encode"):
+        (encoded,) = await encode(engine, [{modality: (content, "query")}])
+    if isinstance(encoded, InvalidInputError):
+        encoded.pointer = at  # its own would lead into an item
+    if isinstance(encoded, LacunaError):
+        raise encoded
+    if modality not in encoded.observed:
+        detail = (encoded.remarks[modality].detail or "").rstrip(".")
         raise InvalidInputError(f"{detail}, and nothing is left to search for.", at)
-    feature = engine.model.project(modality, got.observed[modality].vector[None])[0]
+    feature = model.project(modality, encoded.observed[modality].vector[None])[0]
     if goal != modality:
-        with engine.step("impute"):
-            (completed,) = await engine.compute(impute, engine, [Subject({modality: feature})])
+        with engine.runtime.step("impute"):
+            inputs = [ImputationInput({modality: feature})]
+            (completed,) = await engine.runtime.compute(impute, model, catalogue, inputs)
         feature = completed.features[goal]
-    with engine.step("rank"):
-        allowed = engine.catalogue.eligible(categories)
+    with engine.runtime.step("rank"):
+        allowed = catalogue.eligible(categories)
         if not include_generated:
-            allowed &= engine.catalogue.having(goal)[: len(allowed)]  # the catalogue may have grown in between
-        return _by_modality(engine, goal, feature, n, allowed)
+            allowed &= catalogue.having(goal)[: len(allowed)]  # the catalogue may have grown in between
+        return _by_modality(catalogue, goal, feature, n, allowed)
 
 
-def _by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
+def _by_modality(catalogue: Catalogue, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
     length = float(np.linalg.norm(feature))
     if length <= 1e-6:
         return []
-    keys, scores = engine.catalogue.indexes[modality].search((feature / length)[None], n, allowed)
-    found = keys[0] >= 0
-    return views.hits(engine, keys[0][found], scores[0][found], modality)
+    keys, scores = catalogue.indexes[modality].search((feature / length)[None], n, allowed)
+    valid = keys[0] >= 0
+    return views.hits(catalogue, keys[0][valid], scores[0][valid], modality)

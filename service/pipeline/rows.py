@@ -1,4 +1,4 @@
-"""Rows of numbers under keys that are never used twice, in memory that follows the number of living rows."""
+"""Rows of numbers under keys that are never used twice, in memory that follows the number of rows in use."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from models.arrays import Array
 from service.ports import Keys
 
-SPARE = 1024  # dead rows that are not worth the work of packing
+SPARE = 1024  # removed rows that are not worth the work of packing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Rows:
 
     def __init__(self, fields: Mapping[str, tuple[int, ...]]) -> None:
         self._fields = dict(fields)
-        self._living: set[int] = set()
+        self._keys: set[int] = set()
         self._packed = _Packed(self._zeros(1), np.zeros(1, np.int32))
         self._used = 1
 
@@ -47,20 +47,20 @@ class Rows:
 
     def put(self, key: int, values: Mapping[str, Array]) -> None:
         """Insert or replace a key's row."""
-        place = self._packed.places[key] if key in self._living else self._room()
+        place = self._packed.places[key] if key in self._keys else self._room()
         for name, value in values.items():
             self._packed.arrays[name][place] = value
         self._packed.places[key] = place
-        self._living.add(key)
+        self._keys.add(key)
 
     def remove(self, key: int) -> None:
         """Forget a key. Its row can be read until the rows are packed, which is after as many removals as rows stay."""
-        self._living.discard(key)
-        if self._used - 1 - len(self._living) > max(SPARE, len(self._living)):
+        self._keys.discard(key)
+        if self._used - 1 - len(self._keys) > max(SPARE, len(self._keys)):
             self._pack()
 
     def reserve(self, keys: int) -> None:
-        """Make sure that there is a place for every key below `keys`."""
+        """Make a place for every key below `keys`."""
         packed = self._packed
         places = np.zeros(keys, np.int32)
         places[: len(packed.places)] = packed.places
@@ -68,7 +68,7 @@ class Rows:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the rows take, the dead and the free ones too."""
+        """Bytes that the rows take, the removed and the free ones too."""
         return sum(array.nbytes for array in self._packed.arrays.values())
 
     def _room(self) -> int:
@@ -79,15 +79,15 @@ class Rows:
         return self._used - 1
 
     def _pack(self) -> None:
-        """Into arrays of their own size and half as much again, without the dead."""
-        old, living = self._packed, np.array(sorted(self._living), dtype=np.int64)
-        arrays = self._zeros(1 + len(living) + max(SPARE, len(living) // 2))
+        """Into arrays of their own size and half as much again, without the removed ones."""
+        old, keys = self._packed, np.array(sorted(self._keys), dtype=np.int64)
+        arrays = self._zeros(1 + len(keys) + max(SPARE, len(keys) // 2))
         for name, array in old.arrays.items():
-            arrays[name][1 : 1 + len(living)] = array[old.places[living]]
+            arrays[name][1 : 1 + len(keys)] = array[old.places[keys]]
         places = np.zeros_like(old.places)
-        places[living] = np.arange(1, 1 + len(living), dtype=np.int32)
+        places[keys] = np.arange(1, 1 + len(keys), dtype=np.int32)
         self._packed = _Packed(arrays, places)
-        self._used = 1 + len(living)
+        self._used = 1 + len(keys)
 
     def _zeros(self, size: int) -> dict[str, Array]:
         return {name: np.zeros((size, *shape), np.float32) for name, shape in self._fields.items()}

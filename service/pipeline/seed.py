@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
 from models.rows import EVENT_ROW, ITEM_ROW, decode_base64, row_sentence
 from service.domain import Event, Observed, Remark, StoredItem, Vector
-from service.pipeline.encode import TEXT, TITLE_SOURCE, encoder_identity, media_type, silence, unread
+from service.pipeline.active import Active
+from service.pipeline.encode import TEXT, TITLE_SOURCE, media_type, silence, unread
 from service.pipeline.engine import Engine
 from service.ports import ItemWrite, Media
 
@@ -38,25 +39,25 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
         return
     await engine.store.set_meta(META, UNDER_WAY)
     features = bundle.tensors(CATALOGUE_FEATURES)
-    now = datetime.fromtimestamp(engine.clock(), UTC)
+    now = datetime.fromtimestamp(engine.runtime.clock(), UTC)
     undated = bundle.manifest.created_at  # the same in a second attempt, so that no event is stored twice
     left_out: Counter[str] = Counter()
     read = stored = events = silent = 0
     for rows in _chunked(items, ITEMS):
-        kept = [
-            _item(engine, body, features, read + place, now)
+        valid_items = [
+            _item(engine.active, body, features, read + place, now)
             for place, body in enumerate(rows)
             if _is_valid(ITEM_ROW, body, left_out)
         ]
         read += len(rows)
-        silent += sum(remark.detail is not None for item, _ in kept for remark in item.remarks.values())
-        media = {file.sha256: file for _, files in kept for file in files}
-        await engine.store.write_items([ItemWrite(item, "create") for item, _ in kept], list(media.values()))
-        stored += len(kept)
+        silent += sum(remark.detail is not None for item, _ in valid_items for remark in item.remarks.values())
+        media = {file.sha256: file for _, files in valid_items for file in files}
+        await engine.store.write_items([ItemWrite(item, "create") for item, _ in valid_items], list(media.values()))
+        stored += len(valid_items)
     for rows in _chunked(feedback, EVENTS) if feedback else ():
-        valid = [_event(row, undated) for row in rows if _is_valid(EVENT_ROW, row, left_out)]
-        done = await engine.store.add_feedback(valid)
-        events += done.value.count("new")
+        valid_events = [_event(row, undated) for row in rows if _is_valid(EVENT_ROW, row, left_out)]
+        added = await engine.store.add_feedback(valid_events)
+        events += added.value.count("new")
     if silent:
         log.warning("%d features of the bundle's items say nothing and count as missing", silent)
     await engine.store.set_meta(META, bundle.version)
@@ -88,20 +89,20 @@ def _chunked(file: Path, size: int) -> Iterator[list[dict[str, Any]]]:
 
 
 def _item(
-    engine: Engine, body: Mapping[str, Any], features: Mapping[str, Any], row: int, now: datetime
+    active: Active, body: Mapping[str, Any], features: Mapping[str, Any], row: int, now: datetime
 ) -> tuple[StoredItem, list[Media]]:
     observed: dict[str, Observed] = {}
     media: list[Media] = []
     remarks: dict[str, Remark] = {}
-    for name in engine.model.names:
+    for name in active.dgmrec.names:
         if not features[f"{name}.observed"][row]:
             continue
-        one, files = _observed(engine, name, body, np.asarray(features[name][row], dtype=np.float32))
-        remark = _remark(engine, name, one, body.get("title"))
+        feature, files = _observed(active, name, body, np.asarray(features[name][row], dtype=np.float32))
+        remark = _remark(active, name, feature, body.get("title"))
         if remark is not None:
             remarks[name] = remark
         if remark is None or remark.detail is None:
-            observed[name] = one
+            observed[name] = feature
             media += files
     item = StoredItem(
         id=body["id"],
@@ -121,25 +122,25 @@ def _item(
     return item, media
 
 
-def _observed(engine: Engine, name: str, body: Mapping[str, Any], vector: Vector) -> tuple[Observed, list[Media]]:
+def _observed(active: Active, name: str, body: Mapping[str, Any], vector: Vector) -> tuple[Observed, list[Media]]:
     """A feature with the content that it came from, and the files of that."""
     content = (body.get("modalities") or {}).get(name)
     if isinstance(content, dict) and "base64" in content:
         data = decode_base64(content["base64"])
         file = Media(hashlib.sha256(data).hexdigest(), data, media_type(data))
-        identity = encoder_identity(engine, name)
+        identity = active.encoder_identity(name)
         return Observed(vector, "media", identity, media=file.sha256, media_type=file.media_type), [file]
     if isinstance(content, str):
-        return Observed(vector, "text", encoder_identity(engine, name), text=content), []
-    if name == TEXT and name in engine.encoders and body.get("title"):
-        return Observed(vector, TITLE_SOURCE, encoder_identity(engine, name)), []
+        return Observed(vector, "text", active.encoder_identity(name), text=content), []
+    if name == TEXT and name in active.encoders and body.get("title"):
+        return Observed(vector, TITLE_SOURCE, active.encoder_identity(name)), []
     return Observed(vector, "vector"), []
 
 
-def _remark(engine: Engine, name: str, one: Observed, title: str | None) -> Remark | None:
-    text = title if one.source == TITLE_SOURCE else one.text
-    remark = silence(engine, name, one.vector)
-    return remark if remark is not None or text is None else unread(engine, name, text, one.source)
+def _remark(active: Active, name: str, feature: Observed, title: str | None) -> Remark | None:
+    text = title if feature.source == TITLE_SOURCE else feature.text
+    remark = silence(active, name, feature.vector)
+    return remark if remark is not None or text is None else unread(active, name, text, feature.source)
 
 
 def _event(row: Mapping[str, Any], undated: datetime) -> Event:

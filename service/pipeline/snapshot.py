@@ -34,7 +34,7 @@ from service.ports import Change
 log = logging.getLogger(__name__)
 
 NAME = "catalogue.snapshot"
-FORMAT = 1
+FORMAT = 2
 BATCH = 1000  # items put into the catalogue at once
 DIGEST = hashlib.sha256().digest_size
 _ABOUT, _POPULARITY = "about", "popularity"
@@ -70,10 +70,10 @@ async def take(engine: Engine, folder: Path) -> dict[str, Any]:
     """
     started = time.perf_counter()
     await follow.catch_up(engine)
-    entry = await _entry_at(engine, engine.followed.position)
+    entry = await _entry_at(engine, engine.runtime.followed.position)
     if entry is None:
         raise ConflictError("The log's newest entry was erased just now; try again.")
-    snapshot = await engine.compute(_copy, engine, entry)
+    snapshot = await engine.runtime.compute(_copy, engine.active.identity, engine.memory.catalogue, entry)
     try:
         size = await asyncio.to_thread(write, snapshot, folder / NAME)
     except OSError as error:
@@ -86,12 +86,12 @@ async def take(engine: Engine, folder: Path) -> dict[str, Any]:
     }
 
 
-async def keep(engine: Engine, folder: Path, every_s: float) -> None:
+async def take_regularly(engine: Engine, folder: Path, every_s: float) -> None:
     """Write a snapshot now and then, where anything has changed, until cancelled."""
-    last = engine.followed.position
+    last = engine.runtime.followed.position
     while True:
         await asyncio.sleep(every_s)
-        if engine.followed.position == last:
+        if engine.runtime.followed.position == last:
             continue
         try:
             last = (await take(engine, folder))["position"]
@@ -100,16 +100,15 @@ async def keep(engine: Engine, folder: Path, every_s: float) -> None:
 
 
 async def _entry_at(engine: Engine, position: int) -> Change | None:
-    found = await engine.store.changes(position - 1, limit=1) if position else []
-    return found[0] if found and found[0].position == position else None
+    entries = await engine.store.changes(position - 1, limit=1) if position else []
+    return entries[0] if entries and entries[0].position == position else None
 
 
-def _copy(engine: Engine, entry: Change) -> Snapshot:
+def _copy(bundle: str, catalogue: Catalogue, entry: Change) -> Snapshot:
     """What the catalogue holds. Runs where the catalogue is written, so that nothing is half in it."""
-    catalogue = engine.catalogue
     keys = np.array(sorted(catalogue.entries), dtype=np.int64)
     return Snapshot(
-        engine.identity,
+        bundle,
         entry.position,
         entry.at,
         [catalogue.entries[key] for key in keys.tolist()],
@@ -157,20 +156,20 @@ async def restore(engine: Engine, folder: Path) -> bool:
     if not path.exists():
         return False
     try:
-        snapshot = await asyncio.to_thread(read, path, engine.catalogue.shape)
+        snapshot = await asyncio.to_thread(read, path, engine.memory.catalogue.shape)
         await _check(engine, snapshot)
     except SnapshotError as error:
         log.warning("the snapshot is not used: %s; reading the database instead", error)
         return False
-    await engine.compute(fill, engine.catalogue, snapshot)
-    engine.followed.position = snapshot.position
+    await engine.runtime.compute(fill, engine.memory.catalogue, snapshot)
+    engine.runtime.followed.position = snapshot.position
     await follow.catch_up(engine)
     log.info("started from the snapshot at position %d", snapshot.position)
     return True
 
 
 async def _check(engine: Engine, snapshot: Snapshot) -> None:
-    if snapshot.bundle != engine.identity:
+    if snapshot.bundle != engine.active.identity:
         raise SnapshotError("another bundle made it")
     try:
         entry = await _entry_at(engine, snapshot.position)
@@ -197,7 +196,7 @@ def read(path: Path, shape: Shape) -> Snapshot:
     if about["format"] != FORMAT:
         raise SnapshotError("another version of Lacuna wrote it")
     popularity = tensors.pop(_POPULARITY)
-    entries = [_entry(one) for one in about["entries"]]
+    entries = [_entry(values) for values in about["entries"]]
     if {name: array.shape[1:] for name, array in tensors.items()} != shape.fields():
         raise SnapshotError("it is of another model")
     return Snapshot(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -24,16 +24,9 @@ from service.domain import (
     StoredItem,
     Vector,
 )
-from service.pipeline.engine import Engine
+from service.pipeline.catalogue import Catalogue
 from service.pipeline.impute import Completed, nearest
 from service.ports import Keys
-
-
-def state_of(item: StoredItem, modality: str) -> State:
-    """State of one modality of a stored item."""
-    if modality in item.observed:
-        return State.OBSERVED
-    return State.GENERATED if modality in item.generated else State.ABSENT
 
 
 def report(state: State, generated: Generated | None, remark: Remark | None) -> ModalityReport:
@@ -48,7 +41,7 @@ def report(state: State, generated: Generated | None, remark: Remark | None) -> 
 
 def report_of(item: StoredItem, modality: str) -> ModalityReport:
     """The report on one modality of a stored item."""
-    return report(state_of(item, modality), item.generated.get(modality), item.remarks.get(modality))
+    return report(item.state_of(modality), item.generated.get(modality), item.remarks.get(modality))
 
 
 def text_of(observed: Observed | None, remark: Remark | None) -> str | None:
@@ -58,8 +51,8 @@ def text_of(observed: Observed | None, remark: Remark | None) -> str | None:
     return remark.text if remark is not None else None
 
 
-def item(engine: Engine, stored: StoredItem, timings: Mapping[str, float] | None = None) -> ItemView:
-    """A stored item as it is answered, with the modalities of the active bundle."""
+def item(stored: StoredItem, names: Sequence[str], timings: Mapping[str, float] | None = None) -> ItemView:
+    """A stored item as it is answered, with the modalities `names` of the active bundle."""
     return ItemView(
         id=stored.id,
         title=stored.title,
@@ -70,15 +63,15 @@ def item(engine: Engine, stored: StoredItem, timings: Mapping[str, float] | None
         created_at=stored.created_at,
         updated_at=stored.updated_at,
         model_version=stored.model_version,
-        modalities={name: report_of(stored, name) for name in engine.model.names},
+        modalities={name: report_of(stored, name) for name in names},
         text=text_of(stored.observed.get("text"), stored.remarks.get("text")),
-        media={name: one.media for name, one in stored.observed.items() if one.media is not None},
+        media={name: feature.media for name, feature in stored.observed.items() if feature.media is not None},
         timings_ms=dict(timings or {}),
     )
 
 
 def hits(
-    engine: Engine,
+    catalogue: Catalogue,
     keys: Keys,
     scores: NDArray[np.floating[Any]],
     modality: str | None = None,
@@ -86,32 +79,32 @@ def hits(
 ) -> list[Hit]:
     """Search results `[k]` as answers, best first; items that vanished meanwhile and padding are left out. `reasons` by
     key."""
-    found = []
+    answer = []
     for key, score in zip(keys.tolist(), scores.tolist(), strict=True):
-        entry = engine.catalogue.entries.get(key)
+        entry = catalogue.entries.get(key)
         if key < 0 or entry is None:
             continue
         matched = Match(modality, entry.states[modality]) if modality is not None else None
-        found.append(Hit(entry.id, entry.title, score, entry.states, matched, reasons.get(key, ())))
-    return found
+        answer.append(Hit(entry.id, entry.title, score, entry.states, matched, reasons.get(key, ())))
+    return answer
 
 
 def neighbours(
-    engine: Engine, modality: str, feature: Array, k: int, key: int | None = None, *, hidden: bool
+    catalogue: Catalogue, modality: str, feature: Array, k: int, key: int | None = None, *, hidden: bool
 ) -> tuple[Hit, ...]:
     """The items whose observed feature is nearest to a projected one `[r_m]`: what it means, in items to look at.
     `hidden` ones, which are not available, may be among them or not."""
     if k == 0:
         return ()
-    mask = engine.catalogue.having(modality, excluded=key)
+    mask = catalogue.having(modality, excluded=key)
     if not hidden:
-        mask &= engine.catalogue.available[: len(mask)]
-    found, cosines = nearest(engine, modality, feature[None], k, mask)
-    return tuple(hits(engine, found[0], cosines[0], modality))
+        mask &= catalogue.available[: len(mask)]
+    keys, cosines = nearest(catalogue, modality, feature[None], k, mask)
+    return tuple(hits(catalogue, keys[0], cosines[0], modality))
 
 
 def imputed(
-    engine: Engine,
+    catalogue: Catalogue,
     completed: Completed,
     observed: Observed | None,
     remark: Remark | None,
@@ -130,6 +123,6 @@ def imputed(
         source=observed.source if observed else None,
         text=text_of(observed, remark),
         media=None,
-        neighbours=neighbours(engine, modality, completed.features[modality], k, hidden=hidden),
+        neighbours=neighbours(catalogue, modality, completed.features[modality], k, hidden=hidden),
         vector=vector,
     )

@@ -484,7 +484,7 @@ async def test_of_feedback_with_an_orphan_nothing_is_stored_where_that_is_wanted
     done = await store.add_feedback(events, strict=True, renew={"a"})
     assert (done.value[1], len(done.positions)) == ("orphan", 0)
     assert await store.get_user("u1") is None
-    assert await store.count_awaiting() == 0
+    assert await store.count_pending() == 0
     assert (await store.add_feedback(events[:1], strict=True)).value == ["new"]
 
 
@@ -496,7 +496,7 @@ async def test_the_rows_of_items_are_told_and_never_given_twice(store: SqlStore)
     again = (await store.write_items(create(item("b")))).value.rows["b"]
     assert again > max(first.values())
     assert {each.id: each.row for each in (await store.get_items(["a", "b"])).values()} == {"a": first["a"], "b": again}
-    assert await store.known(["a", "gone", "b"]) == {"a", "b"}
+    assert await store.existing(["a", "gone", "b"]) == {"a", "b"}
 
 
 # --- what awaits regeneration ------------------------------------------------------------------------------------
@@ -505,39 +505,42 @@ async def test_the_rows_of_items_are_told_and_never_given_twice(store: SqlStore)
 async def test_a_mark_goes_when_what_it_stands_for_was_followed(store: SqlStore) -> None:
     await store.write_items(create(item("a"), item("b"), item("c")))
     await store.add_feedback([event(item_id=key) for key in "abc"], renew={"a", "b", "gone"})
-    marks = await store.awaiting()
-    assert set(marks) == {"a", "b"}
-    assert marks == await store.awaiting(["a", "b", "c", "gone"])
-    assert await store.awaiting(["c"]) == {}
-    assert len(await store.awaiting(limit=1)) == await store.count_awaiting() - 1 == 1
+    positions = await store.pending()
+    assert set(positions) == {"a", "b"}
+    assert positions == await store.pending(["a", "b", "c", "gone"])
+    assert await store.pending(["c"]) == {}
+    assert len(await store.pending(limit=1)) == await store.count_pending() - 1 == 1
     await store.add_feedback([event("u2", "b")], renew={"b"})
-    assert (await store.awaiting())["b"] > marks["b"]
-    saves = [GeneratedWrite(key, 1, {}, "v", b"", follows=marks[key]) for key in "ab"]
+    assert (await store.pending())["b"] > positions["b"]
+    saves = [GeneratedWrite(key, 1, {}, "v", b"", queued_at=positions[key]) for key in "ab"]
     assert (await store.save_generated(saves)).value == [True, True]
-    assert set(await store.awaiting()) == {"b"}  # there is newer feedback
-    await store.dismiss(marks)
-    assert set(await store.awaiting()) == {"b"}
-    await store.dismiss(await store.awaiting())
-    assert await store.count_awaiting() == 0
+    assert set(await store.pending()) == {"b"}  # there is newer feedback
+    await store.dequeue(positions)
+    assert set(await store.pending()) == {"b"}
+    await store.dequeue(await store.pending())
+    assert await store.count_pending() == 0
 
 
 async def test_a_refused_save_leaves_its_mark(store: SqlStore) -> None:
     await store.write_items(create(item("a")))
     await store.add_feedback([event()], renew={"a"})
-    mark = (await store.awaiting())["a"]
-    assert (await store.save_generated([GeneratedWrite("a", 7, {}, "v", b"", follows=mark)])).value == [False]
-    assert await store.awaiting() == {"a": mark}
+    queued_at = (await store.pending())["a"]
+    assert (await store.save_generated([GeneratedWrite("a", 7, {}, "v", b"", queued_at=queued_at)])).value == [False]
+    assert await store.pending() == {"a": queued_at}
     await store.delete_item("a")
-    assert await store.awaiting() == {}
+    assert await store.pending() == {}
 
 
 async def test_of_two_that_regenerate_the_later_mark_stays(store: SqlStore) -> None:
     await store.write_items(create(item("a")))
     await store.add_feedback([event()], renew={"a"})
-    early = (await store.awaiting())["a"]
+    early = (await store.pending())["a"]
     await store.add_feedback([event("u2")], renew={"a"})
-    late = (await store.awaiting())["a"]
-    saves = [GeneratedWrite("a", 1, {}, "v", name, follows=mark) for name, mark in ((b"new", late), (b"old", early))]
+    late = (await store.pending())["a"]
+    saves = [
+        GeneratedWrite("a", 1, {}, "v", name, queued_at=queued_at)
+        for name, queued_at in ((b"new", late), (b"old", early))
+    ]
     assert [(await store.save_generated([save])).value for save in saves] == [[True], [False]]
     assert (await store.get_items(["a"]))["a"].derived == b"new"
 
@@ -546,27 +549,27 @@ async def test_of_two_that_regenerate_the_later_mark_stays(store: SqlStore) -> N
 async def test_a_write_that_knew_too_little_awaits_regeneration(store: SqlStore, kind: str) -> None:
     await store.write_items(create(item("a"), item("b")))
     await store.add_feedback([event()], renew={"a"})
-    known, mark = await store.last_change(), (await store.awaiting())["a"]
+    known, queued_at = await store.last_change(), (await store.pending())["a"]
     if kind == "feedback":
         await store.add_feedback([event("u2")])
     if kind == "generated":
-        await store.save_generated([GeneratedWrite("a", 1, {}, "v", b"", follows=mark)])
+        await store.save_generated([GeneratedWrite("a", 1, {}, "v", b"", queued_at=queued_at)])
     else:
-        await store.dismiss({"a": mark})
-    writes = [ItemWrite(item(name, version=2), "upsert", 1, follows=known) for name in ("a", "b")]
+        await store.dequeue({"a": queued_at})
+    writes = [ItemWrite(item(name, version=2), "upsert", 1, read_at=known) for name in ("a", "b")]
     written = await store.write_items(writes)
     outdated = [] if kind == "nothing" else ["a"]
     assert written.value.outdated == outdated
-    assert list(await store.awaiting()) == outdated
+    assert list(await store.pending()) == outdated
 
 
 async def test_deleted_feedback_asks_for_regeneration(store: SqlStore) -> None:
     await store.write_items(create(item("a"), item("b")))
     await store.add_feedback([event("u1", "a"), event("u2", "b")])
     await store.delete_feedback(user="u1")
-    assert set(await store.awaiting()) == {"a"}
+    assert set(await store.pending()) == {"a"}
     await store.delete_user("u2")
-    assert set(await store.awaiting()) == {"a", "b"}
+    assert set(await store.pending()) == {"a", "b"}
 
 
 # --- idempotency keys --------------------------------------------------------------------------------------------
@@ -603,7 +606,7 @@ async def test_a_write_keeps_its_answer_in_its_own_transaction(store: SqlStore) 
 
     with pytest.raises(RuntimeError):
         await store.write_items(create(item("b")), keep=Keep("a", fail))
-    assert await store.known(["a", "b"]) == {"a"}
+    assert await store.existing(["a", "b"]) == {"a"}
 
 
 # --- the change log ----------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models import losses
-from models.dgmrec.config import DGMRecConfig
+from models.dgmrec.config import OLD_NAMES, DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings
 from models.graph import Graph, InteractionGraphs, mean_graph
 from models.modality import ModalBatch
@@ -37,6 +37,13 @@ def all_losses(w: World, out: Embeddings) -> dict[str, Tensor]:
 def test_misspelt_setting() -> None:
     with pytest.raises(ValidationError, match="embeding_size"):
         DGMRecConfig.model_validate({"embeding_size": 8})
+
+
+def test_old_names_of_settings_lead_to_those_of_today() -> None:
+    assert {new for new in OLD_NAMES.values() if new is not None} <= DGMRecConfig.model_fields.keys()
+    assert not OLD_NAMES.keys() & DGMRecConfig.model_fields.keys()
+    with pytest.raises(ValidationError, match="lean"):
+        DGMRecConfig.model_validate({"lean": 1.0})
 
 
 @pytest.mark.parametrize(

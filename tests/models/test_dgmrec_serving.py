@@ -149,6 +149,20 @@ def test_model_that_does_not_fit(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("lean", "the setting 'lean' is called 'knn_smoothing' now"),
+        ("hide_rate", "the setting 'hide_rate' is gone: what it set is a constant now"),
+    ],
+)
+def test_settings_of_an_earlier_version(online: DGMRecServing, tmp_path: Path, name: str, sentence: str) -> None:
+    path = save(online, tmp_path / "bundle")
+    bundle = rewrite(path, lambda raw: raw["models"]["dgmrec"]["config"].update({name: 0.5}))
+    with pytest.raises(BundleError, match=f"does not fit this Lacuna, train it anew: {sentence}"):
+        DGMRecServing.load(bundle)
+
+
 def test_table_that_is_missing(online: DGMRecServing, tmp_path: Path) -> None:
     del online.tables["warm"]
     bundle = Bundle.load(save(online, tmp_path / "bundle"))

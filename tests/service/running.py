@@ -22,7 +22,7 @@ from PIL import Image
 from models.bundle import MANIFEST, file_sha256
 from service.domain import State
 from service.main import create_app
-from service.pipeline import follow
+from service.pipeline import follow, regenerate
 from service.pipeline.catalogue import Derived
 from service.pipeline.engine import Engine
 from service.settings import Settings
@@ -91,10 +91,10 @@ class Running:
         self.run(self._settle())
 
     async def _settle(self) -> None:
-        await self.engine.settle()
+        await self.engine.runtime.drain()
         await follow.catch_up(self.engine)
-        follow.await_turn(self.engine, ())
-        await self.engine.settle()
+        regenerate.enqueue(self.engine, ())
+        await self.engine.runtime.drain()
         await follow.catch_up(self.engine)
 
     # --- requests ------------------------------------------------------------------------------------------------
@@ -149,9 +149,9 @@ class Running:
 
 async def check_index(engine: Engine) -> None:
     """The catalogue in memory is what the store says, to the bit."""
-    catalogue = engine.catalogue
+    catalogue = engine.memory.catalogue
     items = [item async for batch in engine.store.iter_items() for item in batch]
-    counts = await engine.store.item_counts(min_rating=engine.min_rating)
+    counts = await engine.store.item_counts(min_rating=engine.active.min_rating)
     assert len(catalogue) == len(items)
     assert {entry.id for entry in catalogue.entries.values()} == {item.id for item in items}
     places = dict.fromkeys(catalogue.indexes, 0)
@@ -184,7 +184,7 @@ async def check_index(engine: Engine) -> None:
         assert np.linalg.norm(derived.final) > 0
         for name, side in derived.sides.items():
             assert np.array_equal(catalogue.rows.get(f"side.{name}", key), side)
-        assert engine.reranker is None or key in catalogue.indexes["iris:targets"]
+        assert engine.active.iris is None or key in catalogue.indexes["iris:targets"]
     places |= {name: len(items) for name in ("items", "items:cosine", "iris:targets") if name in catalogue.indexes}
     assert {name: len(index) for name, index in catalogue.indexes.items()} == places
 

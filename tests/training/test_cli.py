@@ -191,6 +191,9 @@ def test_train_without_catalogue(lacuna: Run, data: Path, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (["--set", "epoch=3"], "no setting 'epoch'; there are "),
+        (["--set", "lean=0"], "the setting 'lean' is called 'knn_smoothing' now"),
+        (["--set", "steady=0.5"], "the setting 'steady' is called 'constant_fraction' now"),
+        (["--set", "hide_rate=0.5"], "the setting 'hide_rate' is gone: what it set is a constant now"),
         (["--set", "epochs=many"], "the setting 'epochs': Input should be a valid integer"),
         (["--set", "epochs=0"], "the setting 'epochs': Input should be greater than or equal to 1"),
         (["--set", "gate=relu"], "the setting 'gate': "),

@@ -15,7 +15,7 @@ import pytest
 
 from training.report import plots
 from training.report.page import make_report
-from training.report.results import ReportError
+from training.report.results import ReportError, Result
 
 NASTY = '<script>alert("&")</script>'
 
@@ -242,6 +242,25 @@ def test_ablations_say_what_differs(report: Callable[..., Page]) -> None:
     assert rows["no-club"] == [spread([0.3, 0.45]), "-17.5 %", "club=0.0"]
     assert rows["heat"][1:] == ["+10.0 %", "imputer=heat"]
     assert list(page.tables["All items ranked"]) == ["DGMRec"]
+
+
+def test_results_of_earlier_versions_have_their_settings_under_todays_names(report: Callable[..., Page]) -> None:
+    before = {"model": {"lean": 2.0, "hide_rate": 0.3}, "trainer": {"steady": 0.5}}
+    now = {"model": {"knn_smoothing": 0.0}, "trainer": {"constant_fraction": 0.5}}
+    page = report(
+        raw("dgmrec", [{"recall@20": 0.4}, {"recall@20": 0.5}], config=before),
+        raw("dgmrec", [{"recall@20": 0.3}, {"recall@20": 0.45}], config=now, variant="unsmoothed"),
+        raw("dgmrec", [{"recall@20": 0.3}, {"recall@20": 0.45}], config=before, variant="old"),
+    )
+    rows = page.tables["DGMRec: what each part is worth"]
+    assert rows["unsmoothed"][2] == "knn_smoothing=0.0"
+    assert rows["old"][2] == "none"
+
+
+def test_validation_only_is_a_condition_of_its_own_under_both_names() -> None:
+    configs: list[dict[str, object]] = [{"validation_only": True}, {"rehearsal": True}, {}]
+    now, before, whole = (Result.model_validate(raw("ease", [{"recall@20": 0.4}], config=config)) for config in configs)
+    assert now.condition == before.condition != whole.condition
 
 
 def test_training_curves_mark_the_best_epoch(report: Callable[..., Page]) -> None:

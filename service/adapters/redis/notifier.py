@@ -1,4 +1,4 @@
-"""Workers wake each other through Redis: a ring says that there are changes, and nothing of what they are."""
+"""Workers notify each other through Redis that there are changes, and nothing of what they are."""
 
 from __future__ import annotations
 
@@ -21,14 +21,28 @@ LISTEN_S = 5.0
 _logger = logging.getLogger(__name__)
 
 
-class RedisBell:
-    """`service.ports.Bell` over a Redis channel. With Redis away nobody hears it, and it works again by itself.
+class NoNotifier:
+    """`service.ports.ChangeNotifier` of a worker that nobody notifies: it looks for changes whenever its time is up."""
+
+    def notify(self) -> None:
+        """Nothing."""
+
+    async def wait(self, timeout_s: float) -> None:
+        await asyncio.sleep(timeout_s)
+
+    async def close(self) -> None:
+        """Nothing."""
+
+
+class RedisNotifier:
+    """`service.ports.ChangeNotifier` over a Redis channel. With Redis away nobody is notified, and it works again by
+    itself.
 
     Make it inside a running event loop.
 
     Args:
         url: `redis://host:port/db`. Channels are common to all databases of a server.
-        channel: who shares it wakes each other.
+        channel: workers that share it notify each other.
     """
 
     def __init__(self, url: str, *, channel: str = "lacuna:changes") -> None:
@@ -36,19 +50,21 @@ class RedisBell:
             url, socket_timeout=LISTEN_S + TIMEOUT_S, socket_connect_timeout=TIMEOUT_S, retry=Retry(NoBackoff(), 0)
         )
         self._channel = channel
-        self._heard = asyncio.Event()
-        self._to_ring = asyncio.Event()
+        self._notified = asyncio.Event()
+        self._to_publish = asyncio.Event()
         self._away = False
         self._tasks = [asyncio.create_task(self._forever(work)) for work in (self._listen, self._publish)]
 
-    def ring(self) -> None:
-        self._to_ring.set()
+    def notify(self) -> None:
+        self._to_publish.set()
 
     async def wait(self, timeout_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):  # `wait_for` would take a cancellation for a ring that comes with it
-                await self._heard.wait()
-        self._heard.clear()
+            async with asyncio.timeout(
+                timeout_s
+            ):  # `wait_for` would take a cancellation for a notification that comes with it
+                await self._notified.wait()
+        self._notified.clear()
 
     async def close(self) -> None:
         await stop(self._tasks)
@@ -69,17 +85,17 @@ class RedisBell:
     async def _listen(self) -> None:
         async with self._redis.pubsub() as channel:
             await channel.subscribe(self._channel)
-            self._heard.set()  # who knows what was missed
+            self._notified.set()  # something may have been missed before
             if self._away:
                 _logger.info("Redis answers again")
             self._away = False
             while True:
                 message = await channel.get_message(ignore_subscribe_messages=True, timeout=LISTEN_S)
                 if message is not None:
-                    self._heard.set()
+                    self._notified.set()
 
     async def _publish(self) -> None:
         while True:
-            await self._to_ring.wait()
-            self._to_ring.clear()  # rings until then are this one
+            await self._to_publish.wait()
+            self._to_publish.clear()  # all notifications until then are this one
             await self._redis.publish(self._channel, b"")

@@ -87,7 +87,7 @@ class ItemQueries(Queries):
         rows, versions = _stored_versions(connection, {save.item_id for save in saves})
         waiting = marks(connection, [save.item_id for save in saves], len(saves))
         current = [
-            versions.get(save.item_id) == save.version and (save.follows is None or save.item_id in waiting)
+            versions.get(save.item_id) == save.version and (save.queued_at is None or save.item_id in waiting)
             for save in saves
         ]
         kept = [save for save, valid in zip(saves, current, strict=True) if valid]
@@ -105,7 +105,7 @@ class ItemQueries(Queries):
             for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
         ]
         _insert(connection, _ADD_GENERATED, generated)
-        unmark(connection, {rows[save.item_id]: save.follows for save in kept if save.follows is not None})
+        unmark(connection, {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None})
         return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
 
     @writes
@@ -136,7 +136,7 @@ class ItemQueries(Queries):
         return {item.id: item for item in stored}
 
     @reads
-    def known(self, connection: Connection, item_ids: Collection[str]) -> set[str]:
+    def existing(self, connection: Connection, item_ids: Collection[str]) -> set[str]:
         """Those of the items that exist."""
         return set(item_rows(connection, item_ids))
 
@@ -192,7 +192,7 @@ class ItemQueries(Queries):
 
 def _mark_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
     """Let those of the written items await regeneration about which the log says more than their writer knew."""
-    follows = {write.item.id: write.follows for write in writes if write.follows is not None and write.item.id in rows}
+    follows = {write.item.id: write.read_at for write in writes if write.read_at is not None and write.item.id in rows}
     outdated = []
     for chunk in chunks(follows):
         query = select(changes.c.key, func.max(changes.c.position)).group_by(changes.c.key)

@@ -14,19 +14,19 @@ class RegenerationQueries(Queries):
     """Items that await regeneration, each with its mark: the position in the change log of what asked for it last."""
 
     @reads
-    def awaiting(
+    def pending(
         self, connection: Connection, items: Collection[str] | None = None, *, limit: int = 1000
     ) -> dict[str, int]:
         """Marks of the items that await regeneration, the longest waiting first; of all items or of these."""
         return marks(connection, items, limit)
 
     @reads
-    def count_awaiting(self, connection: Connection) -> int:
+    def count_pending(self, connection: Connection) -> int:
         """Number of items that await regeneration."""
         return connection.execute(select(func.count()).select_from(awaiting)).scalar_one()
 
     @writes
-    def dismiss(self, connection: Connection, marks: Mapping[str, int]) -> None:
+    def dequeue(self, connection: Connection, marks: Mapping[str, int]) -> None:
         """Take marks off, unless they have grown."""
         rows = item_rows(connection, marks.keys())
         unmark(connection, {row: marks[item_id] for item_id, row in rows.items()})

@@ -24,10 +24,12 @@ import httpx
 from models.bundle import Bundle
 from service import backup
 from service.adapters.memory_cache import MemoryCache
+from service.adapters.redis.notifier import NoNotifier
 from service.adapters.sql.store import SqlStore
-from service.bootstrap import Loaded, empty_catalogue, load
+from service.bootstrap import compose, load
 from service.domain import StoreUnavailableError
 from service.main import create_app
+from service.pipeline.active import Active
 from service.pipeline.engine import Engine
 from service.pipeline.rebuild import load_catalogue
 from service.pipeline.snapshot import NAME, fill, read
@@ -113,7 +115,7 @@ class Harness:
             folder / "service.log", bundle=bundle, data_dir=folder, database_url=database, **settings
         )
         self.workers = int(settings.get("workers", 1))
-        self._loaded = load(self.settings)
+        _, self._active = load(self.settings)
         dims = {modality.name: modality.dim for modality in Bundle.load(bundle).manifest.modalities}
         self.shops = [Shop(f"w{seed}s{number}", dims, random.Random(f"{seed}-{number}")) for number in range(SHOPS)]
         self._trouble = trouble or NoTrouble()
@@ -297,9 +299,9 @@ class Harness:
         status = client.post("/admin/snapshot").status_code
         if status != 200:
             return [f"a snapshot at rest answers {status}"]
-        engine = bare_engine(self._loaded, await SqlStore.open(self.database))
+        engine = bare_engine(self._active, await SqlStore.open(self.database))
         try:
-            fill(engine.catalogue, read(self._snapshot, engine.catalogue.shape))
+            fill(engine.memory.catalogue, read(self._snapshot, engine.memory.catalogue.shape))
             await check_index(engine)
         except AssertionError as error:
             return [f"a worker's memory is not what is stored: {error}"]
@@ -337,7 +339,7 @@ class Harness:
         users = [f"{shop.name}-u{number}" for shop in self.shops for number in range(4)]
         items = sorted(item for shop in self.shops for item in shop.state.items)
         some = self.rng.sample(items, min(SAMPLED, len(items)))
-        spaces = ("final", *self._loaded[1].names)
+        spaces = ("final", *self._active.dgmrec.names)
         return [
             *(f"/recommend/{user}?n=500" for user in [*users, "shopper-001", "shopper-007"]),
             "/recommend/nobody?n=500",
@@ -360,7 +362,7 @@ class Harness:
 
     async def _reference(self, paths: Sequence[str]) -> list[Any]:
         """What a service answers that has read the whole database just now, its index checked against it."""
-        engine = await reference_engine(self._loaded, self.database)
+        engine = await reference_engine(self._active, self.database)
         try:
             await check_index(engine)
             transport = httpx.ASGITransport(create_app(self.settings, engine=engine))
@@ -370,25 +372,16 @@ class Harness:
             await engine.close()
 
 
-async def reference_engine(loaded: Loaded, database: str) -> Engine:
+async def reference_engine(active: Active, database: str) -> Engine:
     """An engine that has read a database and does not follow it."""
-    engine = bare_engine(loaded, await SqlStore.open(database))
+    engine = bare_engine(active, await SqlStore.open(database))
     await load_catalogue(engine)
     return engine
 
 
-def bare_engine(loaded: Loaded, store: SqlStore) -> Engine:
+def bare_engine(active: Active, store: SqlStore) -> Engine:
     """An engine whose catalogue is empty."""
-    bundle, model, encoders, reranker = loaded
-    return Engine(
-        store=store,
-        cache=MemoryCache(),
-        manifest=bundle.manifest,
-        model=model,
-        encoders=encoders,
-        catalogue=empty_catalogue(model, reranker),
-        reranker=reranker,
-    )
+    return compose(active, store, cache=MemoryCache(), notifier=NoNotifier())
 
 
 def _body(response: httpx.Response) -> Any:

@@ -73,7 +73,7 @@ def test_a_backup_restores_to_the_same_answers_on_the_other_database(
 
 def test_a_backup_of_a_database_that_is_written_to_is_one_moment_of_it(anywhere: Running, tmp_path: Path) -> None:
     file, url = tmp_path / "copy.zip", anywhere.settings.database_url
-    dims = {modality.name: modality.dim for modality in anywhere.engine.manifest.modalities}
+    dims = {modality.name: modality.dim for modality in anywhere.engine.active.manifest.modalities}
     shops = [Shop(f"b{number}", dims, random.Random(number)) for number in range(3)]
     history: dict[str, list[State]] = {shop.name: [shop.state] for shop in shops}
     stop = threading.Event()

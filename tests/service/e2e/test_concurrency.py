@@ -147,4 +147,4 @@ async def test_a_growing_catalogue_answers_all_along(alone: Running) -> None:
         done.set()
         assert min(await asyncio.gather(*readers)) > 3
     await asyncio.to_thread(alone.check_index)
-    assert alone.engine.catalogue.capacity >= 1520
+    assert alone.engine.memory.catalogue.capacity >= 1520

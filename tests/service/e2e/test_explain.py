@@ -13,7 +13,7 @@ import pytest
 from models.arrays import Array
 from models.bundle import Bundle, BundleError
 from models.iris.serving import IRISServing, ItemSides
-from service.bootstrap import load_reranker
+from service.bootstrap import load_iris
 from service.pipeline import history, rank
 from tests.service.irises import with_iris
 from tests.service.running import Running, base64_of, fresh_id, settings_for
@@ -25,8 +25,8 @@ MODELS = ("dgmrec", "iris", "popular", "latest")
 
 
 def reranker(service: Running) -> IRISServing:
-    assert service.engine.reranker is not None
-    return service.engine.reranker
+    assert service.engine.active.iris is not None
+    return service.engine.active.iris
 
 
 def sides(service: Running, items: Sequence[str]) -> ItemSides:
@@ -45,7 +45,7 @@ def sides(service: Running, items: Sequence[str]) -> ItemSides:
 
 def kept(service: Running, items: Sequence[str]) -> ItemSides:
     """What the service keeps of items."""
-    return service.engine.catalogue.sides(service.engine.catalogue.keys(items))
+    return service.engine.memory.catalogue.sides(service.engine.memory.catalogue.keys(items))
 
 
 def history_of(service: Running, user: str) -> list[str]:
@@ -240,10 +240,10 @@ def test_what_cannot_be_explained(anywhere: Running) -> None:
 
 
 def test_only_the_newest_of_a_history_speak(alone: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "SPEAKING", 3)
+    monkeypatch.setattr(history, "EXPLAINING", 3)
     past = history_of(alone, USER)
     told = alone.get(f"/explain/{USER}/{next(iter(alone.found_by(f'/recommend/{USER}')))}")
-    newest = alone.run(history.history(alone.engine, USER)).liked[:3]
+    newest = alone.run(alone.engine.memory.histories.of(USER)).liked[:3]
     assert sorted(reason["item"] for reason in told["reasons"]) == sorted(newest)
     assert set(newest) < set(past)
 
@@ -325,7 +325,7 @@ def test_a_bundle_without_iris_says_so_and_one_with_it_takes_over(
         service.check_index()
         assert service.get(f"/recommend/{USER}", n=500)["items"] == without
         assert len(service.get(f"/explain/{USER}/demo-0001")["reasons"]) > 1
-        assert service.get("/stats")["indexes"]["iris:targets"]["delta"] == len(service.engine.catalogue)
+        assert service.get("/stats")["indexes"]["iris:targets"]["delta"] == len(service.engine.memory.catalogue)
 
 
 def test_iris_may_read_some_of_the_modalities(
@@ -345,4 +345,4 @@ def test_an_iris_that_reads_what_the_bundle_has_not_is_refused(demo_bundle: Path
     name, *_ = reversed([modality.name for modality in bundle.manifest.modalities])
     fewer = bundle.manifest.model_copy(update={"modalities": bundle.manifest.modalities[:-1]})
     with pytest.raises(BundleError, match=f"reads '{name}' as [0-9]+ numbers, which the bundle has not"):
-        load_reranker(Bundle(bundle.path, fewer))
+        load_iris(Bundle(bundle.path, fewer))

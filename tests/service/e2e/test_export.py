@@ -35,7 +35,7 @@ def exported(service: Running, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def items_of_every_shape(service: Running) -> dict[str, dict[str, Any]]:
-    vector = np.arange(service.engine.model.specs["text"].dim) / 128 - 1  # exact in 32 bits
+    vector = np.arange(service.engine.active.dgmrec.specs["text"].dim) / 128 - 1  # exact in 32 bits
     bodies: list[dict[str, Any]] = [
         {"id": "shape-text", "modalities": {"text": "a lamp, \u05d0 \U0001f4a1"}, "categories": ["lamps", "new"]},
         {"id": "shape-picture", "title": "Its title", "modalities": {"image": base64_of(picture("teal"))}},

@@ -140,16 +140,16 @@ def test_all_feedback_of_a_type_is_taken_back(alone: Running) -> None:
 def test_new_feedback_makes_generated_features_anew(alone: Running) -> None:
     item_id = alone.create(modalities={"image": base64_of(PRODUCT.picture)})["id"]
     before = {name: alone.vector(item_id, name) for name in ("text", "image", "audio")}
-    (place,) = alone.engine.catalogue.keys([item_id])
-    final = alone.engine.catalogue.final(alone.engine.catalogue.keys([item_id])).tolist()
+    (place,) = alone.engine.memory.catalogue.keys([item_id])
+    final = alone.engine.memory.catalogue.final(alone.engine.memory.catalogue.keys([item_id])).tolist()
     alone.view(item_id, "shopper-001", "shopper-002", "shopper-003")
     item = alone.get(f"/items/{item_id}")
     assert item["version"] == 1
     assert item["modalities"]["text"]["basis"] == ["image", "neighbours", "users"]
     assert alone.vector(item_id, "image") == before["image"]
     assert alone.vector(item_id, "text") != before["text"]
-    assert alone.engine.catalogue.key(item_id) == place
-    assert alone.engine.catalogue.final(alone.engine.catalogue.keys([item_id])).tolist() != final
+    assert alone.engine.memory.catalogue.key(item_id) == place
+    assert alone.engine.memory.catalogue.final(alone.engine.memory.catalogue.keys([item_id])).tolist() != final
     alone.check_index()
     # Taken back, it is as if nothing had happened.
     for user in ("shopper-001", "shopper-002", "shopper-003"):

@@ -211,7 +211,7 @@ def test_the_real_modality_replaces_the_generated_one_and_the_error_is_noted(alo
     answer = alone.patch(item_id, {"modalities": {"image": picture_of(PRODUCT)}})
     assert answer["modalities"]["image"] == {"state": "observed"}
     real = np.array(alone.vector(item_id, "image"))
-    mean = alone.engine.model.model.tower("image").projection.mean.numpy()
+    mean = alone.engine.active.dgmrec.model.tower("image").projection.mean.numpy()
     cosine = (guess - mean) @ (real - mean) / np.linalg.norm(guess - mean) / np.linalg.norm(real - mean)
     found = alone.get("/stats")["imputation_error"]["image"]
     assert found["pairs"] == 1

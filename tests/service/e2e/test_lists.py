@@ -41,12 +41,12 @@ def service(
 
 def counted(service: Running, **query: Any) -> tuple[int, list[Any]]:
     """How often the index was searched for a list, and the list."""
-    indexes = service.engine.catalogue.indexes
+    indexes = service.engine.memory.catalogue.indexes
     counting = Counting(indexes[FINAL])
     indexes[FINAL] = counting
     try:
         found = service.get(f"/recommend/{USER}", **query)["items"]
-        service.run(service.engine.settle())
+        service.run(service.engine.runtime.drain())
         return counting.searches, found
     finally:
         indexes[FINAL] = counting.index

@@ -70,12 +70,12 @@ def test_the_first_of_a_long_list_are_a_short_one(crowded: Running, path: str) -
 @pytest.mark.parametrize("path", [path for path in LISTS if "diversity" not in path])
 def test_equals_are_in_order_of_their_rows(crowded: Running, path: str) -> None:
     found = ask(crowded, path, 500)
-    keys = crowded.engine.catalogue.keys(hit["id"] for hit in found).tolist()
+    keys = crowded.engine.memory.catalogue.keys(hit["id"] for hit in found).tolist()
     scores = [hit["score"] for hit in found]
     sign = -1 if "latest" in path else 1
     order = sorted(range(len(found)), key=lambda row: (-scores[row], sign * keys[row]))
     if "popular" in path or "nobody" in path:  # the newest first, and then the row
-        created = crowded.engine.catalogue.created
+        created = crowded.engine.memory.catalogue.created
         order = sorted(range(len(found)), key=lambda row: (-scores[row], -created[keys[row]], keys[row]))
     assert order == list(range(len(found)))
     assert len(set(scores)) < len(scores)
@@ -109,7 +109,7 @@ def test_neither_a_merge_nor_a_restart_changes_the_order(
 ) -> None:
     crowded.settle()
     before = {path: ask(crowded, path, 500) for path in LISTS}
-    for index in crowded.engine.catalogue.indexes.values():
+    for index in crowded.engine.memory.catalogue.indexes.values():
         assert isinstance(index, FaissIndex)
         assert index.stats()["delta"] > 0
         index.merge()
@@ -131,7 +131,7 @@ def test_a_list_from_the_cache_is_the_list(crowded: Running, monkeypatch: pytest
     crowded.settle()
     paths = [path for path in LISTS if path.startswith(f"/recommend/{USER}")]
     first = {path: ask(crowded, path, 33) for path in paths}
-    crowded.run(crowded.engine.settle())
+    crowded.run(crowded.engine.runtime.drain())
     assert {path: ask(crowded, path, 33) for path in paths} == first
-    monkeypatch.setattr(recommend, "_place", lambda *_: None)
+    monkeypatch.setattr(recommend, "cache_key", lambda *_: None)
     assert {path: ask(crowded, path, 33) for path in paths} == first

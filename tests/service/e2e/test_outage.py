@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from service.adapters.sql.store import SqlStore
-from service.pipeline import follow
+from service.pipeline import keep_up
 from tests.service.crash.shop import Act, Shop, State
 from tests.service.crash.stored import read_states
 from tests.service.processes import within
@@ -25,7 +25,7 @@ from tests.service.servers import MIB, Postgres, SmallDisk, UnavailableError, sm
 @pytest.fixture(autouse=True)
 def _tried_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What could not be regenerated is tried again after a moment instead of ten seconds."""
-    monkeypatch.setattr(follow, "SWEEP_S", 0.3)
+    monkeypatch.setattr(keep_up, "SWEEP_S", 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 
 def shops_of(service: Running) -> list[Shop]:
-    dims = {modality.name: modality.dim for modality in service.engine.manifest.modalities}
+    dims = {modality.name: modality.dim for modality in service.engine.active.manifest.modalities}
     return [Shop(f"o{number}", dims, random.Random(number)) for number in range(3)]
 
 

@@ -142,4 +142,4 @@ def test_a_workers_own_writes_are_known_to_it(running: Running) -> None:
     response = running.client.post("/items", json={"id": "own", "title": "mug"})
     for path in ("/items/own", "/recommend/nobody?model=latest", "/stats"):
         assert running.client.get(path, headers={HEADER: response.headers[HEADER]}).status_code == 200
-    assert running.engine.followed.position >= int(response.headers[HEADER])
+    assert running.engine.runtime.followed.position >= int(response.headers[HEADER])

@@ -136,7 +136,7 @@ def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> N
     unknown = rating.get(f"/predict/nobody/{item}")
     review(rating, user, item, 1)
     rating.settle()
-    encoded = rating.engine.writer
+    encoded = rating.engine.runtime.writer
     calls: list[object] = []
     submit = encoded.submit
     encoded.submit = lambda *work: calls.append(work) or submit(*work)  # type: ignore[method-assign, func-returns-value]
@@ -146,10 +146,10 @@ def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> N
         del encoded.submit
     assert calls == []  # it was encoded when it came in
     assert known["rating"] != unknown["rating"]
-    rows = len(traces(rating, rating.engine.documents.identity)["review_vectors"])  # type: ignore[union-attr]
+    rows = len(traces(rating, rating.engine.active.ratings.identity)["review_vectors"])  # type: ignore[union-attr]
     rating.ask("DELETE", f"/users/{user}", status=204)
     rating.settle()
-    left = traces(rating, rating.engine.documents.identity)["review_vectors"]  # type: ignore[union-attr]
+    left = traces(rating, rating.engine.active.ratings.identity)["review_vectors"]  # type: ignore[union-attr]
     assert len(left) == rows - 1
     assert rating.get(f"/predict/nobody/{item}")["rating"] == unknown["rating"]
 

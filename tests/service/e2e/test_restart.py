@@ -166,13 +166,13 @@ def test_what_feedback_asks_for_is_finished_after_a_restart(
     with Running(settings) as service:
         service.post("/items/batch", {"items": items})
         assert service.post("/feedback", {"feedback": events})["accepted"] == 1200
-    assert service.engine.stale, "too fast for this test"
+    assert service.engine.runtime.pending, "too fast for this test"
     with Running(settings) as service:
         service.check_index()
         for item in items:
             assert "users" in service.get(f"/items/{item['id']}")["modalities"]["image"]["basis"]
     with Running(settings) as service:
-        assert not service.engine.stale
+        assert not service.engine.runtime.pending
 
 
 # --- another bundle -----------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_bundle_that_generates_nothing_fills_in_means(demo_bundle: Path, demo_
         service.check_index()
         image = service.create(id="told", modalities={"text": LANGUAGE})["modalities"]["image"]
         assert image == {"state": "generated", "generator": "mean", "confidence": 0.0, "basis": []}
-        mean = service.engine.model.model.tower("image").projection.mean.numpy()
+        mean = service.engine.active.dgmrec.model.tower("image").projection.mean.numpy()
         np.testing.assert_allclose(service.vector("told", "image"), mean, atol=1e-5)
         generators = {
             report["generator"]
@@ -257,10 +257,10 @@ def test_a_bundle_that_generates_nothing_can_take_the_neighbours(
 def test_a_bundle_that_generates_nothing_can_read_the_graph(
     demo_bundle: Path, demo_folder: Path, tmp_path: Path
 ) -> None:
-    """Where an item has users; below that rung, the ladder is the same as ever."""
-    rung = json.loads((demo_bundle / "manifest.json").read_text())["models"]["dgmrec"]["config"]["rung"]
-    assert rung in GRAPH_IMPUTERS
-    bundle = imputing(demo_bundle, tmp_path / "bundle", rung)
+    """Where an item has users; after that imputer, the fallback chain is the same as ever."""
+    imputer = json.loads((demo_bundle / "manifest.json").read_text())["models"]["dgmrec"]["config"]["fallback_imputer"]
+    assert imputer in GRAPH_IMPUTERS
+    bundle = imputing(demo_bundle, tmp_path / "bundle", imputer)
     with Running(settings_for(bundle, demo_folder, tmp_path / "lacuna.db")) as service:
         service.check_index()
         told = service.create(id="told", modalities={"text": LANGUAGE})["modalities"]["image"]
@@ -269,7 +269,7 @@ def test_a_bundle_that_generates_nothing_can_read_the_graph(
         for item in ("told", "empty"):
             service.view(item, "shopper-001", "shopper-002")
             image = service.get(f"/items/{item}")["modalities"]["image"]
-            assert image == {"state": "generated", "generator": rung, "confidence": 0.0, "basis": ["users"]}
+            assert image == {"state": "generated", "generator": imputer, "confidence": 0.0, "basis": ["users"]}
         assert service.vector("told", "image") == service.vector("empty", "image")  # they have the same users
         service.check_index()
 

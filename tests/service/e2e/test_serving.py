@@ -44,14 +44,14 @@ def test_a_list_is_ranked_and_holds_nothing_seen(anywhere: Running) -> None:
 def test_lists_are_what_training_ranks(alone: Running) -> None:
     """For a user of the training set, whose history is all in it, the score is that of the exported model."""
     engine = alone.engine
-    row = engine.model.users.row(USER)
+    row = engine.active.dgmrec.users.row(USER)
     liked = sorted(seen_by(alone, USER))
-    messages = engine.model.tables["item_message"][[engine.model.items.row(item) for item in liked]]
-    user_id = engine.model.tables["user_residual"][row] + messages.sum(axis=0) / np.sqrt(len(liked))
-    keys = engine.catalogue.keys(liked)
-    vector = engine.model.combine(user_id, engine.catalogue.rows.get("modal", keys).mean(axis=0))
+    messages = engine.active.dgmrec.tables["item_message"][[engine.active.dgmrec.items.row(item) for item in liked]]
+    user_id = engine.active.dgmrec.tables["user_residual"][row] + messages.sum(axis=0) / np.sqrt(len(liked))
+    keys = engine.memory.catalogue.keys(liked)
+    vector = engine.active.dgmrec.combine(user_id, engine.memory.catalogue.rows.get("modal", keys).mean(axis=0))
     for hit in alone.get(f"/recommend/{USER}", n=5)["items"]:
-        item = engine.catalogue.final(engine.catalogue.keys([hit["id"]]))[0]
+        item = engine.memory.catalogue.final(engine.memory.catalogue.keys([hit["id"]]))[0]
         assert hit["score"] == pytest.approx(float(vector @ item), abs=1e-4)
 
 
@@ -125,7 +125,7 @@ def test_diversity_trades_score_for_difference(anywhere: Running) -> None:
         return hits
 
     def modal(hits: list[dict[str, Any]]) -> NDArray[np.float32]:
-        catalogue = anywhere.engine.catalogue
+        catalogue = anywhere.engine.memory.catalogue
         return catalogue.rows.get("modal", catalogue.keys(hit["id"] for hit in hits))
 
     def of_user(user: str, diversity: float) -> tuple[float, float]:

@@ -31,7 +31,7 @@ def audio(answer: Any) -> Any:
 
 
 def mean_of(service: Running) -> dict[str, Any]:
-    return {"vector": service.engine.model.model.tower("audio").projection.mean.tolist()}
+    return {"vector": service.engine.active.dgmrec.model.tower("audio").projection.mean.tolist()}
 
 
 def test_a_vector_of_zeros_is_no_observation(anywhere: Running) -> None:

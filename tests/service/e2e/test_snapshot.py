@@ -116,7 +116,7 @@ def test_a_snapshot_that_cannot_be_written_leaves_the_old_one(alone: Running, tm
         left.write_bytes(b"half of a snapshot")
     os.utime(old, (0, 0))
     alone.create(id="later", title="mug")
-    shape = alone.engine.catalogue.shape
+    shape = alone.engine.memory.catalogue.shape
     alone.engine.snapshots = Path("/proc/nowhere")
     problem: Any = alone.post("/admin/snapshot", None, status=503)
     assert "cannot be written" in problem["detail"]

@@ -46,7 +46,7 @@ def test_a_run_is_complained_of_that_grew_failed_or_was_too_slow() -> None:
 
 
 def test_a_steady_load_of_everything_is_answered(running: Running) -> None:
-    vectors = {modality.name: modality.dim for modality in running.engine.manifest.modalities}
+    vectors = {modality.name: modality.dim for modality in running.engine.active.manifest.modalities}
     window = asyncio.run(steady_load(running.url, random.Random(1), vectors, 3.0, 60.0))
     assert window.statuses.total() == 180
     assert set(window.statuses) <= {"200", "201", "204", "404", "409", "422"}

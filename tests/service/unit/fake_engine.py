@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -48,7 +49,7 @@ from service.domain import (
     UserNotFoundError,
     Written,
 )
-from service.pipeline.engine import Followed
+from service.pipeline.runtime import Followed
 from service.ports import Media
 from service.settings import Settings
 
@@ -67,8 +68,7 @@ class FakeEngine:
     calls: list[dict[str, Any]] = field(default_factory=list)
     is_closed: bool = False
     model_version: str = "2026-01-02.1"
-    timer: Any = None
-    followed: Followed = field(default_factory=Followed)
+    runtime: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(timer=None, followed=Followed()))
     last: int = 7  # the log's newest position
 
     @property
@@ -133,10 +133,10 @@ def _existing(engine: FakeEngine, item_id: str) -> ItemView:
     return engine.items[item_id]
 
 
-# --- service.pipeline.ingest --------------------------------------------------------------------------------------
+# --- service.pipeline.items, patch ----------------------------------------------------------------------------------
 
 
-async def create_item(engine: FakeEngine, draft: Draft, kept: object = None) -> Written:  # noqa: ARG001
+async def create_item(engine: FakeEngine, draft: Draft, keep: object = None) -> Written:  # noqa: ARG001
     engine.note(draft=draft)
     if draft.id in engine.items:
         raise ItemExistsError(f"an item {draft.id!r} exists already")
@@ -249,7 +249,7 @@ async def add_feedback(
     events: Sequence[Event],
     *,
     strict: bool,
-    kept: object = None,  # noqa: ARG001
+    keep: object = None,  # noqa: ARG001
 ) -> FeedbackOutcome:
     engine.note(events=events, strict=strict)
     rejected = tuple((k, "no such item") for k, event in enumerate(events) if event.item not in engine.items)
@@ -362,7 +362,8 @@ async def stats(engine: FakeEngine) -> dict[str, Any]:
 
 
 FACADE: dict[str, tuple[Any, ...]] = {
-    "ingest": (create_item, put_item, patch_item, delete_item, create_batch, impute),
+    "items": (create_item, put_item, delete_item, create_batch, impute),
+    "patch": (patch_item,),
     "browse": (get_item, list_items, get_modality, get_media),
     "follow": (reach,),
     "feedback": (add_feedback, list_feedback, delete_feedback, get_user, delete_user),

@@ -439,7 +439,7 @@ async def test_metrics_count_by_route_and_show_the_engine(api: httpx.AsyncClient
 
 
 async def test_steps_of_the_pipeline_are_measured(api: httpx.AsyncClient, engine: FakeEngine) -> None:
-    engine.timer.observe_step("encode", 0.004)
+    engine.runtime.timer.observe_step("encode", 0.004)
     text = (await api.get("/metrics")).text
     assert 'lacuna_step_seconds_bucket{le="0.003",step="encode"} 0.0' in text
     assert 'lacuna_step_seconds_bucket{le="0.005",step="encode"} 1.0' in text

@@ -13,18 +13,21 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models.dgmrec.serving import DGMRecServing
 from models.evidence import ImputationEvidence
 from models.feedback import Interaction
 from models.imputers import propagate_features
 from models.iris.serving import IRISServing, ItemSides
 from service.adapters.faiss_index import FaissIndex
+from service.adapters.redis.notifier import NoNotifier
 from service.domain import State
 from service.pipeline import history, rank, rows
 from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
-from service.pipeline.engine import Engine, _Lock
-from service.pipeline.impute import Subject, Visitor, _basis, _factors, _fallback_chain, _fallback_guess
-from service.pipeline.ingest import merged
+from service.pipeline.impute import ImputationInput, UserEvidence, _basis, _factors, _fallback_chain, _fallback_guess
+from service.pipeline.patch import merged
+from service.pipeline.regenerate import depends_on_users
+from service.pipeline.runtime import Runtime
 from tests.fakes import BruteForceIndex
 from tests.models.worlds import ITEMS, SMALL, online_of, world
 
@@ -55,10 +58,6 @@ def catalogue(*rows: tuple[Entry, Derived]) -> Catalogue:
     return made
 
 
-def engine_of(made: Catalogue) -> Engine:
-    return cast(Engine, SimpleNamespace(catalogue=made))
-
-
 # --- ranking ------------------------------------------------------------------------------------------------------
 
 
@@ -69,7 +68,7 @@ def test_diversity_takes_twins_apart() -> None:
     keys, scores = np.arange(3), np.array([3, 2.9, 1], dtype=np.float32)
 
     def order(diversity: float, n: int = 3) -> list[int]:
-        found, kept = rank.diversified(engine_of(made), keys, scores, n, diversity)
+        found, kept = rank.diversified(made, keys, scores, n, diversity)
         assert kept.tolist() == scores[found].tolist()
         return found.tolist()
 
@@ -81,8 +80,8 @@ def test_diversity_takes_twins_apart() -> None:
 def test_diversity_of_equals_and_of_nothing() -> None:
     made = catalogue(*((entry(name), derived()) for name in "abc"))
     equal = np.ones(3, dtype=np.float32)
-    assert rank.diversified(engine_of(made), np.arange(3), equal, 3, 0.5)[0].tolist() == [0, 1, 2]
-    nothing = rank.diversified(engine_of(made), np.arange(0), np.ones(0, dtype=np.float32), 3, 0.5)
+    assert rank.diversified(made, np.arange(3), equal, 3, 0.5)[0].tolist() == [0, 1, 2]
+    nothing = rank.diversified(made, np.arange(0), np.ones(0, dtype=np.float32), 3, 0.5)
     assert [len(part) for part in nothing] == [0, 0]
 
 
@@ -92,17 +91,17 @@ def test_popular_items_with_as_many_users_are_in_order_of_age() -> None:
     )
     made.set_popularity({"a": 2, "b": 1, "c": 1, "d": 1, "e": 1, "gone": 5})
     for n in range(1, 6):
-        keys, users = rank.popular(engine_of(made), n, made.eligible())
+        keys, users = rank.popular(made, n, made.eligible())
         assert [made.entries[key].id for key in keys.tolist()] == ["a", "b", "c", "e", "d"][:n]
         assert users.tolist() == [2, 1, 1, 1, 1][:n]
-    assert len(rank.popular(engine_of(made), 3, np.zeros(made.capacity, dtype=np.bool_))[0]) == 0
+    assert len(rank.popular(made, 3, np.zeros(made.capacity, dtype=np.bool_))[0]) == 0
 
 
 def test_of_items_created_at_once_the_later_row_is_the_newer() -> None:
     made = catalogue(*((entry(name, created=9.0), derived()) for name in "abcd"))
     for n in range(1, 5):
-        assert rank.latest(engine_of(made), n, made.eligible())[0].tolist() == [3, 2, 1, 0][:n]
-        assert rank.popular(engine_of(made), n, made.eligible())[0].tolist() == [0, 1, 2, 3][:n]
+        assert rank.latest(made, n, made.eligible())[0].tolist() == [3, 2, 1, 0][:n]
+        assert rank.popular(made, n, made.eligible())[0].tolist() == [0, 1, 2, 3][:n]
 
 
 def crowd(count: int = 700) -> Catalogue:
@@ -117,13 +116,13 @@ def crowd(count: int = 700) -> Catalogue:
 @pytest.mark.parametrize("diversity", [0.0, 0.2, 1.0])
 def test_the_first_places_of_a_list_do_not_depend_on_its_length(diversity: float) -> None:
     made = crowd()
-    engine, vector = engine_of(made), np.array([0.6, -0.8], dtype=np.float32)
-    keys, scores = rank.best(engine, vector, 500, made.eligible(), diversity)
+    vector = np.array([0.6, -0.8], dtype=np.float32)
+    keys, scores = rank.best(made, vector, 500, made.eligible(), diversity)
     assert len(keys) == 500
     for index in made.indexes.values():  # and a merge changes nothing
         index.merge()  # type: ignore[attr-defined]  # a FaissIndex
     for n in (1, 2, 19, 20, 21, 60, 250, 499):
-        first, its = rank.best(engine, vector, n, made.eligible(), diversity)
+        first, its = rank.best(made, vector, n, made.eligible(), diversity)
         assert first.tolist() == keys[:n].tolist()
         assert its.tobytes() == scores[:n].tobytes()
     if diversity == 0:
@@ -148,9 +147,9 @@ def reranked_crowd(n: int, diversity: float = 0.0) -> tuple[list[int], list[floa
     made = Catalogue(replace(SHAPE, sides=shapes), FaissIndex)
     kinds = [{name: rng.normal(size=dims).astype(np.float32) for name, dims in shapes.items()} for _ in range(12)]
     made.put([(entry(f"i{key}", key=key), replace(derived(key % 30), sides=kinds[key % 12])) for key in range(60)])
-    past, vector = history.past(engine_of(made), np.array([1, 2])), np.array([0.6, -0.8], dtype=np.float32)
+    past, vector = history.past_of(made, np.array([1, 2])), np.array([0.6, -0.8], dtype=np.float32)
     reranker = cast(IRISServing, Plain())
-    keys, scores = rank.reranked(engine_of(made), reranker, vector, past, n, made.eligible(), diversity)
+    keys, scores = rank.reranked(made, reranker, vector, past, n, made.eligible(), diversity)
     return keys.tolist(), scores.tolist()
 
 
@@ -176,7 +175,7 @@ def test_between_items_that_iris_cannot_tell_apart_the_key_decides() -> None:
 def test_the_score_of_the_latest_is_their_time_to_the_second() -> None:
     now = 1_790_000_000.0
     made = catalogue(*((entry(name, created=now + step), derived()) for step, name in enumerate("abc")))
-    keys, times = rank.latest(engine_of(made), 2, made.eligible())
+    keys, times = rank.latest(made, 2, made.eligible())
     assert keys.tolist() == [2, 1]
     assert times.tolist() == [now + 2, now + 1]
 
@@ -194,7 +193,7 @@ def test_rows_survive_the_growth_of_the_arrays() -> None:
     assert key == 0
     assert made.popularity[key] == 3
     assert made.observed[key].tolist() == [True, False]
-    np.testing.assert_array_equal(made.rows.get("taste", key), derived(1).taste)
+    np.testing.assert_array_equal(made.rows.get("preference", key), derived(1).preference)
     np.testing.assert_array_equal(made.final(made.keys(["n2400"]))[0], derived(2400).final)
     assert made.count_categories() == {"many": 2500, "kept": 1}
 
@@ -245,11 +244,11 @@ def test_memory_follows_the_items_that_are_there_not_those_that_were(monkeypatch
     made = catalogue((entry("kept", key=1), derived(1)))
     for key in range(2, 500):
         made.put([(entry("again", key=key), derived(key))])
-        assert np.array_equal(made.rows.get("taste", key), derived(key).taste)
+        assert np.array_equal(made.rows.get("preference", key), derived(key).preference)
         made.remove("again")
     assert made.rows.nbytes <= 16 * SHAPE.length * 4
-    assert np.array_equal(made.rows.get("taste", 1), derived(1).taste)
-    assert not made.rows.get("taste", np.array([-1, 0, 2, 490])).any()
+    assert np.array_equal(made.rows.get("preference", 1), derived(1).preference)
+    assert not made.rows.get("preference", np.array([-1, 0, 2, 490])).any()
 
 
 def test_what_is_eligible_and_observed() -> None:
@@ -298,53 +297,57 @@ def test_packed_state_comes_back_to_the_bit() -> None:
 # --- locks --------------------------------------------------------------------------------------------------------
 
 
-def bare_engine() -> Engine:
-    nothing: Any = None
-    return Engine(nothing, nothing, nothing, nothing, {}, nothing)
+def runtime_of_nobody() -> Runtime:
+    return Runtime(NoNotifier())
 
 
 async def test_a_lock_lets_one_in_at_a_time_in_the_order_of_arrival() -> None:
-    engine, order = bare_engine(), []
+    runtime, order = runtime_of_nobody(), []
 
     async def work(number: int) -> None:
-        async with engine.lock("a"):
+        async with runtime.lock("a"):
             order.append(("in", number))
             await asyncio.sleep(0)
             order.append(("out", number))
 
     await asyncio.gather(*(work(number) for number in range(4)))
     assert order == [(way, number) for number in range(4) for way in ("in", "out")]
-    assert engine._locks == {}
+    assert not runtime.is_locked("a")
 
 
 async def test_holders_of_several_locks_do_not_wait_in_a_circle() -> None:
-    engine, done = bare_engine(), []
+    runtime, done = runtime_of_nobody(), []
 
     async def work(*names: str) -> None:
-        async with engine.lock(*names):
+        async with runtime.lock(*names):
             await asyncio.sleep(0)
             done.append(names)
 
     pairs = [("a", "b"), ("b", "a"), ("b", "c", "b"), ("c", "a"), ()] * 5
     await asyncio.wait_for(asyncio.gather(*(work(*names) for names in pairs)), 5)
     assert len(done) == 25
-    assert engine._locks == {}
+    assert not any(map(runtime.is_locked, "abc"))
 
 
 async def test_who_gives_up_waiting_leaves_no_lock_behind() -> None:
-    engine = bare_engine()
-    async with engine.lock("a"):
-        waiting = asyncio.create_task(_Lock(engine._locks, "a").__aenter__())
+    runtime = runtime_of_nobody()
+
+    async def wait() -> None:
+        async with runtime.lock("a"):
+            pytest.fail("somebody else holds it")
+
+    async with runtime.lock("a"):
+        waiting = asyncio.create_task(wait())
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        assert engine._locks["a"][1] == 1
-    assert engine._locks == {}
+        assert runtime.is_locked("a")
+    assert not runtime.is_locked("a")
 
 
 async def test_background_work_that_fails_is_logged_and_done(caplog: pytest.LogCaptureFixture) -> None:
-    engine, after = bare_engine(), []
+    runtime, after = runtime_of_nobody(), []
 
     async def fail() -> None:
         raise ValueError("out of luck")
@@ -354,11 +357,11 @@ async def test_background_work_that_fails_is_logged_and_done(caplog: pytest.LogC
         after.append(1)
 
     async def work() -> None:
-        engine.background(more())
+        runtime.background(more())
 
-    engine.background(fail())
-    engine.background(work())
-    await engine.settle()
+    runtime.background(fail())
+    runtime.background(work())
+    await runtime.drain()
     assert after == [1]
     assert "background work failed" in caplog.text
 
@@ -385,45 +388,42 @@ def interaction(item: str, *, interested: bool = True) -> Interaction:
     return Interaction(item, datetime(2026, 1, 1, tzinfo=UTC), interested)
 
 
-def reading(store: SlowStore) -> Engine:
-    engine = bare_engine()
-    engine.store = cast(Any, store)
-    engine.manifest = cast(Any, SimpleNamespace(data=SimpleNamespace(min_rating=None)))
-    return engine
+def histories_of(store: SlowStore, **options: int) -> history.Histories:
+    return history.Histories(cast(Any, store), None, **options)
 
 
 async def test_readers_of_one_history_share_one_reading() -> None:
     store = SlowStore()
-    engine = reading(store)
-    waiting = [asyncio.create_task(history.history(engine, "u")) for _ in range(5)]
+    histories = histories_of(store)
+    waiting = [asyncio.create_task(histories.of("u")) for _ in range(5)]
     await asyncio.sleep(0)
     store.go.set()
     assert {(await one).seen for one in waiting} == {()}
-    await history.history(engine, "u")
+    await histories.of("u")
     assert store.asked == 1
-    assert engine.loading == {}
+    assert histories.loading == {}
 
 
 async def test_a_write_while_a_history_is_read_is_not_lost() -> None:
     store = SlowStore()
-    engine = reading(store)
-    before = asyncio.create_task(history.history(engine, "u"))
+    histories = histories_of(store)
+    before = asyncio.create_task(histories.of("u"))
     await asyncio.sleep(0)
     store.items.append(interaction("a"))
-    history.forget(engine, ["u"])
-    after = asyncio.create_task(history.history(engine, "u"))
+    histories.forget(["u"])
+    after = asyncio.create_task(histories.of("u"))
     await asyncio.sleep(0)
     store.go.set()
     assert (await after).seen == ("a",)
     await before  # it asked before the write, and may have its answer; the cache may not
-    assert (await history.history(engine, "u")).seen == ("a",)
-    assert engine.loading == {}
+    assert (await histories.of("u")).seen == ("a",)
+    assert histories.loading == {}
 
 
 async def test_a_reader_that_leaves_does_not_take_the_others_along() -> None:
     store = SlowStore()
-    engine = reading(store)
-    leaving, staying = (asyncio.create_task(history.history(engine, "u")) for _ in range(2))
+    histories = histories_of(store)
+    leaving, staying = (asyncio.create_task(histories.of("u")) for _ in range(2))
     await asyncio.sleep(0)
     leaving.cancel()
     await asyncio.sleep(0)
@@ -431,14 +431,24 @@ async def test_a_reader_that_leaves_does_not_take_the_others_along() -> None:
     assert (await staying).seen == ()
 
 
-async def test_the_least_used_histories_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(history, "HISTORIES", 2)
+async def test_the_least_recently_used_histories_are_dropped() -> None:
     store = SlowStore()
     store.go.set()
-    engine = reading(store)
+    histories = histories_of(store, size=2)
     for user in ("a", "b", "a", "c"):
-        await history.history(engine, user)
-    assert list(engine.histories) == ["a", "c"]
+        await histories.of(user)
+    assert dict(histories.cached()).keys() == {"a", "c"}
+
+
+async def test_looking_at_the_cached_histories_is_no_use_of_them() -> None:
+    store = SlowStore()
+    store.go.set()
+    histories = histories_of(store, size=2)
+    for user in ("a", "b", "a"):
+        await histories.of(user)
+    assert {user for user, _ in histories.cached()} == {"a", "b"}
+    await histories.of("c")  # takes the place of the least recently used, which is still b
+    assert {user for user, _ in histories.cached()} == {"a", "c"}
 
 
 def test_a_history_is_all_that_was_seen_and_the_newest_that_are_liked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,6 +456,19 @@ def test_a_history_is_all_that_was_seen_and_the_newest_that_are_liked(monkeypatc
     items = [interaction("a"), interaction("b", interested=False), interaction("c"), interaction("d")]
     assert history.of_items(items) == history.History(("a", "b", "c", "d"), ("a", "c"), ("b",))
     assert history.of_items([]) == history.History((), (), ())
+
+
+# --- regeneration -------------------------------------------------------------------------------------------------
+
+
+def test_what_users_of_an_item_change() -> None:
+    """Generated parts, and the collaborative part of an item that training did not see."""
+    made = catalogue(
+        (replace(entry("a"), confidence={"image": 0.5}), derived()), (entry("b"), derived()), (entry("c"), derived())
+    )
+    model = cast(DGMRecServing, SimpleNamespace(trained_row=lambda item: {"a": 0, "b": 1}.get(item)))
+    answers = {item: depends_on_users(model, made, item) for item in "abcd"}
+    assert answers == {"a": True, "b": False, "c": True, "d": True}  # d: nobody knows here yet
 
 
 # --- small things -------------------------------------------------------------------------------------------------
@@ -482,23 +505,23 @@ def test_a_file_is_what_it_begins_with() -> None:
 
 def test_factors_of_an_item_are_those_of_training_for_the_same_users() -> None:
     w = world()
-    engine = cast(Engine, SimpleNamespace(model=online_of(w)))
+    model = online_of(w)
     histories = w.graphs.user_mean.matrix.toarray() > 0
     nothing = np.zeros(0, dtype=np.float32)
 
-    def visitors(item: int) -> list[Visitor]:
+    def users(item: int) -> list[UserEvidence]:
         touching = [f"u{user}" for user in np.flatnonzero(histories[:, item])]
-        return [Visitor(nothing, nothing, np.arange(0), engine.model.user_factor(user)) for user in touching]
+        return [UserEvidence(nothing, nothing, np.arange(0), model.user_factor(user)) for user in touching]
 
-    late = Visitor(nothing, nothing, np.arange(0), engine.model.user_factor("late"))
+    late = UserEvidence(nothing, nothing, np.arange(0), model.user_factor("late"))
     trained = w.evidence.factors.numpy()
     for item in np.flatnonzero(histories.any(axis=0)):
-        np.testing.assert_allclose(_factors(engine, Subject({}, visitors(item))), trained[item], atol=1e-6)
-        with_late = Subject({}, [*visitors(item), late], factors=trained[0])  # nobody knows a late user's factors
-        np.testing.assert_allclose(_factors(engine, with_late), trained[item], atol=1e-6)
-    assert not _factors(engine, Subject({}, [late])).any()
-    assert not _factors(engine, Subject({})).any()
-    np.testing.assert_array_equal(_factors(engine, Subject({}, factors=trained[3])), trained[3])
+        np.testing.assert_allclose(_factors(model, ImputationInput({}, users(item))), trained[item], atol=1e-6)
+        with_late = ImputationInput({}, [*users(item), late], factors=trained[0])  # nobody knows a late user's factors
+        np.testing.assert_allclose(_factors(model, with_late), trained[item], atol=1e-6)
+    assert not _factors(model, ImputationInput({}, [late])).any()
+    assert not _factors(model, ImputationInput({})).any()
+    np.testing.assert_array_equal(_factors(model, ImputationInput({}, factors=trained[3])), trained[3])
 
 
 # --- the fallback chain -------------------------------------------------------------------------------------------
@@ -506,35 +529,35 @@ def test_factors_of_an_item_are_those_of_training_for_the_same_users() -> None:
 KNOWN_KEYS = 100  # items' keys are their rows from here on; a later item has the key before
 
 
-def chain_engine(imputation: str = "generate") -> Engine:
+def chain_parts(imputation: str = "generate") -> tuple[DGMRecServing, Catalogue]:
     w = world(config=SMALL.model_copy(update={"imputation": imputation}))
     ids = {KNOWN_KEYS - 1: "late"} | {KNOWN_KEYS + row: f"i{row}" for row in range(ITEMS)}
     entries = {key: SimpleNamespace(id=item_id) for key, item_id in ids.items()}
-    return cast(Engine, SimpleNamespace(model=online_of(w), catalogue=SimpleNamespace(entries=entries)))
+    return online_of(w), cast(Catalogue, SimpleNamespace(entries=entries))
 
 
-def visitor(*keys: int) -> Visitor:
+def user(*keys: int) -> UserEvidence:
     nothing = np.zeros(0, dtype=np.float32)
-    return Visitor(nothing, nothing, np.array(keys, dtype=np.int64))
+    return UserEvidence(nothing, nothing, np.array(keys, dtype=np.int64))
 
 
 def test_the_graph_is_read_as_in_training() -> None:
     """A cell of a known item, told by its users, is that of the catalogue's own guesses; later items tell nothing."""
-    w, engine = world(), chain_engine()
+    w, (model, known_items) = world(), chain_parts()
     propagated = propagate_features(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2})
     guesses = propagated.guesses(w.graphs)["m1"]
     histories = w.graphs.user_mean.matrix.toarray() > 0
     compared = 0
     for item in np.flatnonzero(~w.batch.observed[:, 1].numpy() & histories.any(axis=0)):
-        others = [np.setdiff1d(np.flatnonzero(histories[user]), item) for user in np.flatnonzero(histories[:, item])]
-        visitors = [visitor(*(KNOWN_KEYS + rows), KNOWN_KEYS - 1, 7) for rows in others]
-        found = _fallback_guess(engine, Subject({}, visitors), "m1")
+        others = [np.setdiff1d(np.flatnonzero(histories[row]), item) for row in np.flatnonzero(histories[:, item])]
+        users = [user(*(KNOWN_KEYS + rows), KNOWN_KEYS - 1, 7) for rows in others]
+        found = _fallback_guess(model, known_items, ImputationInput({}, users), "m1")
         assert found is not None
         np.testing.assert_allclose(found, guesses[item], rtol=1e-4, atol=1e-5)
         compared += 1
     assert compared > 3
-    assert _fallback_guess(engine, Subject({}, [visitor(KNOWN_KEYS - 1), visitor()]), "m1") is None
-    assert _fallback_guess(engine, Subject({}), "m1") is None
+    assert _fallback_guess(model, known_items, ImputationInput({}, [user(KNOWN_KEYS - 1), user()]), "m1") is None
+    assert _fallback_guess(model, known_items, ImputationInput({}), "m1") is None
 
 
 @pytest.mark.parametrize("broken", [False, True])
@@ -556,11 +579,11 @@ def test_the_graph_is_read_as_in_training() -> None:
 def test_every_fallback_is_reached_and_named(
     imputation: str, touched: bool, described: bool, expected: tuple[str, str], broken: bool
 ) -> None:
-    engine = chain_engine(imputation)
+    model, known_items = chain_parts(imputation)
     rng = np.random.default_rng(0)
 
     def some() -> dict[str, Any]:
-        return {name: rng.standard_normal((1, rank)).astype(np.float32) for name, rank in engine.model.ranks.items()}
+        return {name: rng.standard_normal((1, rank)).astype(np.float32) for name, rank in model.ranks.items()}
 
     nowhere, near = np.zeros((1, 2), dtype=np.bool_), np.array([[False, described]])
     nothing = np.zeros((2, 1, 8), dtype=np.float32)
@@ -568,16 +591,16 @@ def test_every_fallback_is_reached_and_named(
         some(), some(), some(), some(), some(), nothing[0], np.array([[described, False]]), near, nowhere, nothing
     )
     made = some()["m1"] * np.float32(np.nan if broken else 1), np.ones(1, dtype=np.float32)
-    subject = Subject({}, [visitor(KNOWN_KEYS + 3, KNOWN_KEYS + 5)] if touched else [])
-    feature, generator, confidence = _fallback_chain(engine, known, made, 0, 1, subject)
+    item = ImputationInput({}, [user(KNOWN_KEYS + 3, KNOWN_KEYS + 5)] if touched else [])
+    feature, generator, confidence = _fallback_chain(model, known_items, known, made, 0, 1, item)
     assert generator == expected[broken]
     assert confidence == (generator == "dgmrec")
-    told = _fallback_guess(engine, subject, "m1")
+    told = _fallback_guess(model, known_items, item, "m1")
     by_name = {
         "dgmrec": made[0][0],
         "multi-hop": told if told is not None else np.zeros(0),
         "nn": known.neighbour_mean["m1"][0],
-        "mean": np.zeros(engine.model.ranks["m1"]),
+        "mean": np.zeros(model.ranks["m1"]),
     }
     np.testing.assert_array_equal(feature, by_name[generator])
 
@@ -601,8 +624,8 @@ def test_neighbours_are_named_where_they_are_read(
     w.model.tower("m1").select_inputs(co_interaction_mean=True, neighbour_mean=near)
     w.model.tower("m1").near_duplicate_weights.copy_(torch.tensor(closest))
     w.model.tower("m1").trust.fill_(trust)
-    engine = cast(Engine, SimpleNamespace(model=online_of(w)))
-    blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
+    model = online_of(w)
+    blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in model.ranks.items()}
     observed, nowhere = np.array([[True, False]]), np.zeros((1, 2), dtype=np.bool_)
     nothing = np.zeros((2, 1, 8), dtype=np.float32)
     known = ImputationEvidence(
@@ -610,18 +633,18 @@ def test_neighbours_are_named_where_they_are_read(
     )
     neighbours = ("neighbours",) if read else ()
     users = ("users",) if touched else ()
-    assert _basis(engine, known, 0, 1, "dgmrec", touched=touched) == ("m0", *neighbours, *users)
-    assert _basis(engine, known, 0, 1, "nn", touched=False) == ("m0", "neighbours")
-    assert _basis(engine, known, 0, 1, "mean", touched=False) == ()
+    assert _basis(model, known, 0, 1, "dgmrec", touched=touched) == ("m0", *neighbours, *users)
+    assert _basis(model, known, 0, 1, "nn", touched=False) == ("m0", "neighbours")
+    assert _basis(model, known, 0, 1, "mean", touched=False) == ()
 
 
 def test_of_what_training_never_saw_there_is_no_mean() -> None:
-    engine = chain_engine("mean")
-    has_mean = engine.model.has_mean
-    engine.model.has_mean = lambda name: name != "m1" and has_mean(name)  # type: ignore[method-assign]
-    blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in engine.model.ranks.items()}
+    model, known_items = chain_parts("mean")
+    has_mean = model.has_mean
+    model.has_mean = lambda name: name != "m1" and has_mean(name)  # type: ignore[method-assign]
+    blocks = {name: np.zeros((1, rank), dtype=np.float32) for name, rank in model.ranks.items()}
     nowhere, nothing = np.zeros((1, 2), dtype=np.bool_), np.zeros((2, 1, 8), dtype=np.float32)
     known = ImputationEvidence(blocks, blocks, blocks, blocks, blocks, nothing[0], nowhere, nowhere, nowhere, nothing)
     made = blocks["m1"], np.zeros(1, dtype=np.float32)
-    assert _fallback_chain(engine, known, made, 0, 1, Subject({}))[1] is None
-    assert _fallback_chain(engine, known, made, 0, 0, Subject({}))[1] == "mean"
+    assert _fallback_chain(model, known_items, known, made, 0, 1, ImputationInput({}))[1] is None
+    assert _fallback_chain(model, known_items, known, made, 0, 0, ImputationInput({}))[1] == "mean"

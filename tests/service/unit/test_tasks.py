@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from service.adapters.redis.notifier import RedisBell
+from service.adapters.redis.notifier import RedisNotifier
 from service.tasks import stop
 
 
@@ -33,12 +33,12 @@ async def test_nothing_to_stop() -> None:
     await stop([])
 
 
-async def test_a_waiter_is_cancelled_though_the_bell_rings_at_the_same_moment() -> None:
-    bell = RedisBell("redis://127.0.0.1:1")  # nobody answers there
-    waiting = asyncio.create_task(bell.wait(60))
+async def test_a_waiter_is_cancelled_though_a_notification_comes_at_the_same_moment() -> None:
+    notifier = RedisNotifier("redis://127.0.0.1:1")  # nobody answers there
+    waiting = asyncio.create_task(notifier.wait(60))
     await asyncio.sleep(0.05)
-    bell._heard.set()
+    notifier._notified.set()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting
-    await bell.close()
+    await notifier.close()

@@ -17,10 +17,10 @@ from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from service.domain import State
+from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
 from service.pipeline.embed import embed
-from service.pipeline.engine import Engine
-from service.pipeline.impute import DGMREC, Completed, Subject, Visitor, impute
+from service.pipeline.impute import DGMREC, Completed, ImputationInput, UserEvidence, impute
 from tests.fakes import BruteForceIndex
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard
 from training.dgmrec.task import DGMRecTask, TopNData
@@ -53,7 +53,8 @@ class Trained:
         self.online = DGMRecServing(model, tables, users, items)
         self.batch: ModalBatch = data.batch
         self.histories: NDArray[np.bool_] = self.task.interactions.user_mean.matrix.toarray() > 0
-        self.engine = cast(Engine, SimpleNamespace(model=self.online, catalogue=self.catalogue(), reranker=None))
+        self.active = cast(Active, SimpleNamespace(dgmrec=self.online, iris=None))
+        self.items = self.catalogue()
 
     def layers(self) -> NDArray[np.float32]:
         """The parts before each layer of propagation `[L, M, n, 2d]`."""
@@ -83,23 +84,23 @@ class Trained:
         catalogue.set_popularity({f"i{row}": int(count) for row, count in enumerate(self.histories.sum(axis=0))})
         return catalogue
 
-    def subject(self, row: int) -> Subject:
+    def input_of(self, row: int) -> ImputationInput:
         """An item as the service sees it: its observed features and its users."""
         raw = {
             name: self.batch.features[name][row].numpy()
             for column, name in enumerate(self.online.names)
             if self.batch.observed[row, column]
         }
-        visitors = [self.visitor(user, row) for user in np.flatnonzero(self.histories[:, row])]
+        evidence = [self.evidence_of(user, row) for user in np.flatnonzero(self.histories[:, row])]
         features = {name: self.online.project(name, vector[None])[0] for name, vector in raw.items()}
-        return Subject(features, visitors, FIRST_KEY + row, raw=raw)
+        return ImputationInput(features, evidence, FIRST_KEY + row, raw=raw)
 
-    def visitor(self, user: int, row: int) -> Visitor:
+    def evidence_of(self, user: int, row: int) -> UserEvidence:
         """A user of an item, folded in from the history."""
         history = np.flatnonzero(self.histories[user])
         name, messages = f"u{user}", self.online.tables["item_message"][history]
         user_id = self.online.user_id(name, messages)
-        return Visitor(
+        return UserEvidence(
             self.online.preference(user_id[None])[:, 0],
             self.online.user_message(name, user_id, len(history)),
             FIRST_KEY + history[history != row],
@@ -130,14 +131,13 @@ def test_the_catalogue_has_all_kinds_of_items(trained: Trained) -> None:
 def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None:
     """Neighbours' and near duplicates' means, co-interaction means, factors and preferences lead to the same features
     and confidences, for one item at a time and for all at once."""
-    model, engine = trained.task.module, trained.engine
+    model, online = trained.task.module, trained.online
     kept = {name: model.tower(name).trust.clone() for name in model.names}
     try:
         if trust is not None:
             for name in model.names:
                 model.tower(name).trust.fill_(trust)
             online = DGMRecServing(model, trained.online.tables, trained.online.users, trained.online.items)
-            engine = cast(Engine, SimpleNamespace(model=online, catalogue=engine.catalogue))
         with torch.no_grad():
             expected = {
                 name: model.generate(name, trained.content.evidence, trained.out.preference) for name in model.names
@@ -145,10 +145,11 @@ def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None
             sure = {name: model.tower(name).confidence(generation) for name, generation in expected.items()}
         completed: list[Completed] = []
         for start in range(0, ITEMS, at_once):
-            completed += impute(engine, [trained.subject(row) for row in range(start, min(start + at_once, ITEMS))])
+            inputs = [trained.input_of(row) for row in range(start, min(start + at_once, ITEMS))]
+            completed += impute(online, trained.items, inputs)
         generated = 0
         for row, item in enumerate(completed):
-            np.testing.assert_allclose(item.taste, trained.out.preference[:, row], **CLOSE)
+            np.testing.assert_allclose(item.preference, trained.out.preference[:, row], **CLOSE)
             for column, name in enumerate(model.names):
                 if trained.batch.observed[row, column]:
                     np.testing.assert_allclose(item.features[name], trained.content.evidence.own[name][row], **CLOSE)
@@ -171,8 +172,9 @@ def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None
 def test_embedding(trained: Trained) -> None:
     """What was imputed leads to the same parts, before and after each layer of propagation, modal parts and final
     vectors."""
-    subjects = [trained.subject(row) for row in range(ITEMS)]
-    derived = embed(trained.engine, [f"i{row}" for row in range(ITEMS)], subjects, impute(trained.engine, subjects))
+    inputs = [trained.input_of(row) for row in range(ITEMS)]
+    completed = impute(trained.online, trained.items, inputs)
+    derived = embed(trained.active, trained.items, [f"i{row}" for row in range(ITEMS)], inputs, completed)
     layers, out = trained.layers(), trained.out
     final = expected_vectors(trained)
     for row, state in enumerate(derived):
@@ -196,13 +198,12 @@ def expected_vectors(trained: Trained) -> torch.Tensor:
 def test_another_neighbour_changes_an_item(trained: Trained) -> None:
     """So that the comparisons above would notice: an item's evidence follows from what the index holds."""
     row = HALF_COLD
-    before = impute(trained.engine, [trained.subject(row)])[0]
+    before = impute(trained.online, trained.items, [trained.input_of(row)])[0]
     catalogue = trained.catalogue()
-    key, name = before.around["audio"][0][0], trained.online.names[1]
+    key, name = before.neighbours["audio"][0][0], trained.online.names[1]
     entry = catalogue.entries[int(key)]
     fields = {field: catalogue.rows.get(field, int(key)) for field in catalogue.shape.fields()}
     fields[f"feature.{name}"] = -fields[f"feature.{name}"]
     catalogue.put([(replace(entry), Derived.of(fields))])
-    engine = cast(Engine, SimpleNamespace(model=trained.online, catalogue=catalogue))
-    after = impute(engine, [trained.subject(row)])[0]
+    after = impute(trained.online, catalogue, [trained.input_of(row)])[0]
     assert not np.allclose(before.features[name], after.features[name], atol=1e-3)

@@ -1,0 +1,173 @@
+"""What a worker runs on: the writer's thread, locks by name, background tasks, the timer, and how far it has followed
+the change log."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from service.ports import ChangeNotifier, StepTimer
+from service.tasks import stop
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+# The newest position in the change log of what the request at hand has written; 0 for nothing.
+WRITTEN: ContextVar[int] = ContextVar("written", default=0)
+
+
+class NoTimer:
+    """Records no times."""
+
+    def observe_step(self, step: str, seconds: float) -> None:
+        """Nothing."""
+
+    def observe_lag(self, seconds: Sequence[float]) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Followed:
+    """How far this worker has followed the change log.
+
+    Every change up to `position` is in memory, and so are those at `applied`, which this worker made itself. `at` is
+    when it last was up to date (`time.monotonic`), `failing` whether the last attempt failed. `stamp` tells the log's
+    entry at `position` from that of any other database, or is empty.
+    """
+
+    position: int = 0
+    stamp: str = ""
+    applied: set[int] = field(default_factory=set)
+    at: float = field(default_factory=time.monotonic)
+    failing: bool = False
+
+    @property
+    def lag_s(self) -> float:
+        """Seconds since this worker last had every change."""
+        return time.monotonic() - self.at
+
+
+@dataclass
+class Runtime:
+    """One worker's threads, locks and tasks.
+
+    `writer` runs everything that encodes or computes embeddings, one after the other, so that the event loop keeps
+    answering; the catalogue is only written from there. `pending` are the items that this worker is about to
+    regenerate, in order; the store has all that are pending.
+    """
+
+    notifier: ChangeNotifier
+    timer: StepTimer = field(default_factory=NoTimer)
+    clock: Callable[[], float] = time.time
+    followed: Followed = field(default_factory=Followed)
+    writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
+    pending: dict[str, None] = field(default_factory=dict)
+    fallbacks: Counter[str] = field(default_factory=Counter)
+    superseded: str | None = None  # why this worker's answers are no longer right
+    is_closing: bool = False
+    _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _services: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def applied(self, positions: range) -> None:
+        """Note that changes which this worker has committed are in its memory, and notify the other workers."""
+        if positions:
+            WRITTEN.set(positions[-1])
+            self.followed.applied.update(positions)
+            self.notifier.notify()
+
+    async def compute(self, function: Callable[..., T], *arguments: object) -> T:
+        """Run a computation on the writer's thread."""
+        return await asyncio.get_running_loop().run_in_executor(self.writer, function, *arguments)
+
+    @contextmanager
+    def step(self, name: str, timings: dict[str, float] | None = None) -> Iterator[None]:
+        """Time one step, for the metrics and, in milliseconds, for an answer's `timings_ms`."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
+        self.timer.observe_step(name, seconds)
+        if timings is not None:
+            timings[name] = round(timings.get(name, 0.0) + seconds * 1000, 3)
+
+    # --- locks ---------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def lock(self, *names: str) -> AsyncIterator[None]:
+        """One holder at a time per name (an item's id), in the order of arrival. Several are taken in order of name, so
+        that no two holders ever wait for each other."""
+        async with AsyncExitStack() as held:
+            for name in sorted(set(names)):
+                await held.enter_async_context(_Lock(self._locks, name))
+            yield
+
+    def is_locked(self, name: str) -> bool:
+        """Whether anybody holds a lock, or waits for it."""
+        return name in self._locks
+
+    # --- tasks ---------------------------------------------------------------------------------------------------
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let something happen after the answer; `drain` waits for it."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("background work failed", exc_info=error)
+
+    async def drain(self) -> None:
+        """Wait until all background work is done."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def run(self, service: Coroutine[Any, Any, None]) -> None:
+        """Let something run until the worker is closed."""
+        task = asyncio.get_running_loop().create_task(service)
+        task.add_done_callback(self._finished)
+        self._services.append(task)
+
+    async def close(self) -> None:
+        """Finish what was begun, and leave to the next start what can wait."""
+        self.is_closing = True
+        await stop(self._services)
+        await self.drain()
+        self.writer.shutdown(wait=True)
+        await self.notifier.close()
+
+
+class _Lock:
+    """A lock per name that exists only while somebody wants it."""
+
+    def __init__(self, locks: dict[str, tuple[asyncio.Lock, int]], name: str) -> None:
+        self._locks, self._name = locks, name
+
+    async def __aenter__(self) -> None:
+        lock, users = self._locks.get(self._name) or (asyncio.Lock(), 0)
+        self._locks[self._name] = (lock, users + 1)
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._locks[self._name][0].release()
+        self._leave()
+
+    def _leave(self) -> None:
+        lock, users = self._locks[self._name]
+        if users == 1:
+            del self._locks[self._name]
+        else:
+            self._locks[self._name] = (lock, users - 1)

@@ -1,0 +1,164 @@
+"""How an item is written, whatever asks for it: compute what the model makes of it, commit it, index it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from service.domain import Draft, Generated, ItemView, StoredItem
+from service.pipeline import views
+from service.pipeline.active import Active
+from service.pipeline.catalogue import Catalogue, Derived, Entry
+from service.pipeline.embed import embed
+from service.pipeline.encode import Encoded
+from service.pipeline.engine import Engine
+from service.pipeline.evidence import input_of
+from service.pipeline.impute import UserEvidence, impute
+from service.ports import ItemWrite, Keep, Media, Stored
+
+ATTEMPTS = 3  # to write an item that somebody else keeps changing
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An item about to be computed and written: all but what the model makes of it."""
+
+    id: str
+    title: str | None
+    categories: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    available: bool
+    encoded: Encoded
+    previous: StoredItem | None = None
+    users: Sequence[UserEvidence] = ()
+    read_at: int | None = None  # the position up to which the change log was followed before the item was read
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """What the model makes of a plan."""
+
+    generated: Mapping[str, Generated]
+    derived: Derived
+
+
+def plan_of(draft: Draft, encoded: Encoded) -> Plan:
+    """The plan of an item that is written whole."""
+    return Plan(draft.id, draft.title, draft.categories, draft.metadata, draft.available, encoded)
+
+
+def compute(active: Active, catalogue: Catalogue, plans: Sequence[Plan]) -> list[Computed]:
+    """Impute and embed."""
+    model = active.dgmrec
+    inputs = [input_of(model, catalogue, plan.id, plan.encoded.observed, plan.users) for plan in plans]
+    completed = impute(model, catalogue, inputs)
+    derived = embed(active, catalogue, [plan.id for plan in plans], inputs, completed)
+    return [Computed(item.generated, state) for item, state in zip(completed, derived, strict=True)]
+
+
+async def write(
+    engine: Engine,
+    plans: Sequence[Plan],
+    timings: dict[str, float],
+    *,
+    create: bool = False,
+    unchanged: bool = False,
+    keep: Keep[ItemView] | None = None,
+) -> list[StoredItem | None]:
+    """Compute, commit and index; None for a row that somebody else was faster with.
+
+    Args:
+        create: the ids must be free. unchanged: the modalities of the one item are as they were.
+        keep: how the answer of a single created item is kept under an idempotency key.
+    """
+    if not plans:
+        return []
+    active, catalogue, runtime = engine.active, engine.memory.catalogue, engine.runtime
+    with runtime.step("impute", timings):
+        computed = (
+            [_unchanged(active, catalogue, plans[0])]
+            if unchanged
+            else await runtime.compute(compute, active, catalogue, plans)
+        )
+    now = datetime.fromtimestamp(runtime.clock(), UTC)
+    items = [_stored_item(plan, result, active.version, now) for plan, result in zip(plans, computed, strict=True)]
+    writes = [_item_write(plan, item, create=create) for plan, item in zip(plans, items, strict=True)]
+    # A kept answer is made before it is committed; who repeats the request meanwhile is answered the very same.
+    later = timings if keep is None else None
+    with runtime.step("commit", later):
+        committed = await engine.store.write_items(writes, _media(plans), _keep(active, items[0], timings, keep))
+    written = {
+        row: replace(items[row], row=committed.value.rows[items[row].id])
+        for row, result in enumerate(committed.value.results)
+        if result in ("created", "replaced")
+    }
+    with runtime.step("index", later):
+        rows = [(Entry.of(item, catalogue.names), computed[row].derived) for row, item in written.items()]
+        await runtime.compute(catalogue.put, rows)
+    runtime.applied(committed.positions)
+    runtime.pending |= dict.fromkeys(committed.value.outdated)
+    for row in written:
+        await _compare_with_generated(engine, plans[row])
+    return [written.get(row) for row in range(len(plans))]
+
+
+def _item_write(plan: Plan, item: StoredItem, *, create: bool) -> ItemWrite:
+    if create:
+        return ItemWrite(item, "create", None, plan.read_at)
+    return ItemWrite(item, "upsert", plan.previous.version if plan.previous else 0, plan.read_at)
+
+
+def _keep(
+    active: Active, item: StoredItem, timings: Mapping[str, float], keep: Keep[ItemView] | None
+) -> Keep[Stored] | None:
+    if keep is None:
+        return None
+    view = views.item(item, active.dgmrec.names, timings)
+    return Keep(keep.key, lambda stored: keep.answer(view) if stored.results == ["created"] else None)
+
+
+def _unchanged(active: Active, catalogue: Catalogue, plan: Plan) -> Computed:
+    """What the model makes of an item whose modalities have not changed."""
+    previous = plan.previous
+    derived = None if previous is None else Derived.unpack(previous.derived, catalogue.shape)
+    if previous is None or derived is None or previous.model_version != active.version:
+        return compute(active, catalogue, [plan])[0]
+    return Computed(previous.generated, derived)
+
+
+def _stored_item(plan: Plan, computed: Computed, model_version: str, now: datetime) -> StoredItem:
+    previous = plan.previous
+    return StoredItem(
+        id=plan.id,
+        title=plan.title,
+        categories=plan.categories,
+        metadata=plan.metadata,
+        available=plan.available,
+        version=previous.version + 1 if previous else 1,
+        created_at=previous.created_at if previous else now,
+        updated_at=now,
+        observed=plan.encoded.observed,
+        generated=computed.generated,
+        model_version=model_version,
+        derived=computed.derived.pack(),
+        remarks=plan.encoded.remarks,
+    )
+
+
+def _media(plans: Sequence[Plan]) -> list[Media]:
+    return list({file.sha256: file for plan in plans for file in plan.encoded.media}.values())
+
+
+async def _compare_with_generated(engine: Engine, plan: Plan) -> None:
+    """The online imputation error: how near the generated feature was to the real one that has now replaced it."""
+    if plan.previous is None:
+        return
+    for name, generated in plan.previous.generated.items():
+        real = plan.encoded.observed.get(name)
+        if real is not None:
+            cosine = engine.active.dgmrec.centred_cosine(name, generated.vector, real.vector)
+            await engine.store.add_imputation_error(
+                plan.id, name, generated.confidence, cosine, plan.previous.model_version
+            )
