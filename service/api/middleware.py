@@ -89,7 +89,7 @@ class LastResort:
         try:
             refused = _odd_url(scope)
             await (refused.response() if refused else self._app)(scope, receive, answer.send)
-        except ClientDisconnect:
+        except (ClientDisconnect, errors.ProblemError):  # a problem of the body, which `Bodies` answers
             raise
         except asyncio.CancelledError:  # by a server that stops, which would answer 500 itself
             if not answer.has_begun:

@@ -27,7 +27,7 @@ from service.adapters.sql.cursors import decode_cursor, decode_number, encode_cu
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
-from service.adapters.sql.regeneration import mark
+from service.adapters.sql.regeneration import enqueue
 from service.adapters.sql.tables import changes, feedback, items, review_vectors
 from service.domain import Event, InvalidInputError, Page, User
 from service.ports import Committed, EventResult, Keep
@@ -83,7 +83,7 @@ class FeedbackQueries(Queries):
         fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
         touched = dict.fromkeys(event.item for event in fresh)
         positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
-        mark(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
+        enqueue(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
         keep_answer(connection, keep, results)
         return Committed(results, positions)
 
@@ -121,7 +121,7 @@ class FeedbackQueries(Queries):
         touched = _items_of(connection, chosen)
         removed = connection.execute(delete(feedback).where(*chosen)).rowcount
         positions = log(connection, feedback_deleted=sorted(users), item_feedback=touched)
-        mark(connection, touched.values(), positions.stop - 1)
+        enqueue(connection, touched.values(), positions.stop - 1)
         return Committed(removed, positions)
 
     @reads
@@ -188,7 +188,7 @@ class FeedbackQueries(Queries):
         if not (events or entries):
             return Committed(False)
         positions = log(connection, user_deleted=[user], item_feedback=touched)
-        mark(connection, touched.values(), positions.stop - 1)
+        enqueue(connection, touched.values(), positions.stop - 1)
         return Committed(events > 0, positions)
 
 

@@ -27,7 +27,7 @@ from service.adapters.sql.cursors import decode_cursor, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
-from service.adapters.sql.regeneration import mark, marks, unmark
+from service.adapters.sql.regeneration import dequeue_rows, enqueue, pending_items
 from service.adapters.sql.tables import (
     changes,
     features,
@@ -77,7 +77,7 @@ class ItemQueries(Queries):
         if not accepted:
             return Committed(Stored(results, {}))
         numbered = _store(connection, accepted, rows, media)
-        stored = Stored(results, numbered, _mark_outdated(connection, writes, numbered))
+        stored = Stored(results, numbered, _enqueue_outdated(connection, writes, numbered))
         keep_answer(connection, keep, stored)
         return Committed(stored, log(connection, item=accepted))
 
@@ -85,7 +85,7 @@ class ItemQueries(Queries):
     def save_generated(self, connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace generated features and derived state of the items that still have the expected version."""
         rows, versions = _stored_versions(connection, {save.item_id for save in saves})
-        waiting = marks(connection, [save.item_id for save in saves], len(saves))
+        waiting = pending_items(connection, [save.item_id for save in saves], len(saves))
         current = [
             versions.get(save.item_id) == save.version and (save.queued_at is None or save.item_id in waiting)
             for save in saves
@@ -105,7 +105,7 @@ class ItemQueries(Queries):
             for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
         ]
         _insert(connection, _ADD_GENERATED, generated)
-        unmark(connection, {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None})
+        dequeue_rows(connection, {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None})
         return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
 
     @writes
@@ -190,16 +190,16 @@ class ItemQueries(Queries):
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _mark_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
-    """Let those of the written items await regeneration about which the log says more than their writer knew."""
-    follows = {write.item.id: write.read_at for write in writes if write.read_at is not None and write.item.id in rows}
+def _enqueue_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
+    """Enqueue those of the written items for which the change log has more than their writer had read."""
+    read_at = {write.item.id: write.read_at for write in writes if write.read_at is not None and write.item.id in rows}
     outdated = []
-    for chunk in chunks(follows):
+    for chunk in chunks(read_at):
         query = select(changes.c.key, func.max(changes.c.position)).group_by(changes.c.key)
-        told = changes.c.kind.in_(("item-feedback", "item-generated")) & changes.c.key.in_(chunk)
-        for item_id, position in connection.execute(query.where(told)):
-            if position > (follows[item_id] or 0):
-                mark(connection, [rows[item_id]], position)
+        relevant = changes.c.kind.in_(("item-feedback", "item-generated")) & changes.c.key.in_(chunk)
+        for item_id, position in connection.execute(query.where(relevant)):
+            if position > (read_at[item_id] or 0):
+                enqueue(connection, [rows[item_id]], position)
                 outdated.append(item_id)
     return outdated
 

@@ -1,4 +1,4 @@
-"""Items whose generated parts have yet to follow their feedback."""
+"""The queue of items that are pending regeneration."""
 
 from __future__ import annotations
 
@@ -11,48 +11,48 @@ from service.adapters.sql.tables import awaiting, items
 
 
 class RegenerationQueries(Queries):
-    """Items that await regeneration, each with its mark: the position in the change log of what asked for it last."""
+    """Items that are pending regeneration, each with the position of the change log that it was enqueued for."""
 
     @reads
     def pending(
         self, connection: Connection, items: Collection[str] | None = None, *, limit: int = 1000
     ) -> dict[str, int]:
-        """Marks of the items that await regeneration, the longest waiting first; of all items or of these."""
-        return marks(connection, items, limit)
+        """The items that are pending, of all or of these, with their positions."""
+        return pending_items(connection, items, limit)
 
     @reads
     def count_pending(self, connection: Connection) -> int:
-        """Number of items that await regeneration."""
+        """Number of items that are pending regeneration."""
         return connection.execute(select(func.count()).select_from(awaiting)).scalar_one()
 
     @writes
-    def dequeue(self, connection: Connection, marks: Mapping[str, int]) -> None:
-        """Take marks off, unless they have grown."""
-        rows = item_rows(connection, marks.keys())
-        unmark(connection, {row: marks[item_id] for item_id, row in rows.items()})
+    def dequeue(self, connection: Connection, positions: Mapping[str, int]) -> None:
+        """Take items off the queue, unless they were enqueued again for a later position."""
+        rows = item_rows(connection, positions.keys())
+        dequeue_rows(connection, {row: positions[item_id] for item_id, row in rows.items()})
 
 
-def mark(connection: Connection, rows: Iterable[int], position: int) -> None:
-    """Let items await regeneration, for what the log says at this position."""
+def enqueue(connection: Connection, rows: Iterable[int], position: int) -> None:
+    """Enqueue items for regeneration, for what the change log has at this position."""
     for chunk in chunks(rows):
         connection.execute(delete(awaiting).where(awaiting.c.item_row.in_(chunk)))
         connection.execute(insert(awaiting), [{"item_row": row, "mark": position} for row in chunk])
 
 
-def marks(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
-    """Marks of the items that await regeneration, the longest waiting first."""
+def pending_items(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
+    """The items that are pending, of all or of these, with their positions; of all, the longest waiting first."""
     query = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
     if item_ids is None:
         return pairs(connection.execute(query.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)))
-    found: dict[str, int] = {}
+    positions: dict[str, int] = {}
     for chunk in chunks(item_ids):
-        found.update(pairs(connection.execute(query.where(items.c.id.in_(chunk)))))
-    return found
+        positions.update(pairs(connection.execute(query.where(items.c.id.in_(chunk)))))
+    return positions
 
 
-def unmark(connection: Connection, followed: Mapping[int, int]) -> None:
-    """Take the marks off rows, unless they have grown beyond what was followed."""
-    if followed:
-        done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("followed"))
-        values = [{"row": row, "followed": position} for row, position in followed.items()]
+def dequeue_rows(connection: Connection, positions: Mapping[int, int]) -> None:
+    """Take rows off the queue, unless they were enqueued again for a position after these."""
+    if positions:
+        done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position"))
+        values = [{"row": row, "position": position} for row, position in positions.items()]
         connection.execute(delete(awaiting).where(done), values)

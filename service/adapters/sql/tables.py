@@ -166,7 +166,7 @@ changes = Table(
     sqlite_autoincrement=True,  # a position is never given twice, even after the newest entries were erased
 )
 
-# Items whose generated parts have yet to follow their feedback. `mark` is the log's position of the newest of it.
+# The queue of items that are pending regeneration. `mark` is the position of the change log that each was enqueued for.
 awaiting = Table(
     "awaiting",
     metadata,

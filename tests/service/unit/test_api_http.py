@@ -18,12 +18,6 @@ from tests.service.unit.fake_engine import FakeEngine, pointers, settings_of
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake_engine.install(monkeypatch)
-    return FakeEngine()
-
-
-@pytest.fixture
 async def api(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
     async with fake_engine.client_of(create_app(settings_of(), engine=engine)) as client:
         yield client

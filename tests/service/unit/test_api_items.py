@@ -21,12 +21,6 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake_engine.install(monkeypatch)
-    return FakeEngine()
-
-
-@pytest.fixture
 async def api(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(settings_of(max_body_bytes=100_000), engine=engine)
     async with fake_engine.client_of(app) as client:

@@ -24,12 +24,6 @@ REASON = {
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake_engine.install(monkeypatch)
-    return FakeEngine()
-
-
-@pytest.fixture
 async def api(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(settings_of(), engine=engine)
     async with fake_engine.client_of(app) as client:
