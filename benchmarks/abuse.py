@@ -26,9 +26,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,21 @@ def batch(data: bytes, rows: int) -> Do:
 def posted(role: str, path: str, body: bytes, **headers: str) -> Do:
     """A body as it is."""
     return lambda target: target.send(role, "POST", path, body, **headers)
+
+
+def crowd(*does: Do) -> Do:
+    """All of them at once; how many got which answer."""
+
+    def send(target: Target) -> str:
+        answers: list[str] = []
+        threads = [threading.Thread(target=lambda do=do: answers.append(do(target))) for do in does]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return ", ".join(f"{count} x {answer}" for answer, count in sorted(Counter(answers).items()))
+
+    return send
 
 
 def fields(count: int, start: bytes = b"{", end: bytes = b"}") -> bytes:
@@ -229,17 +245,20 @@ def attacks() -> dict[str, Do]:
     long_name = json.dumps({"modalities": {name: {f"f{number}": 1 for number in range(200)}}}).encode()
     wide = fields(600_000, b'{"metadata":{', b"}}")
     rows = [{"id": f"a{row}", **{f"f{number}": 1 for number in range(600)}} for row in range(1000)]
+    webp = impute(picture("WEBP", "RGBA", lossless=True, method=0))
+    numbers = posted("read", "/retrieve", filled(b"1.0625", size=7 * MB, start=b'{"vector":{"text":[', end=b"]}}"))
     return {
         "64 one-bit PNGs of 20 megapixels in a batch": batch(bit, 64),
         "one PNG of 20 megapixels, one bit": impute(bit),
         "one PNG of 20 megapixels, RGBA": impute(picture("PNG", "RGBA", colour=(1, 2, 3, 4))),
         "one PNG of 20 megapixels, 16-bit grey": impute(picture("PNG", "I;16")),
         "one GIF of 20 megapixels": impute(picture("GIF", "P")),
-        "one WebP of 20 megapixels, RGBA": impute(picture("WEBP", "RGBA", lossless=True, method=0)),
+        "one WebP of 20 megapixels, RGBA": webp,
         "one progressive JPEG of 20 megapixels": impute(
             picture("JPEG", "RGB", progressive=True, subsampling=0, quality=50)
         ),
         "a JPEG of 1,000 scans": impute(scanned(1000)),
+        "24 of such WebPs and of bodies of a million numbers at once": crowd(*[webp, numbers] * 12),
         "700,000 unknown fields": posted("read", "/recommend", fields(700_000)),
         "a name of 1 MiB with 200 unknown fields": posted("read", "/impute", long_name),
         "8 MiB of empty lists": posted("read", "/recommend", filled(b"[]")),
@@ -280,7 +299,7 @@ class Cost:
     seconds: float
     peak_mib: float
     stall_ms: float
-    tries: int = field(default=1)
+    tries: int = 1
 
 
 def status(pid: int, name: str) -> float:

@@ -402,6 +402,16 @@ def replicas() -> str:
     return "\n".join(lines)
 
 
+def abuse() -> str:
+    """What the costliest requests cost."""
+    lines = ["| what is sent | answer | seconds | peak, MiB | longest stall, ms |", "|---|---|---|---|---|"]
+    for name, cost in _load("service/abuse.json")["costs"].items():
+        lines.append(
+            f"| {name} | {cost['answer']} | {cost['seconds']:.2f} | {cost['peak_mib']:.0f} | {cost['stall_ms']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def _spread(found: Any, metric: str) -> str:
     return f"{found['mean'][metric]:.4f} ± {found['std'][metric]:.4f}"
 
@@ -428,6 +438,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "faults": lambda: service.faults(_service("faults/*.json", "kills")).markdown(),
     "linear": lambda: service.linear(_service("faults/linear-*.json")).markdown(),
     "replicas": replicas,
+    "abuse": abuse,
     "soak": lambda: service.soak(_service("faults/soak.json")).markdown(),
     "fuzz": lambda: service.fuzz(_service("faults/fuzz.json")).markdown(),
     "staleness": lambda: service.staleness(_service("faults/staleness-*.json")).markdown(),

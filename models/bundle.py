@@ -18,7 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from models.files import folder_beside, replace_folder
@@ -32,6 +33,8 @@ REASON = 300  # letters of what went wrong that a message quotes
 CATALOGUE_ITEMS = "catalogue/items.jsonl"
 CATALOGUE_FEATURES = "catalogue/features.safetensors"
 CATALOGUE_FEEDBACK = "catalogue/feedback.jsonl"
+
+_IDS = TypeAdapter(list[str])
 
 
 class BundleError(ValueError):
@@ -150,13 +153,20 @@ class Bundle:
         """The arrays of one safetensors file of the bundle."""
         if name not in self.manifest.files:
             raise BundleError(f"the bundle {self.path} does not list {name}")
-        return load_file(self.path / name)
+        try:
+            return load_file(self.path / name)
+        except SafetensorError as error:
+            raise BundleError(f"the bundle {self.path} is damaged: {name}: {shorten(str(error), REASON)}") from None
 
     def vocabulary(self, name: str) -> Vocabulary:
         """The vocabulary stored as `<name>.json`."""
         if f"{name}.json" not in self.manifest.files:
             raise BundleError(f"the bundle {self.path} has no vocabulary {name!r}")
-        return Vocabulary(json.loads((self.path / f"{name}.json").read_text("utf-8")))
+        try:
+            ids = _IDS.validate_json((self.path / f"{name}.json").read_bytes(), strict=True)
+            return Vocabulary(ids)
+        except ValueError:
+            raise BundleError(f"the bundle {self.path} is damaged: {name}.json is no list of different ids") from None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -170,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}")
     try:
         raw = json.loads(file.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise BundleError(f"the bundle {folder} is damaged: {MANIFEST} is not valid JSON") from None
     found = raw.get("schema_version") if isinstance(raw, dict) else None
     if found != SCHEMA_VERSION:

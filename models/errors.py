@@ -18,7 +18,7 @@ def sentence_of(error: BaseException) -> str:
         return text or type(error).__name__
     if isinstance(error, OSError):
         return _of_system(error) or text or type(error).__name__
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "allocate memory" in text or "out of memory" in text:  # torch has its own
         return "there is not enough memory"
     return f"a fault of Lacuna itself, {type(error).__name__}{_place(error)}: {text}".rstrip(": ")
 

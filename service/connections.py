@@ -103,7 +103,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = False
         self._is_last_look = False
         self._unsent = -1
-        self._fruitless = 0  # bytes since the last end of headers, piece of a body or end of a request
+        self._fruitless = 0  # bytes since the last end of headers or piece of a body
         self._refusal: errors.Problem | None = None
 
     # --- how many ---------------------------------------------------------------------------------------------------
@@ -205,15 +205,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head = True
         self._wait()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; one that comes after the body is none."""
-        if self._in_head:
-            super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
         """The end of the headers."""
-        size = len(self.url) + sum([len(name) + len(value) for name, value in self.headers])
-        if size > self.limits.header_bytes or len(self.headers) > MOST_HEADERS:
+        if len(self.headers) > MOST_HEADERS or (self._fruitless > self.limits.header_bytes and self._is_too_large()):
             self._refusal = errors.HEADERS_TOO_LARGE
             raise ValueError("the headers are too large")  # ends the parser, which calls for `send_400_response`
         if len(self.pipeline) >= MOST_PIPELINED:
@@ -222,16 +216,17 @@ class LimitedProtocol(HttpToolsProtocol):
         self._waiting_since = None
         self._fruitless = 0
         super().on_headers_complete()
+        self.headers = []  # what comes after the body is none of the request's
+
+    def _is_too_large(self) -> bool:
+        """Whether the headers are, and not only what came with them."""
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        return size > self.limits.header_bytes
 
     def on_body(self, body: bytes) -> None:
         """A piece of a body."""
         self._fruitless = 0
         super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """The end of a request."""
-        self._fruitless = 0
-        super().on_message_complete()
 
     # --- refusing ---------------------------------------------------------------------------------------------------
 

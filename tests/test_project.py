@@ -269,6 +269,10 @@ def test_containers_of_the_image_are_confined(compose: dict[str, Any], name: str
     assert "no-new-privileges:true" in container["security_opt"]
 
 
+def test_every_container_has_its_memory_bounded(compose: dict[str, Any]) -> None:
+    assert all("mem_limit" in container for container in compose["services"].values())
+
+
 def test_service_is_published_on_loopback_by_default(compose: dict[str, Any]) -> None:
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert published == {"proxy": ["${PUBLISH:-127.0.0.1:8000}:8000"]}  # whatever is scaled, one port

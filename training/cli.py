@@ -19,7 +19,7 @@ import torch
 import typer
 from pydantic import BaseModel, ValidationError
 
-from models.bundle import Bundle, BundleError, read_manifest
+from models.bundle import Bundle, BundleError, read_manifest, require_replaceable
 from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.serving import DGMRecServing
@@ -64,6 +64,7 @@ from training.trainer import TrainerConfig
 C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
+MOST = 2**31 - 1  # of any setting
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
 OLD_NAMES: dict[type[BaseModel], OldNames] = {
     DGMRecConfig: DGMREC_OLD_NAMES,
@@ -108,9 +109,21 @@ class Model(StrEnum):
     ALL = "all"
 
 
-Data = Annotated[Path, typer.Option("--data", help="A prepared dataset (`lacuna prepare` makes one).")]
-Out = Annotated[Path, typer.Option("--out", help="Where the result goes; replaced if it is one already.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+def _place(path: Path | None) -> Path | None:
+    """A folder by its whole name, beside which there may be others."""
+    if path is None:
+        return None
+    found = Path(os.path.realpath(path))
+    if not found.name or found.is_symlink():
+        raise CommandError(f"{path} is no place for a folder; choose another")
+    return found
+
+
+Data = Annotated[Path, typer.Option("--data", callback=_place, help="A prepared dataset (`lacuna prepare` makes one).")]
+Out = Annotated[
+    Path, typer.Option("--out", callback=_place, help="Where the result goes; replaced if it is one already.")
+]
+Seed = Annotated[int, typer.Option(min=0, max=MOST, help="Seed of everything random.")]
 Missing = Annotated[float, typer.Option(min=0, max=0.95, help="Share of item-modality cells to withhold.")]
 Mask = Annotated[str | None, typer.Option(help="A published mask of the dataset, instead of --missing.")]
 Settings = Annotated[
@@ -139,7 +152,9 @@ Threads = Annotated[int, typer.Option(min=1, help="Threads for computation.")]
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Where the demo bundle goes.")] = Path("build/demo-bundle"),
+    out: Annotated[Path, typer.Option("--out", callback=_place, help="Where the demo bundle goes.")] = Path(
+        "build/demo-bundle"
+    ),
     bundle_only: Annotated[bool, typer.Option("--bundle-only", help="Make the bundle and do not serve it.")] = False,
     items: Annotated[int, typer.Option(min=100, help="Products to draw.")] = 1000,
     users: Annotated[int, typer.Option(min=50, help="Shoppers to simulate.")] = 300,
@@ -150,6 +165,7 @@ def demo(
     A bundle that is there already is served as it is; a demo bundle that another Lacuna made, and this one cannot read,
     is made anew.
     """
+    require_replaceable(out)
     if not _is_bundle(out) or _is_outdated_demo(out):
         data = out.with_name(f"{out.name}-data")
         options = DataOptions(seed=DEMO_SEED, threads=threads, cache=_cache(data))
@@ -198,7 +214,7 @@ def train(
     ],
     out: Out,
     data: Annotated[
-        Path | None, typer.Option("--data", help="A prepared dataset (`lacuna prepare` makes one).")
+        Path | None, typer.Option("--data", callback=_place, help="A prepared dataset (`lacuna prepare` makes one).")
     ] = None,
     from_db: Annotated[
         str | None,
@@ -287,7 +303,7 @@ def evaluate_command(
     imputer: Annotated[
         str | None, typer.Option(help="Fill missing cells by this imputer before dgmrec or content sees them.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Number of runs, with seeds 1, 2, ...")] = 3,
+    seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of runs, with seeds 1, 2, ...")] = 3,
     split: Annotated[
         str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
     ] = None,
@@ -640,10 +656,9 @@ def _parsed(settings: list[str] | None) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise CommandError(f"--set wants NAME=VALUE, not {setting!r}")
-        try:
-            parsed[name] = json.loads(value)
-        except ValueError:
-            parsed[name] = value
+        parsed[name] = _value(value)
+        if isinstance(parsed[name], int | float) and not abs(parsed[name]) <= MOST:
+            raise CommandError(f"the setting {name!r}: {value[:30]} is no number below {MOST}")
     return parsed
 
 
@@ -665,6 +680,14 @@ def _interest_sentence(min_rating: float | None) -> str:
     if min_rating is None:
         return "every rating counts as interest, also a low one (--min-rating changes it)"
     return f"ratings of {min_rating:g} and more count as interest, lower ones push down (--min-rating changes it)"
+
+
+def _value(text: str) -> Any:
+    """What JSON makes of it, or the text itself."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _device(name: str) -> str:

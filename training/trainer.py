@@ -52,7 +52,7 @@ class TrainerConfig(BaseModel):
         description="weights are their mean over the epochs, each by its number to this power; null: the last",
     )
     metric: str = Field("recall@20", description="the validation metric that decides, higher is better")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     device: str = "cpu"
     autocast: bool = Field(False, description="on CUDA, bfloat16 where torch holds it to be precise enough")
 

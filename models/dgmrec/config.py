@@ -112,4 +112,4 @@ class DGMRecConfig(ColdStartSettings, RankingSettings, LossSettings, GeneratorSe
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)

@@ -12,7 +12,8 @@ from typing import Any
 from models.bundle import EncoderRef
 from models.encoders.base import Encoder, EncoderUnavailableError, ImageEncoder, NetworkEncoder, Reading, TextEncoder
 from models.encoders.catalogue import CATALOGUE, CatalogueNetwork, CatalogueNetworkConfig, catalogue_encoder
-from models.encoders.image import ImageError, decode_image, import_torchvision, prepare_image, torchvision_encoder
+from models.encoders.decoding import ImageError, decode_image
+from models.encoders.image import import_torchvision, prepare_image, torchvision_encoder
 from models.encoders.text import MINILM, minilm_encoder
 
 __all__ = [

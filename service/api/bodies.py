@@ -57,6 +57,11 @@ class Bodies:
 class _Body:
     """One request's body."""
 
+    __slots__ = (
+        "_bodies", "_coding", "_declared", "_decoder", "_is_told", "_kept", "_more", "_pieces", "_read", "_receive",
+        "_send", "_until", "_waits", "held",
+    )  # fmt: skip
+
     def __init__(self, bodies: Bodies, scope: Scope, receive: Receive, send: Send, until: float) -> None:
         self.held = 0
         self._kept: list[Message] = []  # of the answer
@@ -93,7 +98,9 @@ class _Body:
         self._hold(len(piece))
         if self._decoder is not None:
             await asyncio.sleep(0)  # a few bytes may become many pieces
-        return {"type": "http.request", "body": piece, "more_body": True}
+        else:
+            self._is_told = not self._more
+        return {"type": "http.request", "body": piece, "more_body": not self._is_told}
 
     def _begin(self) -> None:
         if self._declared > self._bodies.most:
@@ -188,10 +195,10 @@ class _Inflater:
 
 
 def _announces_a_body(scope: Scope) -> bool:
-    return any(
-        (name == b"content-length" and value != b"0") or name == b"transfer-encoding"
-        for name, value in scope["headers"]
-    )
+    for name, value in scope["headers"]:
+        if (name == b"content-length" and value != b"0") or name == b"transfer-encoding":
+            return True
+    return False
 
 
 def _described(scope: Scope) -> tuple[int, str, bool]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.encoders import ImageError, decode_image
+from models.encoders import ImageError, decode_image, decoding
 from tests.security.drawn import MEGAPIXELS_20, SIDE, disc, file_of, plain, png
 
 LIMIT = 20_000_000
@@ -194,7 +194,7 @@ print(memory_mib(os.getpid(), "VmHWM") - before)
         (plain("PNG", "RGBA", colour=(1, 2, 3, 4)), 120),
         (plain("GIF", "P"), 50),
         (plain("JPEG", "RGB", progressive=True, subsampling=0), 140),
-        (plain("WEBP", "RGBA", lossless=True, method=0), 360),
+        (plain("WEBP", "RGBA", lossless=True, method=0), 50),
     ],
     ids=["PNG of one bit", "PNG with palette", "PNG of 16 bits", "PNG of RGBA", "GIF", "JPEG", "WebP"],
 )
@@ -204,3 +204,57 @@ def test_the_largest_picture_takes_little_more_than_its_pixels(data: bytes, most
         [sys.executable, "-c", WHILE_DECODING], input=data, stdout=subprocess.PIPE, check=True, timeout=120
     )
     assert float(done.stdout) < most_mib
+
+
+APART = """
+import os, runpy, sys
+from tests.security.watching import forget_peak, memory_mib
+import numpy, PIL.WebPImagePlugin
+before = forget_peak(os.getpid())
+try:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+finally:
+    print(memory_mib(os.getpid(), "VmHWM") - before, file=sys.stderr)
+"""
+
+
+def test_the_process_that_decodes_a_large_webp_takes_little_more_than_its_pixels() -> None:
+    data = plain("WEBP", "RGBA", lossless=True, method=0)
+    command = [sys.executable, "-c", APART, decoding.__file__]
+    done = subprocess.run(command, input=data, capture_output=True, check=True, timeout=120)
+    assert 200 < float(done.stderr) < 360
+
+
+@pytest.mark.parametrize("size", [(1400, 1400), (1500, 1500), (3000, 2000)])
+def test_a_large_webp_is_decoded_as_a_small_one(size: tuple[int, int]) -> None:
+    small = np.random.default_rng(3).integers(0, 256, (5, 7, 4)).astype(np.uint8)
+    image = Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = file_of(image, "WEBP", lossless=True, method=0, exact=True, exif=exif.tobytes())
+    white = Image.new("RGBA", size, "white")
+    white.alpha_composite(image)
+    factor = max(1, min(size) // 1024) if size[0] * size[1] > 4_000_000 else 1
+    expected = white.convert("RGB").reduce(factor).transpose(Image.Transpose.ROTATE_270)
+    assert np.abs(shown(data) - np.asarray(expected).astype(int)).max() <= 1
+
+
+def test_a_large_webp_that_is_broken_is_refused() -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (1500, 1500, 3)).astype(np.uint8)
+    data = file_of(Image.fromarray(noise), "WEBP", lossless=True, method=0)
+    with pytest.raises(ImageError, match="broken or cut off"):
+        decode_image(data[: len(data) // 2], max_pixels=LIMIT)
+    half = len(data) // 4 * 2  # and says that this is all
+    told = b"RIFF" + struct.pack("<I", half - 8) + data[8:16] + struct.pack("<I", half - 20) + data[20:half]
+    with pytest.raises(ImageError, match="broken or cut off"):
+        decode_image(told, max_pixels=LIMIT)
+
+
+def test_a_process_that_dies_or_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = plain("WEBP", "RGBA", (2000, 2000), lossless=True, method=0)
+    monkeypatch.setattr(decoding, "__file__", "/nowhere")
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(data, max_pixels=LIMIT)
+    monkeypatch.setattr(decoding, "_APART_SECONDS", 0.01)
+    with pytest.raises(ImageError, match="longer than"):
+        decode_image(data, max_pixels=LIMIT)

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
+from tests.security.drawn import plain
 from tests.security.watching import least_stall_ms, stall_ms
-from tests.service.running import Running, fresh_id
+from tests.service.running import Running, base64_of, fresh_id
 
 STALL_MS = 50.0
 MIB = 1 << 20
@@ -106,6 +107,24 @@ def ask(service: Running, method: str, path: str, body: bytes, status: int, **he
 def test_json(running: Running, name: str) -> None:
     method, path, body, status = JSON_BODIES[name]
     assert least_stall_ms(running, lambda: ask(running, method, path, body, status), STALL_MS) < STALL_MS
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        plain("PNG", "1", colour=1),
+        plain("PNG", "RGBA", colour=(1, 2, 3, 4)),
+        plain("PNG", "I;16"),
+        plain("GIF", "P"),
+        plain("JPEG", "RGB", progressive=True, subsampling=0),
+        plain("WEBP", "RGBA", lossless=True, method=0),
+        plain("WEBP", "RGB", (1400, 1400)),
+    ],
+    ids=["PNG of one bit", "PNG of RGBA", "PNG of 16 bits", "GIF", "JPEG", "WebP", "a smaller WebP"],
+)
+def test_pictures(running: Running, data: bytes) -> None:
+    body = json.dumps({"modalities": {"image": base64_of(data)}}).encode()
+    assert least_stall_ms(running, lambda: ask(running, "POST", "/impute", body, 200), STALL_MS) < STALL_MS
 
 
 def test_json_that_is_used(running: Running) -> None:

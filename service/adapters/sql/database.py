@@ -96,7 +96,7 @@ class SqliteDatabase:
         self._writer = open_engine(begin="BEGIN IMMEDIATE", connections=1)
         event.listen(self._writer, "connect", self._remember)
         self._reader = open_engine(begin="BEGIN", connections=SQLITE_READERS)
-        self._lock_file = path.with_name(f"{path.name}-lock")
+        self._lock_file = path.parent / f"{path.name}-lock"
         self._write_thread = ThreadPoolExecutor(1, "sqlite-writer")
         self._read_threads = ThreadPoolExecutor(SQLITE_READERS, "sqlite-reader")
         self._closed = False

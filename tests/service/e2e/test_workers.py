@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
 
@@ -270,3 +274,36 @@ def test_a_service_that_is_told_to_stop_finishes_what_it_has_begun(
         assert "Traceback" not in program.log.read_text()
         program.start()
         assert len(program.client().get("/items?limit=500").json()["items"]) == 420
+
+
+UPLOADS = {  # what a client has sent when the service is told to stop
+    "a body": b"POST /items HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n",
+    "a body under a key": b"POST /items HTTP/1.1\r\nIdempotency-Key: k\r\nContent-Length: 1000\r\n",
+    "a chunked body": b"POST /feedback HTTP/1.1\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n",
+}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_client_that_still_sends_when_the_service_stops_is_told_so(
+    workers: int, seeded_file: Path, demo_bundle: Path, demo_folder: Path, tmp_path: Path
+) -> None:
+    database = f"sqlite+aiosqlite:///{shutil.copy(seeded_file, tmp_path / 'lacuna.db')}"
+    settings = {"bundle": demo_bundle, "data_dir": demo_folder, "database_url": database, "workers": workers}
+    with ExitStack() as opened:
+        program = opened.enter_context(Program(tmp_path / "log", **settings))
+        sending = {}
+        for name, head in UPLOADS.items():
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", program.port), timeout=60))
+            client.sendall(head + b"Host: here\r\n\r\n" + (b"" if b"chunked" in head else b'{"id":'))
+            sending[name] = client
+        time.sleep(0.5)
+        assert program.stop() == 0
+        for name, client in sending.items():
+            answer = HTTPResponse(client)
+            answer.begin()
+            problem = json.loads(answer.read())
+            assert (name, answer.status, problem["type"]) == (name, 503, "/problems/stopping")
+            assert answer.headers["Content-Type"] == "application/problem+json"
+            assert answer.headers["Retry-After"] == "5"
+            assert problem["request_id"] == answer.headers["X-Request-ID"]
+    assert "Traceback" not in program.log.read_text()

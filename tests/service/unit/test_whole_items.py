@@ -4,6 +4,7 @@ vector, with neighbours from an index here and from graphs there."""
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
@@ -11,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from models.bundle import Manifest
 from models.dgmrec.model import ItemContent
 from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
@@ -53,7 +53,7 @@ class Trained:
         self.online = DGMRecServing(model, tables, users, items)
         self.batch: ModalBatch = data.batch
         self.histories: NDArray[np.bool_] = self.task.interactions.user_mean.matrix.toarray() > 0
-        self.active = Active(cast(Manifest, None), self.online, {})
+        self.active = cast(Active, SimpleNamespace(dgmrec=self.online, iris=None))
         self.items = self.catalogue()
 
     def layers(self) -> NDArray[np.float32]:
@@ -84,18 +84,18 @@ class Trained:
         catalogue.set_popularity({f"i{row}": int(count) for row, count in enumerate(self.histories.sum(axis=0))})
         return catalogue
 
-    def input(self, row: int) -> ImputationInput:
+    def input_of(self, row: int) -> ImputationInput:
         """An item as the service sees it: its observed features and its users."""
         raw = {
             name: self.batch.features[name][row].numpy()
             for column, name in enumerate(self.online.names)
             if self.batch.observed[row, column]
         }
-        users = [self.user(user, row) for user in np.flatnonzero(self.histories[:, row])]
+        evidence = [self.evidence_of(user, row) for user in np.flatnonzero(self.histories[:, row])]
         features = {name: self.online.project(name, vector[None])[0] for name, vector in raw.items()}
-        return ImputationInput(features, users, FIRST_KEY + row, raw=raw)
+        return ImputationInput(features, evidence, FIRST_KEY + row, raw=raw)
 
-    def user(self, user: int, row: int) -> UserEvidence:
+    def evidence_of(self, user: int, row: int) -> UserEvidence:
         """A user of an item, folded in from the history."""
         history = np.flatnonzero(self.histories[user])
         name, messages = f"u{user}", self.online.tables["item_message"][history]
@@ -145,7 +145,7 @@ def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None
             sure = {name: model.tower(name).confidence(generation) for name, generation in expected.items()}
         completed: list[Completed] = []
         for start in range(0, ITEMS, at_once):
-            inputs = [trained.input(row) for row in range(start, min(start + at_once, ITEMS))]
+            inputs = [trained.input_of(row) for row in range(start, min(start + at_once, ITEMS))]
             completed += impute(online, trained.items, inputs)
         generated = 0
         for row, item in enumerate(completed):
@@ -172,7 +172,7 @@ def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None
 def test_embedding(trained: Trained) -> None:
     """What was imputed leads to the same parts, before and after each layer of propagation, modal parts and final
     vectors."""
-    inputs = [trained.input(row) for row in range(ITEMS)]
+    inputs = [trained.input_of(row) for row in range(ITEMS)]
     completed = impute(trained.online, trained.items, inputs)
     derived = embed(trained.active, trained.items, [f"i{row}" for row in range(ITEMS)], inputs, completed)
     layers, out = trained.layers(), trained.out
@@ -198,12 +198,12 @@ def expected_vectors(trained: Trained) -> torch.Tensor:
 def test_another_neighbour_changes_an_item(trained: Trained) -> None:
     """So that the comparisons above would notice: an item's evidence follows from what the index holds."""
     row = HALF_COLD
-    before = impute(trained.online, trained.items, [trained.input(row)])[0]
+    before = impute(trained.online, trained.items, [trained.input_of(row)])[0]
     catalogue = trained.catalogue()
     key, name = before.neighbours["audio"][0][0], trained.online.names[1]
     entry = catalogue.entries[int(key)]
     fields = {field: catalogue.rows.get(field, int(key)) for field in catalogue.shape.fields()}
     fields[f"feature.{name}"] = -fields[f"feature.{name}"]
     catalogue.put([(replace(entry), Derived.of(fields))])
-    after = impute(trained.online, catalogue, [trained.input(row)])[0]
+    after = impute(trained.online, catalogue, [trained.input_of(row)])[0]
     assert not np.allclose(before.features[name], after.features[name], atol=1e-3)
