@@ -3,7 +3,8 @@ which nobody else was answered.
 
 Each request is the worst of its kind that fits the limits, or lies just beyond them. While it is sent, another
 connection asks for /health/live without pause; the longest of these answers is the stall. The peak is the process's
-VmHWM, reset before each request, less what the process held then. The server has one worker and 1,024 file descriptors.
+VmHWM, reset before each request, less what the process held then; what the process takes that decodes a large WebP is
+measured apart. The server has one worker and 1,024 file descriptors.
 
     python benchmarks/abuse.py --bundle build/demo-bundle --json docs/results/service/abuse.json
 """
@@ -35,6 +36,15 @@ from typing import Any
 
 from PIL import Image
 
+from models.encoders import decoding
+
+APART = """
+import runpy, sys
+try:
+    runpy.run_path(sys.argv[1], run_name="__main__")
+finally:
+    print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1], file=sys.stderr)
+"""
 KEYS = {role: f"key-{role}" for role in ("read", "write")}
 FILES = 1024
 MB = 1 << 20
@@ -326,6 +336,15 @@ def measure(target: Target, attack: Do) -> Cost:
     )
 
 
+def webp_process_mib() -> float:
+    """The most that the process takes that decodes a WebP of 20 megapixels."""
+    command = [sys.executable, "-c", APART, decoding.__file__]
+    done = subprocess.run(
+        command, input=picture("WEBP", "RGBA", lossless=True, method=0), capture_output=True, check=True
+    )
+    return round(int(done.stderr) / 1024)
+
+
 def start(bundle: Path, folder: Path, port: int) -> subprocess.Popen[bytes]:
     """The service, ready."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LACUNA_")}
@@ -383,9 +402,19 @@ def main() -> None:
         finally:
             process.kill()
     if options.json:
-        command = " ".join(["python", "benchmarks/abuse.py", *sys.argv[1:]])
-        result = {"command": command, "machine": platform.processor() or platform.machine(), "idle_mib": round(idle)}
-        options.json.write_text(json.dumps({**result, "costs": costs}, indent=1) + "\n")
+        command = " ".join(["python", "benchmarks/abuse.py", *sys.argv[1:]]).replace(
+            str(options.bundle.parent), "build"
+        )
+        machine = f"{os.cpu_count()} cores, {platform.processor() or platform.machine()}"
+        result = {
+            "what": "what one caller can make a service of the demo bundle spend",
+            "command": command,
+            "machine": machine,
+            "idle_mib": round(idle),
+            "webp_mib": webp_process_mib(),
+            "costs": costs,
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
