@@ -59,7 +59,7 @@ from training.trainer import TrainerConfig
 C = TypeVar("C", bound=BaseModel)
 
 DEMO_SEED = 7
-MOST = 2**31 - 1  # of any setting
+MOST, LARGEST = 2**31 - 1, 1e30  # of a setting that is a whole number, and of any other
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
 
 app = typer.Typer(
@@ -617,9 +617,9 @@ def _parsed(settings: list[str] | None) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise CommandError(f"--set wants NAME=VALUE, not {setting!r}")
-        parsed[name] = _value(value)
-        if isinstance(parsed[name], int | float) and not abs(parsed[name]) <= MOST:
-            raise CommandError(f"the setting {name!r}: {value[:30]} is no number below {MOST}")
+        found = parsed[name] = _value(value)
+        if isinstance(found, int | float) and not abs(found) <= (MOST if isinstance(found, int) else LARGEST):
+            raise CommandError(f"the setting {name!r}: {value[:30]} is too large, or no number")
     return parsed
 
 
