@@ -63,3 +63,38 @@ def test_a_folder_that_cannot_be_moved_leaves_the_old_one(tmp_path: Path) -> Non
     with pytest.raises(FileNotFoundError):
         replace_folder(tmp_path / "nothing", path)
     assert path.is_dir()
+
+
+def test_a_file_is_replaced_and_keeps_who_may_read_it(tmp_path: Path) -> None:
+    file = tmp_path / "result"
+    file.write_text("old")
+    file.chmod(0o600)
+    with replacing(file) as unfinished:
+        unfinished.write_text("new")
+        assert file.read_text() == "old"
+    assert (file.read_text(), file.stat().st_mode & 0o777) == ("new", 0o600)
+
+
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "result")
+    for text in ("first", "second"):
+        with replacing(tmp_path / "link") as unfinished:
+            unfinished.write_text(text)
+        assert (tmp_path / "result").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_what_is_no_file_is_written_to_or_refused(tmp_path: Path) -> None:
+    with replacing(Path("/dev/null")) as unfinished:
+        unfinished.write_text("gone")
+    assert Path("/dev/null").is_char_device()
+    for place in (tmp_path, tmp_path / "nowhere" / "result"):
+        with pytest.raises(OSError, match=r"directory"), replacing(place) as unfinished:
+            unfinished.write_text("new")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_name_as_long_as_names_may_be(tmp_path: Path) -> None:
+    with replacing(tmp_path / ("x" * 255)) as unfinished:
+        unfinished.write_text("new")
+    assert os.listdir(tmp_path) == ["x" * 255]

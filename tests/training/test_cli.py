@@ -201,7 +201,7 @@ def test_train_without_catalogue(lacuna: Run, data: Path, tmp_path: Path) -> Non
         (["--device", "tpu"], "no device 'tpu'; there are cpu, cuda and auto"),
         (["--mask", "60"], "no published mask '60'"),
         ([*TINY, "--set", "metric=recal@20"], "no metric 'recal@20'; there are recall@20"),
-        ([*TINY, "--set", "learning_rate=2e9"], "training diverged in epoch 1"),
+        ([*TINY, "--set", "learning_rate=1e30"], "training diverged in epoch 1"),
     ],
 )
 def test_train_refuses(lacuna: Run, data: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
@@ -240,6 +240,55 @@ def test_train_where_nothing_can_be_written(lacuna: Run, data: Path, tmp_path: P
     (tmp_path / "file").write_text("")
     sentence = refused(lacuna("train", "dgmrec", "--data", data, "--out", tmp_path / "file" / "b", *TINY))
     assert "file" in sentence
+
+
+def test_a_fault_is_one_sentence_too(lacuna: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("surprise")
+
+    monkeypatch.setattr(cli, "load_dataset", fail)
+    code, _, err = lacuna("evaluate", "popularity", "--data", data)
+    assert code == 2
+    assert err.startswith("lacuna: a fault of Lacuna itself, LookupError at training/cli.py, line ")
+    assert err.endswith(": surprise\n")
+
+
+def test_a_result_that_cannot_be_written_is_found_out_before_the_training(
+    lacuna: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        pytest.fail("it trains")
+
+    monkeypatch.setattr(cli, "evaluate", never)
+    (tmp_path / "file").touch()
+    for place, said in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "File exists")):
+        assert said in refused(lacuna("evaluate", "dgmrec", "--data", data, "--json", place))
+
+
+def test_a_result_replaces_another_only_when_it_is_whole(
+    lacuna: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "result.json"
+    file.write_text("good")
+    monkeypatch.setattr(cli, "evaluate", lambda *_, **__: {"mean": {}, "std": {}, "odd": object()})
+    assert "fault" in lacuna("evaluate", "popularity", "--data", data, "--json", file)[2]
+    assert (file.read_text(), len(list(tmp_path.iterdir()))) == ("good", 1)
+
+
+def test_training_from_within_the_folder_of_the_data(
+    lacuna: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_vectors(tmp_path / "data")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "data")
+    assert lacuna("train", "dgmrec", "--data", ".", "--out", "../made", *TINY)[0] == 0
+    monkeypatch.chdir(tmp_path / "empty")
+    assert lacuna("train", "dgmrec", "--data", "../data", "--out", ".", *TINY)[0] == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"data", "made", "empty"}
+    assert (
+        Bundle.load(tmp_path / "empty").manifest.models.keys() == Bundle.load(tmp_path / "made").manifest.models.keys()
+    )
+    assert "no place for a folder" in refused(lacuna("train", "dgmrec", "--data", "/", "--out", "x"))
 
 
 def test_version(lacuna: Run) -> None:

@@ -14,7 +14,7 @@ import typer
 from models.bundle import BundleError, read_manifest
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 
-MOST = 2**31 - 1  # of any setting
+MOST, LARGEST = 2**31 - 1, 1e30  # of a setting that is a whole number, and of any other
 
 
 class CommandError(Exception):
@@ -88,9 +88,9 @@ def parse_settings(settings: list[str] | None) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals:
             raise CommandError(f"--set wants NAME=VALUE, not {setting!r}")
-        parsed[name] = _value(value)
-        if isinstance(parsed[name], int | float) and not abs(parsed[name]) <= MOST:
-            raise CommandError(f"the setting {name!r}: {value[:30]} is no number below {MOST}")
+        number = parsed[name] = _value(value)
+        if isinstance(number, int | float) and not abs(number) <= (MOST if isinstance(number, int) else LARGEST):
+            raise CommandError(f"the setting {name!r}: {value[:30]} is too large, or no number")
     return parsed
 
 

@@ -287,7 +287,9 @@ def _repack(file: Path, good: bytes, database: bytes) -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_a_damaged_backup_is_one_sentence_and_makes_no_database(
     backed_up: bytes, tmp_path: Path, data: st.DataObject
 ) -> None:

@@ -29,7 +29,9 @@ from tests.service.running import sign
 from tests.training.tiny import write_vectors
 from training import cli
 
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 MAINS = {"service": serving.main, "service.backup": backup.main, "service.export": export.main}
 SECRET = "s3cret"
 

@@ -230,8 +230,9 @@ async def test_sqlite_readers_do_not_wait_for_a_writer(tmp_path: Path, monkeypat
     other.execute("BEGIN IMMEDIATE")
     other.execute("DELETE FROM items")
     assert await store.get_item("a") is not None
-    with pytest.raises(StoreUnavailableError):
+    with pytest.raises(StoreUnavailableError, match="does not answer") as caught:
         await store.write_items(create(item("b")))
+    assert caught.value.reason == "database is locked"
     other.execute("ROLLBACK")
     other.close()
     assert (await store.write_items(create(item("b")))).value.results == ["created"]

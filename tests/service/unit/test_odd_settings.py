@@ -18,7 +18,9 @@ from service.bootstrap import limiter_of
 from service.settings import Settings, SettingsError
 from service.urls import PostgresServer, parse_database
 
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(
+    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 SECRET = "s3cret"
 NAMES = [f"LACUNA_{name}".upper() for name in Settings.model_fields]
 ODD = [
