@@ -20,6 +20,7 @@ from models.bundle import Bundle
 from tests.training.commands import Run, refused
 from tests.training.sources import put
 from tests.training.tiny import ITEMS, events, vector_records, write_vectors
+from training.cli import evaluate as cli_evaluate
 from training.cli import train as cli_train
 from training.datasets import load_dataset, write_dataset
 
@@ -246,7 +247,7 @@ def test_a_fault_is_one_sentence_too(lacuna: Run, data: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise LookupError("surprise")
 
-    monkeypatch.setattr(cli, "load_dataset", fail)
+    monkeypatch.setattr(cli_evaluate, "load_dataset", fail)
     code, _, err = lacuna("evaluate", "popularity", "--data", data)
     assert code == 2
     assert err.startswith("lacuna: a fault of Lacuna itself, LookupError at training/cli.py, line ")
@@ -259,7 +260,7 @@ def test_a_result_that_cannot_be_written_is_found_out_before_the_training(
     def never(*_: object, **__: object) -> None:
         pytest.fail("it trains")
 
-    monkeypatch.setattr(cli, "evaluate", never)
+    monkeypatch.setattr(cli_evaluate, "evaluate", never)
     (tmp_path / "file").touch()
     for place, said in ((tmp_path, "is a folder"), (tmp_path / "file" / "x.json", "File exists")):
         assert said in refused(lacuna("evaluate", "dgmrec", "--data", data, "--json", place))
@@ -270,7 +271,7 @@ def test_a_result_replaces_another_only_when_it_is_whole(
 ) -> None:
     file = tmp_path / "result.json"
     file.write_text("good")
-    monkeypatch.setattr(cli, "evaluate", lambda *_, **__: {"mean": {}, "std": {}, "odd": object()})
+    monkeypatch.setattr(cli_evaluate, "evaluate", lambda *_, **__: {"mean": {}, "std": {}, "odd": object()})
     assert "fault" in lacuna("evaluate", "popularity", "--data", data, "--json", file)[2]
     assert (file.read_text(), len(list(tmp_path.iterdir()))) == ("good", 1)
 
