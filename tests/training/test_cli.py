@@ -250,7 +250,7 @@ def test_a_fault_is_one_sentence_too(lacuna: Run, data: Path, monkeypatch: pytes
     monkeypatch.setattr(cli_evaluate, "load_dataset", fail)
     code, _, err = lacuna("evaluate", "popularity", "--data", data)
     assert code == 2
-    assert err.startswith("lacuna: a fault of Lacuna itself, LookupError at training/cli.py, line ")
+    assert err.startswith("lacuna: a fault of Lacuna itself, LookupError at training/cli/evaluate.py, line ")
     assert err.endswith(": surprise\n")
 
 
