@@ -11,6 +11,7 @@ import base64
 import binascii
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -40,6 +41,7 @@ from models.arrays import Array
 from models.feedback import HIGHEST, LOWEST, RATED
 
 MAX_TEXT_CHARS = 20_000  # unless the context of the validation says `text_chars`
+ANY_LENGTH = 2**31  # for `text_chars`, where the rows were validated before
 MAX_METADATA_BYTES = 64 * 1024  # of one item's metadata as JSON
 MAX_METADATA_DEPTH = 16
 MAX_VECTOR = 65_536
@@ -324,3 +326,14 @@ class EventBody(Strict):
 
 ITEM_ROW: TypeAdapter[ItemBody] = TypeAdapter(ItemBody)
 EVENT_ROW: TypeAdapter[EventBody] = TypeAdapter(EventBody)
+
+
+def is_taken(row_type: TypeAdapter[Any], row: object, left_out: Counter[str]) -> bool:
+    """Whether a stored row is one that would be taken today, whatever the length of its texts; if not, why is counted
+    in `left_out`. What is stored may be older than the rules."""
+    try:
+        row_type.validate_python(row, context={"text_chars": ANY_LENGTH})
+    except ValidationError as error:
+        left_out[row_sentence(error)] += 1
+        return False
+    return True

@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import base64
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,7 @@ import orjson
 import sqlalchemy as sa
 
 from models.files import replacing
+from models.rows import EVENT_ROW, ITEM_ROW, is_taken
 from service.adapters.sql import feedback as sql_feedback
 from service.adapters.sql import items as sql_items
 from service.adapters.sql import tables
@@ -48,13 +50,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: argparse.Namespace) -> int:
-    items, events = asyncio.run(export(Settings.load().database_url, options.folder, force=options.force))
+    left_out: Counter[str] = Counter()
+    url = Settings.load().database_url
+    items, events = asyncio.run(export(url, options.folder, force=options.force, left_out=left_out))
     say(f"{options.folder} holds {items} items and {events} feedback events")
+    for reason, count in left_out.most_common():
+        sys.stderr.write(f"left out {count} rows: {reason}\n")
     return 0
 
 
-async def export(url: str, folder: Path, *, force: bool = False) -> tuple[int, int]:
+async def export(
+    url: str, folder: Path, *, force: bool = False, left_out: Counter[str] | None = None
+) -> tuple[int, int]:
     """Write both files into a folder, replacing those that are there; the number of items and of events.
+
+    Rows that no service would take any more are left out, and counted by reason in `left_out`.
 
     The database is only read. What is in the folder stays until both files are whole.
 
@@ -74,7 +84,8 @@ async def export(url: str, folder: Path, *, force: bool = False) -> tuple[int, i
         folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as files:
             items, feedback = (files.enter_context(replacing(folder / name)) for name in (ITEMS, FEEDBACK))
-            return await store.database.read(lambda connection: _write(connection, items, feedback))
+            counts = Counter() if left_out is None else left_out
+            return await store.database.read(lambda connection: _write(connection, items, feedback, counts))
     finally:
         await store.close()
 
@@ -84,10 +95,15 @@ def _require_content(connection: sa.Connection) -> None:
         raise ExportError("The database that LACUNA_DATABASE_URL names is empty (--force writes two empty files).")
 
 
-def _write(connection: sa.Connection, items_file: Path, feedback_file: Path) -> tuple[int, int]:
+def _write(connection: sa.Connection, items_file: Path, feedback_file: Path, left_out: Counter[str]) -> tuple[int, int]:
     items = (item_body(connection, item) for item in _all(sql_items.items_after, connection))
     events = (event_body(event) for event in _all(sql_feedback.events_after, connection))
-    return _write_lines(items_file, items), _write_lines(feedback_file, events)
+    n_items = _write_lines(items_file, (body for body in items if is_taken(ITEM_ROW, body, left_out)))
+    return n_items, _write_lines(feedback_file, (body for body in events if _is_event(body, left_out)))
+
+
+def _is_event(body: dict[str, Any], left_out: Counter[str]) -> bool:
+    return is_taken(EVENT_ROW, {**body, "timestamp": body["timestamp"].isoformat()}, left_out)
 
 
 def _write_lines(file: Path, bodies: Iterator[dict[str, Any]]) -> int:

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 import orjson
-from pydantic import TypeAdapter, ValidationError
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
-from models.rows import EVENT_ROW, ITEM_ROW, decode_base64, row_sentence
+from models.rows import EVENT_ROW, ITEM_ROW, decode_base64, is_taken
 from service.domain import Event, Observed, Remark, StoredItem, Vector
 from service.pipeline.active import Active
 from service.pipeline.encode import TEXT, TITLE_SOURCE, media_type, silence, unread
@@ -47,7 +46,7 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
         valid_items = [
             _item(engine.active, body, features, read + place, now)
             for place, body in enumerate(rows)
-            if _is_valid(ITEM_ROW, body, left_out)
+            if is_taken(ITEM_ROW, body, left_out)
         ]
         read += len(rows)
         silent += sum(remark.detail is not None for item, _ in valid_items for remark in item.remarks.values())
@@ -55,7 +54,7 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
         await engine.store.write_items([ItemWrite(item, "create") for item, _ in valid_items], list(media.values()))
         stored += len(valid_items)
     for rows in _chunked(feedback, EVENTS) if feedback else ():
-        valid_events = [_event(row, undated) for row in rows if _is_valid(EVENT_ROW, row, left_out)]
+        valid_events = [_event(row, undated) for row in rows if is_taken(EVENT_ROW, row, left_out)]
         added = await engine.store.add_feedback(valid_events)
         events += added.value.count("new")
     if silent:
@@ -64,16 +63,6 @@ async def seed(engine: Engine, bundle: Bundle) -> None:
     log.info("seeded the empty database with %d items and %d events of bundle %s", stored, events, bundle.version)
     for reason, count in left_out.most_common():
         log.warning("%d rows of the bundle's catalogue were left out: %s", count, reason)
-
-
-def _is_valid(row_type: TypeAdapter[Any], row: Mapping[str, Any], left_out: Counter[str]) -> bool:
-    """Whether a row is one that the API would take. A bundle may be older than the rules."""
-    try:
-        row_type.validate_python(row)
-    except ValidationError as error:
-        left_out[row_sentence(error)] += 1
-        return False
-    return True
 
 
 def _chunked(file: Path, size: int) -> Iterator[list[dict[str, Any]]]:

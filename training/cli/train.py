@@ -24,6 +24,7 @@ from models.dgmrec.serving import DGMRecServing
 from models.feedback import AUTO
 from models.iris.config import IRISConfig
 from models.lrmm.config import LRMMConfig
+from models.rows import ANY_LENGTH
 from training.cli.configs import dgmrec_configs, divide_settings, iris_configs, lrmm_configs
 from training.cli.options import (
     CommandError,
@@ -232,6 +233,7 @@ def _from_database(url: str, out: Path) -> Path:
         if done.returncode:
             said = done.stderr.strip().rpartition("\n")[2]  # warnings come first
             raise CommandError(re.sub(r" \(--force .*?\)", "", said.replace("LACUNA_DATABASE_URL", "--from-db")))
+        sys.stderr.write(done.stderr)
         prepare_files(
             Path(folder) / ITEMS,
             Path(folder) / FEEDBACK,
@@ -239,6 +241,7 @@ def _from_database(url: str, out: Path) -> Path:
             name=known.name if known else prepared.name,
             synthetic=known.synthetic if known else False,
             min_rating=known.min_rating if known else AUTO,
+            text_chars=ANY_LENGTH,  # the service may be set to take longer ones than others do
         )
     return prepared
 

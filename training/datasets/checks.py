@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from models.encoders import ImageError, decode_image
 from models.feedback import EVENT_TYPES, RATED
-from models.rows import EVENT_ROW, ITEM_ROW, ContentObject, row_sentence
+from models.rows import ANY_LENGTH, EVENT_ROW, ITEM_ROW, ContentObject, row_sentence
 from models.vocabulary import Vocabulary
 from training.datasets.base import DatasetError, Record
 
@@ -51,16 +51,18 @@ class ItemCheck:
     string, a picture `{"base64": ...}` without line breaks, a ready vector a float32 array `[dim]`.
 
     `pictures` says whether pictures are decoded, too: what cannot be is better refused now than at the first training.
+    Texts may have `text_chars` characters.
     """
 
-    def __init__(self, *, pictures: bool = False) -> None:
+    def __init__(self, *, pictures: bool = False, text_chars: int = ANY_LENGTH) -> None:
         self.ids = Vocabulary()
+        self._context = {"text_chars": text_chars}
         self._pictures = pictures
         self._dims: dict[str, int] = {}
 
     def __call__(self, row: object) -> Record:
         try:
-            item = ITEM_ROW.validate_python(row)
+            item = ITEM_ROW.validate_python(row, context=self._context)
         except ValidationError as error:
             raise RowError(row_sentence(error)) from None
         if item.id in self.ids:
@@ -96,16 +98,17 @@ class ItemCheck:
 
 
 class EventCheck:
-    """Validates feedback events on the items of a vocabulary."""
+    """Validates feedback events on the items of a vocabulary; texts may have `text_chars` characters."""
 
-    def __init__(self, items: Vocabulary) -> None:
+    def __init__(self, items: Vocabulary, *, text_chars: int = ANY_LENGTH) -> None:
         self._items = items
+        self._context = {"text_chars": text_chars}
         self._users: set[str] = set()
         self._ratings = array("d")
 
     def __call__(self, row: object) -> Event:
         try:
-            event = EVENT_ROW.validate_python(row)
+            event = EVENT_ROW.validate_python(row, context=self._context)
         except ValidationError as error:
             raise RowError(row_sentence(error)) from None
         item = self._items.get(event.item)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from models.feedback import AUTO, MinRating
-from models.rows import read_pictures
+from models.rows import MAX_TEXT_CHARS, read_pictures
 from training.datasets.base import Progress, Record
 from training.datasets.checks import ItemCheck, RowError
 from training.datasets.prepared import (
@@ -48,6 +48,7 @@ def prepare_files(
     name: str,
     synthetic: bool = False,
     min_rating: MinRating = AUTO,
+    text_chars: int = MAX_TEXT_CHARS,
     progress: Progress | None = None,
 ) -> DatasetInfo:
     """Check two files of any name and copy them into a prepared dataset; pictures given as paths are read.
@@ -55,7 +56,7 @@ def prepare_files(
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    check = ItemCheck(pictures=True)
+    check = ItemCheck(pictures=True, text_chars=text_chars)
 
     def complete(row: object) -> Record:
         try:
@@ -66,7 +67,7 @@ def prepare_files(
     return write_dataset(
         out,
         read_items(items, complete),
-        (row for row, _ in read_feedback(feedback, check.ids)),
+        (row for row, _ in read_feedback(feedback, check.ids, text_chars)),
         name=name,
         source=f"{items.name} and {feedback.name}",
         synthetic=synthetic,

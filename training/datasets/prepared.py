@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from models.feedback import AUTO, MinRating, default_min_rating
+from models.rows import ANY_LENGTH
 from models.vocabulary import Vocabulary
 from training.datasets.base import (
     SPLITS,
@@ -175,13 +176,13 @@ def read_items(file: Path, check: Callable[[object], Record]) -> Iterator[Record
         yield located(check, row, *place)
 
 
-def read_feedback(file: Path, items: Vocabulary) -> Iterator[tuple[Record, Event]]:
+def read_feedback(file: Path, items: Vocabulary, text_chars: int = ANY_LENGTH) -> Iterator[tuple[Record, Event]]:
     """Stream the events of a file, as they stand there and parsed.
 
     Raises:
         DatasetError: a bad row, an item that is not in `items`, or no row at all.
     """
-    check = EventCheck(items)
+    check = EventCheck(items, text_chars=text_chars)
     for place, row in read_jsonl(file):
         event = located(check, row, *place)
         yield row, event

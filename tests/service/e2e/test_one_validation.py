@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -194,3 +195,16 @@ def test_what_no_route_took_before_is_still_erasable(alone: Running) -> None:
     alone.ask("DELETE", "/users/a%2Fb%3Fc", status=404)
     assert alone.run(alone.engine.store.get_user(odd)) is None
     alone.ask("DELETE", "/items/%2E", status=404)  # reached, though there is none
+
+
+def test_what_no_route_takes_is_left_out_of_exports(alone: Running, tmp_path: Path) -> None:
+    odd = Event("a/b", "demo-0001", "view", datetime(2026, 1, 1, tzinfo=UTC))
+    alone.run(alone.engine.store.add_feedback([odd]))
+    long = fresh_id("long")
+    alone.create(id=long, modalities={"text": "word " * 3_900})
+    left_out: Counter[str] = Counter()
+    alone.run(export(alone.settings.database_url, tmp_path, left_out=left_out))
+    assert list(left_out.values()) == [1]
+    assert next(iter(left_out)).startswith("user: a user's id is 1 to 128 characters")
+    assert '"a/b"' not in (tmp_path / "feedback.jsonl").read_text("utf-8")
+    assert long in (tmp_path / "items.jsonl").read_text("utf-8")
