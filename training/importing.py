@@ -231,7 +231,8 @@ class _Import:
         try:
             for lines in self._requests(read_lines(stream)):
                 self._send(lines)
-                self._through(lines[-1].number)
+                self._set_down()
+                self._terminal.stage(f"sending {self._kind}", self.outcome.through, self._total)
         except ImportingError as error:
             return ImportingError(f"{error}; {self._done()}")
         except KeyboardInterrupt as error:
@@ -244,11 +245,6 @@ class _Import:
     def _done(self) -> str:
         through = self.outcome.through
         return f"all up to line {through} was sent" if through else "nothing was sent before"
-
-    def _through(self, line: int) -> None:
-        self._set_down()
-        self.outcome.through = line
-        self._terminal.stage(f"sending {self._kind}", line, self._total)
 
     def _requests(self, lines: Iterable[Line | Refusal]) -> Iterator[list[Line]]:
         """Lines to send at once; refusals are noted on the way."""
@@ -279,16 +275,18 @@ class _Import:
 
     def _send(self, lines: list[Line]) -> None:
         answer = self._post(lines)
-        content = self._decoded(answer)
-        if answer.status_code == 200:
-            self._take(lines, content)
-        elif answer.status_code in DIVISIBLE and len(lines) > 1:
+        status, content = answer.status_code, self._decoded(answer)
+        if status in DIVISIBLE and len(lines) > 1:
             self._send(lines[: len(lines) // 2])
             self._send(lines[len(lines) // 2 :])
-        elif answer.status_code in DIVISIBLE:
+            return
+        if status == 200:
+            self._take(lines, content)
+        elif status in DIVISIBLE:
             self._refused.append(_refusal(lines[0], content))
         else:
-            raise ImportingError(f"line {lines[0].number} and after: {answer.status_code} {_detail(content)}")
+            raise ImportingError(f"line {lines[0].number} and after: {status} {_detail(content)}")
+        self.outcome.through = lines[-1].number
 
     def _post(self, lines: list[Line]) -> httpx.Response:
         """The answer to a request, which is sent again while the service is away for a moment."""
@@ -321,6 +319,8 @@ class _Import:
         try:
             return orjson.loads(answer.content)
         except orjson.JSONDecodeError:
+            if answer.status_code in TEMPORARY:  # of a proxy before the service
+                return answer.reason_phrase
             raise self._foreign(f"it answers {answer.status_code} and no JSON") from None
 
     def _foreign(self, reason: str) -> ImportingError:

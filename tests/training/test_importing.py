@@ -304,6 +304,27 @@ def test_a_service_that_stays_busy_ends_it(lacuna: Run, data: Path, service: Ser
     sentence = refused(lacuna("import", "items", data / "items.jsonl", "--url", url))
     assert "line 1 and after: 503 it is busy; nothing was sent before" in sentence
     assert pauses == [60] * (importing.ATTEMPTS - 1)
+    handler.faults = [(502, {}, b"<html>")] * 20
+    sentence = refused(lacuna("import", "items", data / "items.jsonl", "--url", url))
+    assert "line 1 and after: 502 Bad Gateway; nothing was sent before" in sentence
+
+
+def test_halves_of_a_request_count_as_sent(
+    lacuna: Run, service: Serving, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, handler = service
+    handler.most = 30
+    first = importing._Import._ask
+
+    def ask(self: Any, body: bytes) -> Any:
+        if len(handler.posted) == 3:  # all, the first half, its first half
+            handler.faults = [problem(401, "the key is no longer valid")]
+        return first(self, body)
+
+    monkeypatch.setattr(importing._Import, "_ask", ask)
+    answer = lacuna("import", "items", written(*rows(80)), "--url", url)
+    assert refused(answer).endswith("line 21 and after: 401 the key is no longer valid; all up to line 20 was sent")
+    assert "20 items accepted, 0 refused" in answer[2]
 
 
 @pytest.mark.parametrize("again", [True, False])
