@@ -51,7 +51,8 @@ _INTEGERS = range(-(2**63), 2**64)  # what JSON parsers keep whole
 
 # --- parsing ------------------------------------------------------------------------------------------------------
 
-_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_DIGITS_ALIKE = bytes.maketrans(b"123456789", b"000000000")
+_LONG_NUMBER = b"0" * 19
 
 
 def parse_json(raw: bytes) -> Any:
@@ -63,7 +64,8 @@ def parse_json(raw: bytes) -> Any:
         ValueError: it is none; the message says where.
     """
     value = orjson.loads(raw)
-    return json.loads(raw) if _LONG_NUMBER.search(raw) else value
+    # Searching what all digits were made alike in is several times faster than a regular expression.
+    return json.loads(raw) if _LONG_NUMBER in raw.translate(_DIGITS_ALIKE) else value
 
 
 def decode_base64(value: str) -> bytes:

@@ -68,6 +68,9 @@ class RequestContext:
             await self._app(inner, receive, tagged_send)
         except ClientDisconnect:
             status = _CLIENT_CLOSED
+        except asyncio.CancelledError:  # by a server that stops, which would answer 500 itself
+            if not status:
+                await errors.STOPPING.response()(inner, receive, tagged_send)
         finally:
             self._metrics.observe_request(scope["method"], _route(inner), status, perf_counter() - started)
             LIMITS.reset(limits_token)
@@ -91,9 +94,6 @@ class LastResort:
             await (refused.response() if refused else self._app)(scope, receive, answer.send)
         except (ClientDisconnect, errors.ProblemError):  # a problem of the body, which `Bodies` answers
             raise
-        except asyncio.CancelledError:  # by a server that stops, which would answer 500 itself
-            if not answer.has_begun:
-                await errors.STOPPING.response()(scope, receive, send)
         except Exception:
             logger.exception("%s %s failed", scope["method"], scope["path"])
             if answer.has_begun:

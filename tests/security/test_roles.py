@@ -85,7 +85,7 @@ def _paths(routes: list[BaseRoute]) -> Iterator[str]:
         if inner is not None:
             yield from _paths(inner.routes)
         elif isinstance(route, Route | Mount):
-            yield route.path
+            yield route.path.replace(":path}", "}")  # as the document has it
         else:
             pytest.fail(f"a route of an unknown kind: {route!r}")
 

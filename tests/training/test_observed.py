@@ -31,14 +31,14 @@ def test_reviews_are_those_of_the_training_part() -> None:
 
 def test_what_is_rebuilt_is_read_off_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     trained = train_lrmm(source(ratings()), CONFIG, QUICK, terminal=terminal())
-    found = reconstructions(trained.rater, trained.test)
-    assert set(found) == set(trained.rater.names)
+    found = reconstructions(trained.serving, trained.test)
+    assert set(found) == set(trained.serving.names)
     for places in found.values():
         assert 2 <= len(places["observed"]) == len(places["rebuilt"]) <= DRAWN
     monkeypatch.setattr("training.evaluate.observed.plane", lambda rows: rows[:, :2])
-    before = reconstructions(trained.rater, trained.test)
+    before = reconstructions(trained.serving, trained.test)
     trained.test.embeddings[USER][:] += 7.0
-    after = reconstructions(trained.rater, trained.test)
+    after = reconstructions(trained.serving, trained.test)
     assert after[USER]["observed"] != before[USER]["observed"]
     assert after[USER]["rebuilt"] == before[USER]["rebuilt"]
     assert after[ITEM]["rebuilt"] != before[ITEM]["rebuilt"]

@@ -409,8 +409,7 @@ def test_an_evaluation_with_odd_options(tiny: Path, options: list[str]) -> None:
 def loaded(bundle: Path) -> str:
     """What keeps the service from using a bundle; nothing: empty."""
     try:
-        manifest, _, encoders, _ = bootstrap.load(Settings(bundle=bundle, data_dir=bundle.parent / "data"))
-        bootstrap.load_documents(Settings(bundle=bundle, data_dir=bundle.parent / "data"), manifest, encoders)
+        bootstrap.load(Settings(bundle=bundle, data_dir=bundle.parent / "data"))
     except (SettingsError, BundleError, EncoderUnavailableError) as error:
         return sentence_of(error)
     return ""

@@ -188,7 +188,7 @@ def as_nobody(folder: Path) -> Iterator[None]:
     if os.getuid():
         yield
         return
-    for above in (folder, *folder.parents[:2]):
+    for above in (folder, *folder.parents[:-2]):  # below the folder of all temporary files
         above.chmod(0o755)
     os.seteuid(NOBODY)
     try:
