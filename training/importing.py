@@ -6,6 +6,7 @@ the lines of a request that is refused as a whole are sent again in halves. What
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ import orjson
 from pydantic import BaseModel, Field, ValidationError
 
 from models.files import replacing
+from models.rows import parse_json, read_pictures
 from training.progress import Terminal
 
 BOM = b"\xef\xbb\xbf"
@@ -121,7 +123,7 @@ def import_file(file: Path, kind: Kind, url: str, key: str | None, report: Path 
         total = sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(1 << 20), b"")) + 1
         stream.seek(0)
         importing = _Import(client, kind, terminal, total, _writer(opened, report))
-        stopped = importing.run(stream)
+        stopped = importing.run(stream, file.parent if kind is Kind.ITEMS else None)
     _tell(importing.outcome, kind, terminal)
     if stopped is not None:
         raise stopped
@@ -177,13 +179,14 @@ def _tell(outcome: Outcome, kind: Kind, terminal: Terminal) -> None:
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_lines(stream: BinaryIO) -> Iterator[Line | Refusal]:
-    """The lines that hold anything, as objects or as refusals; numbers count blank lines too."""
+def read_lines(stream: BinaryIO, folder: Path | None = None) -> Iterator[Line | Refusal]:
+    """The lines that hold anything, as objects or as refusals; numbers count blank lines too. Pictures that items give
+    as paths are read below the `folder` of the file."""
     for number, data in enumerate(_raw_lines(stream), 1):
         if number == 1:
             data = data.removeprefix(BOM)
         if data.strip():
-            yield _parsed(number, data.strip())
+            yield _parsed(number, data.strip(), folder)
 
 
 def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
@@ -195,18 +198,22 @@ def _raw_lines(stream: BinaryIO) -> Iterator[bytes]:
                 line = stream.readline(LONGEST_LINE)
 
 
-def _parsed(number: int, data: bytes) -> Line | Refusal:
+def _parsed(number: int, data: bytes, folder: Path | None) -> Line | Refusal:
     if len(data) > LONGEST_LINE:
         return Refusal(number, None, f"the line is longer than {LONGEST_LINE} bytes", "the line is too long")
     try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError as error:
+        value = parse_json(data)
+    except ValueError as error:
         said = re.sub(r": line 1 (column \d+) .*", r", \1", str(error))
         return Refusal(number, None, f"this is no valid JSON: {said}", "this is no valid JSON")
     if not isinstance(value, dict):
         return Refusal(number, None, "this is no JSON object", "this is no JSON object")
-    found = value.get("id")
-    return Line(number, data, found if isinstance(found, str) else None)
+    row_id = value.get("id") if isinstance(value.get("id"), str) else None
+    try:
+        row = value if folder is None else read_pictures(value, folder)
+    except ValueError as error:
+        return Refusal(number, row_id, str(error), "a picture's file cannot be read")
+    return Line(number, data if row == value else json.dumps(row).encode(), row_id)
 
 
 # --- sending ---------------------------------------------------------------------------------------------------------
@@ -226,10 +233,10 @@ class _Import:
         url = client.base_url
         self._shown_url = f"{url.scheme}://{url.netloc.decode()}"  # without a password
 
-    def run(self, stream: BinaryIO) -> BaseException | None:
+    def run(self, stream: BinaryIO, folder: Path | None) -> BaseException | None:
         """Send all lines. What ends it early is answered, not raised, so that a report is written of what was done."""
         try:
-            for lines in self._requests(read_lines(stream)):
+            for lines in self._requests(read_lines(stream, folder)):
                 self._send(lines)
                 self._set_down()
                 self._terminal.stage(f"sending {self._kind}", self.outcome.through, self._total)

@@ -457,3 +457,22 @@ def test_files_that_are_none(lacuna: Run, data: Path, tmp_path: Path, service: S
         assert said in refused(lacuna("import", "items", source, "--url", url, "--report", report))
     assert source.read_bytes() == (data / "items.jsonl").read_bytes()
     assert handler.posted == []
+
+
+def test_a_picture_given_as_a_path_is_read_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"picture")
+    rows = [
+        {"id": "a", "modalities": {"image": "a.png"}, "metadata": {"big": 2**70}},
+        {"id": "b", "modalities": {"image": "b.png"}},
+        {"id": "c", "modalities": {"image": "../c.png"}},
+        {"id": "d", "title": "plain"},
+    ]
+    stream = io.BytesIO("\n".join(map(json.dumps, rows)).encode())
+    first, *refusals, last = read_lines(stream, tmp_path)
+    assert isinstance(first, Line)
+    assert json.loads(first.data) == {
+        "id": "a", "modalities": {"image": {"base64": "cGljdHVyZQ=="}}, "metadata": {"big": 2**70}
+    }  # fmt: skip
+    assert [refusal.line for refusal in refusals if isinstance(refusal, Refusal)] == [2, 3]
+    assert isinstance(last, Line)
+    assert last.data == json.dumps(rows[-1]).encode()
