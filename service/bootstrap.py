@@ -140,8 +140,10 @@ def load_iris(bundle: Bundle) -> IRISServing | None:
 def _empty_catalogue(active: Active) -> Catalogue:
     """A catalogue that holds what the models need of items."""
     model, iris = active.dgmrec, active.iris
-    shape = Shape(model.ranks, model.size, model.layers, {} if iris is None else iris.shapes)
-    return Catalogue(shape, FaissIndex)
+    config = model.config
+    sides = {} if iris is None else iris.shapes
+    shape = Shape(model.ranks, model.size, model.layers, config.neighbours, config.cold_neighbours, sides)
+    return Catalogue(shape, FaissIndex, model.trained_row)
 
 
 def _load_ratings(

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from service.domain import ChangesLostError, NotFollowedError
+from service.pipeline import vectors
 from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.engine import Engine
 from service.ports import Change
@@ -134,7 +135,7 @@ async def refresh(engine: Engine, item_ids: Sequence[str], changed: Mapping[str,
                 runtime.superseded = f"The database is served with bundle {item.model_version} by now."
                 continue
             rows.append((Entry.of(item, catalogue.names), derived))
-        await runtime.compute(catalogue.put, rows)
+        await runtime.compute(vectors.put, engine.active.dgmrec, catalogue, rows)
         for item_id in wanted:
             if item_id not in stored:
                 await runtime.compute(catalogue.remove, item_id)

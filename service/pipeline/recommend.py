@@ -81,7 +81,7 @@ async def recommend_user(
     cached = await engine.cache.get(key) if key else None
     catalogue = engine.memory.catalogue
     with engine.runtime.step("rank"):
-        liked, disliked = catalogue.keys(items.liked), catalogue.keys(items.disliked)
+        liked, disliked = catalogue.keys(items.profile), catalogue.keys(items.disliked)
         request = RankingRequest(user, wanted, n, diversity, liked, disliked=disliked)
         if cached is not None:
             ranked = RankedList(wanted, None, *_unpacked(cached))

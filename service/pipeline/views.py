@@ -25,7 +25,8 @@ from service.domain import (
     Vector,
 )
 from service.pipeline.catalogue import Catalogue
-from service.pipeline.impute import Completed, nearest
+from service.pipeline.impute import Completed
+from service.pipeline.vectors import nearest
 from service.ports import Keys
 
 
