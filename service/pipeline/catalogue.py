@@ -190,8 +190,9 @@ class Catalogue:
         self.kernel = Rows({"keys": (count, shape.kernel)}, np.int32, -1)
         self.kernel_cosines = Rows({"cosines": (count, shape.kernel), "reach": (count,)})
         self.available: Mask = np.zeros(0, dtype=np.bool_)
-        self.observed: Mask = np.zeros((0, count), dtype=np.bool_)
-        self.trained: Keys = np.zeros(0, dtype=np.int64)  # rows in the model's tables, -1 for items after training
+        # These have a place from the start, for -1, which is nobody's key, leads to the last one.
+        self.observed: Mask = np.zeros((1, count), dtype=np.bool_)
+        self.trained: Keys = np.full(1, -1, dtype=np.int64)  # rows in the model's tables, -1 for items after training
         self.warm: Mask = np.zeros(0, dtype=np.bool_)  # items whose vector `own` says anything
         self.popularity: Counts = np.zeros(0, dtype=np.int64)
         self.created: Double = np.zeros(0, dtype=np.float64)
