@@ -123,7 +123,7 @@ def measured(client: httpx.Client, events: list[dict[str, Any]]) -> dict[str, An
     """Send the reviews and ask for pairs."""
     for start in range(0, len(events), SENT):
         client.post("/feedback", json={"feedback": events[start : start + SENT]}).raise_for_status()
-    while any(client.get("/stats").raise_for_status().json()["pending"].values()):
+    while client.get("/stats").raise_for_status().json()["awaiting_regeneration"]:
         time.sleep(0.5)
     rng = np.random.default_rng(1)
     one, other = rng.integers(len(events), size=(2, BATCH))

@@ -117,7 +117,7 @@ def fill(client: Client, bundle: Bundle, target: int, rng: np.random.Generator) 
         ]
         status, answer = client.ask("POST", "/feedback", {"feedback": events})
         assert status == 200, answer
-    while any(client.ask("GET", "/stats")[1]["pending"].values()):
+    while client.ask("GET", "/stats")[1]["awaiting_regeneration"]:
         time.sleep(0.5)
     return ids
 

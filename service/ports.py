@@ -146,7 +146,7 @@ class Change:
     """An entry of the change log. `position` grows with every committed write, in the order of the commits.
 
     Under an item's id: `item`, `item-generated`, `item-deleted`, and `item-feedback` where its users changed. Under a
-    user's id: `feedback`, `feedback-deleted`, `user-deleted`.
+    user's id: `feedback`, `feedback-deleted`, `user-deleted`. Under no id: `rebuild`, all that is derived is made anew.
     """
 
     position: int
@@ -214,7 +214,7 @@ class Store(Protocol):
         position, or other items have changed since `seen`."""
 
     async def enqueue_all(self) -> int:
-        """Enqueue every item for regeneration; how many."""
+        """Enqueue every item for regeneration, with an entry `rebuild` in the change log; how many."""
 
     async def feature_changes(self, *, limit: int = 1000) -> list[FeatureChange]:
         """Changes of features that have yet to reach other items, the oldest first."""

@@ -79,6 +79,7 @@ def item(view: ItemView) -> dict[str, Any]:
         "available": view.available,
         "version": view.version,
         "model_version": view.model_version,
+        "pending": view.is_pending,
         "modalities": {name: report(modality) for name, modality in view.modalities.items()},
         "media": {name: f"/items/{quote(view.id)}/media/{quote(name)}" for name in view.media},
         "created_at": view.created_at,

@@ -109,6 +109,8 @@ async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
         await _forget_deleted(engine, deleted)
     engine.memory.forget_users({entry.key for entry in foreign if entry.kind in _USER})
     engine.memory.forget_items({entry.key for entry in foreign if entry.kind == "item-feedback"})
+    if any(entry.kind == "rebuild" for entry in foreign):
+        await engine.runtime.compute(vectors.distrust, engine.active.dgmrec, engine.memory.catalogue)
     await _count(engine, {entry.key for entry in entries if entry.kind == "item-feedback"})
     engine.runtime.timer.observe_lag([time.time() - entry.at.timestamp() for entry in foreign])
 

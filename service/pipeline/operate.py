@@ -51,6 +51,7 @@ async def stats(engine: Engine) -> dict[str, Any]:
     catalogue = engine.memory.catalogue
     followed = engine.runtime.followed
     errors = await engine.store.imputation_errors()
+    waiting = await pending(engine)
     return {
         "model_version": engine.model_version,
         "synthetic": engine.active.manifest.data.synthetic,
@@ -64,7 +65,8 @@ async def stats(engine: Engine) -> dict[str, Any]:
         },
         "fallbacks": dict(engine.runtime.fallbacks),
         "indexes": {name: dict(index.stats()) for name, index in catalogue.indexes.items()},
-        "pending": await pending(engine),
+        "awaiting_regeneration": waiting["items"] + waiting["changes"] + waiting["vectors"],
+        "pending": waiting,
         "last_change": await engine.store.last_change(),
         "worker": {"pid": os.getpid(), "position": followed.position, "lag_seconds": round(followed.lag_s, 3)},
     }

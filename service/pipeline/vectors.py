@@ -83,6 +83,12 @@ def renew(model: DGMRecServing, catalogue: Catalogue) -> bool:
     return False
 
 
+def distrust(model: DGMRecServing, catalogue: Catalogue) -> None:
+    """Note that every layer of every item has to be computed again."""
+    for layer in layers(model):
+        catalogue.stale.add(layer, list(catalogue.entries))
+
+
 # --- the layers and who reads them -----------------------------------------------------------------------------------
 
 CONTENT, NEAR, PARTS, OWN, KERNEL, FINAL = "content", "near", "parts", "own", "kernel", "final"

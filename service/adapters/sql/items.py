@@ -36,6 +36,7 @@ from service.adapters.sql.regeneration import (
     pending_items,
 )
 from service.adapters.sql.tables import (
+    awaiting,
     changes,
     features,
     feedback,
@@ -410,10 +411,17 @@ def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredIt
             generated[part.item_row][part.modality] = Generated(
                 to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
             )
-    return [_to_item(row, observed[row.row_id], generated[row.row_id]) for row in rows]
+    pending = {
+        number
+        for chunk in chunks(numbers)
+        for number in connection.execute(select(awaiting.c.item_row).where(awaiting.c.item_row.in_(chunk))).scalars()
+    }
+    return [_to_item(row, observed[row.row_id], generated[row.row_id], row.row_id in pending) for row in rows]
 
 
-def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping[str, Generated]) -> StoredItem:
+def _to_item(
+    row: Row[Any], observed: Mapping[str, Observed], generated: Mapping[str, Generated], is_pending: bool
+) -> StoredItem:
     values = row._mapping
     return StoredItem(
         id=values["id"],
@@ -430,4 +438,5 @@ def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping
         derived=bytes(values["derived"]),
         row=values["row_id"],
         remarks={name: Remark(**remark) for name, remark in values["remarks"].items()},
+        is_pending=is_pending,
     )

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
-from service.adapters.sql.changes import newest_position
+from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
 from service.adapters.sql.tables import awaiting, changes, feature_changes, feedback, items
@@ -44,9 +44,9 @@ class RegenerationQueries(Queries):
 
     @writes
     def enqueue_all(self, connection: Connection) -> int:
-        """Enqueue every item."""
+        """Enqueue every item, and log that everything is derived anew."""
         rows = connection.execute(select(items.c.row_id)).scalars().all()
-        enqueue(connection, rows, newest_position(connection))
+        enqueue(connection, rows, log(connection, rebuild=["all"]).start)
         return len(rows)
 
     @reads

@@ -314,7 +314,7 @@ class Harness:
         for client in clients:
             while time.monotonic() < until:
                 stats = client.get("/stats").json()
-                if not any(stats["pending"].values()) and stats["worker"]["position"] == stats["last_change"]:
+                if not stats["awaiting_regeneration"] and stats["worker"]["position"] == stats["last_change"]:
                     break
                 time.sleep(0.1)
             else:

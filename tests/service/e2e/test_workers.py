@@ -73,7 +73,7 @@ def answers(client: httpx.Client, user: str, item: str) -> list[Any]:
 
 def settled(client: httpx.Client) -> bool | None:
     """True once nothing awaits regeneration."""
-    return not any(client.get("/stats").json()["pending"].values()) or None
+    return client.get("/stats").json()["awaiting_regeneration"] == 0 or None
 
 
 def agree(one: httpx.Client, other: httpx.Client, user: str, item: str, seconds: float = 15.0) -> None:
