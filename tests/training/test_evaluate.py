@@ -21,11 +21,11 @@ from models.imputers import IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, TRAINER, write_vectors
 from training.baselines.ranking import PEERS
+from training.content import DataOptions, prepare_features, withheld_cells
 from training.datasets import READERS, Dataset, load_dataset
 from training.datasets.base import TEST, TRAIN, PublishedMask
 from training.datasets.tables import read_table
-from training.dgmrec.bundle import serving_model
-from training.dgmrec.recipe import DataOptions, prepare_features, split_parts, train_dgmrec, withheld_cells
+from training.dgmrec.recipe import serving_model, split_parts, train_dgmrec
 from training.evaluate import MODELS, EvaluationError, Plan, Protocol, evaluate, machine
 from training.masking import levels
 from training.progress import Terminal
@@ -225,9 +225,9 @@ def test_retrieval_of_what_is_served(dataset: Dataset) -> None:
     """The generated features and confidences are those of the exported model."""
     with Terminal(quiet=True) as terminal:
         prepared = prepare_features(dataset, LEVELS, terminal)
-        task = train_dgmrec(dataset, prepared, *CONFIGS).task
+        task = train_dgmrec(dataset, prepared.batch, *CONFIGS).task
     filled, confidence = module._generated(task, prepared.batch)
-    served = serving_model(task, dataset)
+    served = serving_model(task, dataset.users, dataset.items)
     for column, name in enumerate(prepared.batch.names):
         projected = task.module.tower(name).projection(filled[name])
         table = torch.from_numpy(served.tables[f"feature.{name}"])  # a raw feature tells the direction alone

@@ -19,16 +19,17 @@ from models.lrmm.serving import LRMMServing
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from tests.training.test_rating_peers import ITEMS, USERS, ratings
+from training.content import DataOptions
 from training.datasets import load_dataset, write_dataset
-from training.dgmrec.recipe import DataOptions
 from training.evaluate import RatingPlan, evaluate_rating
 from training.lrmm import reviews
 from training.lrmm.pairs import PairBuilder
 from training.lrmm.ratings import RatingDataError, Ratings, random_parts
-from training.lrmm.recipe import add_lrmm
+from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.reviews import fit_reviews
 from training.lrmm.task import TRAINER, RatingSource, measured, train_lrmm
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 
 CONFIG = LRMMConfig(
     members=2,
@@ -228,7 +229,7 @@ def test_a_bundle_of_lrmm_alone_and_again(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     for version in (1, 2):
         with terminal() as told:
-            manifest = add_lrmm(data, out, CONFIG, QUICK, options, terminal=told)
+            manifest = train_into_bundle(LRMMRecipe(CONFIG, QUICK), data, out, options, terminal=told)
         assert manifest.version.endswith(f".{version}")
         assert list(manifest.models) == ["lrmm"]
         assert 0.5 < manifest.models["lrmm"].metrics["coverage[+F]"] <= 1

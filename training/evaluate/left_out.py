@@ -10,15 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from models.arrays import Rows
 from models.iris.config import IRISConfig
 from models.iris.serving import IRISServing
 from models.modality import ModalBatch
 from training.baselines.ranking import PEERS, PeerData, tune
+from training.content import DataOptions, no_content, prepare_features
 from training.datasets.base import Dataset
-from training.dgmrec.recipe import DataOptions, prepare_features
 from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.held_out import HeldOut, PairScores, Trials, measured, published_held_out, random_held_out
 from training.iris.task import IRISTraining, TopNSource, completed, member_settings, train_iris
@@ -90,8 +89,8 @@ def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
 def _runner(dataset: Dataset, plan: LeaveOneOutPlan, terminal: Terminal) -> Callable[[int], dict[str, Any]]:
     """What runs one seed. Encoders learn nothing from interactions and run once for all."""
     reads = PEERS[plan.model].content if plan.model != IRIS else plan.config.reads != ()
-    nothing = ModalBatch({}, torch.zeros(len(dataset.items), 0, dtype=torch.bool))
-    content = prepare_features(dataset, plan.options, terminal).batch if reads and dataset.modalities else nothing
+    read = reads and dataset.modalities
+    content = prepare_features(dataset, plan.options, terminal).batch if read else no_content(dataset)
 
     def run(seed: int) -> dict[str, Any]:
         begin = time.perf_counter()

@@ -18,8 +18,9 @@ from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
 from models.modality import ModalBatch
 from training.baselines.ranking import PEERS, PeerData, tune
+from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
-from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
+from training.dgmrec.recipe import split_parts, train_dgmrec
 from training.dgmrec.task import DGMRecTask
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.evaluate.result import Measured, result_of, run_record, training_record
@@ -247,7 +248,7 @@ def _validation_parts(whole: Parts, held: Parts) -> Parts:
 def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
     """Features with holes for the models that read them, filled if an imputer is asked for."""
     if not plan.reads_content:
-        nothing = ModalBatch({}, torch.zeros(len(dataset.items), 0, dtype=torch.bool))
+        nothing = no_content(dataset)
         return Prepared(nothing, nothing, withheld_cells(dataset, plan.options), {})
     prepared = prepare_features(dataset, plan.options, terminal)
     if plan.imputer is None:
@@ -281,7 +282,7 @@ def _fit(
         )
         metrics = {f"valid {name}": value for name, value in found.valid.items()}
         return found.scores, Outcome(metrics, setting=found.setting)
-    trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
+    trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
     out, _ = trained.task.final_embeddings()
     users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
     return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result)
@@ -301,7 +302,7 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
         setting = tuned(prepared.batch, plan.model, graphs, seed=plan.options.seed)
         filled = impute(prepared.batch, plan.model, graphs, setting)
         return Outcome(retrieval(prepared.complete, prepared.batch, filled), setting=setting)
-    trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
+    trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
     filled, confidence = _generated(trained.task, prepared.batch)
     ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
     metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)

@@ -13,8 +13,8 @@ from models.arrays import Double
 from models.feedback import HIGHEST, LOWEST
 from models.lrmm.config import LRMMConfig
 from training.baselines.rating import RATING_PEERS, PeerRatings, tune_rating_peer
+from training.content import DataOptions
 from training.datasets.base import Dataset
-from training.dgmrec.recipe import DataOptions
 from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
 from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.lrmm.ratings import RatingDataError, RatingParts, Ratings, published_parts, random_parts, thinned

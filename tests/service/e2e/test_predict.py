@@ -13,11 +13,12 @@ import pytest
 from models.lrmm.config import LRMMConfig
 from tests.service.e2e.test_erasure import traces
 from tests.service.running import Running, fresh_id, settings_for
+from training.content import DataOptions
 from training.datasets import load_dataset, write_dataset
-from training.dgmrec.recipe import DataOptions
-from training.lrmm.recipe import add_lrmm
+from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 
 CONFIG = LRMMConfig(
     members=2, hidden=16, rating_hidden=8, lstm_hidden=8, word_embedding_size=8, lstm_epochs=1,
@@ -45,14 +46,10 @@ def rating_bundle(demo_bundle: Path, kept: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(demo_bundle, temporary)
     with Terminal(quiet=True) as terminal:
-        add_lrmm(
-            load_dataset(kept / "rated"),
-            temporary,
-            CONFIG,
-            TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 32}),
-            DataOptions(cache=kept / "encoders", threads=1),
-            terminal=terminal,
-        )
+        trainer = TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 32})
+        options = DataOptions(cache=kept / "encoders", threads=1)
+        rated = load_dataset(kept / "rated")
+        train_into_bundle(LRMMRecipe(CONFIG, trainer), rated, temporary, options, terminal=terminal)
     temporary.rename(path)
     return path
 
