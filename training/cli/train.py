@@ -46,8 +46,8 @@ from training.cli.options import (
 from training.cli.service import exec_service
 from training.content import DataOptions
 from training.datasets import load_dataset
+from training.datasets.base import FEEDBACK, ITEMS
 from training.datasets.native import prepare_files
-from training.datasets.prepared import FEEDBACK, ITEMS
 from training.demo.catalogue import NAME as DEMO_NAME
 from training.demo.catalogue import prepare_demo
 from training.held_out import LeaveOneOutError

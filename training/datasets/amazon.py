@@ -18,6 +18,7 @@ from typing import Any
 from models.feedback import HIGHEST, LOWEST
 from training.datasets.base import DatasetError, Located, Place, Progress, Record
 from training.datasets.prepared import DatasetInfo, write_dataset
+from training.datasets.published import Published
 from training.datasets.records import Records, moment
 from training.datasets.tables import read_objects, read_rating_split
 
@@ -60,9 +61,8 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
         (Located(place, _event(row, place, counted)) for file in reviews for place, row in _rows(file, counted)),
         name=source.resolve().name,
         source=f"Amazon reviews, {', '.join(file.name for file in reviews)}",
-        rating_split=read_rating_split(source),
+        published=Published(rating_split=read_rating_split(source)),
         tally=counted.tally,
-        merge_repeated=True,
         progress=progress,
     )
 

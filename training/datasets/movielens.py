@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from models.feedback import HIGHEST, LOWEST
 from training.datasets.base import DatasetError, LeaveOneOut, Located, Progress, PublishedMask, Record
-from training.datasets.prepared import DatasetInfo, mask_name, read_mask, write_dataset
+from training.datasets.prepared import DatasetInfo, write_dataset
+from training.datasets.published import Published, mask_name, read_mask
 from training.datasets.records import HALF_STARS, MAPPED, Records, whole_number
 from training.datasets.tables import (
     Aliases,
@@ -192,13 +193,14 @@ def _prepare(
         _feedback(layout, ratings, records),
         name=name,
         source=f"MovieLens, {ratings.name} and {films.name}",
-        split=_split(splits[0]) if splits else None,
-        masks={mask_name(file): _mask(file, known) for file in sorted(source.glob("missing_*.npz"))},
-        new_items=_new_items(source / "new_items.npy", known),
-        rating_split=read_rating_split(source),
-        leave_one_out=_left_out(source),
+        published=Published(
+            split=_split(splits[0]) if splits else None,
+            masks={mask_name(file): _mask(file, known) for file in sorted(source.glob("missing_*.npz"))},
+            new_items=_new_items(source / "new_items.npy", known),
+            rating_split=read_rating_split(source),
+            leave_one_out=_left_out(source),
+        ),
         tally=records.tally,
-        merge_repeated=True,
         progress=progress,
     )
 
