@@ -60,7 +60,7 @@ def test_item_knn(
     length = np.sqrt(np.diagonal(counts))
     np.fill_diagonal(counts, 0)
     similarity = counts / np.maximum(np.outer(length, length) + shrinkage, 1e-12)
-    found = module._most_similar(data.train, k, shrinkage).toarray()
+    found = module.most_similar(data.train, k, shrinkage).toarray()
     for item in range(ITEMS):
         kept = found[item] > 0
         np.testing.assert_allclose(found[item][kept], similarity[item][kept], rtol=1e-5)

@@ -69,7 +69,7 @@ def popularity(data: PeerData) -> ScoreFunction:
 
 def item_knn(data: PeerData, *, k: int, shrinkage: float) -> ScoreFunction:
     """Sum over the user's items j of c_ij / (sqrt(c_ii c_jj) + shrinkage), for j among the k most similar to i."""
-    train, similar = data.train, _most_similar(data.train, k, shrinkage)
+    train, similar = data.train, most_similar(data.train, k, shrinkage)
     into = sp.csr_array(similar.T)
 
     def scores(rows: Rows) -> Scores:
@@ -79,7 +79,7 @@ def item_knn(data: PeerData, *, k: int, shrinkage: float) -> ScoreFunction:
     return scores
 
 
-def _most_similar(train: Matrix, k: int, shrinkage: float) -> Matrix:
+def most_similar(train: Matrix, k: int, shrinkage: float) -> Matrix:
     """Each item's k most similar items `[n, n]`, a block of rows at a time."""
     by_item = sp.csr_array(train.T)
     length = np.sqrt(np.asarray(train.sum(axis=0)).ravel())

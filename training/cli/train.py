@@ -91,7 +91,7 @@ def demo(
             prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
         options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_of(data))
         recipes = [RECIPES["dgmrec"](DEMO_SETTINGS), RECIPES["iris"]({"seed": DEMO_SEED})]
-        _train(recipes, data, out, options, source=data, fresh=False)
+        train_recipes(recipes, data, out, options, source=data, fresh=False)
     if not bundle_only:
         exec_service(["--bundle", str(out)])
 
@@ -147,12 +147,12 @@ def train_command(
     if model in (Model.DGMREC, Model.ALL):
         chosen[on_device] = parse_device(device)
     recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
-    _train(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
+    train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
     if as_json:
         print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))
 
 
-def _train(
+def train_recipes(
     recipes: Sequence[Recipe], data: Path, out: Path, options: DataOptions, *, source: Path | None, fresh: bool
 ) -> None:
     """Train models one after the other into one bundle. Of several, those that the data do not suffice for are left

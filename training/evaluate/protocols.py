@@ -27,7 +27,7 @@ from training.evaluate.result import Measured, result_of, run_record, training_r
 from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
-from training.splits import Parts, draw_new_items
+from training.splits import Parts, draw_new_items, validation_parts
 from training.trainer import TrainerConfig, TrainingResult
 
 
@@ -211,11 +211,11 @@ def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
-    new_items = _new_items(dataset, plan)
+    new_items = new_items_of(dataset, plan)
     parts = split_parts(dataset, plan.options.seed, new_items)
     if plan.validation_only:
-        parts = _validation_parts(split_parts(dataset, plan.options.seed), parts)
-    prepared = _prepared(dataset, plan, parts, terminal)
+        parts = validation_parts(split_parts(dataset, plan.options.seed), parts)
+    prepared = prepared_content(dataset, plan, parts, terminal)
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
     ranks = rank_all(scores, parts.test, parts.train)
     if new_items is not None:
@@ -226,7 +226,8 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     return replace(outcome, metrics=outcome.metrics | ranking_by_level(ranks, level))
 
 
-def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
+def new_items_of(dataset: Dataset, plan: Plan) -> Rows | None:
+    """Rows of the items that the plan holds out of training: the published ones, or drawn from the seed."""
     if plan.protocol is not Protocol.NEW_ITEMS:
         return None
     rng = np.random.default_rng(plan.options.seed)
@@ -238,14 +239,7 @@ def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
     return np.sort(rng.permutation(others)[: len(dataset.new_items)])
 
 
-def _validation_parts(whole: Parts, held: Parts) -> Parts:
-    """The parts with new items held out, whose test part is what that took from the training part `whole.train`, and
-    the validation part."""
-    keys, left = (pairs @ np.array([whole.train[:, 1].max() + 1, 1]) for pairs in (whole.train, held.train))
-    return Parts(held.train, held.valid, np.concatenate([whole.train[~np.isin(keys, left)], held.valid])).evaluable()
-
-
-def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
+def prepared_content(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
     """Features with holes for the models that read them, filled if an imputer is asked for."""
     if not plan.reads_content:
         nothing = no_content(dataset)
@@ -253,10 +247,10 @@ def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) ->
     prepared = prepare_features(dataset, plan.options, terminal)
     if plan.imputer is None:
         return prepared
-    return replace(prepared, batch=_filled(prepared.batch, plan, _graphs(dataset, parts)))
+    return replace(prepared, batch=filled_content(prepared.batch, plan, _graphs(dataset, parts)))
 
 
-def _filled(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
+def filled_content(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
     """The batch with every cell imputed and taken for real, but for a modality that nobody has."""
     assert plan.imputer is not None
     setting = tuned(batch, plan.imputer, graphs, seed=plan.options.seed)
@@ -303,14 +297,14 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
         filled = impute(prepared.batch, plan.model, graphs, setting)
         return Outcome(retrieval(prepared.complete, prepared.batch, filled), setting=setting)
     trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
-    filled, confidence = _generated(trained.task, prepared.batch)
+    filled, confidence = generated_content(trained.task, prepared.batch)
     ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
     metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)
     return Outcome(metrics, trained.result)
 
 
 @torch.no_grad()
-def _generated(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def generated_content(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Features with every missing cell generated, and the confidence in each: what would be served."""
     if task.content is None:
         raise EvaluationError("a model without modalities generates nothing")
