@@ -99,11 +99,11 @@ def _main() -> int:
     try:
         with _image_errors():
             image = _opened(data, sys.maxsize)
-        made = _decoded(data, image)
+        decoded = _decoded(data, image)
     except ImageError as error:
         sys.stderr.write(str(error))
         return _REFUSED
-    sys.stdout.buffer.write(struct.pack("<II", *made.size) + made.tobytes())
+    sys.stdout.buffer.write(struct.pack("<II", *decoded.size) + decoded.tobytes())
     return 0
 
 
@@ -191,12 +191,12 @@ def _reduced(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Ima
     width, height = image.size
     is_whole = width * height <= _WHOLE_PIXELS
     factor = 1 if is_whole else max(1, min(width, height) // _REDUCED_SIDE)
-    made = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     rows = height if is_whole else max(1, _BAND_PIXELS // (width * factor)) * factor
     for top in range(0, height, rows):
         band = image.crop((0, top, width, min(top + rows, height)))
-        made.paste(_framed(_over_white(band), frame, top).reduce(factor), (0, top // factor))
-    return made
+        reduced.paste(_framed(_over_white(band), frame, top).reduce(factor), (0, top // factor))
+    return reduced
 
 
 def _framed(band: Image.Image, frame: tuple[int, int, int, int] | None, top: int) -> Image.Image:

@@ -366,7 +366,7 @@ def test_evaluate(lacuna: Run, data: Path, tmp_path: Path) -> None:
     assert "seed 2" in err
 
 
-def test_evaluate_a_peer_with_a_share_missing(lacuna: Run, data: Path, tmp_path: Path) -> None:
+def test_evaluate_a_baseline_with_a_share_missing(lacuna: Run, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     code, _, _ = lacuna("evaluate", "content", "--data", data, "--missing", "0.2", "--seeds", "1", "--json", file)
     assert code == 0

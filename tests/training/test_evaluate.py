@@ -20,7 +20,7 @@ import training.evaluate.protocols as module
 from models.imputers import IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, TRAINER, write_vectors
-from training.baselines.ranking import PEERS
+from training.baselines.ranking import BASELINES
 from training.content import DataOptions, prepare_features, withheld_cells
 from training.datasets import READERS, Dataset, load_dataset
 from training.datasets.base import TEST, TRAIN, PublishedMask
@@ -110,7 +110,7 @@ def test_a_figure_that_some_seeds_lack() -> None:
 # --- protocols -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["dgmrec", "lightgcn", *PEERS])
+@pytest.mark.parametrize("model", ["dgmrec", "lightgcn", *BASELINES])
 def test_missing_by_level(dataset: Dataset, model: str) -> None:
     found = run(dataset, model)
     level = levels(dataset.observed() & ~withheld_cells(dataset, replace(LEVELS, seed=1)))
@@ -135,9 +135,9 @@ def test_lightgcn_is_dgmrec_without_modalities(dataset: Dataset) -> None:
     assert found["config"]["model"]["modal"] is False
 
 
-def test_peers_say_what_they_chose(dataset: Dataset) -> None:
+def test_baselines_say_what_they_chose(dataset: Dataset) -> None:
     config = run(dataset, "item-knn", seeds=2)["config"]
-    assert config["grid"] == list(PEERS["item-knn"].grid)
+    assert config["grid"] == list(BASELINES["item-knn"].grid)
     assert [chosen.pop("seed") for chosen in config["chosen"]] == [1, 2]
     assert all(chosen in config["grid"] for chosen in config["chosen"])
 

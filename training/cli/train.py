@@ -191,8 +191,8 @@ def _from_database(url: str, out: Path) -> Path:
         environment = {**os.environ, "LACUNA_DATABASE_URL": url}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr.strip().rpartition("\n")[2]  # warnings come first
-            raise CommandError(re.sub(r" \(--force .*?\)", "", said.replace("LACUNA_DATABASE_URL", "--from-db")))
+            message = done.stderr.strip().rpartition("\n")[2]  # warnings come first
+            raise CommandError(re.sub(r" \(--force .*?\)", "", message.replace("LACUNA_DATABASE_URL", "--from-db")))
         sys.stderr.write(done.stderr)
         prepare_files(
             Path(folder) / ITEMS,

@@ -154,13 +154,13 @@ def _items(source: Path, reviewed: dict[str, None], records: Records) -> Iterato
 
 def _item(key: str, row: dict[str, Any], source: Path, records: Records) -> Record | None:
     title = _text(row.get("title"))
-    told = "\n".join(filter(None, (_text(row.get(name)) for name in ("features", "feature", "description"))))
+    description = "\n".join(filter(None, (_text(row.get(name)) for name in ("features", "feature", "description"))))
     categories = _categories(row.get("categories") or row.get("category")) or _categories([row.get("main_category")])
     return records.item(
         key,
         title=title,
         modalities={
-            "text": records.text(f"{title}\n{told}" if title else told) if told else "",
+            "text": records.text(f"{title}\n{description}" if title else description) if description else "",
             "image": records.picture(source / "images", key),
         },
         categories=categories,

@@ -141,9 +141,9 @@ def read_info(folder: Path) -> DatasetInfo:
         raw = orjson.loads(file.read_bytes())
     except orjson.JSONDecodeError:
         raise DatasetError(f"{file} is not valid JSON") from None
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
-        raise DatasetError(f"{file} has format version {found!r}, this Lacuna reads version {FORMAT}")
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if version != FORMAT:
+        raise DatasetError(f"{file} has format version {version!r}, this Lacuna reads version {FORMAT}")
     try:
         return DatasetInfo.model_validate(raw)
     except ValidationError as error:

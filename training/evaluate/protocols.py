@@ -17,7 +17,7 @@ from models.dgmrec.config import DGMRecConfig
 from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
 from models.modality import ModalBatch
-from training.baselines.ranking import PEERS, PeerData, tune
+from training.baselines.ranking import BASELINES, BaselineData, tune
 from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
 from training.dgmrec.recipe import split_parts, train_dgmrec
@@ -44,7 +44,7 @@ class Protocol(StrEnum):
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
 LEARNED = ("dgmrec", "lightgcn")
-RANKERS = (*LEARNED, *PEERS)
+RANKERS = (*LEARNED, *BASELINES)
 GENERATORS = ("dgmrec", *IMPUTERS)
 MODELS = tuple(dict.fromkeys((*RANKERS, *IMPUTERS)))
 
@@ -58,7 +58,7 @@ class Plan:
     """What to measure.
 
     Attributes:
-        model: one of `MODELS`; imputers only under the protocol retrieval, peers only under the others.
+        model: one of `MODELS`; imputers only under the protocol retrieval, baselines only under the others.
         options: which cells are withheld; the protocol ratio sets `missing` itself.
         configs: of the learned models.
         imputer: fills the cells that dgmrec or content would find missing before it sees them.
@@ -101,8 +101,8 @@ class Plan:
     @property
     def reads_content(self) -> bool:
         """Whether the model looks at features at all."""
-        if self.model in PEERS:
-            return PEERS[self.model].content
+        if self.model in BASELINES:
+            return BASELINES[self.model].content
         return self.model != "lightgcn"
 
     def seeded(self, seed: int) -> Plan:
@@ -139,7 +139,7 @@ def evaluate(
     publishes them), its own initial weights and batches. The split is the dataset's where it has one.
 
     Raises:
-        EvaluationError, PeerError, and what `prepare_features` and `split_parts` raise.
+        EvaluationError, BaselineError, and what `prepare_features` and `split_parts` raise.
     """
     runs = [_run(dataset, plan.seeded(seed), seed, terminal) for seed in range(1, seeds + 1)]
     device = plan.configs[1].device if plan.model in LEARNED else "cpu"
@@ -154,7 +154,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         model, trainer = plan.seeded(0).configs
         config |= {"model": model.model_dump(exclude={"seed"}), "trainer": trainer.model_dump(exclude={"seed"})}
     else:
-        grid = PEERS[plan.model].grid if plan.model in PEERS else IMPUTERS[plan.model].settings
+        grid = BASELINES[plan.model].grid if plan.model in BASELINES else IMPUTERS[plan.model].settings
         config |= {"grid": [dict(setting) for setting in grid]}
         config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs if "setting" in run]}
     return config | {
@@ -266,16 +266,16 @@ def _graphs(dataset: Dataset, parts: Parts) -> InteractionGraphs:
 def _fit(
     dataset: Dataset, plan: Plan, parts: Parts, prepared: Prepared, terminal: Terminal
 ) -> tuple[ScoreFunction, Outcome]:
-    if plan.model in PEERS:
-        data = PeerData(parts, len(dataset.users), len(dataset.items), prepared.batch)
-        found = tune(
-            PEERS[plan.model],
+    if plan.model in BASELINES:
+        data = BaselineData(parts, len(dataset.users), len(dataset.items), prepared.batch)
+        tuning = tune(
+            BASELINES[plan.model],
             data,
             metric=plan.configs[1].metric,
             progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),
         )
-        metrics = {f"valid {name}": value for name, value in found.valid.items()}
-        return found.scores, Outcome(metrics, setting=found.setting)
+        metrics = {f"valid {name}": value for name, value in tuning.valid.items()}
+        return tuning.scores, Outcome(metrics, setting=tuning.setting)
     trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
     out, _ = trained.task.final_embeddings()
     users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
