@@ -26,8 +26,9 @@ import torch
 
 from models.dgmrec.config import DGMRecConfig
 from models.modality import ModalBatch
+from training.content import DataOptions, prepare_features
 from training.datasets.prepared import load_dataset
-from training.dgmrec.recipe import DataOptions, prepare_features, split_parts
+from training.dgmrec.recipe import split_parts
 from training.dgmrec.task import DGMRecTask, TopNData
 from training.evaluate.machine import machine
 from training.progress import Terminal

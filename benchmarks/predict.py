@@ -30,12 +30,13 @@ import httpx
 import numpy as np
 
 from models.lrmm.config import LRMMConfig
+from training.content import DataOptions
 from training.datasets import Dataset, load_dataset, write_dataset
-from training.dgmrec.recipe import DataOptions
 from training.evaluate import machine
-from training.lrmm.recipe import add_lrmm
+from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 
 SINGLE, BATCH, BATCHES = 500, 1000, 20
 USERS, REVIEWS, SENT = 200, 2000, 500
@@ -62,7 +63,7 @@ def main() -> None:
         shutil.copytree(options.bundle, folder / "bundle")
         with Terminal() as terminal:
             cache = DataOptions(cache=options.data.with_name(f"{options.data.name}-cache"), threads=1)
-            add_lrmm(dataset, folder / "bundle", LRMMConfig(), TRAINER, cache, terminal=terminal)
+            train_into_bundle(LRMMRecipe(LRMMConfig(), TRAINER), dataset, folder / "bundle", cache, terminal=terminal)
         with served(folder / "bundle", folder / "service") as client:
             result = measured(client, events)
     print(json.dumps(result["metrics"], indent=1))

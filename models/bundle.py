@@ -182,10 +182,10 @@ def read_manifest(folder: Path) -> Manifest:
         raw = json.loads(file.read_bytes())
     except (ValueError, RecursionError):
         raise BundleError(f"the bundle {folder} is damaged: {MANIFEST} is not valid JSON") from None
-    found = raw.get("schema_version") if isinstance(raw, dict) else None
-    if found != SCHEMA_VERSION:
+    schema = raw.get("schema_version") if isinstance(raw, dict) else None
+    if schema != SCHEMA_VERSION:
         raise BundleError(
-            f"the bundle {folder} has schema version {found!r}, this Lacuna reads version {SCHEMA_VERSION}"
+            f"the bundle {folder} has schema version {schema!r}, this Lacuna reads version {SCHEMA_VERSION}"
         )
     try:
         manifest = Manifest.model_validate(raw)

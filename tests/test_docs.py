@@ -16,7 +16,7 @@ from service.main import create_app
 from service.settings import Settings, describe_settings
 from training.cli import app
 from training.cli.options import parse_settings
-from training.dgmrec.recipe import DataOptions
+from training.content import DataOptions
 from training.evaluate import Plan, Protocol
 from training.trainer import TrainerConfig
 

@@ -1,4 +1,4 @@
-"""Models that join a bundle: its own encoders make their features, and its other models stay."""
+"""Writing models into bundles: a bundle's own encoders make the features, and its other models stay."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
+from models.arrays import Mask
 from models.bundle import (
+    CATALOGUE_FEATURES,
+    CATALOGUE_FEEDBACK,
+    CATALOGUE_ITEMS,
     MANIFEST,
     Bundle,
     BundleWriter,
@@ -22,12 +27,12 @@ from models.bundle import (
     ModalityEntry,
     ModelEntry,
     next_version,
-    require_replaceable,
 )
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.modality import ModalBatch
-from training.datasets.base import Dataset
-from training.dgmrec.recipe import DataOptions, prepare_features, withheld_cells
+from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
+from training.datasets.base import FEEDBACK, Dataset
+from training.datasets.prepared import item_line
 from training.features import encode_dataset
 from training.progress import Terminal
 
@@ -49,18 +54,21 @@ class Opened:
 
 
 def open_bundle(dataset: Dataset, out: Path, options: DataOptions, terminal: Terminal) -> Opened:
-    """The bundle at `out`, or what a new one begins with.
+    """The bundle at `out` with the items' features by its encoders, or what a new one begins with.
 
     Raises:
-        BundleError: something else stands there. What `prepare_features` raises.
+        BundleError: the bundle is damaged. What `prepare_features` raises.
     """
-    require_replaceable(out)  # said now rather than after the training
     if (out / MANIFEST).is_file():
         bundle = Bundle.load(out)
         return Opened(bundle, content_under(bundle, dataset, options, terminal), bundle.manifest.modalities, {})
     if not dataset.modalities:
         return Opened(None, no_content(dataset), (), {})
-    prepared = prepare_features(dataset, options, terminal)
+    return new_bundle(prepare_features(dataset, options, terminal))
+
+
+def new_bundle(prepared: Prepared) -> Opened:
+    """What a new bundle begins with: features by new encoders."""
     modalities = tuple(
         ModalityEntry(name=spec.name, dim=spec.dim, encoder=prepared.encoders.get(spec.name))
         for spec in prepared.batch.specs
@@ -72,15 +80,18 @@ def join(
     out: Path,
     opened: Opened,
     name: str,
-    data: DataEntry,
+    dataset: Dataset,
+    interactions: int,
     save: Callable[[BundleWriter], ModelEntry],
     *,
-    catalogue: Callable[[BundleWriter], None] | None = None,
+    source: Path | None = None,
 ) -> Manifest:
     """Write the model `name` into the bundle beside what it holds, in place of an older one of that name.
 
     Args:
-        catalogue: writes the catalogue into a new bundle; one that is there keeps its own.
+        interactions: how many events of the dataset the model was made of; a bundle that is there keeps its own
+            account of the data.
+        source: the prepared dataset, whose catalogue a new bundle holds; one that is there keeps its own.
     """
     old = opened.bundle.manifest if opened.bundle is not None else None
     with BundleWriter(out) as writer:
@@ -89,13 +100,13 @@ def join(
                 _copy(writer, out, file)
         for file, write in opened.files.items():
             writer.add(file, write)
-        if old is None and catalogue is not None:
-            catalogue(writer)
+        if old is None and source is not None:
+            add_catalogue(writer, dataset, opened.content, source)
         entry = save(writer)
         return writer.finish(
             version=next_version(out, datetime.now(UTC).date().isoformat()),
             lacuna_version=version("lacuna"),
-            data=data if old is None else old.data,
+            data=_data_entry(dataset, opened.content, interactions) if old is None else old.data,
             modalities=opened.modalities,
             models={**(old.models if old is not None else {}), name: entry},
         )
@@ -128,21 +139,15 @@ def content_under(bundle: Bundle, dataset: Dataset, options: DataOptions, termin
     return ModalBatch({name: batch.features[name] for name in batch.names if name in known}, batch.observed[:, columns])
 
 
-def no_content(dataset: Dataset) -> ModalBatch:
-    """Items without any content."""
-    return ModalBatch({}, torch.zeros(len(dataset.items), 0, dtype=torch.bool))
-
-
-def data_entry(dataset: Dataset, content: ModalBatch, interactions: int) -> DataEntry:
-    """What a bundle says of the data."""
-    missing = 1 - float(content.observed.float().mean()) if content.names else 0.0
+def _data_entry(dataset: Dataset, content: ModalBatch, interactions: int) -> DataEntry:
+    observed = content.observed.numpy()
     return DataEntry(
         name=dataset.name,
         synthetic=dataset.synthetic,
         users=len(dataset.users),
         items=len(dataset.items),
         interactions=interactions,
-        missing_cells=round(missing, 4),
+        missing_cells=round(float(1 - observed.mean()), 4) if observed.size else 0.0,
         fingerprint=dataset.fingerprint,
         min_rating=dataset.min_rating,
     )
@@ -165,3 +170,35 @@ def run_fingerprint(content: ModalBatch, settings: Mapping[str, Any]) -> str:
 
 def _copy(writer: BundleWriter, folder: Path, name: str) -> None:
     writer.add(name, lambda file: shutil.copyfile(folder / name, file))
+
+
+# --- the catalogue ----------------------------------------------------------------------------------------------------
+
+
+def add_catalogue(writer: BundleWriter, dataset: Dataset, batch: ModalBatch, source: Path) -> None:
+    """Write the catalogue into a bundle: items, the raw features that training saw, and the prepared feedback."""
+    observed = batch.observed.numpy()
+    columns = {name: observed[:, column] for column, name in enumerate(batch.names)}
+    writer.add(CATALOGUE_ITEMS, lambda file: _write_items(file, dataset, columns))
+    arrays: dict[str, NDArray[Any]] = {name: feature.numpy() for name, feature in batch.features.items()}
+    arrays |= {f"{name}.observed": column.astype(np.uint8) for name, column in columns.items()}
+    writer.tensors(CATALOGUE_FEATURES, arrays)
+    feedback = source / FEEDBACK
+    writer.add(CATALOGUE_FEEDBACK, lambda file: file.write_bytes(feedback.read_bytes()))
+
+
+def _write_items(file: Path, dataset: Dataset, observed: Mapping[str, Mask]) -> None:
+    """The items' bodies without withheld cells and without vectors, which the features' file holds."""
+    with file.open("wb") as stream:
+        for row, record in enumerate(dataset.records):
+            stream.write(item_line(visible(record, {name: bool(column[row]) for name, column in observed.items()})))
+
+
+def visible(record: Mapping[str, Any], observed: Mapping[str, bool]) -> dict[str, Any]:
+    """An item's body with only its observed content; a title that would stand in for withheld text stays a title."""
+    contents = {
+        name: content
+        for name, content in (record.get("modalities") or {}).items()
+        if observed.get(name, False) and not (isinstance(content, dict) and "vector" in content)
+    }
+    return {**record, "modalities": contents}

@@ -28,7 +28,7 @@ _WHOLE_PIXELS = 4_000_000  # a picture with more is reduced before it becomes RG
 _BAND_PIXELS = 1_000_000  # and read in bands of so many pixels
 _MAX_SCANS = 40  # of a progressive JPEG, which is gone through once for each; encoders write about ten
 _APART_PIXELS = 2_000_000  # a WebP with more is decoded in a process of its own,
-_APART_SECONDS = 60  # which may take so long,
+APART_SECONDS = 60  # which may take so long,
 _REFUSED = 3  # and ends with this where it says what is wrong
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
@@ -84,9 +84,9 @@ def _decoded_apart(data: bytes) -> Image.Image:
     command = [sys.executable, "-P", __file__]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, input=data, env=environment, capture_output=True, timeout=_APART_SECONDS)
+        done = subprocess.run(command, input=data, env=environment, capture_output=True, timeout=APART_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ImageError(f"the picture takes longer than {_APART_SECONDS} s to decode") from None
+        raise ImageError(f"the picture takes longer than {APART_SECONDS} s to decode") from None
     if done.returncode:
         raise ImageError(
             done.stderr.decode().strip() if done.returncode == _REFUSED else "the picture cannot be decoded"
@@ -99,11 +99,11 @@ def _main() -> int:
     try:
         with _image_errors():
             image = _opened(data, sys.maxsize)
-        made = _decoded(data, image)
+        decoded = _decoded(data, image)
     except ImageError as error:
         sys.stderr.write(str(error))
         return _REFUSED
-    sys.stdout.buffer.write(struct.pack("<II", *made.size) + made.tobytes())
+    sys.stdout.buffer.write(struct.pack("<II", *decoded.size) + decoded.tobytes())
     return 0
 
 
@@ -191,12 +191,12 @@ def _reduced(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Ima
     width, height = image.size
     is_whole = width * height <= _WHOLE_PIXELS
     factor = 1 if is_whole else max(1, min(width, height) // _REDUCED_SIDE)
-    made = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     rows = height if is_whole else max(1, _BAND_PIXELS // (width * factor)) * factor
     for top in range(0, height, rows):
         band = image.crop((0, top, width, min(top + rows, height)))
-        made.paste(_framed(_over_white(band), frame, top).reduce(factor), (0, top // factor))
-    return made
+        reduced.paste(_framed(_over_white(band), frame, top).reduce(factor), (0, top // factor))
+    return reduced
 
 
 def _framed(band: Image.Image, frame: tuple[int, int, int, int] | None, top: int) -> Image.Image:

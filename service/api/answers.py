@@ -102,9 +102,9 @@ def hit(found: Hit, *, explain: bool = False) -> dict[str, Any]:
     return answer
 
 
-def hits(found: Iterable[Hit]) -> dict[str, Any]:
+def hits(ranked: Iterable[Hit]) -> dict[str, Any]:
     """A list of found items, best first."""
-    return {"items": [hit(item) for item in found]}
+    return {"items": [hit(item) for item in ranked]}
 
 
 def recommendations(ranked: Recommendations, *, explain: bool) -> dict[str, Any]:

@@ -107,13 +107,13 @@ class ProblemError(Exception):
 
 def invalid(errors: Iterable[FieldError], total: int | None = None) -> Problem:
     """422 with the values that are wrong: the first of `total`, or all of them."""
-    found = tuple(errors)
-    first = found[0]
+    listed = tuple(errors)
+    first = listed[0]
     detail = f"{first.pointer}: {first.detail}" if first.pointer else first.detail
-    more = (total or len(found)) - 1
+    more = (total or len(listed)) - 1
     if more:
         detail += f" (and {more} more)"
-    return Problem("invalid-input", "Invalid input", 422, detail, found[:MAX_ERRORS])
+    return Problem("invalid-input", "Invalid input", 422, detail, listed[:MAX_ERRORS])
 
 
 def invalid_fields(error: ValidationError, most: int = MAX_ERRORS) -> Problem:

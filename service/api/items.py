@@ -118,8 +118,8 @@ def _row(row: object) -> Draft | errors.Problem:
 
 
 def _row_id(row: object) -> str | None:
-    found = row.get("id") if isinstance(row, dict) else None
-    return found if isinstance(found, str) else None
+    item_id = row.get("id") if isinstance(row, dict) else None
+    return item_id if isinstance(item_id, str) else None
 
 
 def _row_answer(index: int, item_id: str | None, outcome: Written | LacunaError | errors.Problem) -> dict[str, Any]:
@@ -264,5 +264,5 @@ async def impute(
     hidden: HiddenDep,
 ) -> Response:
     """Generate the missing modalities of an item and answer them; nothing is stored."""
-    made = await items.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
-    return Json(answers.imputation(made))
+    imputation = await items.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
+    return Json(answers.imputation(imputation))

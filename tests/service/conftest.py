@@ -21,11 +21,14 @@ from models.encoders import Encoder, load_encoder
 from service import bootstrap
 from tests.service import irises
 from tests.service.running import Running, settings_for
+from training.content import DataOptions
 from training.datasets import load_dataset
 from training.datasets.prepared import write_dataset
 from training.demo.catalogue import prepare_demo
-from training.dgmrec.recipe import DataOptions, TrainerConfig, make_bundle
+from training.dgmrec.recipe import DGMRecRecipe
 from training.progress import Terminal
+from training.recipe import train_into_bundle
+from training.trainer import TrainerConfig
 
 ITEMS, USERS, SEED = 120, 40, 7
 AUDIO = 12  # length of the ready vectors of the modality `audio`
@@ -80,7 +83,7 @@ def _one_at_a_time(folder: Path) -> FileLock:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _encoders_are_loaded_once() -> Iterator[None]:
+def encoders_are_loaded_once() -> Iterator[None]:
     """Services of one process share the encoders that they would load alike: it takes a second and 300 MB each time."""
     loaded: dict[str, Encoder[Any]] = {}
 
@@ -116,7 +119,7 @@ def other_bundle(kept: Path) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -128,15 +131,12 @@ def _bundle(folder: Path, name: str, *, seed: int = SEED) -> Path:
     if not path.is_dir():
         data = _dataset(folder)
         with Terminal() as terminal:
-            make_bundle(
-                load_dataset(data),
-                data,
-                path,
+            recipe = DGMRecRecipe(
                 DGMRecConfig(seed=seed, embedding_size=32, rank=48),
                 TrainerConfig(seed=seed, epochs=2, learning_rate=5e-3, batch_size=1024),
-                DataOptions(seed=seed, threads=1, cache=folder / "encoders"),
-                terminal=terminal,
             )
+            options = DataOptions(seed=seed, threads=1, cache=folder / "encoders")
+            train_into_bundle(recipe, load_dataset(data), path, options, terminal=terminal, source=data)
     return path
 
 

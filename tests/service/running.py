@@ -86,11 +86,11 @@ class Running:
         """Await something in the service's own loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
 
-    def settle(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait for what happens after answers."""
-        self.run(self._settle())
+        self.run(self._until_idle())
 
-    async def _settle(self) -> None:
+    async def _until_idle(self) -> None:
         engine = self.engine
         while True:
             await engine.runtime.drain()
@@ -131,7 +131,7 @@ class Running:
         """Feedback of users on an item, and all that follows from it."""
         events = [{"user": user, "item": item_id, "type": kind} for user in users]
         assert self.post("/feedback", {"feedback": events})["accepted"] == len(users)
-        self.settle()
+        self.wait_until_idle()
 
     def vector(self, item_id: str, modality: str) -> list[float]:
         """An item's feature."""
@@ -147,7 +147,7 @@ class Running:
 
     def check_index(self) -> None:
         """The catalogue in memory is what the store says, to the bit."""
-        self.settle()
+        self.wait_until_idle()
         self.run(check_index(self.engine))
 
 

@@ -15,19 +15,25 @@ from models.lrmm.config import LRMMConfig
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, TRAINER, contents, events, vector_records
 from training.bundles import open_bundle, run_fingerprint
+from training.content import DataOptions, withheld_cells
 from training.datasets import Dataset, load_dataset, write_dataset
-from training.dgmrec.recipe import DataOptions, make_bundle, withheld_cells
-from training.iris.recipe import add_iris
+from training.dgmrec.recipe import DGMRecRecipe
+from training.iris.recipe import IRISRecipe
 from training.iris.task import TRAINER as IRIS_TRAINER
 from training.iris.task import IRISTraining
-from training.lrmm import recipe as lrmm
+from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER as LRMM_TRAINER
 from training.progress import Terminal
+from training.recipe import Recipe, train_into_bundle
 
 MISSING = DataOptions(missing=0.4, threads=1)
-IRIS = IRISConfig(embedding_size=4, members=1, tower_hidden=8, tower_size=4, interest_size=4, rank=4)
-IRIS_QUICK = IRISTraining(factor_epochs=2, als_epochs=2)
-LRMM = LRMMConfig(members=2, hidden=8, rating_hidden=4, folds=2, repeats=1, content_size=3)
+DGMREC = DGMRecRecipe(CONFIG, TRAINER)
+IRIS = IRISRecipe(
+    IRISConfig(embedding_size=4, members=1, tower_hidden=8, tower_size=4, interest_size=4, rank=4),
+    IRISTraining(factor_epochs=2, als_epochs=2),
+    IRIS_TRAINER,
+)
+LRMM = LRMMRecipe(LRMMConfig(members=2, hidden=8, rating_hidden=4, folds=2, repeats=1, content_size=3), LRMM_TRAINER)
 
 
 def rated(folder: Path, *, noise: np.ndarray[Any, Any] | None = None) -> Dataset:
@@ -57,7 +63,7 @@ def test_withheld_cells_stay_withheld_from_what_joins_a_bundle(tmp_path: Path) -
     withheld = withheld_cells(dataset, MISSING)
     assert 0.3 < withheld.sum() / dataset.observed().sum() < 0.5
     first = open_bundle(dataset, out, MISSING, terminal()).content  # where there is no bundle yet
-    make_bundle(dataset, tmp_path / "data", out, CONFIG, TRAINER, MISSING, terminal=terminal())
+    train_into_bundle(DGMREC, dataset, out, MISSING, terminal=terminal())
     joined = open_bundle(dataset, out, MISSING, terminal()).content
     np.testing.assert_array_equal(joined.observed.numpy(), dataset.observed() & ~withheld)
     assert same(joined, first)
@@ -65,19 +71,16 @@ def test_withheld_cells_stay_withheld_from_what_joins_a_bundle(tmp_path: Path) -
     np.testing.assert_array_equal(whole.observed.numpy(), dataset.observed())
 
 
-@pytest.mark.parametrize("model", ["lrmm", "iris"])
-def test_noise_in_withheld_cells_changes_no_weight(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize("recipe", [DGMREC, LRMM, IRIS])
+def test_noise_in_withheld_cells_changes_no_weight(tmp_path: Path, recipe: Recipe) -> None:
     data = rated(tmp_path / "data")
     noisy = rated(tmp_path / "noisy", noise=withheld_cells(data, MISSING))
     files = []
     for number, dataset in enumerate((data, noisy)):
         out = tmp_path / f"bundle-{number}"
-        make_bundle(dataset, tmp_path / "data", out, CONFIG, TRAINER, MISSING, terminal=terminal())
-        if model == "iris":
-            manifest = add_iris(dataset, out, IRIS, IRIS_QUICK, IRIS_TRAINER, MISSING, terminal=terminal())
-        else:
-            manifest = lrmm.add_lrmm(dataset, out, LRMM, LRMM_TRAINER, MISSING, terminal=terminal())
-        files.append(manifest.files[f"{model}.safetensors"])
+        train_into_bundle(DGMREC, dataset, out, MISSING, terminal=terminal())
+        manifest = train_into_bundle(recipe, dataset, out, MISSING, terminal=terminal())
+        files.append(manifest.files[f"{recipe.name}.safetensors"])
     assert files[0] == files[1]
 
 
@@ -110,9 +113,9 @@ def test_lrmm_continues_no_checkpoint_of_other_content(tmp_path: Path) -> None:
     dataset, out = rated(tmp_path / "data"), tmp_path / "bundle"
     whole = DataOptions(threads=1)
     with pytest.raises(KeyboardInterrupt):
-        lrmm.add_lrmm(dataset, out, LRMM, LRMM_TRAINER, whole, terminal=Dying(quiet=True))
+        train_into_bundle(LRMM, dataset, out, whole, terminal=Dying(quiet=True))
     assert list(tmp_path.glob(".*checkpoint*"))
-    after = lrmm.add_lrmm(dataset, out, LRMM, LRMM_TRAINER, MISSING, terminal=terminal())
-    undisturbed = lrmm.add_lrmm(dataset, tmp_path / "other", LRMM, LRMM_TRAINER, MISSING, terminal=terminal())
+    after = train_into_bundle(LRMM, dataset, out, MISSING, terminal=terminal())
+    undisturbed = train_into_bundle(LRMM, dataset, tmp_path / "other", MISSING, terminal=terminal())
     assert after.models["lrmm"].metrics == undisturbed.models["lrmm"].metrics
     assert after.files["lrmm.safetensors"] == undisturbed.files["lrmm.safetensors"]

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from tests.training.sources import put
 from tests.training.tiny import ITEMS, events, vector_records, write_vectors
 from training.cli import evaluate as cli_evaluate
 from training.cli import train as cli_train
+from training.content import DataOptions
 from training.datasets import load_dataset, write_dataset
+from training.recipe import Recipe
 
 TINY = ["--threads", "1"]
 for setting in ("epochs=2", "batch_size=64", "embedding_size=8", "rank=4", "neighbours=4", "layers=2"):
@@ -316,7 +319,7 @@ def test_threads_wait_without_spinning_unless_told_otherwise(chosen: dict[str, s
 def test_interrupted_training_says_how_to_go_on(lacuna: Run, data: Path, tmp_path: Path) -> None:
     """Ctrl-C in a real process; then the same command ends what was begun."""
     arguments = ["train", "dgmrec", "--data", str(data), "--out", str(tmp_path / "b"), *TINY]
-    checkpoint = tmp_path / ".b.checkpoint"
+    checkpoint = tmp_path / ".b.dgmrec-checkpoint"
     # What runs in the background of a shell would ignore the signal.
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     start = [sys.executable, "-c", f"{heed}; from training.cli import main; main()"]
@@ -363,7 +366,7 @@ def test_evaluate(lacuna: Run, data: Path, tmp_path: Path) -> None:
     assert "seed 2" in err
 
 
-def test_evaluate_a_peer_with_a_share_missing(lacuna: Run, data: Path, tmp_path: Path) -> None:
+def test_evaluate_a_baseline_with_a_share_missing(lacuna: Run, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     code, _, _ = lacuna("evaluate", "content", "--data", data, "--missing", "0.2", "--seeds", "1", "--json", file)
     assert code == 0
@@ -455,8 +458,8 @@ def test_train_all_afresh(
 ) -> None:
     """No model's checkpoint is looked at."""
     out = tmp_path / "bundle"
-    for kind in ("checkpoint", "iris-checkpoint", "lrmm-checkpoint"):
-        (tmp_path / f".bundle.{kind}").write_text("of an interrupted run")
+    for name in ("dgmrec", "iris", "lrmm"):
+        (tmp_path / f".bundle.{name}-checkpoint").write_text("of an interrupted run")
     code, _, err = lacuna("train", "all", "--data", rated, "--out", out, *ALL, *(["--fresh"] if fresh else []))
     assert code == 0, err
     assert caplog.text.count("starts anew") == (0 if fresh else 3)
@@ -585,15 +588,15 @@ def test_demo_makes_the_bundle(
     lacuna: Run, became: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The training itself is tested elsewhere: here, that it gets the demo's data."""
-    asked: list[Any] = []
+    trained: list[Any] = []
 
-    def train(data: Path, out: Path, *rest: Any) -> None:
-        asked.append((len(load_dataset(data).items), out, rest[1]["seed"], rest[2]))
+    def train(recipes: Sequence[Recipe], data: Path, out: Path, options: DataOptions, **_: Any) -> None:
+        trained.append(([recipe.name for recipe in recipes], len(load_dataset(data).items), out, options.seed))
 
-    monkeypatch.setattr(cli_train, "_train", train)
+    monkeypatch.setattr(cli_train, "train_recipes", train)
     out = tmp_path / "demo"
     assert lacuna("demo", "--out", out, "--items", "100", "--users", "50")[0] == 0
-    assert asked == [(100, out, cli_train.DEMO_SEED, "cpu")]
+    assert trained == [(["dgmrec", "iris"], 100, out, cli_train.DEMO_SEED)]
     assert became == [[sys.executable, "-m", "service", "--bundle", str(out)]]
 
 
@@ -615,8 +618,7 @@ def test_demo_makes_a_bundle_of_another_lacuna_anew_if_it_is_its_own(
     (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     trained: list[Path] = []
     monkeypatch.setattr(cli_train, "prepare_demo", lambda *_, **__: None)
-    monkeypatch.setattr(cli_train, "_train", lambda _, out, *__: trained.append(out))
-    monkeypatch.setattr(cli_train, "_train_iris", lambda *_, **__: None)
+    monkeypatch.setattr(cli_train, "train_recipes", lambda _, __, out, *___, **____: trained.append(out))
     assert lacuna("demo", "--out", out)[0] == 0
     assert trained == ([out] if name.startswith("demo") else [])  # what is somebody's own is not replaced
     assert ("it is made anew" in caplog.text) == bool(trained)

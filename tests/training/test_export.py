@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEM
 from models.dgmrec.serving import TABLES, DGMRecServing
 from models.imputers import GRAPH_IMPUTERS, chosen, propagate_features
 from tests.training.tiny import CONFIG, EACH, ITEMS, NEW, TRAINER, USERS, lines, write_vectors
+from training.bundles import join, new_bundle, visible
+from training.content import DataOptions, Prepared, prepare_features
 from training.datasets import Dataset
-from training.dgmrec.bundle import export_bundle, serving_model, visible
-from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec
+from training.dgmrec.recipe import serving_model, split_parts, train_dgmrec
 from training.dgmrec.task import DGMRecTask, TopNData
 from training.progress import Terminal
 
@@ -34,16 +36,17 @@ class Exported:
         with Terminal(quiet=True) as terminal:
             plain = write_vectors(folder / "plain")
             self.prepared: Prepared = prepare_features(plain, DataOptions(missing=0.4, seed=2), terminal)
-            self.task: DGMRecTask = train_dgmrec(plain, self.prepared, CONFIG, trainer, terminal=terminal).task
-        self.manifest = export_bundle(
+            self.task: DGMRecTask = train_dgmrec(plain, self.prepared.batch, CONFIG, trainer, terminal=terminal).task
+        opened = new_bundle(replace(self.prepared, files={"extra/note.txt": lambda file: file.write_text("hello")}))
+        served = serving_model(self.task, self.dataset.users, self.dataset.items)
+        self.manifest = join(
             self.path,
-            self.task,
+            opened,
+            "dgmrec",
             self.dataset,
-            self.prepared.batch,
-            self.prepared.encoders,
-            {"recall@20": 0.5},
+            len(self.dataset.pairs()),
+            lambda writer: served.save(writer, {"recall@20": 0.5}),
             source=self.source,
-            files={"extra/note.txt": lambda file: file.write_text("hello")},
         )
         self.bundle = Bundle.load(self.path)
         self.online = DGMRecServing.load(self.bundle)
@@ -187,8 +190,10 @@ def test_users_without_training_history_have_no_tables(tmp_path: Path) -> None:
     dataset.users.add("late")  # a user of the vocabulary whom training never saw
     with Terminal(quiet=True) as terminal:
         prepared = prepare_features(dataset, DataOptions(), terminal)
-        trained = train_dgmrec(dataset, prepared, CONFIG, TRAINER.model_copy(update={"epochs": 1}), terminal=terminal)
-    tables = serving_model(trained.task, dataset).tables
+        trained = train_dgmrec(
+            dataset, prepared.batch, CONFIG, TRAINER.model_copy(update={"epochs": 1}), terminal=terminal
+        )
+    tables = serving_model(trained.task, dataset.users, dataset.items).tables
     for name in ("user_residual", "user_message"):
         assert not tables[name][USERS].any()
         assert tables[name][:USERS].any(axis=1).all()
@@ -199,9 +204,11 @@ def test_a_model_without_modalities_cannot_be_served(tmp_path: Path) -> None:
     config = CONFIG.model_copy(update={"modal": False})
     with Terminal(quiet=True) as terminal:
         prepared = prepare_features(dataset, DataOptions(), terminal)
-        trained = train_dgmrec(dataset, prepared, config, TRAINER.model_copy(update={"epochs": 1}), terminal=terminal)
+        trained = train_dgmrec(
+            dataset, prepared.batch, config, TRAINER.model_copy(update={"epochs": 1}), terminal=terminal
+        )
     with pytest.raises(ValueError, match="without modalities cannot be served"):
-        serving_model(trained.task, dataset)
+        serving_model(trained.task, dataset.users, dataset.items)
 
 
 def test_the_manifest_is_plain_json(exported: Exported) -> None:
@@ -216,11 +223,11 @@ def test_the_rung_is_the_configured_one(exported: Exported, fallback_imputer: st
     parts = split_parts(exported.dataset, 0)
     data = TopNData(exported.prepared.batch, parts, USERS, ITEMS)
     setting = DGMRecTask(data, CONFIG.model_copy(update={"fallback_imputer": fallback_imputer}), TRAINER)
-    online = serving_model(setting, exported.dataset)
+    online = serving_model(setting, exported.dataset.users, exported.dataset.items)
     assert online.fallback_imputer == fallback_imputer
     filling = DGMRecTask(
         data, CONFIG.model_copy(update={"imputation": fallback_imputer, "fallback_imputer": "auto"}), TRAINER
     )
-    again = serving_model(filling, exported.dataset)
+    again = serving_model(filling, exported.dataset.users, exported.dataset.items)
     assert again.fallback_imputer == fallback_imputer
     np.testing.assert_array_equal(again.tables["fallback.scan"], online.tables["fallback.scan"])

@@ -16,11 +16,12 @@ from models.modality import ModalBatch
 from tests.training.tiny import CONFIG as DGMREC
 from tests.training.tiny import ITEMS, contents, vector_records
 from tests.training.tiny import TRAINER as DGMREC_TRAINER
+from training.content import DataOptions
 from training.datasets import Dataset, load_dataset, write_dataset
-from training.dgmrec.recipe import DataOptions, make_bundle
+from training.dgmrec.recipe import DGMRecRecipe
 from training.evaluate import LeaveOneOutPlan, evaluate_left_out
 from training.held_out import measured, random_held_out
-from training.iris.recipe import add_iris, generated_by
+from training.iris.recipe import IRISRecipe, generated_by
 from training.iris.task import (
     TRAINER,
     IRISTraining,
@@ -32,10 +33,13 @@ from training.iris.task import (
     train_iris,
 )
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 
 CONFIG = IRISConfig(embedding_size=8, tower_hidden=8, tower_size=4, interest_size=3, rank=4)
 TRAINING = IRISTraining(factor_epochs=10, als_epochs=4, factor_users=8, als_penalty=1.0)
 QUICK = TRAINER.model_copy(update={"epochs": 3, "batch_size": 32})
+RECIPE = IRISRecipe(CONFIG, TRAINING, QUICK)
+OPTIONS = DataOptions(threads=1)
 NEGATIVES = 20
 
 
@@ -182,7 +186,7 @@ def test_an_interrupted_training_ends_with_the_same_bits(world: Dataset, tmp_pat
 def test_it_joins_a_bundle_and_reads_what_dgmrec_generates(world: Dataset, tmp_path: Path) -> None:
     folder, out = tmp_path / "data", tmp_path / "bundle"
     write_dataset(folder, vector_records(), many_events(), name="many", source="test", synthetic=True)
-    make_bundle(world, folder, out, DGMREC, DGMREC_TRAINER, DataOptions(threads=1), terminal=terminal())
+    train_into_bundle(DGMRecRecipe(DGMREC, DGMREC_TRAINER), world, out, OPTIONS, terminal=terminal(), source=folder)
     before = Bundle.load(out)
     content = source(world).content
     filled = generated_by(before, content, world.items.ids)
@@ -191,7 +195,7 @@ def test_it_joins_a_bundle_and_reads_what_dgmrec_generates(world: Dataset, tmp_p
     torch.testing.assert_close(filled.features["audio"][there], content.features["audio"][there])
     assert (filled.features["audio"][~there] != content.features["audio"][~there]).any(dim=1).all()
 
-    manifest = add_iris(world, out, CONFIG, TRAINING, QUICK, DataOptions(threads=1), terminal=terminal())
+    manifest = train_into_bundle(RECIPE, world, out, OPTIONS, terminal=terminal())
     after = Bundle.load(out)
     assert set(manifest.models) == {"dgmrec", "iris"}
     assert set(before.manifest.files) < set(after.manifest.files)
@@ -203,10 +207,10 @@ def test_it_joins_a_bundle_and_reads_what_dgmrec_generates(world: Dataset, tmp_p
 
 def test_a_bundle_of_its_own(world: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "bundle"
-    manifest = add_iris(world, out, CONFIG, TRAINING, QUICK, DataOptions(threads=1), terminal=terminal())
+    manifest = train_into_bundle(RECIPE, world, out, OPTIONS, terminal=terminal())
     assert set(manifest.models) == {"iris"}
     assert [entry.name for entry in manifest.modalities] == ["audio", "scan"]
-    again = add_iris(world, out, CONFIG, TRAINING, QUICK, DataOptions(threads=1), terminal=terminal(), fresh=True)
+    again = train_into_bundle(RECIPE, world, out, OPTIONS, terminal=terminal(), fresh=True)
     assert again.models["iris"].metrics == manifest.models["iris"].metrics  # nothing random is left
     assert generated_by(Bundle.load(out), source(world).content, world.items.ids).observed.sum() < 2 * ITEMS
 
@@ -215,7 +219,7 @@ def test_without_any_content(tmp_path: Path) -> None:
     bare = [{"id": one["id"]} for one in vector_records()]
     write_dataset(tmp_path / "data", bare, many_events(), name="bare", source="test")
     world = load_dataset(tmp_path / "data")
-    manifest = add_iris(world, tmp_path / "b", CONFIG, TRAINING, QUICK, DataOptions(threads=1), terminal=terminal())
+    manifest = train_into_bundle(RECIPE, world, tmp_path / "b", OPTIONS, terminal=terminal())
     assert manifest.models["iris"].config["sizes"] == {}
     assert manifest.models["iris"].metrics["hr@10"] > 0.4  # by chance 0.2
 
@@ -234,7 +238,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.mark.parametrize("model", ["iris", "popularity", "item-knn"])
 def test_results_of_leave_one_out(larger: Dataset, model: str) -> None:
-    plan = LeaveOneOutPlan(model, CONFIG, TRAINING, QUICK, DataOptions(threads=1))
+    plan = LeaveOneOutPlan(model, CONFIG, TRAINING, QUICK, OPTIONS)
     result = evaluate_left_out(larger, plan, seeds=2, variant=None, command="x", terminal=terminal())
     assert (result["protocol"], result["model"], result["dataset"]) == ("leave-one-out", model, "larger")
     assert [run["seed"] for run in result["runs"]] == [1, 2]

@@ -18,17 +18,18 @@ from models.lrmm.reviews import fold_of
 from models.lrmm.serving import LRMMServing
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
-from tests.training.test_rating_peers import ITEMS, USERS, ratings
+from tests.training.test_rating_baselines import ITEMS, USERS, ratings
+from training.content import DataOptions
 from training.datasets import load_dataset, write_dataset
-from training.dgmrec.recipe import DataOptions
 from training.evaluate import RatingPlan, evaluate_rating
 from training.lrmm import reviews
 from training.lrmm.pairs import PairBuilder
 from training.lrmm.ratings import RatingDataError, Ratings, random_parts
-from training.lrmm.recipe import add_lrmm
+from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.reviews import fit_reviews
 from training.lrmm.task import TRAINER, RatingSource, measured, train_lrmm
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 
 CONFIG = LRMMConfig(
     members=2,
@@ -228,7 +229,7 @@ def test_a_bundle_of_lrmm_alone_and_again(tmp_path: Path) -> None:
     out = tmp_path / "bundle"
     for version in (1, 2):
         with terminal() as told:
-            manifest = add_lrmm(data, out, CONFIG, QUICK, options, terminal=told)
+            manifest = train_into_bundle(LRMMRecipe(CONFIG, QUICK), data, out, options, terminal=told)
         assert manifest.version.endswith(f".{version}")
         assert list(manifest.models) == ["lrmm"]
         assert 0.5 < manifest.models["lrmm"].metrics["coverage[+F]"] <= 1
@@ -245,13 +246,13 @@ def test_the_protocol_runs_random_splits_and_says_how(tmp_path: Path) -> None:
     plan = RatingPlan("lrmm", CONFIG, QUICK, DataOptions(cache=tmp_path / "cache", threads=1))
     with terminal() as told:
         result = evaluate_rating(data, plan, seeds=2, variant=None, command="test", terminal=told)
-        peer = evaluate_rating(
+        baseline = evaluate_rating(
             data, replace(plan, model="offset"), seeds=2, variant=None, command="test", terminal=told
         )
     assert [run["seed"] for run in result["runs"]] == [1, 2]
     assert result["published"] is None
     assert result["config"]["model"]["members"] == 2
-    assert result["mean"]["rmse[+F]"] < peer["mean"]["rmse[+F]"]
+    assert result["mean"]["rmse[+F]"] < baseline["mean"]["rmse[+F]"]
     assert {"rmse[-U]", "mae[-O]", "coverage[-U-O]", "width[+F]"} <= set(result["mean"])
 
 

@@ -16,15 +16,22 @@ from models.iris.config import IRISConfig
 from models.modality import ModalBatch
 from tests.training.test_report import Page, raw
 from tests.training.tiny import CONFIG, TRAINER, write_vectors
-from training.dgmrec.bundle import export_bundle
-from training.dgmrec.recipe import DataOptions, make_bundle, prepare_features, train_dgmrec
-from training.iris.recipe import add_iris
+from training.content import DataOptions
+from training.dgmrec.recipe import DGMRecRecipe
+from training.iris.recipe import IRISRecipe
 from training.iris.task import TRAINER as IRIS_TRAINER
 from training.iris.task import IRISTraining
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 from training.report.page import make_report
-from training.report.sections import Shown
-from training.report.users import Catalogue, shown
+from training.report.sections import ItemCard
+from training.report.users import Catalogue, item_card
+
+IRIS = IRISRecipe(
+    IRISConfig(embedding_size=4, members=1),
+    IRISTraining(als_epochs=1, als_penalty=1.0),
+    IRIS_TRAINER.model_copy(update={"epochs": 1}),
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +41,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = write_vectors(folder / "tiny")
     trainer = TRAINER.model_copy(update={"epochs": 1})
     with Terminal(quiet=True) as terminal:
-        prepared = prepare_features(dataset, DataOptions(missing=0.4, seed=2), terminal)
-        task = train_dgmrec(dataset, prepared, CONFIG, trainer, terminal=terminal).task
-    export_bundle(folder / "bundle", task, dataset, prepared.batch, prepared.encoders, {}, source=None)
+        options = DataOptions(missing=0.4, seed=2)
+        train_into_bundle(DGMRecRecipe(CONFIG, trainer), dataset, folder / "bundle", options, terminal=terminal)
     return folder / "bundle"
 
 
@@ -77,7 +83,8 @@ def test_report_of_what_speaks_for_recommendations(
     dataset, out, html = write_vectors(tmp_path / "tiny"), tmp_path / "bundle", tmp_path / "r.html"
     options, quiet = DataOptions(threads=1), Terminal(quiet=True)
     trainer = TRAINER.model_copy(update={"epochs": 1})
-    make_bundle(dataset, tmp_path / "tiny", out, CONFIG, trainer, options, terminal=quiet)
+    recipe = DGMRecRecipe(CONFIG, trainer)
+    train_into_bundle(recipe, dataset, out, options, terminal=quiet, source=tmp_path / "tiny")
     (tmp_path / "a.json").write_text(json.dumps(raw("ease", [{"recall@20": 0.2}])))
 
     def report(*arguments: str) -> tuple[int | str | None, str]:
@@ -89,9 +96,7 @@ def test_report_of_what_speaks_for_recommendations(
 
     assert "--user needs --bundle" in report("--user", "user-1")[1]
     assert "holds no iris with its catalogue" in report("--user", "user-1", "--bundle", str(out))[1]
-    training = IRISTraining(als_epochs=1, als_penalty=1.0)
-    quick = IRIS_TRAINER.model_copy(update={"epochs": 1})
-    add_iris(dataset, out, IRISConfig(embedding_size=4, members=1), training, quick, options, terminal=quiet)
+    train_into_bundle(IRIS, dataset, out, options, terminal=quiet)
     assert "no feedback of the user 'nobody'" in report("--user", "nobody", "--bundle", str(out))[1]
     assert report("--user", "user-1", "--user", "user-2", "--bundle", str(out))[0] == 0
     text = html.read_text("utf-8")
@@ -108,9 +113,8 @@ def test_report_of_what_speaks_for_recommendations(
 
 def test_report_of_a_bundle_with_iris_alone(tmp_path: Path) -> None:
     dataset, out = write_vectors(tmp_path / "tiny"), tmp_path / "bundle"
-    training, quick = IRISTraining(als_epochs=1, als_penalty=1.0), IRIS_TRAINER.model_copy(update={"epochs": 1})
-    settings = IRISConfig(embedding_size=4, members=1), training, quick, DataOptions(threads=1)
-    add_iris(dataset, out, *settings, terminal=Terminal(quiet=True), source=tmp_path / "tiny")
+    options, quiet = DataOptions(threads=1), Terminal(quiet=True)
+    train_into_bundle(IRIS, dataset, out, options, terminal=quiet, source=tmp_path / "tiny")
     (tmp_path / "a.json").write_text(json.dumps(raw("ease", [{"recall@20": 0.2}])))
     page, _ = make_report([tmp_path / "a.json"], title="x", bundle=out, users=["user-1"])
     assert "User user-1" in Page(page).headings
@@ -119,5 +123,5 @@ def test_report_of_a_bundle_with_iris_alone(tmp_path: Path) -> None:
 def test_items_are_shown_by_their_picture_and_title() -> None:
     body = {"id": "a", "title": "<b>", "modalities": {"text": "t", "image": {"base64": "UE5H"}}}
     catalogue = Catalogue([body, {"id": "b"}], ModalBatch({}, torch.zeros(2, 0) > 0), np.zeros((2, 0), np.bool_), {})
-    assert shown(catalogue, 0, "1") == Shown("<b>", "1", "UE5H")
-    assert shown(catalogue, 1, "2") == Shown("b", "2", None)
+    assert item_card(catalogue, 0, "1") == ItemCard("<b>", "1", "UE5H")
+    assert item_card(catalogue, 1, "2") == ItemCard("b", "2", None)

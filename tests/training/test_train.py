@@ -12,27 +12,20 @@ import numpy as np
 import pytest
 import torch
 
-import training.dgmrec.recipe as line
 from models.bundle import CATALOGUE_ITEMS, Bundle, BundleError, Manifest
 from models.dgmrec.serving import DGMRecServing
 from models.encoders import load_encoder
 from models.imputers import GRAPH_IMPUTERS
 from tests.training.tiny import CONFIG, EACH, ITEMS, TRAINER, USERS, contents, events, vector_records, write_vectors
+from training import content
 from training.catalogue_encoder import TooFewPairsError
+from training.content import DataOptions, TrainingDataError, prepare_features, withheld_cells
 from training.datasets import Dataset, DatasetError, load_dataset, write_dataset
 from training.datasets.base import PublishedMask
 from training.demo.catalogue import prepare_demo
-from training.dgmrec.recipe import (
-    DataOptions,
-    TrainingDataError,
-    make_bundle,
-    prepare_features,
-    run_fingerprint,
-    split_parts,
-    train_dgmrec,
-    withheld_cells,
-)
+from training.dgmrec.recipe import DGMRecRecipe, fingerprint, split_parts, train_dgmrec
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 
 OPTIONS = DataOptions(missing=0.4, threads=1)
 SHORT = TRAINER.model_copy(update={"epochs": 3})
@@ -60,7 +53,7 @@ def dataset(folder: Path) -> Dataset:
 
 
 def test_vectors_need_no_encoder(dataset: Dataset, terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(line, "make_encoder", None)  # nobody may call it
+    monkeypatch.setattr(content, "make_encoder", None)  # nobody may call it
     prepared = prepare_features(dataset, DataOptions(), terminal)
     features, observed = contents()
     assert prepared.encoders == {"audio": None, "scan": None}
@@ -151,7 +144,7 @@ def test_a_user_who_has_everything(tmp_path: Path) -> None:
 
 def test_train_dgmrec(dataset: Dataset, terminal: Terminal) -> None:
     prepared = prepare_features(dataset, OPTIONS, terminal)
-    trained = train_dgmrec(dataset, prepared, CONFIG, SHORT, terminal=terminal)
+    trained = train_dgmrec(dataset, prepared.batch, CONFIG, SHORT, terminal=terminal)
     assert trained.result.epochs == 3
     assert trained.metrics["valid ndcg@20"] == trained.task.test()["valid ndcg@20"]
     assert {"recall@20", "recall@50", "ndcg@20", "ndcg@50", "cosine[audio]", "calibration_error[scan]"} <= set(
@@ -161,16 +154,16 @@ def test_train_dgmrec(dataset: Dataset, terminal: Terminal) -> None:
 
 
 def test_fingerprint_names_what_the_result_depends_on(dataset: Dataset, terminal: Terminal) -> None:
-    prepared = prepare_features(dataset, DataOptions(), terminal)
-    base = run_fingerprint(dataset, prepared, CONFIG, TRAINER)
-    other = prepare_features(dataset, OPTIONS, terminal)
-    assert base == run_fingerprint(dataset, prepared, CONFIG, TRAINER.model_copy(update={"patience": 3}))
+    content = prepare_features(dataset, DataOptions(), terminal).batch
+    base = fingerprint(dataset, content, CONFIG, TRAINER)
+    other = prepare_features(dataset, OPTIONS, terminal).batch
+    assert base == fingerprint(dataset, content, CONFIG, TRAINER.model_copy(update={"patience": 3}))
     changed = [
-        run_fingerprint(dataset, other, CONFIG, TRAINER),
-        run_fingerprint(dataset, prepared, CONFIG.model_copy(update={"layers": 3}), TRAINER),
-        run_fingerprint(dataset, prepared, CONFIG, TRAINER.model_copy(update={"learning_rate": 0.5})),
-        run_fingerprint(dataset, prepared, CONFIG, TRAINER.model_copy(update={"epochs": 99})),
-        run_fingerprint(replace(dataset, fingerprint="other"), prepared, CONFIG, TRAINER),
+        fingerprint(dataset, other, CONFIG, TRAINER),
+        fingerprint(dataset, content, CONFIG.model_copy(update={"layers": 3}), TRAINER),
+        fingerprint(dataset, content, CONFIG, TRAINER.model_copy(update={"learning_rate": 0.5})),
+        fingerprint(dataset, content, CONFIG, TRAINER.model_copy(update={"epochs": 99})),
+        fingerprint(replace(dataset, fingerprint="other"), content, CONFIG, TRAINER),
     ]
     assert len({base, *changed}) == 6
 
@@ -179,7 +172,10 @@ def test_fingerprint_names_what_the_result_depends_on(dataset: Dataset, terminal
 
 
 def bundle_of(folder: Path, out: Path, terminal: Any, **more: Any) -> Manifest:
-    return make_bundle(load_dataset(folder), folder, out, CONFIG, SHORT, OPTIONS, terminal=terminal, **more)
+    recipe = DGMRecRecipe(CONFIG, SHORT)
+    return train_into_bundle(
+        recipe, load_dataset(folder), out, OPTIONS, terminal=terminal, **{"source": folder, **more}
+    )
 
 
 def tensors(out: Path) -> dict[str, Any]:
@@ -246,7 +242,7 @@ def test_interrupted_bundle(folder: Path, tmp_path: Path, terminal: Terminal, fr
 
 
 def test_without_catalogue(folder: Path, tmp_path: Path, terminal: Terminal) -> None:
-    manifest = bundle_of(folder, tmp_path / "bundle", terminal, with_catalogue=False)
+    manifest = bundle_of(folder, tmp_path / "bundle", terminal, source=None)
     assert set(manifest.files) == {"dgmrec.safetensors", "users.json", "items.json"}
 
 
@@ -274,7 +270,7 @@ def test_bundle_with_encoders(demo: Path, tmp_path: Path, terminal: Terminal) ->
     dataset, out = load_dataset(demo), tmp_path / "bundle"
     options = DataOptions(missing=0.2, cache=tmp_path / "cache", threads=1)
     trainer = SHORT.model_copy(update={"epochs": 1})
-    manifest = make_bundle(dataset, demo, out, CONFIG, trainer, options, terminal=terminal)
+    manifest = train_into_bundle(DGMRecRecipe(CONFIG, trainer), dataset, out, options, terminal=terminal, source=demo)
     text, image = (entry.encoder for entry in manifest.modalities)
     assert text is not None
     assert image is not None
@@ -316,8 +312,8 @@ def test_choice_of_the_image_encoder(
         if len(asked) == 2:
             raise KeyboardInterrupt  # the question is enough
 
-    monkeypatch.setattr(line, "make_encoder", remember)
-    monkeypatch.setattr(line, "_text_encoder", lambda options: remember("text") or "text")  # noqa: ARG005
+    monkeypatch.setattr(content, "make_encoder", remember)
+    monkeypatch.setattr(content, "text_encoder", lambda options: remember("text") or "text")  # noqa: ARG005
     with pytest.raises(KeyboardInterrupt):
         prepare_features(load_dataset(demo), options, terminal)
     assert asked == [("text", None), (wanted, Path("w.safetensors"))]

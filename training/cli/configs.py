@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -13,9 +14,13 @@ from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
 from models.lrmm.config import LRMMConfig
 from models.renamed import OldNames, refuse_old_names
 from training.cli.options import CommandError
+from training.dgmrec.recipe import DGMRecRecipe
+from training.iris.recipe import IRISRecipe
 from training.iris.task import TRAINER as IRIS_TRAINER
 from training.iris.task import IRISTraining
+from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER as RATING_TRAINER
+from training.recipe import Recipe
 from training.trainer import OLD_NAMES as TRAINER_OLD_NAMES
 from training.trainer import TrainerConfig
 
@@ -27,6 +32,38 @@ OLD_NAMES: dict[type[BaseModel], OldNames] = {
     LRMMConfig: LRMM_OLD_NAMES,
     TrainerConfig: TRAINER_OLD_NAMES,
 }
+
+
+# The settings of each model, by its name in a bundle.
+KINDS: dict[str, tuple[type[BaseModel], ...]] = {
+    DGMRecRecipe.name: (DGMRecConfig, TrainerConfig),
+    IRISRecipe.name: (IRISConfig, IRISTraining, TrainerConfig),
+    LRMMRecipe.name: (LRMMConfig, TrainerConfig),
+}
+# In the order in which `all` trains them: what comes later reads what came before.
+RECIPES: dict[str, Callable[[dict[str, Any]], Recipe]] = {
+    DGMRecRecipe.name: lambda settings: DGMRecRecipe(*dgmrec_configs(settings)),
+    IRISRecipe.name: lambda settings: IRISRecipe(*iris_configs(settings)),
+    LRMMRecipe.name: lambda settings: LRMMRecipe(*lrmm_configs(settings)),
+}
+
+
+def all_recipes(settings: dict[str, Any]) -> list[Recipe]:
+    """Every recipe with those of the settings that it has, or that are its own (`iris.epochs`).
+
+    Raises:
+        CommandError: none of them has a setting, or it cannot have the value.
+    """
+    common = {name: value for name, value in settings.items() if name.partition(".")[0] not in KINDS}
+    divide_settings(common, *dict.fromkeys(kind for kinds in KINDS.values() for kind in kinds))  # misspelt names
+    recipes = []
+    for model, kinds in KINDS.items():
+        shared = {name: value for name, value in common.items() if any(name in kind.model_fields for kind in kinds)}
+        own = {
+            name.removeprefix(f"{model}."): value for name, value in settings.items() if name.startswith(f"{model}.")
+        }
+        recipes.append(RECIPES[model](shared | own))
+    return recipes
 
 
 def lrmm_configs(settings: dict[str, Any]) -> tuple[LRMMConfig, TrainerConfig]:

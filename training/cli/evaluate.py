@@ -27,8 +27,8 @@ from training.cli.options import (
     parse_settings,
     print_json,
 )
+from training.content import DataOptions
 from training.datasets import load_dataset
-from training.dgmrec.recipe import DataOptions
 from training.evaluate import (
     LEFT_OUT,
     MODELS,

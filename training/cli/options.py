@@ -25,10 +25,10 @@ def _place(path: Path | None) -> Path | None:
     """A folder by its whole name, beside which there may be others."""
     if path is None:
         return None
-    found = Path(os.path.realpath(path))
-    if not found.name or found.is_symlink():
+    whole = Path(os.path.realpath(path))
+    if not whole.name or whole.is_symlink():
         raise CommandError(f"{path} is no place for a folder; choose another")
-    return found
+    return whole
 
 
 Data = Annotated[Path, typer.Option("--data", callback=_place, help="A prepared dataset (`lacuna prepare` makes one).")]

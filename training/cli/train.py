@@ -9,23 +9,19 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from pydantic import BaseModel
 
 from models.bundle import Bundle, BundleError, read_manifest, require_replaceable
-from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.serving import DGMRecServing
 from models.feedback import AUTO
-from models.iris.config import IRISConfig
-from models.lrmm.config import LRMMConfig
 from models.rows import ANY_LENGTH
-from training.cli.configs import dgmrec_configs, divide_settings, iris_configs, lrmm_configs
+from training.cli.configs import RECIPES, all_recipes
 from training.cli.options import (
     CommandError,
     Device,
@@ -48,19 +44,16 @@ from training.cli.options import (
     print_json,
 )
 from training.cli.service import exec_service
+from training.content import DataOptions
 from training.datasets import load_dataset
+from training.datasets.base import FEEDBACK, ITEMS
 from training.datasets.native import prepare_files
-from training.datasets.prepared import FEEDBACK, ITEMS
 from training.demo.catalogue import NAME as DEMO_NAME
 from training.demo.catalogue import prepare_demo
-from training.dgmrec.recipe import DataOptions, make_bundle
 from training.held_out import LeaveOneOutError
-from training.iris.recipe import add_iris
-from training.iris.task import IRISTraining
 from training.lrmm.ratings import RatingDataError
-from training.lrmm.recipe import add_lrmm
 from training.progress import Terminal
-from training.trainer import TrainerConfig
+from training.recipe import Recipe, train_into_bundle
 
 DEMO_SEED = 7
 
@@ -94,11 +87,11 @@ def demo(
     require_replaceable(out)
     if not is_bundle(out) or _is_outdated_demo(out):
         data = out.with_name(f"{out.name}-data")
-        options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_of(data))
         with Terminal() as terminal:
             prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
-            _train(data, out, options, DEMO_SETTINGS, "cpu", terminal)
-        _train_iris(data, out, options, {"seed": DEMO_SEED}, data, fresh=False, as_json=False)
+        options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_of(data))
+        recipes = [RECIPES["dgmrec"](DEMO_SETTINGS), RECIPES["iris"]({"seed": DEMO_SEED})]
+        train_recipes(recipes, data, out, options, source=data, fresh=False)
     if not bundle_only:
         exec_service(["--bundle", str(out)])
 
@@ -150,75 +143,42 @@ def train_command(
     least = parse_min_rating(min_rating)
     options = DataOptions(missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least)
     chosen = {"seed": seed, **parse_settings(settings)}
-    if model is Model.LRMM:
-        _train_lrmm(data, out, options, chosen, fresh=fresh, as_json=as_json)
-        return
-    if model is Model.IRIS:
-        _train_iris(data, out, options, chosen, data if catalogue else None, fresh=fresh, as_json=as_json)
-        return
-    if model is Model.ALL:
-        _train_all(data, out, options, chosen, device, with_catalogue=catalogue, fresh=fresh)
-    else:
-        with Terminal() as terminal:
-            _train(data, out, options, chosen, device, terminal, with_catalogue=catalogue, fresh=fresh)
+    on_device = "dgmrec.device" if model is Model.ALL else "device"
+    if model in (Model.DGMREC, Model.ALL):
+        chosen[on_device] = parse_device(device)
+    recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
+    train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
     if as_json:
         print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))
 
 
-def _train(
-    data: Path,
-    out: Path,
-    options: DataOptions,
-    settings: dict[str, Any],
-    device: str,
-    terminal: Terminal,
-    **more: bool,
+def train_recipes(
+    recipes: Sequence[Recipe], data: Path, out: Path, options: DataOptions, *, source: Path | None, fresh: bool
 ) -> None:
+    """Train models one after the other into one bundle. Of several, those that the data do not suffice for are left
+    out, and said; any other error ends it."""
     torch.set_num_threads(options.threads)
-    config, trainer = dgmrec_configs({**settings, "device": parse_device(device)})
     dataset = load_dataset(data, options.min_rating)
-    terminal.say(interest_sentence(dataset.min_rating))
-    try:
-        manifest = make_bundle(dataset, data, out, config, trainer, options, terminal=terminal, **more)
-    except KeyboardInterrupt:
-        terminal.say("interrupted; the same command goes on where it was")
-        raise
-    metrics = manifest.models["dgmrec"].metrics
-    shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("recall@20", "ndcg@20"))
     synthetic = " (synthetic data)" if dataset.synthetic else ""
-    terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
-
-
-def _train_all(
-    data: Path, out: Path, options: DataOptions, settings: dict[str, Any], device: str, **more: bool
-) -> None:
-    """DGMRec, then what joins it. A model that the data do not suffice for is left out; any other error ends it."""
-    kinds: dict[Model, tuple[type[BaseModel], ...]] = {
-        Model.DGMREC: (DGMRecConfig, TrainerConfig),
-        Model.IRIS: (IRISConfig, IRISTraining, TrainerConfig),
-        Model.LRMM: (LRMMConfig, TrainerConfig),
-    }
-    common = {name: value for name, value in settings.items() if name.partition(".")[0] not in kinds}
-    every = dict.fromkeys(kind for some in kinds.values() for kind in some)
-    divide_settings(common, *every)  # a misspelt name is said first
-    own = {
-        model: {name: value for name, value in common.items() if any(name in kind.model_fields for kind in some)}
-        | {name.removeprefix(f"{model}."): value for name, value in settings.items() if name.startswith(f"{model}.")}
-        for model, some in kinds.items()
-    }
-    dgmrec_configs(own[Model.DGMREC]), iris_configs(own[Model.IRIS]), lrmm_configs(own[Model.LRMM])
-    with Terminal() as terminal:
-        _train(data, out, options, own[Model.DGMREC], device, terminal, **more)
-    joining: dict[Model, Callable[[], None]] = {
-        Model.IRIS: lambda: _train_iris(data, out, options, own[Model.IRIS], None, fresh=more["fresh"], as_json=False),
-        Model.LRMM: lambda: _train_lrmm(data, out, options, own[Model.LRMM], fresh=more["fresh"], as_json=False),
-    }
-    for model, join in joining.items():
-        try:
-            join()
-        except (LeaveOneOutError, RatingDataError) as error:
-            with Terminal() as terminal:
-                terminal.say(f"left out: {model}, as {error}")
+    for recipe in recipes:
+        with Terminal() as terminal:
+            if recipe is recipes[0]:
+                terminal.say(interest_sentence(dataset.min_rating))
+            try:
+                manifest = train_into_bundle(
+                    recipe, dataset, out, options, terminal=terminal, source=source, fresh=fresh
+                )
+            except KeyboardInterrupt:
+                terminal.say("interrupted; the same command goes on where it was")
+                raise
+            except (LeaveOneOutError, RatingDataError) as error:
+                if len(recipes) == 1:
+                    raise
+                terminal.say(f"left out: {recipe.name}, as {error}")
+                continue
+            metrics = manifest.models[recipe.name].metrics
+            shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in recipe.headline)
+            terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
 
 
 def _from_database(url: str, out: Path) -> Path:
@@ -231,8 +191,8 @@ def _from_database(url: str, out: Path) -> Path:
         environment = {**os.environ, "LACUNA_DATABASE_URL": url}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr.strip().rpartition("\n")[2]  # warnings come first
-            raise CommandError(re.sub(r" \(--force .*?\)", "", said.replace("LACUNA_DATABASE_URL", "--from-db")))
+            message = done.stderr.strip().rpartition("\n")[2]  # warnings come first
+            raise CommandError(re.sub(r" \(--force .*?\)", "", message.replace("LACUNA_DATABASE_URL", "--from-db")))
         sys.stderr.write(done.stderr)
         prepare_files(
             Path(folder) / ITEMS,
@@ -244,48 +204,6 @@ def _from_database(url: str, out: Path) -> Path:
             text_chars=ANY_LENGTH,  # the service may be set to take longer ones than others do
         )
     return prepared
-
-
-def _train_lrmm(
-    data: Path, out: Path, options: DataOptions, settings: dict[str, Any], *, fresh: bool, as_json: bool
-) -> None:
-    torch.set_num_threads(options.threads)
-    config, trainer = lrmm_configs(settings)
-    with Terminal() as terminal:
-        manifest = add_lrmm(
-            load_dataset(data, options.min_rating), out, config, trainer, options, terminal=terminal, fresh=fresh
-        )
-        metrics = manifest.models[Model.LRMM].metrics
-        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("rmse[+F]", "mae[+F]"))
-        terminal.say(f"bundle {manifest.version} in {out}: test {shown}")
-    if as_json:
-        print_json(json.loads(manifest.model_dump_json(include={"version", "data", "models"})))
-
-
-def _train_iris(
-    data: Path,
-    out: Path,
-    options: DataOptions,
-    settings: dict[str, Any],
-    source: Path | None,
-    *,
-    fresh: bool,
-    as_json: bool,
-) -> None:
-    torch.set_num_threads(options.threads)
-    configs = iris_configs(settings)
-    with Terminal() as terminal:
-        try:
-            dataset = load_dataset(data, options.min_rating)
-            manifest = add_iris(dataset, out, *configs, options, terminal=terminal, source=source, fresh=fresh)
-        except KeyboardInterrupt:
-            terminal.say("interrupted; the same command goes on where it was")
-            raise
-        metrics = manifest.models[Model.IRIS].metrics
-        shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in ("hr@10", "ndcg@10"))
-        terminal.say(f"bundle {manifest.version} in {out}: test {shown}")
-    if as_json:
-        print_json(json.loads(manifest.model_dump_json(include={"version", "data", "models"})))
 
 
 def _is_outdated_demo(path: Path) -> bool:

@@ -17,16 +17,17 @@ from models.dgmrec.config import DGMRecConfig
 from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
 from models.modality import ModalBatch
-from training.baselines.ranking import PEERS, PeerData, tune
+from training.baselines.ranking import BASELINES, BaselineData, tune
+from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
-from training.dgmrec.recipe import DataOptions, Prepared, prepare_features, split_parts, train_dgmrec, withheld_cells
+from training.dgmrec.recipe import split_parts, train_dgmrec
 from training.dgmrec.task import DGMRecTask
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
-from training.splits import Parts, draw_new_items
+from training.splits import Parts, draw_new_items, validation_parts
 from training.trainer import TrainerConfig, TrainingResult
 
 
@@ -43,7 +44,7 @@ class Protocol(StrEnum):
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
 LEARNED = ("dgmrec", "lightgcn")
-RANKERS = (*LEARNED, *PEERS)
+RANKERS = (*LEARNED, *BASELINES)
 GENERATORS = ("dgmrec", *IMPUTERS)
 MODELS = tuple(dict.fromkeys((*RANKERS, *IMPUTERS)))
 
@@ -57,7 +58,7 @@ class Plan:
     """What to measure.
 
     Attributes:
-        model: one of `MODELS`; imputers only under the protocol retrieval, peers only under the others.
+        model: one of `MODELS`; imputers only under the protocol retrieval, baselines only under the others.
         options: which cells are withheld; the protocol ratio sets `missing` itself.
         configs: of the learned models.
         imputer: fills the cells that dgmrec or content would find missing before it sees them.
@@ -100,8 +101,8 @@ class Plan:
     @property
     def reads_content(self) -> bool:
         """Whether the model looks at features at all."""
-        if self.model in PEERS:
-            return PEERS[self.model].content
+        if self.model in BASELINES:
+            return BASELINES[self.model].content
         return self.model != "lightgcn"
 
     def seeded(self, seed: int) -> Plan:
@@ -138,7 +139,7 @@ def evaluate(
     publishes them), its own initial weights and batches. The split is the dataset's where it has one.
 
     Raises:
-        EvaluationError, PeerError, and what `prepare_features` and `split_parts` raise.
+        EvaluationError, BaselineError, and what `prepare_features` and `split_parts` raise.
     """
     runs = [_run(dataset, plan.seeded(seed), seed, terminal) for seed in range(1, seeds + 1)]
     device = plan.configs[1].device if plan.model in LEARNED else "cpu"
@@ -153,7 +154,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         model, trainer = plan.seeded(0).configs
         config |= {"model": model.model_dump(exclude={"seed"}), "trainer": trainer.model_dump(exclude={"seed"})}
     else:
-        grid = PEERS[plan.model].grid if plan.model in PEERS else IMPUTERS[plan.model].settings
+        grid = BASELINES[plan.model].grid if plan.model in BASELINES else IMPUTERS[plan.model].settings
         config |= {"grid": [dict(setting) for setting in grid]}
         config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs if "setting" in run]}
     return config | {
@@ -210,11 +211,11 @@ def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
-    new_items = _new_items(dataset, plan)
+    new_items = new_items_of(dataset, plan)
     parts = split_parts(dataset, plan.options.seed, new_items)
     if plan.validation_only:
-        parts = _validation_parts(split_parts(dataset, plan.options.seed), parts)
-    prepared = _prepared(dataset, plan, parts, terminal)
+        parts = validation_parts(split_parts(dataset, plan.options.seed), parts)
+    prepared = prepared_content(dataset, plan, parts, terminal)
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
     ranks = rank_all(scores, parts.test, parts.train)
     if new_items is not None:
@@ -225,7 +226,8 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     return replace(outcome, metrics=outcome.metrics | ranking_by_level(ranks, level))
 
 
-def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
+def new_items_of(dataset: Dataset, plan: Plan) -> Rows | None:
+    """Rows of the items that the plan holds out of training: the published ones, or drawn from the seed."""
     if plan.protocol is not Protocol.NEW_ITEMS:
         return None
     rng = np.random.default_rng(plan.options.seed)
@@ -237,25 +239,18 @@ def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
     return np.sort(rng.permutation(others)[: len(dataset.new_items)])
 
 
-def _validation_parts(whole: Parts, held: Parts) -> Parts:
-    """The parts with new items held out, whose test part is what that took from the training part `whole.train`, and
-    the validation part."""
-    keys, left = (pairs @ np.array([whole.train[:, 1].max() + 1, 1]) for pairs in (whole.train, held.train))
-    return Parts(held.train, held.valid, np.concatenate([whole.train[~np.isin(keys, left)], held.valid])).evaluable()
-
-
-def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
+def prepared_content(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
     """Features with holes for the models that read them, filled if an imputer is asked for."""
     if not plan.reads_content:
-        nothing = ModalBatch({}, torch.zeros(len(dataset.items), 0, dtype=torch.bool))
+        nothing = no_content(dataset)
         return Prepared(nothing, nothing, withheld_cells(dataset, plan.options), {})
     prepared = prepare_features(dataset, plan.options, terminal)
     if plan.imputer is None:
         return prepared
-    return replace(prepared, batch=_filled(prepared.batch, plan, _graphs(dataset, parts)))
+    return replace(prepared, batch=filled_content(prepared.batch, plan, _graphs(dataset, parts)))
 
 
-def _filled(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
+def filled_content(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
     """The batch with every cell imputed and taken for real, but for a modality that nobody has."""
     assert plan.imputer is not None
     setting = tuned(batch, plan.imputer, graphs, seed=plan.options.seed)
@@ -271,17 +266,17 @@ def _graphs(dataset: Dataset, parts: Parts) -> InteractionGraphs:
 def _fit(
     dataset: Dataset, plan: Plan, parts: Parts, prepared: Prepared, terminal: Terminal
 ) -> tuple[ScoreFunction, Outcome]:
-    if plan.model in PEERS:
-        data = PeerData(parts, len(dataset.users), len(dataset.items), prepared.batch)
-        found = tune(
-            PEERS[plan.model],
+    if plan.model in BASELINES:
+        data = BaselineData(parts, len(dataset.users), len(dataset.items), prepared.batch)
+        tuning = tune(
+            BASELINES[plan.model],
             data,
             metric=plan.configs[1].metric,
             progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),
         )
-        metrics = {f"valid {name}": value for name, value in found.valid.items()}
-        return found.scores, Outcome(metrics, setting=found.setting)
-    trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
+        metrics = {f"valid {name}": value for name, value in tuning.valid.items()}
+        return tuning.scores, Outcome(metrics, setting=tuning.setting)
+    trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
     out, _ = trained.task.final_embeddings()
     users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
     return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result)
@@ -301,15 +296,15 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
         setting = tuned(prepared.batch, plan.model, graphs, seed=plan.options.seed)
         filled = impute(prepared.batch, plan.model, graphs, setting)
         return Outcome(retrieval(prepared.complete, prepared.batch, filled), setting=setting)
-    trained = train_dgmrec(dataset, prepared, *plan.configs, parts=parts, terminal=terminal)
-    filled, confidence = _generated(trained.task, prepared.batch)
+    trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
+    filled, confidence = generated_content(trained.task, prepared.batch)
     ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
     metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)
     return Outcome(metrics, trained.result)
 
 
 @torch.no_grad()
-def _generated(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def generated_content(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Features with every missing cell generated, and the confidence in each: what would be served."""
     if task.content is None:
         raise EvaluationError("a model without modalities generates nothing")

@@ -1,24 +1,25 @@
-"""The whole line of rating prediction: prepared dataset -> encoders -> LRMM -> bundle, beside whatever it holds."""
+"""LRMM from a prepared dataset to its part of a bundle: ratings, encoded reviews and content, training, test."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar
 
 from models.arrays import Array
-from models.bundle import EncoderRef, Manifest
-from models.encoders import MINILM, TextEncoder, make_encoder
+from models.bundle import EncoderRef
 from models.lrmm.config import LRMMConfig
 from models.lrmm.serving import NAME
 from models.modality import ModalBatch
-from training.bundles import data_entry, join, no_content, open_bundle, run_fingerprint
+from training.bundles import open_bundle, run_fingerprint
+from training.content import DataOptions, no_content, prepare_features, text_encoder
 from training.datasets.base import Dataset
-from training.dgmrec.recipe import DataOptions, prepare_features
 from training.lrmm.ratings import RatingParts, Ratings, published_parts, random_parts
 from training.lrmm.reviews import sentence_vectors
 from training.lrmm.task import RatingSource, measured, train_lrmm
 from training.progress import Terminal
+from training.recipe import Checkpoints, Trained
 from training.trainer import TrainerConfig
 
 
@@ -48,46 +49,44 @@ def review_sentences(
     """Sentence embeddings `[n, d]` of the reviews and who made them; None where there are no texts."""
     if not any(text.strip() for text in ratings.text):
         return None
-    encoder = cast(TextEncoder, make_encoder(MINILM, cache_dir=options.cache, threads=options.threads))
+    encoder = text_encoder(options)
     vectors = sentence_vectors(ratings.text, config.review_words, encoder, terminal, options.cache)
     return vectors, EncoderRef(kind="text", id=encoder.id, dim=encoder.dim, weights_sha256=encoder.weights_sha256)
 
 
-def add_lrmm(
-    dataset: Dataset,
-    out: Path,
-    config: LRMMConfig,
-    trainer: TrainerConfig,
-    options: DataOptions,
-    *,
-    terminal: Terminal,
-    fresh: bool = False,
-) -> Manifest:
-    """Train LRMM and write it into the bundle at `out`, beside its other models; a new bundle where there is none.
+@dataclass(frozen=True)
+class LRMMRecipe:
+    """LRMM beside a bundle's other models; a new bundle where there is none."""
 
-    A bundle's own encoders make the items' features, so that the service's features are those of training. An
-    interrupted training goes on where it was when called again.
-    """
-    ratings = Ratings.of(dataset)
-    parts = published_parts(dataset, ratings) or random_parts(len(ratings), trainer.seed)
-    opened = open_bundle(dataset, out, options, terminal)
-    source = _source(dataset, ratings, opened.content, config, options, terminal)(parts)
-    checkpoint = out.with_name(f".{out.name}.lrmm-checkpoint")
-    if fresh:
-        checkpoint.unlink(missing_ok=True)
-    trained = train_lrmm(
-        source,
-        config,
-        trainer,
-        terminal=terminal,
-        fingerprint=_fingerprint(dataset, source, config, trainer),
-        checkpoint=checkpoint,
-    )
-    metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.serving, trained.test)}
-    data = data_entry(dataset, opened.content, len(ratings))
-    manifest = join(out, opened, NAME, data, lambda writer: trained.serving.save(writer, metrics))
-    checkpoint.unlink(missing_ok=True)
-    return manifest
+    config: LRMMConfig
+    trainer: TrainerConfig
+
+    name: ClassVar[str] = NAME
+    headline: ClassVar[tuple[str, ...]] = ("rmse[+F]", "mae[+F]")
+    ships_catalogue: ClassVar[bool] = False
+
+    def train(
+        self, dataset: Dataset, out: Path, options: DataOptions, checkpoints: Checkpoints, terminal: Terminal
+    ) -> Trained:
+        """A bundle's own encoders make the items' features, so that the service's features are those of training.
+
+        Raises:
+            RatingDataError: the dataset has no usable ratings. What `open_bundle` raises.
+        """
+        ratings = Ratings.of(dataset)
+        parts = published_parts(dataset, ratings) or random_parts(len(ratings), self.trainer.seed)
+        opened = open_bundle(dataset, out, options, terminal)
+        source = _source(dataset, ratings, opened.content, self.config, options, terminal)(parts)
+        trained = train_lrmm(
+            source,
+            self.config,
+            self.trainer,
+            terminal=terminal,
+            fingerprint=_fingerprint(dataset, source, self.config, self.trainer),
+            checkpoint=checkpoints.model,
+        )
+        metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.serving, trained.test)}
+        return Trained(opened, len(ratings), lambda writer: trained.serving.save(writer, metrics))
 
 
 def _fingerprint(dataset: Dataset, source: RatingSource, config: LRMMConfig, trainer: TrainerConfig) -> str:

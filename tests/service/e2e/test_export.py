@@ -162,7 +162,7 @@ def test_an_import_takes_what_an_export_wrote(
                     cli.main()
                 assert done.value.code == 0
                 assert said in capsys.readouterr().err
-        copy.settle()
+        copy.wait_until_idle()
         again = exported(copy, tmp_path / "again", monkeypatch)
         for name in ("items.jsonl", "feedback.jsonl"):
             ours, theirs = (

@@ -24,7 +24,7 @@ def test_feedback_changes_the_users_list_at_once(anywhere: Running) -> None:
     second = anywhere.get(f"/recommend/{user}", n=500)
     assert best not in {hit["id"] for hit in second["items"]}
     assert [hit["id"] for hit in second["items"]][:20] != [hit["id"] for hit in first["items"]][1:21]
-    anywhere.settle()
+    anywhere.wait_until_idle()
     anywhere.check_index()
 
 
@@ -89,11 +89,11 @@ def test_popularity_counts_people_not_events(anywhere: Running) -> None:
     anywhere.view(item_id, one, two)
     assert score() == 2
     anywhere.ask("DELETE", "/feedback", params={"user": one, "item": item_id})
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert score() == 1
     anywhere.view(item_id, one)
     assert anywhere.ask("DELETE", "/feedback", params={"item": item_id}) == {"deleted": 2}
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert score() == 0
     anywhere.check_index()
 
@@ -118,7 +118,7 @@ def test_feedback_of_a_type_is_taken_back(anywhere: Running) -> None:
     left = anywhere.ask("DELETE", "/feedback", params={"type": "click", "item": second})
     assert left == {"deleted": 1}
     assert anywhere.get(f"/recommend/{other}")["fallback"] == "popular"
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert "users" not in anywhere.get(f"/items/{second}")["modalities"]["text"]["basis"]
     anywhere.check_index()
 
@@ -133,7 +133,7 @@ def test_all_feedback_of_a_type_is_taken_back(alone: Running) -> None:
     assert alone.ask("DELETE", "/feedback", params={"type": "cart"}) == {"deleted": count}
     assert alone.get("/feedback", type="cart")["items"] == []
     assert [alone.get(f"/recommend/{user}")["fallback"] for user in users] == [None, "popular", "popular"]
-    alone.settle()
+    alone.wait_until_idle()
     alone.check_index()
 
 
@@ -154,7 +154,7 @@ def test_new_feedback_makes_generated_features_anew(alone: Running) -> None:
     # Taken back, it is as if nothing had happened.
     for user in ("shopper-001", "shopper-002", "shopper-003"):
         alone.ask("DELETE", "/feedback", params={"user": user, "item": item_id})
-    alone.settle()
+    alone.wait_until_idle()
     assert {name: alone.vector(item_id, name) for name in before} == before
 
 
@@ -210,9 +210,9 @@ def test_a_writer_that_has_not_heard_of_feedback_does_not_undo_it(
         here.view(item, "shopper-001")
         assert "users" in here.get(f"/items/{item}")["modalities"]["image"]["basis"]
         there.patch(item, patch)
-        there.settle()
+        there.wait_until_idle()
         assert "users" in there.get(f"/items/{item}")["modalities"]["image"]["basis"]
         assert there.get("/stats")["awaiting_regeneration"] == 0
-        here.settle()
+        here.wait_until_idle()
         for service in (here, there):
             service.check_index()

@@ -13,11 +13,12 @@ import pytest
 from models.lrmm.config import LRMMConfig
 from tests.service.e2e.test_erasure import traces
 from tests.service.running import Running, fresh_id, settings_for
+from training.content import DataOptions
 from training.datasets import load_dataset, write_dataset
-from training.dgmrec.recipe import DataOptions
-from training.lrmm.recipe import add_lrmm
+from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER
 from training.progress import Terminal
+from training.recipe import train_into_bundle
 
 CONFIG = LRMMConfig(
     members=2, hidden=16, rating_hidden=8, lstm_hidden=8, word_embedding_size=8, lstm_epochs=1,
@@ -45,14 +46,10 @@ def rating_bundle(demo_bundle: Path, kept: Path) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(demo_bundle, temporary)
     with Terminal(quiet=True) as terminal:
-        add_lrmm(
-            load_dataset(kept / "rated"),
-            temporary,
-            CONFIG,
-            TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 32}),
-            DataOptions(cache=kept / "encoders", threads=1),
-            terminal=terminal,
-        )
+        trainer = TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 32})
+        options = DataOptions(cache=kept / "encoders", threads=1)
+        rated = load_dataset(kept / "rated")
+        train_into_bundle(LRMMRecipe(CONFIG, trainer), rated, temporary, options, terminal=terminal)
     temporary.rename(path)
     return path
 
@@ -135,7 +132,7 @@ def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> N
     user, item = fresh_id(), rating.create(title="a pick")["id"]
     unknown = rating.get(f"/predict/nobody/{item}")
     review(rating, user, item, 1)
-    rating.settle()
+    rating.wait_until_idle()
     encoded = rating.engine.runtime.writer
     calls: list[object] = []
     submit = encoded.submit
@@ -148,7 +145,7 @@ def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> N
     assert known["rating"] != unknown["rating"]
     rows = len(traces(rating, rating.engine.active.ratings.identity)["review_vectors"])  # type: ignore[union-attr]
     rating.ask("DELETE", f"/users/{user}", status=204)
-    rating.settle()
+    rating.wait_until_idle()
     left = traces(rating, rating.engine.active.ratings.identity)["review_vectors"]  # type: ignore[union-attr]
     assert len(left) == rows - 1
     assert rating.get(f"/predict/nobody/{item}")["rating"] == unknown["rating"]
@@ -161,13 +158,13 @@ def test_another_worker_predicts_with_what_came_in_here(rating_bundle: Path, dem
         before = other.get(f"/predict/late/{item}")
         review(one, "late", "demo-0003", 1)
         review(one, "early", item, 1)
-        other.settle()
+        other.wait_until_idle()
         after = other.get(f"/predict/late/{item}")
         assert before["unknown"] == ["user", "item"]
         assert after["unknown"] == []
         assert after["rating"] == one.get(f"/predict/late/{item}")["rating"]
         one.ask("DELETE", "/items/demo-0003", status=204)
-        other.settle()
+        other.wait_until_idle()
         assert other.get(f"/predict/late/{item}")["unknown"] == ["user"]
         assert one.get(f"/predict/late/{item}")["unknown"] == ["user"]
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from models.dgmrec.model import ItemContent
-from models.dgmrec.serving import DGMRecServing, serving_tables
+from models.dgmrec.serving import DGMRecServing
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from service.domain import State
@@ -23,6 +23,7 @@ from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
 from service.pipeline.impute import DGMREC, Completed, ImputationInput, UserEvidence, impute
 from tests.fakes import BruteForceIndex
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard
+from training.dgmrec.recipe import serving_model
 from training.dgmrec.task import DGMRecTask, TopNData
 from training.trainer import train
 
@@ -45,12 +46,9 @@ class Trained:
         self.task.finish()
         assert self.task.content is not None
         self.content: ItemContent = self.task.content
-        self.out, prediction = self.task.final_embeddings()
-        propagated = self.task.propagated_features(self.content.evidence)
-        model, factors = self.task.module, self.task.user_factors
-        tables = serving_tables(model, self.task.interactions, self.content, self.out, prediction, factors, propagated)
+        self.out, _ = self.task.final_embeddings()
         users, items = Vocabulary(f"u{row}" for row in range(USERS)), Vocabulary(f"i{row}" for row in range(ITEMS))
-        self.online = DGMRecServing(model, tables, users, items)
+        self.online = serving_model(self.task, users, items)
         self.batch: ModalBatch = data.batch
         self.histories: NDArray[np.bool_] = self.task.interactions.user_mean.matrix.toarray() > 0
         self.active = cast(Active, SimpleNamespace(dgmrec=self.online, iris=None))

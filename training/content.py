@@ -1,0 +1,156 @@
+"""Which cells are withheld from training, and by which encoders content becomes features."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from models.arrays import Mask
+from models.bundle import EncoderRef
+from models.encoders import CATALOGUE, MINILM, ImageEncoder, TextEncoder, catalogue_encoder, make_encoder
+from models.feedback import AUTO, MinRating
+from models.modality import ModalBatch
+from training.catalogue_encoder import CatalogueEncoderConfig, train_catalogue_encoder
+from training.datasets.base import Dataset
+from training.features import catalogue_pictures, encode_dataset
+from training.masking import mask_cells, mask_levels
+from training.progress import Terminal
+
+WEIGHTS = "image_encoder.safetensors"
+MOBILENET = "torchvision:mobilenet_v2"
+
+
+class TrainingDataError(ValueError):
+    """A dataset that cannot be trained on; the message is one sentence."""
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which cells are withheld, and how content becomes features.
+
+    Attributes:
+        missing: share of the cells to withhold from training, on top of those that the data lack by themselves.
+        mask: name of a published mask of the dataset, instead of `missing`.
+        image_encoder: `catalogue` (trained here on the catalogue's own pictures), `torchvision:<name>`, or `auto`:
+            the latter's mobilenet_v2 where `image_weights` is given, else `catalogue`.
+        image_weights: a local file with the weights of the torchvision network.
+        cache: where features of fixed encoders are kept between runs.
+        min_rating: ratings below it show no interest (None: all do); AUTO for what the dataset says.
+        levels: withhold so that equal shares of the items lack 0, 1, ..., M modalities, instead of `missing`.
+    """
+
+    missing: float = 0.0
+    mask: str | None = None
+    image_encoder: str = "auto"
+    image_weights: Path | None = None
+    cache: Path | None = None
+    threads: int = 2
+    seed: int = 0
+    levels: bool = False
+    min_rating: MinRating = AUTO
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Features with holes, who encoded them, and what an encoder adds to the bundle.
+
+    `complete` holds the withheld cells too; it is for measuring and never reaches a model.
+    """
+
+    batch: ModalBatch
+    complete: ModalBatch
+    withheld: Mask
+    encoders: Mapping[str, EncoderRef | None]
+    files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
+
+
+def withheld_cells(dataset: Dataset, options: DataOptions) -> Mask:
+    """Cells to withhold on top of those that the data lack, bool `[n, M]`."""
+    observed = dataset.observed()
+    if options.mask is not None:
+        return dataset.withheld(options.mask) & observed
+    rng = np.random.default_rng(options.seed)
+    if options.levels:
+        return mask_levels(observed, rng)
+    return mask_cells(observed, options.missing, rng)
+
+
+def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal) -> Prepared:
+    """Encode all content that is not withheld. Withheld content reaches no encoder that learns.
+
+    Raises:
+        TrainingDataError: there is nothing to learn from. FeatureError, TooFewPairsError, EncoderUnavailableError.
+    """
+    if not dataset.modalities:
+        raise TrainingDataError(f"the dataset {dataset.name} has neither texts, pictures nor vectors")
+    taken = sorted({"any", "final", "items"} & set(dataset.modalities))
+    if taken:
+        raise TrainingDataError(f"a modality cannot be named {taken[0]!r}, which has a meaning of its own in searches")
+    withheld = withheld_cells(dataset, options)
+    observed = dataset.observed() & ~withheld
+    pictured = any(isinstance(content, dict) and "base64" in content for content in _contents(dataset))
+    written = any(isinstance(content, str) for content in _contents(dataset))
+    text = text_encoder(options) if pictured or written else None
+    image, weights = _image_encoder(dataset, observed, text, options, terminal) if pictured and text else (None, None)
+    complete, encoders = encode_dataset(
+        dataset,
+        dataset.observed(),
+        text_encoder=text,
+        image_encoder=image,
+        progress=terminal.stage,
+        cache_dir=options.cache,
+    )
+    batch = complete.masked(torch.from_numpy(withheld)) if withheld.any() else complete  # no copy of what is large
+    if weights is None:
+        return Prepared(batch, complete, withheld, encoders)
+    shipped = {
+        name: ref.model_copy(update={"file": WEIGHTS}) if ref is not None and ref.id == CATALOGUE else ref
+        for name, ref in encoders.items()
+    }
+    return Prepared(batch, complete, withheld, shipped, {WEIGHTS: lambda file: file.write_bytes(weights)})
+
+
+def no_content(dataset: Dataset) -> ModalBatch:
+    """Items without any content."""
+    return ModalBatch({}, torch.zeros(len(dataset.items), 0, dtype=torch.bool))
+
+
+def _contents(dataset: Dataset) -> Iterator[object]:
+    """All that is given as content, as it stands in the items' bodies; a title may stand in for a text."""
+    for record in dataset.records:
+        yield record.get("title")
+        yield from (record.get("modalities") or {}).values()
+
+
+def text_encoder(options: DataOptions) -> TextEncoder:
+    """The encoder of texts that every new bundle has."""
+    return cast(TextEncoder, make_encoder(MINILM, cache_dir=options.cache, threads=options.threads))
+
+
+def _image_encoder(
+    dataset: Dataset, observed: Mask, text: TextEncoder, options: DataOptions, terminal: Terminal
+) -> tuple[ImageEncoder, bytes | None]:
+    """The encoder of pictures, and its weights if the bundle is to ship them."""
+    wanted = options.image_encoder
+    if wanted == "auto":
+        wanted = MOBILENET if options.image_weights else CATALOGUE
+    if wanted != CATALOGUE:
+        encoder = make_encoder(wanted, weights=options.image_weights, cache_dir=options.cache, threads=options.threads)
+        return cast(ImageEncoder, encoder), None
+    pictures = catalogue_pictures(dataset, observed, text, progress=terminal.stage, cache_dir=options.cache)
+    trained = train_catalogue_encoder(
+        pictures,
+        CatalogueEncoderConfig(seed=options.seed),
+        progress=lambda done, total: terminal.stage("image encoder", done, total),
+    )
+    weights = trained.network.to_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / WEIGHTS
+        file.write_bytes(weights)
+        return catalogue_encoder(file, threads=options.threads), weights
