@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from models.files import replacing
 from models.rows import parse_json, read_pictures
 from training.progress import Terminal
+from training.running_service import ServiceError, client_of
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 << 20  # bytes; the service reads no more of a body
@@ -140,17 +141,10 @@ def _check_files(file: Path, report: Path | None) -> None:
 
 
 def _client(url: str, key: str | None) -> httpx.Client:
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise ImportingError("the API key holds characters that no header can")
     try:
-        parsed = httpx.URL(url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ImportingError(f"{url!r} is no URL: it must be http://HOST:PORT")
-        return httpx.Client(
-            base_url=parsed, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=TIMEOUT_S
-        )
-    except (httpx.InvalidURL, ValueError) as error:  # ValueError: of a proxy in the environment
-        raise ImportingError(f"{url!r} is no URL: {error}") from None
+        return client_of(url, key, TIMEOUT_S)
+    except ServiceError as error:
+        raise ImportingError(str(error)) from None
 
 
 def _writer(opened: ExitStack, report: Path | None) -> Callable[[Refusal], object]:

@@ -115,9 +115,10 @@ class Derived:
         features, sides = _below(_FEATURE, fields), _below(_SIDE, fields)
         return cls(features, fields["folded"], float(fields["users"]), fields["reach"], sides)
 
-    def pack(self) -> bytes:
-        """As little-endian float32, for the store."""
-        return np.concatenate([np.ravel(piece) for piece in self.fields().values()]).astype("<f4").tobytes()
+    def pack(self, shape: Shape) -> bytes:
+        """As little-endian float32, for the store, in the order of `Shape.fields`."""
+        pieces = self.fields()
+        return np.concatenate([np.ravel(pieces[name]) for name in shape.fields()]).astype("<f4").tobytes()
 
     @classmethod
     def unpack(cls, data: bytes, shape: Shape) -> Derived | None:

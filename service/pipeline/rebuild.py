@@ -81,7 +81,11 @@ async def _complete(engine: Engine, items: Sequence[StoredItem]) -> None:
         batch = items[start : start + BATCH]
         contents = await with_users(engine, {item.id: item.observed for item in batch})
         computed = await runtime.compute(complete, active, catalogue, contents)
-        await engine.store.save_generated([_save(active, *pair) for pair in zip(batch, computed, strict=True)])
+        saves = [
+            GeneratedWrite(item.id, item.version, made.generated, active.version, made.derived.pack(catalogue.shape))
+            for item, made in zip(batch, computed, strict=True)
+        ]
+        runtime.followed.applied.update((await engine.store.save_generated(saves)).positions)
         rows = [(_entry(active, *pair), pair[1].derived) for pair in zip(batch, computed, strict=True)]
         await runtime.compute(catalogue.put, rows)
         if time.monotonic() - reported > REPORT_S:
@@ -103,10 +107,6 @@ def _put_observed(active: Active, catalogue: Catalogue, items: Sequence[StoredIt
 
 def _zeros(size: int) -> Array:
     return np.zeros(size, dtype=np.float32)
-
-
-def _save(active: Active, item: StoredItem, computed: Computed) -> GeneratedWrite:
-    return GeneratedWrite(item.id, item.version, computed.generated, active.version, computed.derived.pack())
 
 
 def _entry(active: Active, item: StoredItem, computed: Computed) -> Entry:

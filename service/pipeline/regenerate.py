@@ -182,7 +182,12 @@ async def regenerate(engine: Engine, queued: dict[str, int]) -> None:
         contents = await with_users(engine, {item_id: item.observed for item_id, item in items.items()})
         computed = await runtime.compute(complete, active, catalogue, contents)
         renewed = [
-            replace(item, generated=result.generated, derived=result.derived.pack(), model_version=active.version)
+            replace(
+                item,
+                generated=result.generated,
+                derived=result.derived.pack(catalogue.shape),
+                model_version=active.version,
+            )
             for item, result in zip(items.values(), computed, strict=True)
         ]
         changed = [item for item in renewed if _differ(item, items[item.id])]

@@ -78,7 +78,10 @@ async def write(
             else await runtime.compute(complete, active, catalogue, [plan.content for plan in plans])
         )
     now = datetime.fromtimestamp(runtime.clock(), UTC)
-    items = [_stored_item(plan, result, active.version, now) for plan, result in zip(plans, computed, strict=True)]
+    items = [
+        _stored_item(plan, result, result.derived.pack(catalogue.shape), active.version, now)
+        for plan, result in zip(plans, computed, strict=True)
+    ]
     writes = [_item_write(active, plan, item, create=create) for plan, item in zip(plans, items, strict=True)]
     # A kept answer is made before it is committed; who repeats the request meanwhile is answered the very same.
     later = timings if keep is None else None
@@ -134,7 +137,7 @@ def _unchanged(active: Active, catalogue: Catalogue, plan: Plan) -> Computed:
     return Computed(previous.generated, derived)
 
 
-def _stored_item(plan: Plan, computed: Computed, model_version: str, now: datetime) -> StoredItem:
+def _stored_item(plan: Plan, computed: Computed, derived: bytes, model_version: str, now: datetime) -> StoredItem:
     previous = plan.previous
     return StoredItem(
         id=plan.id,
@@ -148,7 +151,7 @@ def _stored_item(plan: Plan, computed: Computed, model_version: str, now: dateti
         observed=plan.encoded.observed,
         generated=computed.generated,
         model_version=model_version,
-        derived=computed.derived.pack(),
+        derived=derived,
         remarks=plan.encoded.remarks,
     )
 

@@ -1,4 +1,4 @@
-"""Vectors that are renewed after writes equal those derived from nothing, to the bit, whatever was written in which order."""
+"""Vectors that are renewed after writes equal those derived from nothing, to the bit, whatever was written when."""
 
 from __future__ import annotations
 
