@@ -152,7 +152,8 @@ class Running:
 
 
 async def check_index(engine: Engine) -> None:
-    """The catalogue in memory is what the store says, to the bit."""
+    """The catalogue in memory is what the store says, and its vectors are those that follow from that alone, to the
+    bit."""
     catalogue = engine.memory.catalogue
     items = [item async for batch in engine.store.iter_items() for item in batch]
     counts = await engine.store.item_counts(min_rating=engine.active.min_rating)
@@ -190,6 +191,22 @@ async def check_index(engine: Engine) -> None:
         assert engine.active.iris is None or key in catalogue.indexes["iris:targets"]
     places |= {name: len(items) for name in ("items", "items:cosine", "iris:targets") if name in catalogue.indexes}
     assert {name: len(index) for name, index in catalogue.indexes.items()} == places
+    check_vectors(engine, items)
+
+
+def check_vectors(engine: Engine, items: Sequence[StoredItem]) -> None:
+    """The vectors in memory are those derived from nothing but what is stored, to the bit."""
+    active, catalogue = engine.active, engine.memory.catalogue
+    anew = bootstrap.make_catalogue(active)
+    rows = [(Entry.of(item, catalogue.names), Derived.unpack(item.derived, catalogue.shape)) for item in items]
+    anew.put([(entry, derived) for entry, derived in rows if derived is not None])
+    for _ in vectors.derive(active.dgmrec, anew):
+        pass
+    keys = np.array(sorted(anew.entries), dtype=np.int64)
+    later = keys[anew.trained[keys] < 0]
+    for name in (*catalogue.shape.layer_fields(), *KERNEL_FIELDS):
+        its = later if name in KERNEL_FIELDS else keys
+        np.testing.assert_array_equal(catalogue.read_layer(its, name), anew.read_layer(its, name), err_msg=name)
 
 
 def problem_of(response: httpx.Response) -> Any:

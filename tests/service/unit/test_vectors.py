@@ -1,4 +1,4 @@
-"""Vectors that are renewed after writes equal those derived from nothing, to the bit, whatever was written in which order."""
+"""Vectors that are renewed after writes equal those derived from nothing, to the bit, whatever the order of writes."""
 
 from __future__ import annotations
 
@@ -106,6 +106,24 @@ def test_without_renewal_they_differ(model: DGMRecServing) -> None:
     assert len(catalogue.stale)
     with pytest.raises(AssertionError):
         assert_equal(catalogue, derived_anew(model, rows))
+
+
+def test_an_id_leads_to_an_item_only_once_it_is_placed(model: DGMRecServing) -> None:
+    """Searches run while the writer writes."""
+    entry, derived = row(model, np.random.default_rng(3), 0)
+    placed: list[NDArray[np.int64]] = []
+
+    class Watching(BruteForceIndex):
+        def upsert(self, keys: NDArray[np.int64], vectors: NDArray[np.float32]) -> None:
+            assert catalogue.key(entry.id) is None
+            placed.append(keys)
+            super().upsert(keys, vectors)
+
+    catalogue = Catalogue(empty(model).shape, Watching, model.trained_row)
+    vectors.put(model, catalogue, [(entry, derived)])
+    assert catalogue.key(entry.id) == 0
+    assert 0 in catalogue.indexes[FINAL]
+    assert len(placed) >= 2
 
 
 def test_an_item_is_placed_as_soon_as_it_is_put(model: DGMRecServing) -> None:
