@@ -78,17 +78,17 @@ class Completed:
 
 def impute(model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput]) -> list[Completed]:
     """Complete several items. The catalogue is read, not changed."""
-    completed = {row: _whole(item) for row, item in enumerate(inputs) if len(item.features) == len(model.names)}
+    completed = {row: _whole(model, item) for row, item in enumerate(inputs) if len(item.features) == len(model.names)}
     lacking = [row for row in range(len(inputs)) if row not in completed]
     generated = _generate(model, catalogue, [inputs[row] for row in lacking])
     completed.update(zip(lacking, generated, strict=True))
     return [completed[row] for row in range(len(inputs))]
 
 
-def _whole(item: ImputationInput) -> Completed:
+def _whole(model: DGMRecServing, item: ImputationInput) -> Completed:
     """An item that lacks nothing."""
-    states = dict.fromkeys(item.features, State.OBSERVED)
-    return Completed(dict(item.features), {}, states, np.full(len(states), np.inf, dtype=np.float32))
+    features, states = {name: item.features[name] for name in model.names}, dict.fromkeys(model.names, State.OBSERVED)
+    return Completed(features, {}, states, np.full(len(states), np.inf, dtype=np.float32))
 
 
 def _generate(model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput]) -> list[Completed]:
