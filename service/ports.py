@@ -403,7 +403,7 @@ class StepTimer(Protocol):
     """Records how long things took."""
 
     def observe_step(self, step: str, seconds: float) -> None:
-        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain` or `commit`."""
+        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`."""
 
     def observe_lag(self, seconds: Sequence[float]) -> None:
         """Record how old changes of other workers were when this one had taken them over."""

@@ -231,9 +231,10 @@ class Catalogue:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def put(self, rows: Sequence[tuple[Entry, Derived]]) -> None:
-        """Insert or replace items, each id once, with what is stored of them; their vectors, and with these their
-        places in the lists, are for `service.pipeline.vectors` to compute."""
+    def put(self, rows: Sequence[tuple[Entry, Derived]], compute: Callable[[Keys], None] | None = None) -> None:
+        """Insert or replace items, each id once, with what is stored of them. Their vectors, and with these their
+        places in the lists, are for `compute` (`service.pipeline.vectors`) to write, by key, before an id leads to
+        them."""
         if not rows:
             return
         for entry, _ in rows:
@@ -246,6 +247,8 @@ class Catalogue:
             self._forget_categories(entry.key)
             self._store(entry, derived)
         self._index(keys, rows)
+        if compute is not None:
+            compute(keys)
         self._keys.update((entry.id, entry.key) for entry, _ in rows)
 
     def remove(self, item_id: str) -> None:

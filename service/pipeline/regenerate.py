@@ -110,6 +110,7 @@ async def _work_off(engine: Engine) -> None:
                 return
             if not done:
                 return
+            runtime.timer.observe_step("background", time.monotonic() - started)
             if time.monotonic() - runtime.busy_at < BUSY_S:
                 await asyncio.sleep((time.monotonic() - started) * (1 / SHARE - 1))
 

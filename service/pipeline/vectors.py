@@ -41,12 +41,12 @@ TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rathe
 
 def put(model: DGMRecServing, catalogue: Catalogue, rows: Sequence[tuple[Entry, Derived]]) -> None:
     """Insert or replace items, each id once; when this returns, every index knows them."""
-    if not rows:
-        return
-    catalogue.put(rows)
-    keys = np.array([entry.key for entry, _ in rows], dtype=np.int64)
-    for layer in layers(model):
-        _note_readers(catalogue, layer, _compute(layer, model, catalogue, keys))
+
+    def compute_all(keys: Keys) -> None:
+        for layer in layers(model):
+            _note_readers(catalogue, layer, _compute(layer, model, catalogue, keys))
+
+    catalogue.put(rows, compute_all)
 
 
 def derive(model: DGMRecServing, catalogue: Catalogue, chosen: Sequence[str] = ()) -> Iterator[float]:

@@ -193,6 +193,18 @@ def test_preferences_of_cold_items(trained: Trained) -> None:
     np.testing.assert_allclose(preference.swapaxes(0, 1), trained.out.preference[:, rows], **CLOSE)
 
 
+def test_what_is_stored_does_not_depend_on_the_order_of_the_modalities(trained: Trained) -> None:
+    """An item's observed features come in the order of a request or of the store's rows."""
+    for row in range(ITEMS):
+        item = trained.input_of(row)
+        turned = replace(item, features=dict(reversed(item.features.items())), raw=dict(reversed(item.raw.items())))
+        one, other = (impute(trained.online, trained.items, [each])[0] for each in (item, turned))
+        assert list(one.features) == list(other.features) == list(trained.online.names)
+        nobody = np.zeros(trained.online.size, dtype=np.float32)
+        packed = {Derived(each.features, nobody, 0.0, each.reach).pack() for each in (one, other)}
+        assert len(packed) == 1
+
+
 def test_another_neighbour_changes_an_item(trained: Trained) -> None:
     """So that the comparisons above would notice: an item's evidence follows from what the index holds."""
     row = HALF_COLD
