@@ -345,8 +345,8 @@ def cross_fitted_means(
     """Co-interaction means as the generator learns from them: over an item's users, the mean of what each has.
 
     The means for an observed cell leave out all items of the cell's fold, one of `folds`, the item among them.
-    Were it the item alone, then what is missing from a mean would give away the very feature that is to be guessed,
-    where the whole can be guessed from the item's users: a regression would learn that, and could use it for no other
+    Were it the item alone, then what is missing from a mean would give away the very feature that is to be predicted,
+    where the whole can be predicted from the item's users: a regression would learn that, and could use it for no other
     item. Returns blocks `[n, r_m]` and their validity `[n, M]`.
     """
     if graphs is None:

@@ -33,15 +33,15 @@ from training.cli.options import (
 from training.content import DataOptions
 from training.datasets import load_dataset
 from training.evaluate import (
-    LEFT_OUT,
+    LEAVE_ONE_OUT_MODELS,
     MODELS,
-    RATERS,
+    RATING_MODELS,
     LeaveOneOutPlan,
     Plan,
     Protocol,
     RatingPlan,
     evaluate,
-    evaluate_left_out,
+    evaluate_leave_one_out,
     evaluate_rating,
 )
 from training.progress import Terminal
@@ -52,8 +52,8 @@ def evaluate_command(
     model: Annotated[
         str,
         typer.Argument(
-            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. Under rating: {', '.join(RATERS)}. "
-            f"Under leave-one-out: {', '.join(LEFT_OUT)}."
+            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. "
+            f"Under rating: {', '.join(RATING_MODELS)}. Under leave-one-out: {', '.join(LEAVE_ONE_OUT_MODELS)}."
         ),
     ],
     data: Data,
@@ -106,13 +106,13 @@ def evaluate_command(
     if protocol is not Protocol.RATING and (item_reviews is not None or target is not None):
         raise CommandError("--item-reviews and --target belong to the protocol rating")
     if protocol is Protocol.RATING:
-        _check_model(model, protocol, RATERS)
+        _check_model(model, protocol, RATING_MODELS)
         whole = replace(options, missing=0.0, mask=None)
         other = None if target is None else load_dataset(target)
         run = partial(evaluate_rating, plan=RatingPlan(model, *lrmm_configs(chosen), whole, item_reviews, other))
     elif protocol is Protocol.LEAVE_ONE_OUT:
-        _check_model(model, protocol, LEFT_OUT)
-        run = partial(evaluate_left_out, plan=LeaveOneOutPlan(model, *iris_configs(chosen), options, split))
+        _check_model(model, protocol, LEAVE_ONE_OUT_MODELS)
+        run = partial(evaluate_leave_one_out, plan=LeaveOneOutPlan(model, *iris_configs(chosen), options, split))
     else:
         levels = missing is None and mask is None and protocol is not Protocol.RATIO
         configs = dgmrec_configs({**chosen, "device": parse_device(device)})
