@@ -7,8 +7,8 @@ Features are centred (the modality's mean subtracted), so that zero is the modal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -67,18 +67,8 @@ class Evidence:
 
     def select(self, rows: Tensor) -> Evidence:
         """The evidence of these items only."""
-        own, neighbours, duplicates, co_interactions, cross_fitted = (
-            {name: block[rows] for name, block in blocks.items()}
-            for blocks in (
-                self.own,
-                self.neighbour_mean,
-                self.near_duplicates,
-                self.co_interaction_mean,
-                self.cross_fitted_mean,
-            )
-        )
-        masks = self.observed[rows], self.neighbour_valid[rows], self.co_interaction_valid[rows]
-        return Evidence(own, neighbours, duplicates, co_interactions, cross_fitted, self.factors[rows], *masks)
+        values = (getattr(self, field.name) for field in fields(Evidence))
+        return Evidence(*(_rows_of(value, rows) for value in values))
 
     def without(self, target: str, *, others: Tensor, interactions: Tensor) -> Evidence:
         """As it would be for the cell of `target` had these items (bool `[n]` each) no other modality observed, or no
@@ -131,6 +121,11 @@ class Evidence:
         flags = self.observed[:, others], self.neighbour_valid[:, [names.index(target)]]
         columns = [*map(linalg.unit, blocks), *(linalg.cast(flag, self.factors) for flag in flags)]
         return linalg.library(self.factors).concatenate(columns, axis=1)
+
+
+def _rows_of(value: Any, rows: Tensor) -> Any:
+    """The rows of a block, or of each modality's."""
+    return {name: block[rows] for name, block in value.items()} if isinstance(value, Mapping) else value[rows]
 
 
 @dataclass(frozen=True)
