@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -41,16 +42,7 @@ _SHOWN = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image
 
 def _draft(given: WithFiles, item_id: str = "") -> Draft:
     draft = requests.to_draft(given.body, item_id)
-    if not given.files:
-        return draft
-    return Draft(
-        id=draft.id,
-        title=draft.title,
-        modalities={**draft.modalities, **_media(given.files, draft.modalities)},
-        categories=draft.categories,
-        metadata=draft.metadata,
-        available=draft.available,
-    )
+    return replace(draft, modalities={**draft.modalities, **_media(given.files, draft.modalities)})
 
 
 def _media(files: Mapping[str, Upload], described: Mapping[str, object]) -> dict[str, MediaContent]:

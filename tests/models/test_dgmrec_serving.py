@@ -405,7 +405,7 @@ def test_the_rung_over_the_graph(fallback_imputer: str, tmp_path: Path) -> None:
     online = online_of(w)
     again = DGMRecServing.load(Bundle.load(save(online, tmp_path / "bundle")))
     assert again.fallback_imputer == fallback_imputer
-    guess = IMPUTERS[fallback_imputer].guess(
+    guess = IMPUTERS[fallback_imputer].impute(
         w.evidence.own, w.batch.observed, w.graphs, **FALLBACK_SETTINGS[fallback_imputer]
     )
     histories = (w.graphs.user_mean.matrix.toarray() > 0).astype(np.int64)

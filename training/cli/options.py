@@ -32,38 +32,22 @@ def _place(path: Path | None) -> Path | None:
 
 
 Data = Annotated[Path, typer.Option("--data", callback=_place, help="A prepared dataset (`lacuna prepare` makes one).")]
-
-
 Out = Annotated[
     Path, typer.Option("--out", callback=_place, help="Where the result goes; replaced if it is one already.")
 ]
-
-
 Seed = Annotated[int, typer.Option(min=0, max=MOST, help="Seed of everything random.")]
-
-
 Missing = Annotated[float, typer.Option(min=0, max=0.95, help="Share of item-modality cells to withhold.")]
-
-
 Mask = Annotated[str | None, typer.Option(help="A published mask of the dataset, instead of --missing.")]
-
-
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model or the trainer, as --set epochs=50."),
 ]
-
-
 ImageEncoderName = Annotated[
     str, typer.Option(help="catalogue (trained on the catalogue's own pictures), torchvision:<name>, or auto.")
 ]
-
-
 ImageWeights = Annotated[
     Path | None, typer.Option(envvar="LACUNA_IMAGE_WEIGHTS", help="Weights of the torchvision network (safetensors).")
 ]
-
-
 MinRatingText = Annotated[
     str | None,
     typer.Option(
@@ -74,11 +58,7 @@ MinRatingText = Annotated[
         "low), or what the dataset was prepared with.",
     ),
 ]
-
-
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-
-
 Threads = Annotated[int, typer.Option(min=1, help="Threads for computation.")]
 
 

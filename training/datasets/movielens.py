@@ -140,29 +140,29 @@ def _layout(source: Path, layouts: Sequence[Layout]) -> Layout:
 # --- the readers -------------------------------------------------------------------------------------------------
 
 
-def prepare_100k(source: Path, out: Path, progress: Progress | None = None, *, page: bool = True) -> DatasetInfo:
+def prepare_100k(source: Path, out: Path, progress: Progress | None = None, *, metadata: bool = True) -> DatasetInfo:
     """MovieLens 100K: ratings with timestamps.
 
     Args:
-        page: whether a film's text is all that its page says in words (title, genres, overview), or the overview alone
-            with the title where there is none.
+        metadata: whether a film's text is its title, genres and overview, or the overview alone with the title
+            where there is none.
 
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    return _prepare(source, out, "ml-100k", (_100K, _OUR_100K), page=page, progress=progress)
+    return _prepare(source, out, "ml-100k", (_100K, _OUR_100K), metadata=metadata, progress=progress)
 
 
-def prepare_1m(source: Path, out: Path, progress: Progress | None = None, *, page: bool = True) -> DatasetInfo:
+def prepare_1m(source: Path, out: Path, progress: Progress | None = None, *, metadata: bool = True) -> DatasetInfo:
     """MovieLens 1M: ratings with timestamps, or pairs without either, written as views.
 
     Args:
-        page: as for `prepare_100k`, with plots.
+        metadata: as for `prepare_100k`, with plots.
 
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    return _prepare(source, out, "ml-1m", (_1M, _OUR_1M), page=page, progress=progress)
+    return _prepare(source, out, "ml-1m", (_1M, _OUR_1M), metadata=metadata, progress=progress)
 
 
 def prepare_any(source: Path, out: Path, progress: Progress | None = None) -> DatasetInfo:
@@ -172,11 +172,11 @@ def prepare_any(source: Path, out: Path, progress: Progress | None = None) -> Da
         DatasetError: a file is absent or a row is bad; names file and line.
     """
     layouts = (_CSV, replace(_1M, only_with="users.dat"), _10M, _100K)
-    return _prepare(source, out, source.resolve().name, layouts, page=True, progress=progress)
+    return _prepare(source, out, source.resolve().name, layouts, metadata=True, progress=progress)
 
 
 def _prepare(
-    source: Path, out: Path, name: str, layouts: Sequence[Layout], *, page: bool, progress: Progress | None
+    source: Path, out: Path, name: str, layouts: Sequence[Layout], *, metadata: bool, progress: Progress | None
 ) -> DatasetInfo:
     layout = _layout(source, layouts)
     ratings, films = find_file(source, layout.ratings), find_file(source, layout.films)
@@ -189,7 +189,7 @@ def _prepare(
     texts = _texts(source, known, records)
     return write_dataset(
         out,
-        (Located(place, _item(film, texts, source, records, page=page)) for place, film in listed),
+        (Located(place, _item(film, texts, source, records, metadata=metadata)) for place, film in listed),
         _feedback(layout, ratings, records),
         name=name,
         source=f"MovieLens, {ratings.name} and {films.name}",
@@ -198,7 +198,7 @@ def _prepare(
             masks={mask_name(file): _mask(file, known) for file in sorted(source.glob("missing_*.npz"))},
             new_items=_new_items(source / "new_items.npy", known),
             rating_split=read_rating_split(source),
-            leave_one_out=_left_out(source),
+            leave_one_out=_leave_one_out(source),
         ),
         tally=records.tally,
         progress=progress,
@@ -222,10 +222,10 @@ def _listed(layout: Layout, films: Path, ratings: Path, records: Records) -> lis
     return listed
 
 
-def _item(film: Film, texts: Mapping[str, str], source: Path, records: Records, *, page: bool) -> Record | None:
+def _item(film: Film, texts: Mapping[str, str], source: Path, records: Records, *, metadata: bool) -> Record | None:
     """One film's body. A text that is left out is the title."""
     text = texts.get(film.item, film.text)
-    words = [f"{part}." for part in (film.title, ", ".join(film.genres)) if part] if page else []
+    words = [f"{part}." for part in (film.title, ", ".join(film.genres)) if part] if metadata else []
     year = _YEAR.search(film.title)
     return records.item(
         film.item,
@@ -298,7 +298,7 @@ def _new_items(file: Path, known: set[str]) -> list[str] | None:
     return [item for item in id_list(load_array(file), file) if item in known]
 
 
-def _left_out(source: Path) -> dict[str, LeaveOneOut]:
+def _leave_one_out(source: Path) -> dict[str, LeaveOneOut]:
     splits = {}
     if (file := source / "leave_one_out.npz").is_file():
         arrays = _id_arrays(file, users=1, test_item=1, test_neg=2, valid_item=1, valid_neg=2)

@@ -44,9 +44,9 @@ class Protocol(StrEnum):
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
 LEARNED = ("dgmrec", "lightgcn")
-RANKERS = (*LEARNED, *BASELINES)
-GENERATORS = ("dgmrec", *IMPUTERS)
-MODELS = tuple(dict.fromkeys((*RANKERS, *IMPUTERS)))
+RANKING_MODELS = (*LEARNED, *BASELINES)
+GENERATING_MODELS = ("dgmrec", *IMPUTERS)
+MODELS = tuple(dict.fromkeys((*RANKING_MODELS, *IMPUTERS)))
 
 
 class EvaluationError(ValueError):
@@ -81,8 +81,8 @@ class Plan:
         if self.protocol is Protocol.RATING:
             raise EvaluationError("ratings are measured by evaluate_rating")
         if self.protocol is Protocol.LEAVE_ONE_OUT:
-            raise EvaluationError("leave-one-out is measured by evaluate_left_out")
-        fitting = GENERATORS if self.protocol is Protocol.RETRIEVAL else RANKERS
+            raise EvaluationError("leave-one-out is measured by evaluate_leave_one_out")
+        fitting = GENERATING_MODELS if self.protocol is Protocol.RETRIEVAL else RANKING_MODELS
         if self.model not in fitting:
             raise EvaluationError(
                 f"the protocol {self.protocol.value} has no model {self.model!r}; it has {', '.join(fitting)}"

@@ -28,7 +28,7 @@ PUBLISHED = 0  # the seed under which the dataset's own split runs
 FIRST = 1  # of the random splits; its reconstructions are drawn
 FULL = "+F"
 LRMM = "lrmm"
-RATERS = (LRMM, *RATING_BASELINES)
+RATING_MODELS = (LRMM, *RATING_BASELINES)
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RatingOutcome:
 
 @dataclass(frozen=True)
 class RatingPlan:
-    """What to measure: one of `RATERS`; for LRMM its settings and how content becomes features.
+    """What to measure: one of `RATING_MODELS`; for LRMM its settings and how content becomes features.
 
     Attributes:
         item_reviews: how many reviews of an item are read at most; of a baseline's training ratings no more are left.

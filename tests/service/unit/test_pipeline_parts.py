@@ -606,7 +606,7 @@ def test_the_graph_is_read_as_in_training() -> None:
     """A cell of a known item, told by its users, is that of the catalogue's own guesses; later items tell nothing."""
     w, (model, known_items) = world(), chain_parts()
     propagated = propagate_features(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2})
-    guesses = propagated.guesses(w.graphs)["m1"]
+    guesses = propagated.imputations(w.graphs)["m1"]
     histories = w.graphs.user_mean.matrix.toarray() > 0
     compared = 0
     for item in np.flatnonzero(~w.batch.observed[:, 1].numpy() & histories.any(axis=0)):

@@ -27,7 +27,7 @@ from training.splits import Parts
 from training.trainer import TrainerConfig
 
 IRIS = "iris"
-LEFT_OUT = (IRIS, *BASELINES)
+LEAVE_ONE_OUT_MODELS = (IRIS, *BASELINES)
 METRIC = "ndcg@10"
 FIXED = "random"  # the published split that stands for the first of the random ones
 EXPLAINED_USERS = 500  # of whom the explanations are checked
@@ -35,7 +35,7 @@ EXPLAINED_USERS = 500  # of whom the explanations are checked
 
 @dataclass(frozen=True)
 class LeaveOneOutPlan:
-    """What to measure: one of `LEFT_OUT`; for IRIS its settings and how content becomes features.
+    """What to measure: one of `LEAVE_ONE_OUT_MODELS`; for IRIS its settings and how content becomes features.
 
     Attributes:
         split: a published split that every run uses; None: random ones, the first of them the dataset's own where it
@@ -50,7 +50,7 @@ class LeaveOneOutPlan:
     split: str | None = None
 
 
-def evaluate_left_out(
+def evaluate_leave_one_out(
     dataset: Dataset, plan: LeaveOneOutPlan, *, seeds: int, variant: str | None, command: str, terminal: Terminal
 ) -> dict[str, Any]:
     """Train and test for seeds 1, 2, ...
