@@ -1,15 +1,14 @@
 """Does derived state depend on the order of writes, and what does it cost that it does not?
 
-    python benchmarks/convergence.py import --bundle build/demo-bundle --json docs/results/service/convergence-import.json
-    python benchmarks/convergence.py load --bundle build/demo-bundle --items 10000 \\
-        --json docs/results/service/convergence-load-10000.json
+    python benchmarks/convergence.py import --bundle build/demo-bundle --json FILE
+    python benchmarks/convergence.py load --bundle build/demo-bundle --items 10000 --json FILE
 
 `import`: a service is seeded with the bundle's catalogue, and new items are written to it. Its items and feedback are
 exported and imported into an empty service with the same bundle, once items first and then feedback, and once feedback
 a second time over. Compared are every user's list of 20, and how many of the items that nobody has touched stand in it.
 
 `load`: a catalogue of so many items, which are synthetic: the demo's features with noise, each lacking every modality
-with probability 1/3. Then, for a minute, ten writes a second: events of feedback, new items, replaced items, deleted
+with probability 1/3. Then, for a minute, ten writes a second: eight events of feedback, and new, replaced and deleted
 items. Reported are the writes' latencies, the share of the time that background work took (`background_share`: wall
 time of its steps, an upper bound of a core's share), and how long after a write nothing was pending any more
 (`spread_*`). At the end the whole state is checked, and derived from nothing by a restart (`start_seconds`).
@@ -41,7 +40,7 @@ from training.evaluate.machine import machine
 
 BATCH = 500
 RATE, SECONDS = 10.0, 60.0
-MIX = {"event": 6, "create": 2, "replace": 1, "delete": 1}
+MIX = {"event": 8, "create": 1, "replace": 0.6, "delete": 0.4}
 START_S = 3600.0
 
 
@@ -289,7 +288,7 @@ def _feedback(service: Service, options: argparse.Namespace) -> None:
             "user": f"u{rng.randrange(max(options.items // 10, 10))}",
             "item": f"i{int(options.items * rng.random() ** 2)}",
             "type": "view",
-            "timestamp": f"2026-01-{1 + number * 27 // options.items:02d}T{number // 60 % 24:02d}:{number % 60:02d}:00Z",
+            "timestamp": f"2026-01-{1 + number * 27 // options.items:02d}T{number // 60 % 24:02d}:{number % 60:02d}Z",
         }
         for number in range(options.items)
     ]

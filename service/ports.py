@@ -271,8 +271,10 @@ class Store(Protocol):
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
 
-    async def interested_users(self, item: str, *, limit: int, min_rating: float | None) -> list[str]:
-        """Users who are interested in an item, newest first."""
+    async def interested_users(
+        self, items: Collection[str], *, limit: int, min_rating: float | None
+    ) -> dict[str, list[str]]:
+        """Users who are interested in items, newest first, at most `limit` of each; items without any left out."""
 
     async def item_counts(self, items: Collection[str] | None = None, *, min_rating: float | None) -> dict[str, int]:
         """Number of interested users by item, of all items or of these; items without any left out."""

@@ -20,7 +20,7 @@ from models.dgmrec import inference
 from models.dgmrec.config import OLD_NAMES, DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemContent
 from models.dgmrec.weights import Linear, TowerWeights, numpy_of
-from models.evidence import ImputationEvidence
+from models.evidence import EVIDENCE_NEIGHBOURS, NEAR_DUPLICATES, ImputationEvidence
 from models.graph import InteractionGraphs
 from models.imputers import PropagatedFeatures
 from models.modality import ModalitySpec
@@ -230,6 +230,18 @@ class DGMRecServing:
         tower = self._towers[name]
         follows = tower.near_duplicate_weights[0 if warm else 1] > 0
         return bool(tower.content_mask.all() or follows or (tower.trust > 0 and not warm))
+
+    def neighbours_read(self, name: str) -> int:
+        """How many of its neighbours by each other modality a modality is generated from: all that give the mean, the
+        nearest that may be near duplicates, or, to know whether there are any, the first."""
+        tower = self._towers[name]
+        if self.config.imputation != "generate" or tower.content_mask.all():
+            return EVIDENCE_NEIGHBOURS
+        return NEAR_DUPLICATES if tower.near_duplicate_weights.any() else 1
+
+    def reads_preference(self, name: str) -> bool:
+        """Whether a modality is generated from an item's preference."""
+        return bool(self._towers[name].trust > 0)
 
     # --- embedding (eq. 1-6, 17-18) -----------------------------------------------------------------------------
 

@@ -231,10 +231,10 @@ class Catalogue:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def put(self, rows: Sequence[tuple[Entry, Derived]], compute: Callable[[Keys], None] | None = None) -> None:
+    def put(self, rows: Sequence[tuple[Entry, Derived]], compute: Callable[[Keys, Mask], None] | None = None) -> None:
         """Insert or replace items, each id once, with what is stored of them. Their vectors, and with these their
-        places in the lists, are for `compute` (`service.pipeline.vectors`) to write, by key, before an id leads to
-        them."""
+        places in the lists, are for `compute` (`service.pipeline.vectors`) to write, before an id leads to them, from
+        their keys `[n]` and whether their features are other than before, by modality `[n, M]`."""
         if not rows:
             return
         for entry, _ in rows:
@@ -242,13 +242,13 @@ class Catalogue:
                 self.remove(entry.id)
         keys = np.array([entry.key for entry, _ in rows], dtype=np.int64)
         self._reserve(int(keys.max()) + 1)
+        moved = np.array([self._note_features(entry, derived) for entry, derived in rows], dtype=np.bool_)
         for entry, derived in rows:
-            self._note_features(entry, derived)
             self._forget_categories(entry.key)
             self._store(entry, derived)
         self._index(keys, rows)
         if compute is not None:
-            compute(keys)
+            compute(keys, moved)
         self._keys.update((entry.id, entry.key) for entry, _ in rows)
 
     def remove(self, item_id: str) -> None:
@@ -343,18 +343,21 @@ class Catalogue:
         # Last: it is the length that readers go by.
         self.available = _grown(self.available, size)
 
-    def _note_features(self, entry: Entry, derived: Derived) -> None:
-        """Note which observed features are new, and which are gone."""
+    def _note_features(self, entry: Entry, derived: Derived) -> list[bool]:
+        """Note which observed features are new, and which are gone; whether a feature has changed, by modality."""
         key, is_new = entry.key, entry.key not in self.entries
+        moved = []
         for column, name in enumerate(self.names):
             had, has = not is_new and self.observed[key, column], entry.states[name] is State.OBSERVED
-            same = had and has and np.array_equal(self.rows.get(f"{_FEATURE}{name}", key), derived.features[name])
-            if had and not same:
+            same = not is_new and np.array_equal(self.rows.get(f"{_FEATURE}{name}", key), derived.features[name])
+            moved.append(not same)
+            if had and not (has and same):
                 self.stale.add_feature(DEPARTED, name, key)
-            if has and not same:
+            if has and not (had and same):
                 self.stale.add_feature(ARRIVED, name, key)
             elif not has:
                 self.stale.drop_arrival(name, key)
+        return moved
 
     def _store(self, entry: Entry, derived: Derived) -> None:
         key = entry.key

@@ -7,7 +7,7 @@ nothing that is generated or computed of other items. So it is the same whenever
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -54,13 +54,14 @@ async def with_users(engine: Engine, items: Mapping[str, Mapping[str, Observed]]
     model = engine.active.dgmrec
     counted = [item for item, observed in items.items() if as_in_training(model, item, observed)]
     counts = await engine.store.item_counts(counted, min_rating=engine.active.min_rating) if counted else {}
-    contents = []
-    for item, observed in items.items():
-        content = Content(item, observed, interested=counts.get(item, 0))
-        if reads_users(model, item, observed) and not _kept(model, content):
-            content = Content(item, observed, await users_of(engine, item), content.interested)
-        contents.append(content)
-    return contents
+    contents = [Content(item, observed, interested=counts.get(item, 0)) for item, observed in items.items()]
+    reading = [
+        content.id
+        for content in contents
+        if reads_users(model, content.id, content.observed) and not _kept(model, content)
+    ]
+    users = await users_of(engine, reading)
+    return [replace(content, users=users.get(content.id, ())) for content in contents]
 
 
 def complete(active: Active, catalogue: Catalogue, contents: Sequence[Content]) -> list[Computed]:

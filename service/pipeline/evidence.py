@@ -6,7 +6,7 @@ then. So what follows from it does not change with everything that the user does
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from models.arrays import Array
 from models.dgmrec.serving import DGMRecServing
@@ -38,14 +38,20 @@ def projected(model: DGMRecServing, observed: Mapping[str, Observed]) -> dict[st
     return {name: model.project(name, feature.vector[None])[0] for name, feature in observed.items()}
 
 
-async def users_of(engine: Engine, item_id: str) -> list[UserEvidence]:
-    """What the newest users who are interested in an item say of it. A user who training did not see, and who was
+async def users_of(engine: Engine, items: Collection[str]) -> dict[str, list[UserEvidence]]:
+    """What the newest users who are interested in items say of them. A user who training did not see, and who was
     interested in nothing before, says nothing."""
+    if not items:
+        return {}
+    interested = await engine.store.interested_users(items, limit=USERS, min_rating=engine.active.min_rating)
+    return {item: await _evidence_of(engine, item, users) for item, users in interested.items()}
+
+
+async def _evidence_of(engine: Engine, item: str, users: Sequence[str]) -> list[UserEvidence]:
     model, catalogue = engine.active.dgmrec, engine.memory.catalogue
     evidence = []
-    users = await engine.store.interested_users(item_id, limit=USERS, min_rating=engine.active.min_rating)
     for user in users:
-        earlier = (await engine.memory.histories.of(user)).earlier(item_id)
+        earlier = (await engine.memory.histories.of(user)).earlier(item)
         if earlier is None:
             continue
         others = catalogue.keys(earlier)

@@ -258,7 +258,7 @@ def _neighbour_evidence(
     neighbour_mean: dict[str, Array] = {}
     near_duplicates: dict[str, Array] = {}
     valid = np.zeros_like(observed)
-    reach = _reach(model, features, observed, neighbours)
+    reach = _reach(model, inputs, features, observed, neighbours)
     for target, name in enumerate(model.names):
         total = np.zeros((2, len(inputs), model.ranks[name]), dtype=np.float32)
         count = np.zeros(len(inputs), dtype=np.float32)
@@ -267,7 +267,8 @@ def _neighbour_evidence(
             if not len(rows):
                 continue
             keys, cosines = _having_both(catalogue, inputs, (other, name), features[other], rows, neighbours[other])
-            reach[rows, source] = np.minimum(reach[rows, source], cosines[:, -1])
+            depth = model.neighbours_read(name)
+            reach[rows, source] = np.minimum(reach[rows, source], cosines[:, depth - 1])
             mean_of = _mean_of(catalogue.rows.get(f"feature.{name}", keys), keys)
             total[:, rows] += similarity_weighted_mean(mean_of, cosines), near_duplicate_mean(mean_of, cosines)
             count[rows] += (keys >= 0).any(axis=1)
@@ -277,14 +278,19 @@ def _neighbour_evidence(
 
 
 def _reach(
-    model: DGMRecServing, features: Mapping[str, Array], observed: Mask, neighbours: Mapping[str, Neighbours]
+    model: DGMRecServing,
+    inputs: Sequence[ImputationInput],
+    features: Mapping[str, Array],
+    observed: Mask,
+    neighbours: Mapping[str, Neighbours],
 ) -> Array:
-    """By modality `[b, M]` the cosine of the last neighbour that a preference is taken from; infinite where the item
-    lacks nothing, or the modality, or says nothing by it."""
+    """By modality `[b, M]` the cosine of the last neighbour that a preference is taken from; infinite where none is."""
     reach = np.full(observed.shape, np.inf, dtype=np.float32)
-    lacking = ~observed.all(axis=1)
+    reading = np.array([model.reads_preference(name) for name in model.names], dtype=np.bool_)
+    cold = np.array([not item.users and item.preference is None for item in inputs], dtype=np.bool_)
+    waiting = cold & (~observed & reading).any(axis=1)
     for column, name in enumerate(model.names):
-        speaks = observed[:, column] & lacking & (np.linalg.norm(features[name], axis=1) > 1e-6)
+        speaks = observed[:, column] & waiting & (np.linalg.norm(features[name], axis=1) > 1e-6)
         reach[speaks, column] = neighbours[name][1][speaks, model.config.neighbours - 1]
     return reach
 

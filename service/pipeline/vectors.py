@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from models.arrays import Array, Mask
 from models.dgmrec.inference import mean_of_gathered
 from models.dgmrec.serving import DGMRecServing
-from service.pipeline.catalogue import Catalogue, Derived, Entry
+from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry
 from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED
 from service.ports import Keys
 
@@ -42,11 +42,23 @@ TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rathe
 def put(model: DGMRecServing, catalogue: Catalogue, rows: Sequence[tuple[Entry, Derived]]) -> None:
     """Insert or replace items, each id once; when this returns, every index knows them."""
 
-    def compute_all(keys: Keys) -> None:
+    def compute_all(keys: Keys, moved: Mask) -> None:
         for layer in layers(model):
-            _note_readers(catalogue, layer, _compute(layer, model, catalogue, keys))
+            # An item whose feature is as it was has the neighbours that it had: others have not moved.
+            groups = _by_names(model, moved) if layer in (NEAR, KERNEL) else [((), slice(None))]
+            changed = [_compute(layer, model, catalogue, keys[rows], names) for names, rows in groups]
+            _note_readers(catalogue, layer, np.concatenate(changed))
 
     catalogue.put(rows, compute_all)
+
+
+def _by_names(model: DGMRecServing, moved: Mask) -> list[tuple[tuple[str, ...], Any]]:
+    """Which modalities' features have changed, of which rows: from `[n, M]`."""
+    kinds, which = np.unique(moved, axis=0, return_inverse=True)
+    return [
+        (tuple(name for name, is_moved in zip(model.names, kind, strict=True) if is_moved), which.ravel() == number)
+        for number, kind in enumerate(kinds)
+    ]
 
 
 def derive(model: DGMRecServing, catalogue: Catalogue, chosen: Sequence[str] = ()) -> Iterator[float]:
@@ -104,14 +116,18 @@ def layers(model: DGMRecServing) -> list[str]:
     return [CONTENT, NEAR, PARTS, *(propagated(layer) for layer in range(1, model.layers + 1)), OWN, KERNEL, FINAL]
 
 
-def compute(layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
-    """One layer of some items `[n]`, by field `[n, ...]`; nothing is written.
+def compute(
+    layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """One layer of some items `[n]`, by field `[n, ...]`; nothing is written. Of neighbours, those by the modalities
+    `names` are looked up, all by default, and the others are as they were.
 
     It has the same bits whichever items are computed together: a matrix product may round a row another way in another
     number of rows, so that it is always of BLOCK rows.
     """
     if layer in (NEAR, KERNEL):  # what an index answers does not depend on what else is asked
-        return _LAYERS[layer](model, catalogue, keys)
+        search = _near if layer == NEAR else _kernel
+        return search(catalogue, keys, model.names if names is None else names)
     blocks = []
     for start in range(0, len(keys), BLOCK):
         block = keys[start : start + BLOCK]
@@ -124,13 +140,15 @@ def compute(layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys) 
     return {name: np.concatenate([fields[name] for fields in blocks]) for name in blocks[0]}
 
 
-def _compute(layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Keys:
+def _compute(
+    layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str] | None = None
+) -> Keys:
     """Compute and write one layer of items `[n]`; those of which it has changed."""
     if layer == KERNEL:
         keys = keys[catalogue.trained[keys] < 0]
     if not len(keys):
         return keys
-    return catalogue.write_layer(keys, compute(layer, model, catalogue, keys))
+    return catalogue.write_layer(keys, compute(layer, model, catalogue, keys, names))
 
 
 def _note(catalogue: Catalogue, layer: str, changed: Keys) -> None:
@@ -241,13 +259,13 @@ def expected_preference(model: DGMRecServing, catalogue: Catalogue, near: Keys, 
     return np.asarray(np.where(known, mean / np.maximum(total, 1e-6)[:, None, None], everybody), dtype=np.float32)
 
 
-def _near(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
-    k = catalogue.shape.neighbours
-    near = np.full((len(keys), len(model.names), k), -1, dtype=np.int32)
-    reach = np.full((len(keys), len(model.names)), np.inf, dtype=np.float32)
-    for column, name in enumerate(model.names):
+def _near(catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    near, reach = (catalogue.read_layer(keys, name) for name in ("near", "near.reach"))
+    for name in names:
+        column = catalogue.names.index(name)
         features = catalogue.rows.get(f"feature.{name}", keys)
-        near[:, column], cosines = neighbours_of(catalogue, name, features, keys, k, catalogue.having(name))
+        allowed = catalogue.having(name)
+        near[:, column], cosines = neighbours_of(catalogue, name, features, keys, near.shape[2], allowed)
         reach[:, column] = _reach(features, cosines)
     return {"near": near, "near.reach": reach}
 
@@ -305,17 +323,15 @@ def _own(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, ND
     return {"own": np.where(warm[:, None], own, np.float32(0)), "warm": warm}
 
 
-def _kernel(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
-    shape = (len(keys), len(model.names), catalogue.shape.kernel)
-    near = np.full(shape, -1, dtype=np.int32)
-    cosines = np.full(shape, -np.inf, dtype=np.float32)
-    reach = np.full(shape[:2], np.inf, dtype=np.float32)
-    for column, name in enumerate(model.names):
+def _kernel(catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    near, cosines, reach = (catalogue.read_layer(keys, name) for name in KERNEL_FIELDS)
+    for name in names:
+        column = catalogue.names.index(name)
         features = catalogue.rows.get(f"feature.{name}", keys)
         allowed = catalogue.having(name) & catalogue.warm
-        near[:, column], cosines[:, column] = neighbours_of(catalogue, name, features, keys, shape[2], allowed)
+        near[:, column], cosines[:, column] = neighbours_of(catalogue, name, features, keys, near.shape[2], allowed)
         reach[:, column] = _reach(features, cosines[:, column])
-    return {"kernel": near, "kernel.cosines": cosines, "kernel.reach": reach}
+    return dict(zip(KERNEL_FIELDS, (near, cosines, reach), strict=True))
 
 
 def _final(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
@@ -347,4 +363,4 @@ def _directions(features: Array) -> Array:
     return np.asarray(features / np.maximum(length, 1e-6), dtype=np.float32)
 
 
-_LAYERS = {CONTENT: _content, NEAR: _near, PARTS: _parts, OWN: _own, KERNEL: _kernel, FINAL: _final}
+_LAYERS = {CONTENT: _content, PARTS: _parts, OWN: _own, FINAL: _final}

@@ -322,8 +322,8 @@ async def test_the_newest_event_of_a_pair_decides(store: SqlStore) -> None:
     assert await store.user_items("nobody", min_rating=4.0) == []
     assert await store.item_counts(min_rating=4.0) == {"b": 1, "d": 1}
     assert await store.item_counts(["a", "b"], min_rating=None) == {"a": 1, "b": 1}
-    assert await store.interested_users("a", limit=9, min_rating=4.0) == []
-    assert await store.interested_users("a", limit=9, min_rating=1.0) == ["u1"]
+    assert await store.interested_users(["a"], limit=9, min_rating=4.0) == {}
+    assert await store.interested_users(["a", "gone"], limit=9, min_rating=1.0) == {"a": ["u1"]}
 
 
 async def test_sql_and_python_agree_on_what_shows_interest(store: SqlStore) -> None:

@@ -151,13 +151,21 @@ class FeedbackQueries(Queries):
         return list(connection.execute(query).scalars())
 
     @reads
-    def interested_users(self, connection: Connection, item: str, *, limit: int, min_rating: float | None) -> list[str]:
-        """Users who are interested in an item, newest first."""
-        newest = _deciding(min_rating, *_about(connection, None, item))
-        query = select(newest.c.user_id).where(newest.c.interested)
-        return list(
-            connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.user_id).limit(limit)).scalars()
-        )
+    def interested_users(
+        self, connection: Connection, items: Collection[str], *, limit: int, min_rating: float | None
+    ) -> dict[str, list[str]]:
+        """Users who are interested in items, newest first, at most so many of each; items without any are left out."""
+        ids = {row: item_id for item_id, row in item_rows(connection, items).items()}
+        users: dict[str, list[str]] = {}
+        for chunk in chunks(ids):
+            newest = _deciding(min_rating, feedback.c.item_row.in_(chunk))
+            query = select(newest.c.item_row, newest.c.user_id).where(newest.c.interested)
+            newest_first = query.order_by(newest.c.item_row, newest.c.timestamp.desc(), newest.c.user_id)
+            for row, user in connection.execute(newest_first):
+                of_item = users.setdefault(ids[row], [])
+                if len(of_item) < limit:
+                    of_item.append(user)
+        return users
 
     @reads
     def item_counts(

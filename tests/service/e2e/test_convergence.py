@@ -237,7 +237,7 @@ def test_a_check_names_what_differs_and_a_rebuild_mends_it(one: Running) -> None
     assert [(row["id"], row["fields"]) for row in found["differences"]] == [(item, ["final"])]
     assert one.post("/admin/rebuild", None, status=202) == {"items": len(catalogue)}
     one.wait_until_idle()
-    np.testing.assert_array_equal(catalogue.final(key), final)
+    np.testing.assert_allclose(catalogue.final(key), final, atol=1e-6)  # completed with others at once
     assert one.post("/admin/check", None)["differing"] == 0
 
 

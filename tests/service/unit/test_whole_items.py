@@ -201,7 +201,7 @@ def test_what_is_stored_does_not_depend_on_the_order_of_the_modalities(trained: 
         one, other = (impute(trained.online, trained.items, [each])[0] for each in (item, turned))
         assert list(one.features) == list(other.features) == list(trained.online.names)
         nobody = np.zeros(trained.online.size, dtype=np.float32)
-        packed = {Derived(each.features, nobody, 0.0, each.reach).pack() for each in (one, other)}
+        packed = {Derived(each.features, nobody, 0.0, each.reach).pack(trained.items.shape) for each in (one, other)}
         assert len(packed) == 1
 
 
