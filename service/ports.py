@@ -14,8 +14,8 @@ from service.domain import Event, Generated, Page, Review, StoredItem, User, Vec
 
 Mode = Literal["create", "upsert"]
 WriteResult = Literal["created", "replaced", "exists", "conflict"]
-# known: the same event is stored already; replaced: it was, with another value or text; orphan: there is no such item
-EventResult = Literal["new", "known", "replaced", "orphan"]
+# unchanged: the same event is stored already; replaced: it was, with another value or text; orphan: there is no such item
+EventResult = Literal["new", "unchanged", "replaced", "orphan"]
 Side = Literal["user", "item"]
 Keys = Rows  # of items, in the catalogue and in its indexes
 T = TypeVar("T")

@@ -268,11 +268,11 @@ async def test_feedback_counts_once(store: SqlStore) -> None:
     assert (await store.add_feedback([event(), rating, event(), event(item_id="gone"), event("u2")])).value == [
         "new",
         "new",
-        "known",
+        "unchanged",
         "orphan",
         "new",
     ]
-    assert (await store.add_feedback([event(minute=1), event()])).value == ["new", "known"]
+    assert (await store.add_feedback([event(minute=1), event()])).value == ["new", "unchanged"]
     assert (await store.add_feedback([event(item_id="gone")])).value == ["orphan"]
     assert (await store.add_feedback([])).value == []
     stored = (await store.list_feedback(limit=9, user="u1")).items
@@ -287,8 +287,8 @@ async def test_a_repeated_event_with_another_value_or_text_replaces_the_first(st
     await store.save_review_vectors("e", [(2, 1, vector(2, 1))])
     since = await store.last_change()
     corrected, reworded = replace(first, value=1.0), replace(other, text="broke after a week")
-    assert (await store.add_feedback([corrected, other])).value == ["replaced", "known"]
-    assert (await store.add_feedback([corrected, reworded])).value == ["known", "replaced"]
+    assert (await store.add_feedback([corrected, other])).value == ["replaced", "unchanged"]
+    assert (await store.add_feedback([corrected, reworded])).value == ["unchanged", "replaced"]
     assert set((await store.list_feedback(limit=9)).items) == {corrected, reworded}
     assert await kinds(store, since) == [
         ("feedback", "u1"), ("item-feedback", "a"), ("feedback", "u1"), ("item-feedback", "b")
@@ -297,7 +297,7 @@ async def test_a_repeated_event_with_another_value_or_text_replaces_the_first(st
     assert (review.text, review.vector) == ("broke after a week", None)  # the vector was of the words before
     assert (await store.add_feedback([replace(first, value=2.0), replace(first, value=3.0)])).value == [
         "replaced",
-        "known",
+        "unchanged",
     ]  # fmt: skip
     assert (await store.list_feedback(limit=9, item="a")).items == [replace(first, value=3.0)]
 
@@ -359,8 +359,8 @@ async def test_sql_and_python_agree_on_what_shows_interest(store: SqlStore) -> N
 async def test_the_same_moment_in_another_zone_is_the_same_event(store: SqlStore) -> None:
     await store.write_items(create(item("a")))
     east = NOON.astimezone(timezone(timedelta(hours=5)))
-    assert (await store.add_feedback([event(), event(timestamp=east)])).value == ["new", "known"]
-    assert (await store.add_feedback([event(timestamp=east)])).value == ["known"]
+    assert (await store.add_feedback([event(), event(timestamp=east)])).value == ["new", "unchanged"]
+    assert (await store.add_feedback([event(timestamp=east)])).value == ["unchanged"]
 
 
 async def test_list_feedback_pages_newest_first(store: SqlStore) -> None:

@@ -66,7 +66,7 @@ class FeedbackQueries(Queries):
         """Insert the events that are new and whose item exists, and correct those that came before with another value
         or text; says what became of each. Of events that repeat each other here, the last one counts."""
         rows = item_rows(connection, {event.item for event in events})
-        results: list[EventResult] = ["known" if event.item in rows else "orphan" for event in events]
+        results: list[EventResult] = ["unchanged" if event.item in rows else "orphan" for event in events]
         first: dict[Key, int] = {}
         values: dict[Key, dict[str, Any]] = {}
         for index, event in enumerate(events):
@@ -78,7 +78,7 @@ class FeedbackQueries(Queries):
             return Committed(results)
         for row in connection.execute(insert_new(connection, feedback).returning(*_KEY), list(values.values())):
             results[first[row[0], row[1], row[2], row[3]]] = "new"
-        repeated = {key: values[key] for key, index in first.items() if results[index] == "known"}
+        repeated = {key: values[key] for key, index in first.items() if results[index] == "unchanged"}
         for key in _correct(connection, repeated):
             results[first[key]] = "replaced"
         fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
