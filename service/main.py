@@ -22,6 +22,7 @@ from service.api.deps import Keyring
 from service.api.idempotency import Idempotency
 from service.api.limits import Limits
 from service.api.middleware import Gate, LastResort, RequestContext
+from service.api.origins import Origins
 from service.api.position import HEADER, Position
 from service.bootstrap import bootstrap, limiter_of
 from service.metrics import Metrics
@@ -100,6 +101,8 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     app.add_middleware(Position)
     app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
     app.add_middleware(LastResort)
+    if not settings.api_keys:
+        app.add_middleware(Origins, loopback_only=not settings.allow_anonymous, allowed=settings.cors_origins)
     app.add_middleware(
         Bodies, most=settings.max_body_bytes, together=settings.max_bodies_bytes, seconds=settings.request_seconds
     )

@@ -211,6 +211,18 @@ STOPPING = Problem(
     "tells.",
     headers={"Retry-After": "5"},
 )
+FOREIGN_HOST = Problem(
+    "misdirected-request",
+    "Misdirected request",
+    421,
+    "Without API keys, only names of this machine are answered, such as localhost and 127.0.0.1.",
+)
+FOREIGN_ORIGIN = Problem(
+    "foreign-origin",
+    "Foreign origin",
+    403,
+    "A web page of another origin asks for this; LACUNA_CORS_ORIGINS names those that may.",
+)
 NO_HTTP = Problem("malformed-request", "Malformed request", 400, "The request is no HTTP/1.1.")
 HEADERS_TOO_SLOW = Problem(
     "request-timeout", "Request timeout", 408, "The request's headers took longer to come than they may."
@@ -330,6 +342,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "unauthorized": "A key is needed: Authorization: Bearer <key>, or X-API-Key.",
     "forbidden": "The key's role does not reach this far; the roles are read, write and admin.",
     "too-many-requests": "The key has made its requests of this minute; try again after Retry-After seconds.",
+    "misdirected-request": "The Host header names another machine; a service without API keys does not answer to it.",
+    "foreign-origin": "A page of another origin may not change anything here, as there are no API keys to protect it.",
     "overloaded": "The service works on as many requests as it can; try again after Retry-After seconds.",
     "request-timeout": "The headers of the request did not arrive in time.",
     "headers-too-large": "The URL and the headers together are over the configured limit, or the headers too many.",
