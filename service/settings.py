@@ -121,6 +121,13 @@ class Settings(BaseSettings):
     max_concurrency: int = Field(
         256, ge=1, le=MOST, description="requests worked on at once by a process; more are answered 503"
     )
+    max_key_concurrency: int = Field(
+        128,
+        ge=1,
+        le=MOST,
+        description="of these, most of one API key (or address that is none of LACUNA_PROXIES, without keys); an only "
+        "key may take all",
+    )
     request_seconds: float = Field(120, gt=0, le=86_400, description="longest time that a request may take")
     max_body_bytes: int = Field(8 << 20, ge=1024, le=MOST, description="largest request body, in bytes")
     max_image_pixels: int = Field(20_000_000, ge=1, le=MOST, description="largest picture, in pixels")
