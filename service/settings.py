@@ -29,6 +29,7 @@ PREFIX = "LACUNA_"
 NOT_OURS = "LACUNA_TEST_"  # read by the tests
 ENV_FILE = ".env"
 MOST = 2**31 - 1  # of anything that is counted
+LEAST_KEY = 16  # characters of an API key, which nobody can guess if they are random
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
 
@@ -102,6 +103,9 @@ class Settings(BaseSettings):
     seed_catalogue: bool = Field(True, description="fill an empty database from the bundle's catalogue")
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         (), repr=False, description="name:role:key,... with the roles read, write and admin"
+    )
+    allow_short_keys: bool = Field(
+        False, description=f"take API keys of fewer than {LEAST_KEY} characters; for tests, never on a network"
     )
     allow_anonymous: bool = Field(False, description="serve other machines without API keys")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -245,6 +249,16 @@ class Settings(BaseSettings):
         if value is not None:
             urls.check_redis(value)
         return value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        for number, key in enumerate(self.api_keys, start=1):
+            if len(key.key) < LEAST_KEY and not self.allow_short_keys:
+                raise ValueError(
+                    f"LACUNA_API_KEYS has in entry {number} a key of fewer than {LEAST_KEY} characters, "
+                    "which can be guessed: `openssl rand -hex 24` makes a good one"
+                )
+        return self
 
     @model_validator(mode="after")
     def _guard_strangers(self) -> Self:
