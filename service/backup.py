@@ -33,7 +33,7 @@ from models.files import replacing
 from service.adapters.sql.store import SqlStore, migrate
 from service.adapters.sql.tables import metadata
 from service.domain import StoreUnavailableError
-from service.logging import run, say
+from service.logging import PRIVATE_MASK, run, say
 from service.ports import SERVED
 from service.settings import Settings
 from service.urls import SQLITE
@@ -41,6 +41,7 @@ from service.urls import SQLITE
 FORMAT = 1
 ABOUT, DATABASE = "backup.json", "lacuna.db"
 ROWS = 500  # copied at once
+PRIVATE = 0o600  # the mode of a file that holds what users did
 # What zipfile raises, now and then, for bytes that are no archive, or no whole one.
 DAMAGED = (
     *(ArithmeticError, EOFError, LookupError, RuntimeError, ValueError),
@@ -163,7 +164,7 @@ def _is_backup(file: Path) -> bool:
 
 def _copy_out(source: sa.Connection, copy: Path, *, force: bool) -> dict[str, Any]:
     schema = source.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-    engine = sa.create_engine(f"sqlite:///{copy}")
+    engine = sa.create_engine(f"sqlite:///{copy}", hide_parameters=True)
     try:
         with engine.begin() as target:
             migrate(target, schema)
@@ -209,7 +210,7 @@ def _require_empty(target: sa.Connection) -> None:
 
 def _copy_in(copy: Path, target: sa.Connection) -> None:
     _require_empty(target)
-    engine = sa.create_engine(f"sqlite:///{copy}")
+    engine = sa.create_engine(f"sqlite:///{copy}", hide_parameters=True)
     try:
         with engine.connect() as source:
             for table in metadata.sorted_tables:
@@ -258,7 +259,10 @@ def _go_on_counting(target: sa.Connection, table: sa.Table) -> None:
 
 def _pack(copy: Path, about: dict[str, Any], file: Path) -> About:
     whole = About(**about, sha256=_sha256(copy))
-    with replacing(file) as packed, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with (
+        replacing(file, mode=PRIVATE) as packed,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
         archive.writestr(ABOUT, json.dumps(asdict(whole), indent=1))
         archive.write(copy, DATABASE)
     return whole
@@ -289,4 +293,5 @@ def _sha256(file: Path) -> str:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE_MASK)
     sys.exit(main())

@@ -29,6 +29,7 @@ PREFIX = "LACUNA_"
 NOT_OURS = "LACUNA_TEST_"  # read by the tests
 ENV_FILE = ".env"
 MOST = 2**31 - 1  # of anything that is counted
+FROM_FILES = ("database_url", "redis_url", "api_keys")  # settings that hold secrets
 LEAST_KEY = 16  # characters of an API key, which nobody can guess if they are random
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
@@ -83,9 +84,11 @@ class Settings(BaseSettings):
         repr=False,
         description=urls.KINDS,
     )
+    database_url_file: Path | None = Field(None, description="a file that holds LACUNA_DATABASE_URL instead")
     redis_url: str | None = Field(
         None, repr=False, description="redis://HOST:PORT/DB, to share caches and limits between replicas"
     )
+    redis_url_file: Path | None = Field(None, description="a file that holds LACUNA_REDIS_URL instead")
     follow_seconds: float = Field(
         0.2, gt=0, le=10, description="seconds between two looks for what other workers have changed"
     )
@@ -104,6 +107,7 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         (), repr=False, description="name:role:key,... with the roles read, write and admin"
     )
+    api_keys_file: Path | None = Field(None, description="a file that holds LACUNA_API_KEYS instead")
     allow_short_keys: bool = Field(
         False, description=f"take API keys of fewer than {LEAST_KEY} characters; for tests, never on a network"
     )
@@ -218,7 +222,15 @@ class Settings(BaseSettings):
                 _check_text(_env_name(name), str(value))
         return values
 
-    @field_validator("data_dir", "bundle", "image_weights")
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        read = {name: _content(name, values[f"{name}_file"]) for name in FROM_FILES if values.get(f"{name}_file")}
+        for name in read.keys() & values.keys():
+            raise ValueError(f"{_env_name(name)} and {_env_name(name)}_FILE are both set; one of them is enough")
+        return {**values, **read}
+
+    @field_validator("data_dir", "bundle", "image_weights", "database_url_file", "redis_url_file", "api_keys_file")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         try:
@@ -332,6 +344,19 @@ def _parse_key(number: int, entry: str) -> ApiKey:
     if role not in tuple(Role):
         raise ValueError(f"knows the roles {', '.join(Role)}, and entry {number} has another")
     return ApiKey(name, Role(role), key)
+
+
+def _content(name: str, file: str | Path) -> str:
+    """The one line of a file that holds a setting."""
+    try:
+        text = Path(file).expanduser().read_text("utf-8").strip()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ValueError(f"{_env_name(name)}_FILE names a file that cannot be read: {reason}") from None
+    if not text or len(text.splitlines()) > 1:
+        raise ValueError(f"{_env_name(name)}_FILE names a file that holds no one line of text")
+    _check_text(f"{_env_name(name)}_FILE", text)
+    return text
 
 
 def _check_text(name: str, value: str) -> None:

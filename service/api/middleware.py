@@ -101,7 +101,7 @@ class LastResort:
         except (ClientDisconnect, errors.ProblemError):  # a problem of the body, which `Bodies` answers
             raise
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            logger.exception("%s %s failed", scope["method"], _route(scope))
             if answer.has_begun:
                 raise
             await errors.INTERNAL.response()(scope, receive, send)
@@ -175,7 +175,7 @@ class Gate:
         except TimeoutError:
             if answer.has_begun or not limit.expired():
                 raise
-            logger.warning("%s %s took longer than %g s", scope["method"], scope["path"], self._seconds)
+            logger.warning("%s %s took longer than %g s", scope["method"], _route(scope), self._seconds)
             await errors.TIMED_OUT.response()(scope, receive, send)
 
 

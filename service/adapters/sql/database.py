@@ -15,7 +15,13 @@ import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
@@ -55,6 +61,10 @@ READ_ONLY_SERVER = "25006"
 DISK_FULL = "53100"
 
 
+class RefusedStatementError(Exception):
+    """A statement that the database refuses, which is a defect: says why, and no value that is stored or was to be."""
+
+
 class Database(Protocol):
     """Runs functions of a connection, each as one transaction."""
 
@@ -90,7 +100,10 @@ class SqliteDatabase:
         self._existing = existing
         if not existing:
             with self._errors():
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                with suppress(OSError):  # which SQLite meets again, and says so
+                    path.touch(mode=0o600)  # its other files are made alike
         open_engine = partial(_sqlite_engine, path, existing=existing)
         self._opened: tuple[int, int] | None = None
         self._writer = open_engine(begin="BEGIN IMMEDIATE", connections=1)
@@ -120,7 +133,7 @@ class SqliteDatabase:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         with self._errors():
-            file = self._lock_file.open("w")
+            file = os.fdopen(os.open(self._lock_file, os.O_WRONLY | os.O_CREAT, 0o600), "w")
         with file:  # closing it, or dying, releases the lock
             while not _locked(file):
                 await asyncio.sleep(RETRY_S)
@@ -156,6 +169,7 @@ class PostgresDatabase:
             pool_size=10,
             max_overflow=10,
             pool_timeout=POSTGRES_TIMEOUT_S,
+            hide_parameters=True,
             pool_pre_ping=True,  # after a restart of the server the first request must not pay for dead connections
             connect_args={
                 **server.arguments,
@@ -248,6 +262,7 @@ def _sqlite_engine(path: Path, *, existing: bool, begin: str, connections: int) 
     engine = create_engine(
         old if existing else new,
         connect_args={"check_same_thread": False, "timeout": SQLITE_BUSY_MS / 1000},
+        hide_parameters=True,
         pool_size=connections,
         max_overflow=0,
     )
@@ -280,7 +295,9 @@ def reason_of(error: Exception) -> str:
         return "it does not answer in time"
     if isinstance(said, OSError) and said.strerror:
         return f"{said.strerror}: {said.filename}" if said.filename else said.strerror
-    text = str(said.args[0]) if isinstance(said, SQLAlchemyError) and said.args else str(said)
+    # PostgreSQL's details, which asyncpg adds when an error becomes text, quote what is stored.
+    is_first_alone = isinstance(said, SQLAlchemyError) or hasattr(said, "detail")
+    text = str(said.args[0]) if is_first_alone and said.args else str(said)
     return " ".join(text.split()) or type(said).__name__
 
 
@@ -316,7 +333,8 @@ def _domain_errors(reason: Callable[[Exception], str] = reason_of) -> Iterator[N
             raise StoreFullError("The database has no room for this write.", reason(error)) from error
         if _is_about_connection(error):
             raise StoreUnavailableError("The database does not answer.", reason(error)) from error
-        raise
+        said = RefusedStatementError(f"{type(error).__name__}: {reason(error)}")
+        raise said.with_traceback(error.__traceback__) from None
     except (OSError, PoolTimeoutError, ResourceClosedError) as error:
         raise StoreUnavailableError("The database does not answer.", reason(error)) from error
 
