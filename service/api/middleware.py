@@ -25,10 +25,19 @@ from service.ports import Limiter
 
 logger = logging.getLogger(__name__)
 
+Headers = list[tuple[bytes, bytes]]
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _HEALTH = frozenset({"/health/live", "/health/ready"})
 _ALWAYS_OPEN = _HEALTH | {"/metrics"}
 _MOST_PARAMETERS = 100
+_STATIC = "/docs/static/"
+_DEFAULTS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
 _CLIENT_CLOSED = 499  # no answer was sent; the number that nginx made customary
 
 
@@ -62,9 +71,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
-                    *message["headers"],
+                    *_with_defaults(message["headers"], inner["path"]),
                     (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
                 ]
             elif is_head:
                 message = {**message, "body": b""}
@@ -207,6 +215,14 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
     return secrets.token_hex(8)
+
+
+def _with_defaults(headers: Headers, path: str) -> Headers:
+    """The headers of an answer, with those that it does not set itself: no answer is shown in another page's frame, and
+    none but files that are everybody's is kept on its way."""
+    said = {name.lower() for name, _ in headers}
+    wanted = _DEFAULTS if path.startswith(_STATIC) else (*_DEFAULTS, (b"cache-control", b"no-store"))
+    return [*headers, *(pair for pair in wanted if pair[0] not in said)]
 
 
 def _route(scope: Scope) -> str:

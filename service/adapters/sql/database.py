@@ -48,6 +48,7 @@ Work = Callable[[Connection], T]
 
 SQLITE_READERS = 4
 SQLITE_BUSY_MS = 15_000  # how long one process waits for another one's write
+CHECKPOINT_S = 5.0  # after a write: so long the write-ahead log may hold what was erased
 POSTGRES_TIMEOUT_S = 30.0
 POSTGRES_CONNECT_TIMEOUT_S = 5.0
 WRITERS_LOCK = 0x6C6163756E61  # "lacuna"
@@ -112,13 +113,31 @@ class SqliteDatabase:
         self._lock_file = path.parent / f"{path.name}-lock"
         self._write_thread = ThreadPoolExecutor(1, "sqlite-writer")
         self._read_threads = ThreadPoolExecutor(SQLITE_READERS, "sqlite-reader")
+        self._checkpoint: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def read(self, work: Work[T]) -> T:
         return await self._run(self._read_threads, self._reader, work)
 
     async def write(self, work: Work[T]) -> T:
-        return await self._run(self._write_thread, self._writer, partial(self._in_place, work))
+        try:
+            return await self._run(self._write_thread, self._writer, partial(self._in_place, work))
+        finally:
+            self._checkpoint_later()
+
+    def _checkpoint_later(self) -> None:
+        """Empty the write-ahead log soon: SQLite itself only writes over it from its beginning, some day."""
+        if self._checkpoint is None and not (self._closed or self._existing):
+            loop = asyncio.get_running_loop()
+            self._checkpoint = loop.call_later(CHECKPOINT_S, lambda: asyncio.ensure_future(self._checkpoint_now()))
+
+    async def _checkpoint_now(self) -> None:
+        self._checkpoint = None
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        if not await loop.run_in_executor(self._write_thread, _truncate_log, self._writer):
+            self._checkpoint_later()
 
     def _remember(self, _connection: object, _record: object) -> None:
         self._opened = _identity(self._path)
@@ -147,6 +166,8 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         self._closed = True
+        if self._checkpoint is not None:
+            self._checkpoint.cancel()
         for threads, engine in ((self._read_threads, self._reader), (self._write_thread, self._writer)):
             await asyncio.to_thread(threads.shutdown)
             engine.dispose()
@@ -256,6 +277,22 @@ def _transaction(engine: Engine, work: Work[T]) -> T:
         return work(connection)
 
 
+def _truncate_log(engine: Engine) -> bool:
+    """Move the write-ahead log into the database and empty it; False where a reader is in the way."""
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 0")  # nobody waits for this
+        busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
+    except sqlite3.Error:  # such as a full disk, which the next write meets and tells
+        connection.invalidate()
+        return False
+    finally:
+        connection.close()
+    return not busy
+
+
 def _sqlite_engine(path: Path, *, existing: bool, begin: str, connections: int) -> Engine:
     new = URL.create("sqlite", database=str(path))
     old = URL.create("sqlite", database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
@@ -277,6 +314,7 @@ def _sqlite_engine(path: Path, *, existing: bool, begin: str, connections: int) 
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = FULL")  # an answered write outlives a power cut; NORMAL only a crash
             cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         cursor.close()
 
     def start(connection: Connection) -> None:
