@@ -6,11 +6,11 @@ import asyncio
 import hashlib
 import json
 import os
-import shutil
 import sqlite3
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ import pytest
 from models.bundle import MANIFEST, Bundle, BundleError, file_sha256
 from service import backup
 from service.backup import BackupError
+from tests.models.test_bundle import write
 
 SECRET = b"what only the service may read"
 Spoil = Callable[[Path, dict[str, Any]], object]
@@ -26,9 +27,10 @@ Spoil = Callable[[Path, dict[str, Any]], object]
 
 
 @pytest.fixture
-def bundle(plain_bundle: Path, tmp_path: Path) -> Path:
+def bundle(tmp_path: Path) -> Path:
     (tmp_path / "secret").write_bytes(SECRET)
-    return shutil.copytree(plain_bundle, tmp_path / "bundle")
+    write(tmp_path / "bundle")
+    return tmp_path / "bundle"
 
 
 def refusal(bundle: Path, spoil: Spoil) -> str:
@@ -75,8 +77,7 @@ def pipe(bundle: Path, manifest: dict[str, Any]) -> None:
 
 def weights_at(name: str) -> Spoil:
     def spoil(_: Path, manifest: dict[str, Any]) -> None:
-        encoder = next(one["encoder"] for one in manifest["modalities"] if (one["encoder"] or {}).get("file"))
-        encoder["file"] = name
+        manifest["modalities"][0]["encoder"]["file"] = name
 
     return spoil
 
@@ -99,7 +100,7 @@ def nested(depth: int) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (linked("users.json", "../secret"), "is a link"),
+        (linked("items.json", "../secret"), "is a link"),
         (linked("new.json", "/etc/hostname"), "is a link"),
         (linked("new.json", "nowhere"), "is a link"),
         (linked("new.json", "new.json"), "is a link"),
@@ -274,5 +275,5 @@ def test_more_than_there_is_room_for_is_refused_unread(
     copied: tuple[dict[str, Any], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     about, database = copied
-    monkeypatch.setattr(backup.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(2, 1, 1))  # type: ignore[attr-defined]
+    monkeypatch.setattr(backup.shutil, "disk_usage", lambda _: SimpleNamespace(free=1))
     assert "no room" in restored(tmp_path, json.dumps(about).encode(), database)
