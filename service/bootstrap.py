@@ -172,9 +172,10 @@ def limiter_of(settings: Settings) -> Limiter | None:
     """What counts requests, if anything does. It connects to nothing before the first request."""
     if not settings.rate_limit:
         return None
+    share = -(-settings.rate_limit // settings.workers)  # processes that count by themselves divide it among them
     if settings.redis_url:
-        return RedisLimiter(settings.redis_url, settings.rate_limit)
-    return MemoryLimiter(settings.rate_limit)
+        return RedisLimiter(settings.redis_url, settings.rate_limit, alone=share)
+    return MemoryLimiter(share)
 
 
 def _cache(settings: Settings) -> Cache:

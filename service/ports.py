@@ -14,7 +14,7 @@ from service.domain import Event, Generated, Page, Review, StoredItem, User, Vec
 
 Mode = Literal["create", "upsert"]
 WriteResult = Literal["created", "replaced", "exists", "conflict"]
-# unchanged: the same event is stored already; replaced: it was, with another value or text; orphan: there is no such item
+# unchanged: the same event is stored already; replaced: it was, with another value or text; orphan: no such item
 EventResult = Literal["new", "unchanged", "replaced", "orphan"]
 Side = Literal["user", "item"]
 Keys = Rows  # of items, in the catalogue and in its indexes

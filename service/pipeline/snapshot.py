@@ -145,9 +145,9 @@ def write(snapshot: Snapshot, path: Path) -> int:
     tensors[_POPULARITY] = snapshot.popularity
     tensors[_ABOUT] = np.frombuffer(orjson.dumps(about), dtype=np.uint8)
     data = save(tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     clear_abandoned(path)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, mode=0o600) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.write(hashlib.sha256(data).digest())
     return len(data) + DIGEST

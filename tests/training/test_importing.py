@@ -137,10 +137,12 @@ def rows(count: int, **more: Any) -> list[str]:
 # --- what is sent ----------------------------------------------------------------------------------------------------
 
 
-def test_items(lacuna: Run, data: Path, service: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items(lacuna: Run, data: Path, service: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, handler = service
     monkeypatch.setitem(importing.SENT_AT_ONCE, Kind.ITEMS, 25)
-    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url, "--key", "k1")
+    key = tmp_path / "key"
+    key.write_text("k1\n")
+    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url, "--key-file", key)
     assert code == 0
     assert [len(body["items"]) for _, body, _ in handler.posted] == [25, 25, 10]
     assert [row for _, body, _ in handler.posted for row in body["items"]] == lines(data / "items.jsonl")
@@ -419,9 +421,25 @@ def test_where_nothing_answers(lacuna: Run, data: Path, url: str, message: str) 
         assert "s3cret" not in sentence
 
 
-@pytest.mark.parametrize("key", ["\u00fc", "a\nb", "a\0b", "\udcff"])
-def test_a_key_that_no_header_can_hold(lacuna: Run, data: Path, key: str) -> None:
-    assert "the API key holds characters" in refused(lacuna("import", "items", data / "items.jsonl", "--key", key))
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("\u00fc", "the API key holds characters"),
+        ("a\0b", "the API key holds characters"),
+        ("a\nb", "holds no one line"),
+        ("", "holds no one line"),
+        ("\udcff", "it is no text"),
+    ],
+)
+def test_a_key_that_no_header_can_hold(lacuna: Run, data: Path, tmp_path: Path, key: str, said: str) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(key.encode("utf-8", "surrogateescape"))
+    assert said in refused(lacuna("import", "items", data / "items.jsonl", "--key-file", file))
+
+
+def test_a_key_is_no_option(lacuna: Run, data: Path) -> None:
+    code, _, said = lacuna("import", "items", data / "items.jsonl", "--key", "s3cret")
+    assert (code, "--key-file" in said, "s3cret" in said) == (2, True, False)
 
 
 def test_a_proxy_that_is_none(lacuna: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,17 @@ class CommandError(Exception):
     """What a person did wrong; the message is one sentence."""
 
 
+def read_line(file: Path) -> str:
+    """The one line of a file that holds a secret."""
+    try:
+        text = file.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    if not text or len(text.splitlines()) > 1:
+        raise CommandError(f"{file} holds no one line of text")
+    return text
+
+
 def _place(path: Path | None) -> Path | None:
     """A folder by its whole name, beside which there may be others."""
     if path is None:

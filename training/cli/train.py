@@ -42,6 +42,7 @@ from training.cli.options import (
     parse_min_rating,
     parse_settings,
     print_json,
+    read_line,
 )
 from training.cli.service import exec_service
 from training.content import DataOptions
@@ -118,6 +119,10 @@ def train_command(
             "last week is what is trained on tonight; what was erased there is gone.",
         ),
     ] = None,
+    from_db_file: Annotated[
+        Path | None,
+        typer.Option("--from-db-file", help="The same, with the URL in a file: others can see a command's options."),
+    ] = None,
     missing: Missing = 0.0,
     mask: Mask = None,
     min_rating: MinRatingText = None,
@@ -137,9 +142,9 @@ def train_command(
 
     Interrupted, the same command goes on where it was.
     """
-    if (data is None) == (from_db is None):
-        raise CommandError("training needs its data: either --data DIR or --from-db URL")
-    data = data or _from_database(from_db or "", out)
+    if sum(source is not None for source in (data, from_db, from_db_file)) != 1:
+        raise CommandError("training needs its data: either --data DIR or --from-db URL, or --from-db-file FILE")
+    data = data or _from_database(_url(from_db, from_db_file), out)
     least = parse_min_rating(min_rating)
     options = DataOptions(missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least)
     chosen = {"seed": seed, **parse_settings(settings)}
@@ -181,6 +186,16 @@ def train_recipes(
             terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
 
 
+def _url(given: str | None, file: Path | None) -> str:
+    """The database's URL, which holds no password where others could read it."""
+    if file is not None:
+        return read_line(file)
+    url = given or ""
+    if re.match(r"[^/]*://[^/@]*:[^/]*@", url) or "password=" in url:
+        raise CommandError("--from-db holds a password, which others read in the list of processes: use --from-db-file")
+    return url
+
+
 def _from_database(url: str, out: Path) -> Path:
     """Prepare what a service's database holds, beside the bundle; what counts as interest stays as the bundle that is
     there has it."""
@@ -188,7 +203,7 @@ def _from_database(url: str, out: Path) -> Path:
     known = read_manifest(out).data if is_bundle(out) else None
     with tempfile.TemporaryDirectory(prefix="lacuna-export-") as folder:
         command = [sys.executable, "-m", "service.export", folder]
-        environment = {**os.environ, "LACUNA_DATABASE_URL": url}
+        environment = {**os.environ, "LACUNA_DATABASE_URL": url, "LACUNA_DATABASE_URL_FILE": ""}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             message = done.stderr.strip().rpartition("\n")[2]  # warnings come first
