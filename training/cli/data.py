@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from models.feedback import AUTO
-from training.cli.options import CommandError, MinRatingText, Out, interest_sentence, parse_min_rating, read_line
+from training.cli.options import CommandError, MinRatingText, Out, interest_sentence, key_of, parse_min_rating
 from training.datasets import READERS
 from training.datasets.prepared import set_min_rating
 from training.importing import Kind, import_file
@@ -62,7 +61,7 @@ def import_command(
             file,
             kind,
             url,
-            os.environ.get("LACUNA_KEY") if key_file is None else read_line(key_file),
+            key_of(key_file),
             report_file,
             terminal,
         )

@@ -21,6 +21,11 @@ class CommandError(Exception):
     """What a person did wrong; the message is one sentence."""
 
 
+def key_of(file: Path | None) -> str | None:
+    """The API key in a file; without one, that of the environment, if there is any."""
+    return os.environ.get("LACUNA_KEY") if file is None else read_line(file)
+
+
 def read_line(file: Path) -> str:
     """The one line of a file that holds a secret."""
     try:

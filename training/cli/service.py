@@ -11,13 +11,17 @@ from typing import Annotated
 
 import typer
 
+from training.cli.options import key_of
 from training.progress import Terminal
 from training.running_service import check as check_service
 from training.running_service import client_of
 from training.running_service import rebuild as rebuild_service
 
 Url = Annotated[str, typer.Option(envvar="LACUNA_URL", help="Where the service runs.")]
-AdminKey = Annotated[str | None, typer.Option(envvar="LACUNA_KEY", help="An API key with the role admin.")]
+AdminKey = Annotated[
+    Path | None,
+    typer.Option("--key-file", help="A file with an API key of the role admin; without it, LACUNA_KEY holds one."),
+]
 ADDRESS = "http://127.0.0.1:8000"
 
 
@@ -58,7 +62,7 @@ def export(
 
 def check(
     url: Url = ADDRESS,
-    key: AdminKey = None,
+    key_file: AdminKey = None,
     sample: Annotated[
         int | None, typer.Option(min=1, help="Look at so many items, drawn at random, rather than at all.")
     ] = None,
@@ -69,7 +73,7 @@ def check(
 
     The exit code is 1 where an item differs. Items that are pending are no differences.
     """
-    with client_of(url, key) as client:
+    with client_of(url, key_of(key_file)) as client:
         report = check_service(client, sample)
     if as_json:
         typer.echo(json.dumps(report))
@@ -84,9 +88,9 @@ def check(
         raise typer.Exit(1)
 
 
-def rebuild(url: Url = ADDRESS, key: AdminKey = None) -> None:
+def rebuild(url: Url = ADDRESS, key_file: AdminKey = None) -> None:
     """Have a running service derive everything anew from its database, while it goes on serving, and wait for it."""
-    with Terminal() as terminal, client_of(url, key) as client:
+    with Terminal() as terminal, client_of(url, key_of(key_file)) as client:
         items = rebuild_service(client, terminal)
         terminal.say(f"{items:,} items derived anew")
 
