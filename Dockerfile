@@ -6,7 +6,7 @@ ENV PIP_RETRIES=$PIP_RETRIES PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 COPY requirements-torch.txt requirements.txt ./
-RUN pip install --no-compile --no-deps -r requirements-torch.txt && pip install --no-compile --no-deps -r requirements.txt
+RUN pip install --no-compile --no-deps -r requirements-torch.txt && pip install --no-compile --no-deps --require-hashes -r requirements.txt
 # What only compiling against these libraries, or testing them, would need.
 RUN cd /opt/venv/lib/python3.11/site-packages \
     && rm -rf torch/include torch/share torch/test torch/lib/*.a caffe2 \

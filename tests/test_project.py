@@ -37,7 +37,7 @@ def requirements(name: str) -> dict[str, str]:
     """Distribution -> version specifier, as a requirements file lists them."""
     lines = (line.split(" #")[0].strip() for line in read(name).splitlines())
     found = (re.match(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?(.*)", line) for line in lines if line[:1].isalnum())
-    return {normalised(match[1]): match[2].strip() for match in found if match}
+    return {normalised(match[1]): match[2].strip(" \\") for match in found if match}
 
 
 def assigned(text: str) -> set[str]:

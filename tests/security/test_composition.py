@@ -1,4 +1,5 @@
-"""The composition: what each container is let do, and the database's role, made in a real cluster."""
+"""What is shipped: packages by their hashes, what each container is let do, and the database's role, made in a real
+cluster."""
 
 from __future__ import annotations
 
@@ -28,6 +29,25 @@ SCRIPT = REPOSITORY / "deploy" / "database.sh"
 def compose() -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((REPOSITORY / "docker-compose.yml").read_text("utf-8"))
     return found
+
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["requirements.txt", "requirements-dev.txt"])
+def test_every_package_has_its_hashes(name: str) -> None:
+    pinned = re.split(r"^(?=[a-z0-9])", (REPOSITORY / name).read_text("utf-8"), flags=re.MULTILINE)[1:]
+    assert len(pinned) > 20
+    assert not [one.split()[0] for one in pinned if not re.search(r"--hash=sha256:[0-9a-f]{64}", one)]
+
+
+def test_packages_are_installed_by_them() -> None:
+    for name in ("Makefile", "Dockerfile"):
+        text = (REPOSITORY / name).read_text("utf-8")
+        installs = re.findall(r"install [^&\n]*-r (requirements\S*)", text)
+        hashed = re.findall(r"install [^&\n]*--require-hashes -r (requirements\S*)", text)
+        assert set(installs) - set(hashed) == {"requirements-torch.txt"}, name  # of which each index has other files
+        assert "requirements.txt" in hashed
 
 
 # --- containers -------------------------------------------------------------------------------------------------------
