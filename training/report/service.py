@@ -121,13 +121,15 @@ def soak(results: Sequence[ServiceResult]) -> Table:
 
 def fuzz(results: Sequence[ServiceResult]) -> Table:
     """What made-up requests were answered."""
-    header = ("run", "requests", "answers", "5xx", "other failures", "tracebacks in the log")
+    header = ("run", "requests", "answers", "5xx", "other failures", "tracebacks in the log", "longest stall", "peak",
+              "growth")  # fmt: skip
     rows = []
     for found in (result.content for result in results):
         statuses = ", ".join(f"{count} {name}" for name, count in found["statuses"].items())
         run = f"{found['seconds'] / 60:.0f} minutes, {found['operations']} operations"
         rows.append((run, found["requests"], statuses, found["server_errors"], found["failures"],
-                     found["tracebacks_in_the_log"]))  # fmt: skip
+                     found["tracebacks_in_the_log"], f"{found['own_stall_ms']:.0f} ms", f"{found['peak_mib']:.0f} MiB",
+                     f"{found['growth']:+.1%}"))  # fmt: skip
     return Table.plain("Made-up requests", header, rows)
 
 
