@@ -130,8 +130,7 @@ async def _spread(engine: Engine) -> bool:
     changes = changes[:CHANGES]
     await _reach(engine, changes[-1].position)
     reached = await runtime.compute(dependents.find, engine.active.dgmrec, engine.memory.catalogue, changes)
-    replaced = [change.item for change in changes if change.before]
-    later = await engine.store.later_items(replaced) if replaced else []
+    later = await engine.store.later_items([change.item for change in changes])
     items = dict.fromkeys([*(entry.id for entry in reached), *later])
     queued = await engine.store.finish_changes([change.position for change in changes], items)
     for change in changes:

@@ -95,10 +95,10 @@ def renew(model: DGMRecServing, catalogue: Catalogue) -> bool:
     return False
 
 
-def distrust(model: DGMRecServing, catalogue: Catalogue) -> None:
-    """Note that every layer of every item has to be computed again."""
+def distrust(model: DGMRecServing, catalogue: Catalogue, keys: Sequence[int] | None = None) -> None:
+    """Note that every layer of these items, or of all, has to be computed again."""
     for layer in layers(model):
-        catalogue.stale.add(layer, list(catalogue.entries))
+        catalogue.stale.add(layer, list(catalogue.entries) if keys is None else keys)
 
 
 # --- the layers and who reads them -----------------------------------------------------------------------------------
