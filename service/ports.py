@@ -353,6 +353,9 @@ class VectorIndex(Protocol):
         """Keys `[q, k]` and inner products `[q, k]`, best first, ties by smaller key; short rows padded with -1 and
         -inf. `allowed[key]` False (or beyond the array's end) keeps a key out."""
 
+    def products(self, queries: Array, vectors: Array) -> Array:
+        """Inner products `[q, n]` of queries `[q, dim]` and vectors `[n, dim]`, to the bit as `search` answers them."""
+
     def __len__(self) -> int: ...
 
     def __contains__(self, key: int) -> bool: ...
