@@ -27,7 +27,7 @@ class Stale:
         return sum(map(len, waiting))
 
     def add(self, layer: str, keys: Keys | Iterable[int]) -> None:
-        """Note items under a layer, or under WARMED or COOLED."""
+        """Note items under a layer or what else is said of them, such as WARMED or COOLED."""
         values = keys.tolist() if isinstance(keys, np.ndarray) else keys
         self._items[layer].update(dict.fromkeys(values))
 

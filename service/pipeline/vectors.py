@@ -35,6 +35,7 @@ from service.ports import Keys
 
 CHUNK = 256  # items derived at once
 BLOCK = 16  # rows of every matrix product
+READERS = 4096  # changed items whose readers are looked for at once
 FEW, SEARCHES = 256, 32  # items renewed at once, so that a write never waits long for the thread, and looked up at once
 LAST = np.iinfo(np.int64).max  # sorts behind every key
 TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rather than missed
@@ -83,23 +84,60 @@ def renew(model: DGMRecServing, catalogue: Catalogue) -> bool:
             for name, keys in changed.items():
                 _note_features(catalogue, name, keys, departed=change == DEPARTED)
             return True
-    for layer in layers(model):
-        if layer == KERNEL:
-            for change in (COOLED, WARMED):
-                if len(keys := stale.take(change, SEARCHES)):
-                    _note_warmth(catalogue, keys, cooled=change == COOLED)
-                    return True
-        if len(keys := stale.take(layer, SEARCHES if layer in (NEAR, KERNEL) else FEW)):
-            keys = np.array([key for key in keys.tolist() if key in catalogue.entries], dtype=np.int64)
-            _note(catalogue, layer, _compute(layer, model, catalogue, keys))
-            return True
+    return any(_renew_layer(layer, model, catalogue) for layer in layers(model))
+
+
+def _renew_layer(layer: str, model: DGMRecServing, catalogue: Catalogue) -> bool:
+    """As `renew`, one layer, first noting who reads what has changed."""
+    stale = catalogue.stale
+    if layer in (NEAR, KERNEL):
+        for change in (COOLED, WARMED) if layer == KERNEL else ():
+            if len(keys := stale.take(change, SEARCHES)):
+                _note_warmth(catalogue, keys, cooled=change == COOLED)
+                return True
+        for name in model.names:
+            if len(keys := stale.take(_by(layer, name), SEARCHES)):
+                _note(catalogue, layer, _compute(layer, model, catalogue, _present(catalogue, keys), [name]))
+                return True
+        return False
+    below = _read_by(layer)
+    if below is not None and len(keys := stale.take(_readers_of(below), READERS)):
+        readers = catalogue.expected_from(keys) if layer == FINAL else catalogue.near_to(keys)
+        stale.add(layer, readers)
+        return True
+    if len(keys := stale.take(layer, FEW)):
+        _note(catalogue, layer, _compute(layer, model, catalogue, _present(catalogue, keys)))
+        return True
     return False
+
+
+def _present(catalogue: Catalogue, keys: Keys) -> Keys:
+    return np.array([key for key in keys.tolist() if key in catalogue.entries], dtype=np.int64)
+
+
+def _by(layer: str, name: str) -> str:
+    """The name, among what is stale, of a layer of neighbours by one modality."""
+    return f"{layer} by {name}"
+
+
+def _readers_of(layer: str) -> str:
+    """The name, among what is stale, of those that read a layer of some items."""
+    return f"readers of {layer}"
+
+
+def _read_by(layer: str) -> str | None:
+    """The layer of other items that a layer reads, as far as that is not noted at once."""
+    if layer.startswith("propagated."):
+        number = int(layer.rpartition(".")[2])
+        return PARTS if number == 1 else propagated(number - 1)
+    return OWN if layer == FINAL else None
 
 
 def distrust(model: DGMRecServing, catalogue: Catalogue, keys: Sequence[int] | None = None) -> None:
     """Note that every layer of these items, or of all, has to be computed again."""
     for layer in layers(model):
-        catalogue.stale.add(layer, list(catalogue.entries) if keys is None else keys)
+        for name in (_by(layer, name) for name in model.names) if layer in (NEAR, KERNEL) else (layer,):
+            catalogue.stale.add(name, list(catalogue.entries) if keys is None else keys)
 
 
 # --- the layers and who reads them -----------------------------------------------------------------------------------
@@ -155,8 +193,8 @@ def _compute(
 
 
 def _note(catalogue: Catalogue, layer: str, changed: Keys) -> None:
-    """Note what has to be computed again because a layer of these items has changed: their own later layers, and those
-    of the items that read it."""
+    """Note what has to be computed again because a layer of these items has changed: their own later layers, and, once
+    their time comes, those of the items that read it."""
     following = {NEAR: (PARTS, propagated(1)), PARTS: (propagated(1),), OWN: (FINAL,), KERNEL: (FINAL,)}
     if layer.startswith("propagated."):
         number = int(layer.rpartition(".")[2])
@@ -167,26 +205,20 @@ def _note(catalogue: Catalogue, layer: str, changed: Keys) -> None:
 
 
 def _note_readers(catalogue: Catalogue, layer: str, changed: Keys) -> None:
-    """Note which other items read this layer of these, in which it has changed."""
-    if not len(changed):
-        return
-    if layer == OWN:
-        catalogue.stale.add(FINAL, catalogue.expected_from(changed))
-    elif layer == PARTS or layer.startswith("propagated."):
-        number = 0 if layer == PARTS else int(layer.rpartition(".")[2])
-        if number < catalogue.shape.layers:
-            catalogue.stale.add(propagated(number + 1), catalogue.near_to(changed))
+    """Note that the readers of a layer of these items, if it has any, are to be looked for."""
+    if layer in (PARTS, OWN, *(propagated(number) for number in range(1, catalogue.shape.layers))):
+        catalogue.stale.add(_readers_of(layer), changed)
 
 
 def _note_features(catalogue: Catalogue, name: str, keys: Keys, *, departed: bool) -> None:
     """Note whose neighbours by a modality these items are no more, or may be from now on."""
     column = catalogue.names.index(name)
     if departed:
-        catalogue.stale.add(NEAR, catalogue.near_to(keys, column))
-        catalogue.stale.add(KERNEL, catalogue.expected_from(keys, column))
+        catalogue.stale.add(_by(NEAR, name), catalogue.near_to(keys, column))
+        catalogue.stale.add(_by(KERNEL, name), catalogue.expected_from(keys, column))
         return
     near, kernel = _within_reach(catalogue, name, keys)
-    catalogue.stale.add(NEAR, near)
+    catalogue.stale.add(_by(NEAR, name), near)
     _insert(catalogue, name, kernel, keys[catalogue.warm[keys]])
 
 
@@ -194,7 +226,7 @@ def _note_warmth(catalogue: Catalogue, keys: Keys, *, cooled: bool) -> None:
     """Note whose vectors these items no longer help to expect, or may help from now on."""
     for column, name in enumerate(catalogue.names):
         if cooled:
-            catalogue.stale.add(KERNEL, catalogue.expected_from(keys, column))
+            catalogue.stale.add(_by(KERNEL, name), catalogue.expected_from(keys, column))
             continue
         having = keys[catalogue.observed[keys, column] & catalogue.warm[keys]]  # still
         if len(having):
@@ -223,7 +255,7 @@ def _within_reach(catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Ke
 def _insert(catalogue: Catalogue, name: str, keys: Keys, new: Keys) -> None:
     """Give new warm items `[c]` their places among the kernel neighbours by a modality of items `[n]`, as looking these
     up again would."""
-    keys = keys[~catalogue.stale.holds(KERNEL, keys)]  # those will be
+    keys = keys[~catalogue.stale.holds(_by(KERNEL, name), keys)]  # those will be
     if not len(keys) or not len(new):
         return
     column = catalogue.names.index(name)
