@@ -7,8 +7,8 @@ schemathesis makes requests up from the service's own OpenAPI document, right on
 each round; names that lead somewhere are put into some of them. Between rounds, shops write what is right and must be
 answered so, and what is stored must be what they were told. The service runs in a process of its own, watched from
 within (`benchmarks/watched.py`), and items that were made up are deleted after each round. Its memory is its resident
-size after each round, and its highest. It is flat if the median of the last third of the rounds is not above that of the
-middle third by more than 2 %; the first third fills caches.
+size after each round, and its highest. It is flat if the median of the last third of the rounds is not above that of
+the middle third by more than 2 %; the first third fills caches.
 """
 
 from __future__ import annotations
