@@ -6,7 +6,7 @@ above 250 ms, memory that does not grow and stays below 1.5 GiB.
 schemathesis makes requests up from the service's own OpenAPI document, right ones and wrong ones, with another seed in
 each round; names that lead somewhere are put into some of them. Between rounds, shops write what is right and must be
 answered so, and what is stored must be what they were told. The service runs in a process of its own, watched from
-within (`benchmarks/watched.py`), and items that were made up are deleted after each round. Its memory is its resident
+within (`benchmarks/watched.py`), and the items of a round are deleted at its end. Its memory is its resident
 size after each round, and its highest. It is flat if the median of the last third of the rounds is not above that of
 the middle third by more than 2 %; the first third fills caches.
 """
@@ -42,7 +42,6 @@ from tests.service.processes import free_port, keep_encoders, within
 CEILING_MIB = 1536
 STALL_MS = 250.0
 GROWTH = 0.02
-SHOP = "fuzz"
 LISTS = ("answers", "resident_mib")  # written, and not printed
 KEPT = 20  # failures told in full
 START_S = 180.0
@@ -114,11 +113,10 @@ def catalogue(url: str) -> set[str]:
 
 
 def clear(url: str, known: set[str]) -> None:
-    """Delete the items that a round's requests have made, so that the catalogue does not grow with them."""
+    """Delete the items that a round has made, so that the catalogue does not grow with the rounds."""
     with httpx.Client(base_url=url, timeout=60) as client:
         for item in catalogue(url) - known:
-            if not item.startswith(f"{SHOP}-"):
-                client.delete(f"/items/{quote(item, safe='')}").raise_for_status()
+            client.delete(f"/items/{quote(item, safe='')}").raise_for_status()
 
 
 def rounds_of(options: argparse.Namespace, watched: Watched, database_url: str, found: Found) -> None:
@@ -127,16 +125,16 @@ def rounds_of(options: argparse.Namespace, watched: Watched, database_url: str, 
     operations = [operation.ok() for operation in schema.get_all_operations()]
     watched.operations = len(operations)
     modalities = httpx.get(f"{watched.url}/models").json()["models"][0]["modalities"]
-    known = catalogue(watched.url)
-    shop = Shop(SHOP, {one["name"]: one["dim"] for one in modalities}, random.Random(options.seed))
+    known, dims = catalogue(watched.url), {one["name"]: one["dim"] for one in modalities}
     started = time.monotonic()
     while not watched.resident or time.monotonic() - started < options.minutes * 60:
         told = len(found.failures)
         seed = options.seed + len(watched.resident) + 1
         for operation in operations:
             fuzz(operation, watched.url, found, options.examples, seed)
+        shop = Shop(f"fuzz{seed}", dims, random.Random(seed))  # of a round's own, as its items do not outlive it
         found.failures += trade(shop, watched.url, database_url)
-        found.right = dict(shop.acknowledged)
+        found.right += shop.acknowledged
         clear(watched.url, known)
         watched.resident.append(watched.memory_mib("VmRSS"))
         said = f"{found.statuses.total()} requests, {len(found.failures)} failures, {watched.resident[-1]:.0f} MiB"
@@ -166,7 +164,7 @@ def account(options: argparse.Namespace, watched: Watched, found: Found, seconds
         "statuses": dict(sorted(by_class.items())),
         "server_errors": by_class["5xx"] - found.not_served,
         "not_served": found.not_served,
-        "right_requests": found.right,
+        "right_requests": dict(found.right),
         "tracebacks_in_the_log": watched.log.read_text().count("Traceback"),
         "failures": len(found.failures),
         "first_failures": found.failures[:KEPT],
