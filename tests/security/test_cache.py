@@ -68,7 +68,7 @@ def test_a_poisoned_entry_is_ignored(running: Running) -> None:
     expected = [hit["id"] for hit in running.get(f"/recommend/{user}", n=N)["items"]]
     kept = running.engine.cache.get
     for name, value in odd_values(*entries(running)).items():
-        running.settle()
+        running.wait_until_idle()
         read: list[str] = []
         poison(running.engine, value, read)
         found = [hit["id"] for hit in running.get(f"/recommend/{user}", n=N)["items"]]
@@ -81,7 +81,7 @@ def test_a_good_entry_is_used(running: Running) -> None:
     user = fresh_id("user")
     running.view("demo-0001", user)
     one, other, _ = entries(running)
-    running.settle()
+    running.wait_until_idle()
     read: list[str] = []
     poison(running.engine, orjson.dumps([[other, one], [2.0, 1.0]]), read)
     names = running.engine.memory.catalogue.entries
@@ -100,7 +100,7 @@ def test_nor_does_one_in_redis(
         before = set(client.keys("lacuna:list:*"))
         running.view("demo-0001", user)
         expected = [hit["id"] for hit in running.get(path.format(user), n=N)["items"]]
-        running.settle()
+        running.wait_until_idle()
         (key,) = set(client.keys("lacuna:list:*")) - before
         for name, value in odd_values(*entries(running)).items():
             client.set(key, value)

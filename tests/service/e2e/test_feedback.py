@@ -232,13 +232,13 @@ def test_who_has_met_nothing_before_tells_nothing_of_an_item(alone: Running) -> 
 
     def tell(*events: dict[str, str]) -> None:
         alone.post("/feedback", {"feedback": list(events)})
-        alone.settle()
+        alone.wait_until_idle()
 
     # Of these nothing depends on users.
     model = alone.engine.active.dgmrec
     known = [model.items.id(row) for row in np.flatnonzero(model.tables["observed"].all(axis=1)).tolist()[:4]]
     one, other = fresh_id("user"), fresh_id("user")
-    alone.settle()
+    alone.wait_until_idle()
     before = alone.vector(item_id, "text"), final_of(alone, item_id)
     tell(event(one, item_id, "view", 5))
     assert basis() == ["image", "neighbours"]
@@ -256,10 +256,10 @@ def test_who_has_met_nothing_before_tells_nothing_of_an_item(alone: Running) -> 
     assert alone.vector(item_id, "text") != told[0]
     alone.check_index()
     alone.ask("DELETE", "/feedback", params={"user": one, "item": known[0]})
-    alone.settle()
+    alone.wait_until_idle()
     assert (alone.vector(item_id, "text"), final_of(alone, item_id)) == told
     alone.ask("DELETE", f"/items/{known[2]}", status=204)
-    alone.settle()
+    alone.wait_until_idle()
     assert basis() == ["image", "neighbours"]
     alone.check_index()
 
@@ -285,7 +285,7 @@ def test_what_training_generated_stays_until_an_item_has_twice_the_users(alone: 
     alone.view(item_id, others[missing])
     assert not is_kept()
     alone.ask("DELETE", "/feedback", params={"user": others[0], "item": item_id})
-    alone.settle()
+    alone.wait_until_idle()
     assert is_kept()
 
 
