@@ -75,7 +75,7 @@ class Found:
 
     def note(self, case: schemathesis.Case, url: str) -> None:
         """Send a request and note what became of it."""
-        response = sparing(without_waiting(case)).call(base_url=url)
+        response = sparing(without_waiting(case)).call(base_url=url, timeout=60)
         self.statuses[f"{case.method} {case.operation.path} {response.status_code}"] += 1
         try:
             self.not_served += is_asked_for(response)
