@@ -31,9 +31,21 @@ class GraphSettings(BaseModel):
     """Embeddings, the user-item graph, and the item graphs (eq. 2, 4-6, 16, 18)."""
 
     embedding_size: int = Field(64, ge=2, description="d, of embeddings and parts")
+    collaborative: Literal["lightgcn", "autoencoder", "linear"] = Field(
+        "lightgcn",
+        description="form of the collaborative part: LightGCN's embeddings, or of each item a message to its users and "
+        "a target for them, trained or in closed form",
+    )
+    history_dropout: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the histories hidden at a step of training; LightGCN's form reads them whole",
+    )
+    linear_penalty: float = Field(300.0, gt=0, description="l of EASE, which the linear form is cut from")
     layers: int = Field(2, ge=1, description="LightGCN layers over the user-item graph (eq. 18)")
     initialisation: Literal["spectral", "random"] = Field(
-        "spectral", description="of the ID embeddings: leading singular vectors of the interactions, or noise"
+        "spectral", description="of the embeddings: leading singular vectors of the interactions, or noise"
     )
     neighbours: int = Field(10, ge=1, description="k of the item graphs (eq. 4)")
     item_layers: int = Field(1, ge=1, description="L, layers over each modality's item graph (eq. 5)")
@@ -44,7 +56,7 @@ class GraphSettings(BaseModel):
 class GeneratorSettings(BaseModel):
     """Parts, what fills unobserved cells, and the generator (eq. 1, 3, 12-15, 17)."""
 
-    modal: bool = Field(True, description="False leaves LightGCN alone, without any modality")
+    modal: bool = Field(True, description="False leaves the collaborative part alone, without any modality")
     modal_weight: float = Field(0.1, gt=0, description="of each modality's parts in eq. 17, before it is learned")
     activation: Literal["tanh", "sigmoid"] = Field("tanh", description="of the parts (eq. 1)")
     gate: Literal["sigmoid", "tanh", "none"] = Field("sigmoid", description="how preference gates parts (eq. 3)")

@@ -109,12 +109,14 @@ def share_of_own_group(table: NDArray[np.float32]) -> float:
     return float((group(ITEMS)[best] == group(USERS)[:, None]).mean())
 
 
-@pytest.mark.parametrize("changes", [{}, {"ranking": "bpr"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"ranking": "bpr"}, {"collaborative": "autoencoder"}, {"collaborative": "linear"}]
+)
 def test_checkerboard_is_learnt(changes: dict[str, object]) -> None:
     task = task_of(rounds=10, **changes)
     train(task, task.trainer)
     task.finish()
-    assert share_of_own_group(scores(task)) > 0.95
+    assert share_of_own_group(scores(task)) > (0.95 if task.config.collaborative != "linear" else 0.85)
     assert task.test()["ndcg@20"] > task_of(**changes).test()["ndcg@20"]
 
 
@@ -135,6 +137,14 @@ def test_interactions_alone_are_learnt_too() -> None:
     train(task, task.trainer)
     assert share_of_own_group(scores(task)) > before + 0.2
     assert task.test()["ndcg@20"] > 2 * ranking
+
+
+def test_nothing_is_trained_in_the_linear_form_alone() -> None:
+    task = task_of(modal=False, collaborative="linear", rounds=2)
+    before = scores(task)
+    train(task, task.trainer)
+    assert np.array_equal(scores(task), before)
+    assert share_of_own_group(before) > 0.5
 
 
 def test_spectral_initialisation_is_ahead() -> None:

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.dgmrec.collaborative import Histories
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemContent
 from models.evidence import Evidence, collaborative_factors, gather_evidence, user_factors
@@ -244,7 +245,7 @@ class DGMRecTask:
             excluded = self.sampler.interacted(users, negative)
         self.steps += 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
-            out = self.module(self.interactions, self.content)
+            out = self.module(self.interactions, self.content, self._histories())
             terms = self.module.ranking_losses(
                 out, users, positives, negative, self.interactions, self.content, excluded
             )
@@ -253,9 +254,16 @@ class DGMRecTask:
                 terms |= self.module.content_losses(out, self.content, order, self.cells, self.generator)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
-        self.optimiser.step()
+        if loss.requires_grad:  # the linear form without content has nothing to train
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
+            self.optimiser.step()
         return {key: value.item() for key, value in terms.items()}
+
+    def _histories(self) -> Histories:
+        """What users are made of at a step."""
+        if self.config.collaborative == "lightgcn" or not self.config.history_dropout:
+            return Histories.whole(self.interactions)
+        return Histories.thinned(self.interactions, self.config.history_dropout, self.rng)
 
     @property
     def casts(self) -> bool:
