@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from training.cli.options import (
     Settings,
     Threads,
     cache_of,
+    parse_budget,
     parse_device,
     parse_settings,
     print_json,
@@ -43,6 +45,7 @@ from training.evaluate import (
 )
 from training.progress import Terminal
 from training.report.page import make_report
+from training.splits import SplitName
 
 
 def evaluate_command(
@@ -70,8 +73,15 @@ def evaluate_command(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of runs, with seeds 1, 2, ...")] = 3,
     split: Annotated[
-        str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
+        str | None,
+        typer.Option(
+            help="Under leave-one-out: a published split for all seeds, instead of random ones. Under the rankings: "
+            f"{', '.join(SplitName)} (see `lacuna train`)."
+        ),
     ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Under stranger: how long dgmrec chooses its settings, as in `lacuna train`.")
+    ] = "0",
     validation_only: Annotated[
         bool,
         typer.Option(
@@ -124,10 +134,22 @@ def evaluate_command(
             )
         _write_result(result, json_file)
         return
-    levels = missing is None and mask is None and protocol is not Protocol.RATIO
+    if split not in (None, *SplitName):
+        raise CommandError(f"the protocol {protocol.value} has no split {split!r}; it has {', '.join(SplitName)}")
+    levels = missing is None and mask is None and protocol not in (Protocol.RATIO, Protocol.STRANGER)
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads, levels=levels)
-    configs = dgmrec_configs({**parse_settings(settings), "device": parse_device(device)})
-    plan = Plan(model, protocol, options, configs, imputer, validation_only)
+    options = replace(options, split=SplitName(split or SplitName.AUTO))
+    given = {**parse_settings(settings), "device": parse_device(device)}
+    plan = Plan(
+        model,
+        protocol,
+        options,
+        dgmrec_configs(given),
+        imputer,
+        validation_only,
+        parse_budget(budget) if model == "dgmrec" else 0.0,
+        frozenset(given),
+    )
     dataset = load_dataset(data)
     with Terminal() as terminal:
         result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
