@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -92,20 +93,23 @@ def train_dgmrec(
     result = train(
         task,
         trainer,
-        fingerprint=fingerprint(dataset, content, config, trainer),
+        fingerprint=fingerprint(dataset, content, config, trainer, parts),
         checkpoint_path=checkpoint,
         progress=terminal,
     )
     return TrainedDGMRec(task, result, task.finish() | (task.test() if tested else {}))
 
 
-def fingerprint(dataset: Dataset, content: ModalBatch, config: DGMRecConfig, trainer: TrainerConfig) -> str:
+def fingerprint(
+    dataset: Dataset, content: ModalBatch, config: DGMRecConfig, trainer: TrainerConfig, parts: Parts | None = None
+) -> str:
     """Names everything a run's result depends on, so that a checkpoint of another run is not continued."""
     settings = {
         "data": dataset.fingerprint,
         "min_rating": dataset.min_rating,
         "config": config.model_dump(),
         "trainer": trainer.model_dump(exclude={"patience"}),
+        "parts": None if parts is None else hashlib.sha256(parts.train.tobytes()).hexdigest(),
     }
     return run_fingerprint(content, settings)
 
@@ -143,7 +147,7 @@ def chosen_settings(
     """
     content = no_content(dataset)
     data = TopNData(content, parts, len(dataset.users), len(dataset.items))
-    name = fingerprint(dataset, content, *configs)
+    name = fingerprint(dataset, content, *configs, parts)
     chooser = Chooser(data, configs, pinned, budget, fingerprint=name, file=file, progress=terminal.say)
     choice = chooser.choose()
     for line in choice.table if choice.trials else ():

@@ -114,7 +114,7 @@ class Plan:
         """Whether the model looks at features at all."""
         if self.model in PEERS:
             return PEERS[self.model].content
-        return self.model != "lightgcn"
+        return self.model != "lightgcn" and self.configs[0].modal
 
     def seeded(self, seed: int) -> Plan:
         """The same for one seed."""
