@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.renamed import OldNames
 
@@ -43,6 +43,10 @@ class GraphSettings(BaseModel):
         description="share of the histories hidden at a step of training; LightGCN's form reads them whole",
     )
     linear_penalty: float = Field(300.0, gt=0, description="l of EASE, which the linear form is cut from")
+    linear_size: int = Field(
+        0, ge=0, description="so many of the d components of the autoencoder's form hold the linear one beside it"
+    )
+    linear_weight: float = Field(1.0, ge=0, description="of the cosine of these beside that of the others")
     layers: int = Field(2, ge=1, description="LightGCN layers over the user-item graph (eq. 18)")
     initialisation: Literal["spectral", "random"] = Field(
         "spectral", description="of the embeddings: leading singular vectors of the interactions, or noise"
@@ -125,3 +129,11 @@ class DGMRecConfig(ColdStartSettings, RankingSettings, LossSettings, GeneratorSe
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _linear_beside_the_autoencoder(self) -> Self:
+        if self.linear_size and (self.collaborative != "autoencoder" or self.ranking != "softmax"):
+            raise ValueError("linear_size is for collaborative=autoencoder with ranking=softmax")
+        if self.linear_size == 1 or self.linear_size > self.embedding_size - 2:
+            raise ValueError("linear_size leaves 2 of the d components to the others, and takes 2 itself")
+        return self

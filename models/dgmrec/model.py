@@ -179,20 +179,19 @@ class DGMRec(nn.Module):
         Where data are dense, training then needs a fraction of the epochs.
         """
         c, (first, items) = self.config, self._embeddings
-        if c.collaborative == "linear":
+        if c.initialisation == "spectral" and c.collaborative != "linear":
+            of_users, of_items = spectral_embedding(interactions, c.embedding_size)
+            given = (of_items, interactions.item_degree)
+            self._begin(first, *((of_users, interactions.user_degree) if c.collaborative == "lightgcn" else given))
+            self._begin(items, *given)
+        linear = c.embedding_size if c.collaborative == "linear" else c.linear_size
+        if linear:
             matrix = interactions.binary.matrix
             for embedding, rows in zip(
-                (first, items), messages_and_targets(matrix, c.linear_penalty, c.embedding_size), strict=True
+                (first, items), messages_and_targets(matrix, c.linear_penalty, linear), strict=True
             ):
-                embedding.weight.copy_(torch.from_numpy(rows))
-                embedding.requires_grad_(False)
-            return
-        if c.initialisation == "random":
-            return
-        of_users, of_items = spectral_embedding(interactions, c.embedding_size)
-        given = (of_items, interactions.item_degree)
-        self._begin(first, *((of_users, interactions.user_degree) if c.collaborative == "lightgcn" else given))
-        self._begin(items, *given)
+                embedding.weight[:, -linear:] = torch.from_numpy(rows)
+                embedding.requires_grad_(linear < c.embedding_size)
 
     def _begin(self, embedding: nn.Embedding, singular: Tensor, degree: Tensor) -> None:
         # A small catalogue has fewer columns, and not all of it hangs together; what is left stays random.
@@ -205,10 +204,14 @@ class DGMRec(nn.Module):
         Args:
             histories: with part of them hidden; LightGCN's form reads them whole.
         """
-        first, items = (embedding.weight for embedding in self._embeddings)
+        first, items = (self._without_gradient_of_linear(embedding.weight) for embedding in self._embeddings)
         if self.config.collaborative == "lightgcn":
             return collaborative.lightgcn(first, items, interactions, self.config.layers)
         return collaborative.autoencoder(first, items, histories or Histories.whole(interactions))
+
+    def _without_gradient_of_linear(self, rows: Tensor) -> Tensor:
+        size = self.config.linear_size
+        return torch.cat([rows[:, :-size], rows[:, -size:].detach()], dim=1) if size else rows
 
     @torch.no_grad()
     def fold_in_tables(self, interactions: InteractionGraphs) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from torch.nn import functional
 
 from models.bundle import Bundle
 from models.dgmrec import linear
@@ -143,6 +144,44 @@ def test_the_maps_bring_an_item_back_that_its_users_tell_of() -> None:
         assert torch.cosine_similarity(target, part.items[item], dim=0) > 0.8
         told = part.items @ message
         assert told[item % 2 :: 2].min() > told[1 - item % 2 :: 2].max()
+
+
+@torch.no_grad()
+def test_the_linear_form_beside_the_autoencoder(tmp_path: Path) -> None:
+    """Scores are the weighted sum of both cosines; the components stay as the closed form has them."""
+    config = small(collaborative="autoencoder", embedding_size=12, linear_size=4, linear_weight=3.0)
+    w = world(config=config)
+    w.model.initialise(w.graphs)
+    messages, targets = messages_and_targets(w.graphs.binary.matrix, config.linear_penalty, 4)
+    out, online = w.forward(), DGMRecServing.load(Bundle.load(save(online_of(w), tmp_path / "bundle")))
+    np.testing.assert_array_equal(out.item_message[:, -4:], messages)
+    joint = (
+        functional.normalize((out.user_id + out.user_modal)[:, :-4], dim=1)
+        @ functional.normalize((out.item_id + out.item_modal)[:, :-4], dim=1).T
+    )
+    linear_cosine = functional.normalize(out.user_id[:, -4:], dim=1) @ torch.from_numpy(targets).T
+    torch.testing.assert_close(out.users @ out.items.T, (joint + 3 * linear_cosine) / 4, atol=1e-5, rtol=1e-4)
+    row = int(out.histories.degree.argmax())
+    history = np.flatnonzero(w.graphs.binary.matrix.toarray()[row])
+    user_id = online.user_id(NEW_USER, online.tables["item_message"][history])
+    np.testing.assert_allclose(online.combine(user_id, out.user_modal[row].numpy()), out.users[row], atol=1e-5)
+
+
+def test_the_linear_components_are_not_trained() -> None:
+    w = world(config=small(collaborative="autoencoder", embedding_size=12, linear_size=4, linear_weight=0.0))
+    w.model.initialise(w.graphs)
+    (w.forward().users @ w.forward().items.T).square().sum().backward()
+    for embedding in (w.model.messages, w.model.items):
+        assert not embedding.weight.grad[:, -4:].any()
+        assert embedding.weight.grad[:, :-4].any()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"collaborative": "lightgcn"}, {"ranking": "bpr"}, {"linear_size": 7}, {"linear_size": 1}]
+)
+def test_where_the_linear_form_cannot_stand(changes: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="linear_size"):
+        small(**{"collaborative": "autoencoder", "linear_size": 4, **changes})
 
 
 @torch.no_grad()

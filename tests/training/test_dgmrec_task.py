@@ -110,7 +110,14 @@ def share_of_own_group(table: NDArray[np.float32]) -> float:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"ranking": "bpr"}, {"collaborative": "autoencoder"}, {"collaborative": "linear"}]
+    "changes",
+    [
+        {},
+        {"ranking": "bpr"},
+        {"collaborative": "autoencoder"},
+        {"collaborative": "linear"},
+        {"collaborative": "autoencoder", "embedding_size": 16, "linear_size": 8},
+    ],
 )
 def test_checkerboard_is_learnt(changes: dict[str, object]) -> None:
     task = task_of(rounds=10, **changes)

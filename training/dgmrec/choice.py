@@ -40,10 +40,11 @@ CLOSED: tuple[Settings, ...] = (
     {"collaborative": "linear", "linear_penalty": 100.0},
 )
 REFINEMENTS: tuple[Settings, ...] = (
-    {"embedding_size": 128},
     {"negatives": 2000},
     {"polyak_averaging": 2.0},
 )
+LINEAR_SIZE = 64
+LINEAR_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 FIRST_SHARE = 1 / 3  # of the epochs, in the first round
 SURVIVORS = 2
 GAIN = 0.005  # by which a refinement must be better, relatively: less is chance
@@ -62,6 +63,11 @@ class Trial:
     recall: float
     ndcg: float
     seconds: float
+
+    def is_of(self, settings: Settings) -> bool:
+        """Whether it was fitted with these settings, and chose by itself at most the weight of the linear form."""
+        own = {name: value for name, value in self.settings.items() if name != "linear_weight"}
+        return own == {name: value for name, value in settings.items() if name != "linear_weight"}
 
     @property
     def score(self) -> float:
@@ -136,7 +142,8 @@ class Chooser:
         self.trials: list[Trial] = self._kept()
 
     def choose(self) -> Choice:
-        """Halve the trained forms, compare the best with those in closed form, and refine what is best."""
+        """Halve the trained forms, compare the best with the closed form and with both side by side, and refine what is
+        best."""
         if self.budget <= 0:
             return Choice()
         epochs = self.trainer.epochs
@@ -145,7 +152,8 @@ class Chooser:
         full = self._fitted(CLOSED, 1) + self._fitted([trial.settings for trial in survivors], epochs)
         if not full:
             return Choice(survivors[0].settings if survivors else {}, tuple(self.trials))
-        best = self._refined(self._longer(max(full, key=lambda trial: trial.score)))
+        best = self._beside_linear(max(full, key=lambda trial: trial.score))
+        best = self._refined(self._longer(best))
         longer = {"epochs": best.epochs} if not self._is_closed(best) and best.epochs != epochs else {}
         return Choice({**best.settings, **longer}, tuple(self.trials))
 
@@ -156,11 +164,25 @@ class Chooser:
         return {**form, **({"batch_size": fitting} if form and small else {})}
 
     def _refined(self, best: Trial) -> Trial:
-        for change in REFINEMENTS:
-            if not self._is_closed(best) or change.keys() == {"embedding_size"}:
+        wider = best.settings.get("embedding_size", self.config.embedding_size) + LINEAR_SIZE
+        for change in ({"embedding_size": wider}, *REFINEMENTS):
+            if not self._is_closed(best) or "embedding_size" in change:
                 for trial in self._fitted([{**best.settings, **change}], best.epochs):
                     best = trial if trial.score > best.score * (1 + GAIN) else best
         return best
+
+    def _beside_linear(self, best: Trial) -> Trial:
+        """The best autoencoder with the best closed form beside it, if that is better than the best."""
+        trained = [trial for trial in self.trials if trial.settings.get("collaborative") == "autoencoder"]
+        closed = [trial for trial in self.trials if self._is_closed(trial)]
+        if not trained or not closed:
+            return best
+        own = max(trained, key=lambda trial: (trial.epochs, trial.score)).settings
+        penalty = max(closed, key=lambda trial: trial.score).settings.get("linear_penalty", self.config.linear_penalty)
+        size = own.get("embedding_size", self.config.embedding_size) + LINEAR_SIZE
+        beside = {"embedding_size": size, "linear_size": LINEAR_SIZE, "linear_penalty": penalty}
+        both = self._fitted([{**own, **beside}], self.trainer.epochs)
+        return max([best, *both], key=lambda trial: trial.score)
 
     def _longer(self, best: Trial) -> Trial:
         """The same for twice the epochs, and again, for as long as that is better."""
@@ -183,7 +205,7 @@ class Chooser:
         out."""
         trials = []
         for settings in candidates:
-            known = [trial for trial in self.trials if trial.settings == dict(settings) and trial.epochs == epochs]
+            known = [trial for trial in self.trials if trial.epochs == epochs and trial.is_of(settings)]
             if known:
                 trials.append(known[0])
             elif not settings.keys() & self.pinned and sum(trial.seconds for trial in self.trials) < self.budget:
@@ -195,12 +217,17 @@ class Chooser:
         begin = time.perf_counter()
         config, trainer = with_settings(self.config, self.trainer, {**settings, "epochs": epochs})
         task = DGMRecTask(self.data, config, trainer)
-        valid = train(task, trainer).best
-        seconds = time.perf_counter() - begin
-        trial = Trial(dict(settings), epochs, valid["recall@20"], valid["ndcg@20"], round(seconds, 1))
-        self.trials.append(trial)
+        outcomes = [(dict(settings), train(task, trainer).best)]
+        if config.linear_size:
+            outcomes = []
+            for weight in LINEAR_WEIGHTS:
+                task.weigh_linear(weight)
+                outcomes.append(({**settings, "linear_weight": weight}, task.validate()))
+        seconds = round(time.perf_counter() - begin, 1)
+        trials = [Trial(own, epochs, valid["recall@20"], valid["ndcg@20"], seconds) for own, valid in outcomes]
+        self.trials.append(max(trials, key=lambda trial: trial.score))
         self._keep()
-        return trial
+        return self.trials[-1]
 
     # --- what has been tried -----------------------------------------------------------------------------------
 

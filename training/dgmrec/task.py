@@ -70,7 +70,9 @@ class DGMRecTask:
         self.sampler = NegativeSampler(train, data.n_users, data.n_items)
         self.warm = np.unique(train[:, 1])
         self.interactions = InteractionGraphs.build(train[:, 0], train[:, 1], data.n_users, data.n_items, self.device)
-        self._module = DGMRec(config, data.batch.specs if config.modal else (), data.n_users, data.n_items)
+        # Closed forms know what they are to predict in training; with them the others would not learn it.
+        alone = config.model_copy(update={"linear_weight": 0.0})
+        self._module = DGMRec(alone, data.batch.specs if config.modal else (), data.n_users, data.n_items)
         self._module.to(self.device)
         self._module.initialise(self.interactions)
         self.content: ItemContent | None = None
@@ -382,11 +384,12 @@ class DGMRecTask:
         return generation.facts, projection.back(generation.features) - projection.mean
 
     def finish(self) -> dict[str, float]:
-        """After training: regenerate, calibrate the confidence on the held-out cells.
+        """After training: bring the linear form in, regenerate, calibrate the confidence on the held-out cells.
 
         Returns the calibration's quality by modality: `cosine[m]` and `calibration_error[m]`, the expected calibration
         error over ten bins, each half of the held-out cells judged by the fit on the other half.
         """
+        self.weigh_linear(self.config.linear_weight)
         if self.content is None or self.config.imputation != "generate":
             return {}
         self.guesses = self.module.fit_base(self.content.evidence, self.cells)  # as in training, if called again
@@ -406,6 +409,10 @@ class DGMRecTask:
         self.guesses = self.module.fit_base(self.content.evidence, self.raw.observed)
         self._regenerate(self.embed(), share=1.0)
         return report
+
+    def weigh_linear(self, weight: float) -> None:
+        """Give the components of the linear form a weight beside the others, as soon as these are trained."""
+        self.module.config = self.module.config.model_copy(update={"linear_weight": weight})
 
     def weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none
