@@ -11,8 +11,6 @@ import asyncpg
 import pytest
 import redis
 
-# Settings that data choose take many trainings; the tests of that ask for it.
-os.environ.setdefault("LACUNA_BUDGET", "0")
 POSTGRES = os.environ.get("LACUNA_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432")
 REDIS = os.environ.get("LACUNA_TEST_REDIS", "redis://127.0.0.1:6379/15")
 

@@ -56,7 +56,6 @@ def parse_budget(text: str) -> float:
 Budget = Annotated[
     str,
     typer.Option(
-        envvar="LACUNA_BUDGET",
         help="For dgmrec: about how long to choose settings by the validation part, as 90s, 10m or 1h; what --set "
         "gives stays. 0 takes the defaults.",
     ),
