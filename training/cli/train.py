@@ -133,7 +133,7 @@ def train_command(
         bool, typer.Option(help="Ship the catalogue in the bundle, to fill an empty service with.")
     ] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the checkpoint of an interrupted run.")] = False,
-    budget: Budget = "10m",
+    budget: Budget = "5m",
     split: Split = SplitName.AUTO,
     device: Device = "auto",
     threads: Threads = 2,
