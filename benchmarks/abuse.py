@@ -45,7 +45,7 @@ try:
 finally:
     print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1], file=sys.stderr)
 """
-KEYS = {role: f"key-{role}" for role in ("read", "write")}
+KEYS = {role: f"key-{role}-0123456789" for role in ("read", "write")}
 FILES = 1024
 MB = 1 << 20
 Do = Callable[["Target"], str]

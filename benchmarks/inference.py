@@ -56,19 +56,25 @@ def run(tree: Path, bundle: Path) -> dict[str, float]:
 
 def measured(bundle: Path) -> dict[str, float]:
     """Median milliseconds of each part, for an item with one modality and ten users, and for one without users."""
-    active, catalogue, inputs = prepared(bundle)
-    from service.pipeline.embed import embed
+    import numpy as np
+
+    from service.pipeline import vectors
+    from service.pipeline.catalogue import Derived, Entry
     from service.pipeline.impute import impute
 
+    model, catalogue, inputs = prepared(bundle)
     times = {}
-    for name, item in inputs.items():
-        completed = impute(active.dgmrec, catalogue, [item])
+    for key, (name, item) in enumerate(inputs.items(), len(catalogue)):
+        (completed,) = impute(model, catalogue, [item])
+        folded = model.folded(np.array([user.message for user in item.users], dtype=np.float32).reshape(-1, model.size))
+        entry = Entry(key, name, None, (), True, 1, 0.0, completed.states, {})
+        rows = [(entry, Derived(completed.features, folded, float(len(item.users)), completed.reach))]
 
         def generate(item: Any = item) -> object:
-            return impute(active.dgmrec, catalogue, [item])
+            return impute(model, catalogue, [item])
 
-        def place(item: Any = item, completed: Any = completed) -> object:
-            return embed(active, catalogue, ["later"], [item], completed)
+        def place(rows: Any = rows) -> None:
+            vectors.put(model, catalogue, rows)
 
         times[f"generation, {name}"] = timed(generate)
         times[f"embedding, {name}"] = timed(place)
@@ -88,21 +94,21 @@ def timed(call: Callable[[], object]) -> float:
 
 
 def prepared(path: Path) -> tuple[Any, Any, dict[str, Any]]:
-    """The bundle, a catalogue of its items, and what is to be completed."""
+    """The bundle's model, a catalogue of its items, and what is to be completed."""
     import numpy as np
 
     from models.bundle import Bundle
     from models.dgmrec.serving import DGMRecServing
     from service.adapters.faiss_index import FaissIndex
     from service.domain import State
-    from service.pipeline.active import Active
+    from service.pipeline import vectors
     from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
     from service.pipeline.impute import ImputationInput, UserEvidence
 
-    loaded = Bundle.load(path)
-    model = DGMRecServing.load(loaded)
-    shape = Shape(model.ranks, model.size, model.layers)
-    catalogue = Catalogue(shape, FaissIndex)
+    model = DGMRecServing.load(Bundle.load(path))
+    config = model.config
+    shape = Shape(model.ranks, model.size, model.layers, config.neighbours, config.cold_neighbours)
+    catalogue = Catalogue(shape, FaissIndex, model.trained_row)
     rng, count = np.random.default_rng(0), len(model.items)
     observed, generated = (dict.fromkeys(model.names, state) for state in (State.OBSERVED, State.GENERATED))
     rows = []
@@ -116,6 +122,8 @@ def prepared(path: Path) -> tuple[Any, Any, dict[str, Any]]:
             )
         )
     catalogue.put(rows)
+    for _ in vectors.derive(model, catalogue):
+        pass
     catalogue.set_popularity({model.items.id(row): 1 + row % 9 for row in range(count)})
     users = [
         UserEvidence(
@@ -129,7 +137,7 @@ def prepared(path: Path) -> tuple[Any, Any, dict[str, Any]]:
     name = model.names[0]
     features = {name: model.tables[f"feature.{name}"][0]}
     inputs = {"ten users": ImputationInput(features, users), "no users": ImputationInput(features)}
-    return Active(loaded.manifest, model, {}), catalogue, inputs
+    return model, catalogue, inputs
 
 
 if __name__ == "__main__":

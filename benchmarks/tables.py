@@ -93,7 +93,7 @@ def ranking() -> str:
 
 
 def new_items() -> str:
-    """What becomes of items that nobody has touched, beside the peers that can be asked for them."""
+    """What becomes of items that nobody has touched, beside the baselines that can be asked for them."""
     named = {"dgmrec": "Lacuna", "ease": "EASE", "content": "similar content"}
     rows = [
         [label, name, _pair(found, ""), _pair(found, "[new]")]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from models.vocabulary import Vocabulary
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
+MANIFEST_BYTES = 16 << 20  # more than any manifest has
+MANIFEST_DEPTH = 64
 REASON = 300  # letters of what went wrong that a message quotes
 # The catalogue that a bundle may bring: POST bodies without the withheld cells, their raw features by modality
 # `[n, dim_m]` with `<modality>.observed` uint8 `[n]`, rows in the order of the items, and the feedback events.
@@ -123,8 +126,11 @@ class Bundle:
         manifest = read_manifest(folder)
         for name, expected in manifest.files.items():
             file = folder / name
-            if not file.is_file():
-                raise BundleError(f"the bundle {folder} is incomplete: {name} is missing")
+            inside = (folder / part for part in (Path(name), *Path(name).parents[:-1]))
+            if any(map(os.path.islink, inside)):
+                raise BundleError(f"the bundle {folder} is refused: {_short(name)} is a link, which may lead anywhere")
+            if not os.path.isfile(file):
+                raise BundleError(f"the bundle {folder} is incomplete: {_short(name)} is missing")
             if file_sha256(file) != expected:
                 raise BundleError(f"the bundle {folder} is damaged: {name} does not match its checksum")
         return cls(folder, manifest)
@@ -179,29 +185,59 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: it is absent, no JSON, of another schema version, or lists unsafe paths.
     """
-    file = folder / MANIFEST
-    if not file.is_file():
-        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}")
-    try:
-        raw = json.loads(file.read_bytes())
-    except (ValueError, RecursionError):
-        raise BundleError(f"the bundle {folder} is damaged: {MANIFEST} is not valid JSON") from None
-    found = raw.get("schema_version") if isinstance(raw, dict) else None
-    if found != SCHEMA_VERSION:
+    raw = _raw_manifest(folder)
+    schema = raw.get("schema_version") if isinstance(raw, dict) else None
+    if schema != SCHEMA_VERSION:
         raise BundleError(
-            f"the bundle {folder} has schema version {found!r}, this Lacuna reads version {SCHEMA_VERSION}"
+            f"the bundle {folder} has schema version {schema!r}, this Lacuna reads version {SCHEMA_VERSION}"
         )
     try:
         manifest = Manifest.model_validate(raw)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"])
+        where = _short(".".join(str(part) for part in error.errors()[0]["loc"]))
         raise BundleError(
             f"the bundle {folder} is damaged: {MANIFEST}, field {where}: {error.errors()[0]['msg']}"
         ) from None
     for name in manifest.files:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError(f"the bundle {folder} is refused: it lists a file outside itself ({name})")
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name.isprintable():
+            raise BundleError(f"the bundle {folder} is refused: it lists a file outside itself ({_short(name)})")
+    for name in _named_files(manifest):
+        if name not in manifest.files:
+            raise BundleError(f"the bundle {folder} is refused: it does not list {_short(name)}, which it names")
     return manifest
+
+
+def _short(name: str) -> str:
+    return " ".join(name[:REASON].split())
+
+
+def _raw_manifest(folder: Path) -> Any:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise BundleError(f"{folder} is no bundle: it has no {MANIFEST}")
+    if file.is_symlink() or file.stat().st_size > MANIFEST_BYTES:
+        raise BundleError(f"the bundle {folder} is refused: {MANIFEST} is a link, or larger than any can be")
+    try:
+        raw = json.loads(file.read_bytes())
+        _check_depth(raw)
+    except (ValueError, RecursionError):
+        raise BundleError(f"the bundle {folder} is damaged: {MANIFEST} is not valid JSON") from None
+    return raw
+
+
+def _check_depth(value: object, left: int = MANIFEST_DEPTH) -> None:
+    """Raise ValueError where a value is nested deeper than any of a manifest."""
+    if not left:
+        raise ValueError("this is nested too deep")
+    for below in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(below, left - 1)
+
+
+def _named_files(manifest: Manifest) -> Iterator[str]:
+    """The files that models and encoders are read from."""
+    yield from (model.file for model in manifest.models.values())
+    encoders = (modality.encoder for modality in manifest.modalities)
+    yield from (encoder.file for encoder in encoders if encoder is not None and encoder.file is not None)
 
 
 class BundleWriter:

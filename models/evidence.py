@@ -7,8 +7,8 @@ Features are centred (the modality's mean subtracted), so that zero is the modal
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -67,18 +67,8 @@ class Evidence:
 
     def select(self, rows: Tensor) -> Evidence:
         """The evidence of these items only."""
-        own, neighbours, duplicates, co_interactions, cross_fitted = (
-            {name: block[rows] for name, block in blocks.items()}
-            for blocks in (
-                self.own,
-                self.neighbour_mean,
-                self.near_duplicates,
-                self.co_interaction_mean,
-                self.cross_fitted_mean,
-            )
-        )
-        masks = self.observed[rows], self.neighbour_valid[rows], self.co_interaction_valid[rows]
-        return Evidence(own, neighbours, duplicates, co_interactions, cross_fitted, self.factors[rows], *masks)
+        values = (getattr(self, field.name) for field in fields(Evidence))
+        return Evidence(*(_rows_of(value, rows) for value in values))
 
     def without(self, target: str, *, others: Tensor, interactions: Tensor) -> Evidence:
         """As it would be for the cell of `target` had these items (bool `[n]` each) no other modality observed, or no
@@ -131,6 +121,11 @@ class Evidence:
         flags = self.observed[:, others], self.neighbour_valid[:, [names.index(target)]]
         columns = [*map(linalg.unit, blocks), *(linalg.cast(flag, self.factors) for flag in flags)]
         return linalg.library(self.factors).concatenate(columns, axis=1)
+
+
+def _rows_of(value: Any, rows: Tensor) -> Any:
+    """The rows of a block, or of each modality's."""
+    return {name: block[rows] for name, block in value.items()} if isinstance(value, Mapping) else value[rows]
 
 
 @dataclass(frozen=True)
@@ -345,8 +340,8 @@ def cross_fitted_means(
     """Co-interaction means as the generator learns from them: over an item's users, the mean of what each has.
 
     The means for an observed cell leave out all items of the cell's fold, one of `folds`, the item among them.
-    Were it the item alone, then what is missing from a mean would give away the very feature that is to be guessed,
-    where the whole can be guessed from the item's users: a regression would learn that, and could use it for no other
+    Were it the item alone, then what is missing from a mean would give away the very feature that is to be predicted,
+    where the whole can be predicted from the item's users: a regression would learn that, and could use it for no other
     item. Returns blocks `[n, r_m]` and their validity `[n, M]`.
     """
     if graphs is None:

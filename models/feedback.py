@@ -64,11 +64,13 @@ def deciding_events(pairs: Rows, kinds: NDArray[np.uint8], timestamps: Double) -
 
 @dataclass(frozen=True, slots=True)
 class Interaction:
-    """The event of a (user, item) pair that decides: with what, when, and whether it shows interest."""
+    """The event of a (user, item) pair that decides: with what, when, and whether it shows interest; and when the
+    first event of the pair was."""
 
     item: str
     timestamp: datetime
     interested: bool
+    first: datetime
 
 
 def default_min_rating(values: Iterable[float] | Double) -> float:

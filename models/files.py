@@ -14,10 +14,13 @@ ABANDONED_S = 3600.0  # nobody writes a file for so long
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, mode: int = 0o644) -> Iterator[Path]:
     """A temporary file beside `path` that takes its place, whole and on disk, if the block ends without an error.
 
     Whatever goes wrong, what was at `path` stays. What is no file, as /dev/stdout, is written to as it is.
+
+    Args:
+        mode: who may read a file that was not there; one that was stays as it is.
 
     Raises:
         OSError: it cannot be written.
@@ -31,7 +34,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else 0o644)  # mkstemp makes it private
+        temporary.chmod(path.stat().st_mode & 0o777 if path.exists() else mode)  # mkstemp makes it private
         sync(temporary)
         temporary.replace(path)
         sync(path.parent)

@@ -1,7 +1,7 @@
 """Training-free imputers: baselines, and the fallbacks where the generator cannot answer.
 
 `impute` fills a catalogue by any method of the table `IMPUTERS`; `propagate_features` makes what an imputer over the
-co-interaction graph needs to guess items that come later. All work on centred features (the modality's mean
+co-interaction graph needs for items that come later. All work on centred features (the modality's mean
 subtracted), so that zero is the modality mean.
 """
 
@@ -26,7 +26,7 @@ HEAT_REST = 1e-5
 HIDDEN = 0.1  # share of the observed cells that a setting is chosen on
 RANK, FACTORS = 128, 64  # of what `regression` reads
 
-Guesses: TypeAlias = dict[str, Tensor]
+Imputations: TypeAlias = dict[str, Tensor]
 Features: TypeAlias = Mapping[str, Tensor]
 
 
@@ -51,62 +51,62 @@ class CoInteractions:
         return self.scale * (self @ (self.scale * dense))
 
 
-def _no_guess(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
+def _modality_means(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Imputations:
     del observed, graphs
     return {name: torch.zeros_like(block) for name, block in own.items()}
 
 
-def _nearest_items(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
+def _nearest_items(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Imputations:
     del graphs
     return neighbour_means(own, observed)[0]
 
 
-def neigh_mean(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
+def neigh_mean(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Imputations:
     """NeighMean: sum_j C_ij x_j / sum_j C_ij over the neighbours j that have the modality."""
     if graphs is None:
-        return _no_guess(own, observed, graphs)
-    items, guesses = CoInteractions(graphs), {}
+        return _modality_means(own, observed, graphs)
+    items, imputations = CoInteractions(graphs), {}
     for column, (name, block) in enumerate(own.items()):
         has = observed[:, [column]].to(block.dtype)
         mixed = items @ torch.cat([block, has], dim=1)
         total, weight = mixed[:, :-1], mixed[:, -1:]
-        guesses[name] = torch.where(weight > 0, total / weight.clamp_min(1), 0)
-    return guesses
+        imputations[name] = torch.where(weight > 0, total / weight.clamp_min(1), 0)
+    return imputations
 
 
-def multi_hop(own: Features, observed: Tensor, graphs: InteractionGraphs | None, *, hops: int = 5) -> Guesses:
+def multi_hop(own: Features, observed: Tensor, graphs: InteractionGraphs | None, *, hops: int = 5) -> Imputations:
     """MultiHop: feature propagation, x <- D^-1/2 C D^-1/2 x with the observed cells put back after every hop."""
     if graphs is None:
-        return _no_guess(own, observed, graphs)
-    items, guesses = CoInteractions(graphs), {}
+        return _modality_means(own, observed, graphs)
+    items, imputations = CoInteractions(graphs), {}
     for column, (name, block) in enumerate(own.items()):
         state = block
         for _ in range(hops):
             state = torch.where(observed[:, [column]], block, items.hop(state))
-        guesses[name] = state
-    return guesses
+        imputations[name] = state
+    return imputations
 
 
 def personal_pagerank(
     own: Features, observed: Tensor, graphs: InteractionGraphs | None, *, restart: float = 0.1, hops: int = 10
-) -> Guesses:
+) -> Imputations:
     """PersPageRank: x <- restart x_0 + (1 - restart) D^-1/2 C D^-1/2 x, `hops` times from x_0."""
     if graphs is None:
-        return _no_guess(own, observed, graphs)
-    items, guesses = CoInteractions(graphs), {}
+        return _modality_means(own, observed, graphs)
+    items, imputations = CoInteractions(graphs), {}
     for name, block in own.items():
         state = block
         for _ in range(hops):
             state = restart * block + (1 - restart) * items.hop(state)
-        guesses[name] = state
-    return guesses
+        imputations[name] = state
+    return imputations
 
 
-def heat(own: Features, observed: Tensor, graphs: InteractionGraphs | None, *, time: float = 5.0) -> Guesses:
+def heat(own: Features, observed: Tensor, graphs: InteractionGraphs | None, *, time: float = 5.0) -> Imputations:
     """Heat: exp(-time (I - D^-1/2 C D^-1/2)) x_0, as its series e^-time sum_k time^k / k! (D^-1/2 C D^-1/2)^k x_0 up to
     where the rest of the weights is below `HEAT_REST`."""
     if graphs is None:
-        return _no_guess(own, observed, graphs)
+        return _modality_means(own, observed, graphs)
     return _series(own, CoInteractions(graphs), _heat_weights(time))
 
 
@@ -118,26 +118,26 @@ def _heat_weights(time: float) -> list[float]:
     return weights
 
 
-def _series(own: Features, items: CoInteractions, weights: Sequence[float]) -> Guesses:
+def _series(own: Features, items: CoInteractions, weights: Sequence[float]) -> Imputations:
     """sum_k weights_k (D^-1/2 C D^-1/2)^k x_0."""
-    guesses = {}
+    imputations = {}
     for name, block in own.items():
         total, state = weights[0] * block, block
         for weight in weights[1:]:
             state = items.hop(state)
             total = total + weight * state
-        guesses[name] = total
-    return guesses
+        imputations[name] = total
+    return imputations
 
 
 @dataclass(frozen=True)
 class PropagatedFeatures:
     """A catalogue's features as an imputer over the co-interaction graph has propagated them, one hop short of its
-    guess.
+    imputations.
 
-    The guess for an item is the mean of the rows of the items co-interacted with it, each as often as users have both.
-    For an unobserved cell it has the direction of the imputer's own guess, and needs no more than the item's users: an
-    item that came later can be guessed, too.
+    The imputation of an item is the mean of the rows of the items co-interacted with it, each as often as users have
+    both. For an unobserved cell it has the direction of the imputer's own imputation, and needs no more than the item's
+    users: an item that came later can be imputed, too.
 
     Attributes:
         tables: by modality `[n, r_m]`.
@@ -147,21 +147,21 @@ class PropagatedFeatures:
     tables: Mapping[str, Tensor]
     weights: Tensor
 
-    def guesses(self, graphs: InteractionGraphs | None) -> Guesses:
-        """The guesses for the catalogue itself, by modality `[n, r_m]`; zero where there are none."""
+    def imputations(self, graphs: InteractionGraphs | None) -> Imputations:
+        """The imputations of the catalogue itself, by modality `[n, r_m]`; zero where there are none."""
         if graphs is None:
-            return _no_guess(self.tables, self.weights > 0, graphs)
-        items, guesses = CoInteractions(graphs), {}
+            return _modality_means(self.tables, self.weights > 0, graphs)
+        items, imputations = CoInteractions(graphs), {}
         for column, (name, table) in enumerate(self.tables.items()):
             weight = self.weights[:, [column]]
             mixed = items @ torch.cat([weight * table, weight], dim=1)
             # Without neighbours what is left of the weight is an error of rounding.
             connected = mixed[:, -1:] > 1e-5 * self.weights.max().clamp_min(1e-12)
-            guesses[name] = torch.where(connected, mixed[:, :-1] / mixed[:, -1:].where(connected, 1), 0)
-        return guesses
+            imputations[name] = torch.where(connected, mixed[:, :-1] / mixed[:, -1:].where(connected, 1), 0)
+        return imputations
 
 
-def _weighted_by_scale(tables: Guesses, items: CoInteractions) -> PropagatedFeatures:
+def _weighted_by_scale(tables: Imputations, items: CoInteractions) -> PropagatedFeatures:
     return PropagatedFeatures(tables, items.scale.repeat(1, len(tables)))
 
 
@@ -191,7 +191,7 @@ def _propagated_heat(
     return _weighted_by_scale(_series(own, items, _heat_weights(time)[1:]), items)
 
 
-def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Guesses:
+def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None) -> Imputations:
     """Ridge regression of each modality on everything else that is known of an item.
 
     Inputs are the other modalities, the mean over the items nearest by them, co-interaction means and one hop over the
@@ -207,7 +207,7 @@ def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None
     if graphs is not None:
         items = CoInteractions(graphs)
         interactions += [items.hop(block) for block in narrow.values()] + [item_factors(graphs, FACTORS)]
-    guesses = {}
+    imputations = {}
     for column, name in enumerate(own):
         others = [c for c in range(len(own)) if c != column]
         has_other = observed[:, others].any(dim=1)
@@ -215,11 +215,11 @@ def regression(own: Features, observed: Tensor, graphs: InteractionGraphs | None
         full = _unit_blocks([*content, *interactions], observed[:, others])
         poor = _unit_blocks(interactions, observed[:, :0])
         target, rows = narrow[name], observed[:, column]
-        guess = _ridge_guess(poor, target, rows)
+        predicted = _ridge_predictions(poor, target, rows)
         if int((rows & has_other).sum()) >= linalg.FEWEST_ROWS:
-            guess = torch.where(has_other[:, None], _ridge_guess(full, target, rows & has_other), guess)
-        guesses[name] = guess @ bases[name].T
-    return guesses
+            predicted = torch.where(has_other[:, None], _ridge_predictions(full, target, rows & has_other), predicted)
+        imputations[name] = predicted @ bases[name].T
+    return imputations
 
 
 def _unit_blocks(blocks: Sequence[Tensor], flags: Tensor) -> Tensor:
@@ -252,7 +252,7 @@ def _components(rows: Tensor) -> Tensor:
     return axes
 
 
-def _ridge_guess(inputs: Tensor, features: Tensor, rows: Tensor) -> Tensor:
+def _ridge_predictions(inputs: Tensor, features: Tensor, rows: Tensor) -> Tensor:
     """Fit on `rows` (bool `[n]`), answer for all: `[n, width]`, `[n, r]` -> `[n, r]`; zero where there are too few."""
     fitted = linalg.cross_validated_ridge(inputs, linalg.unit(features), rows)
     answer: Tensor = inputs @ fitted.weights * features[rows].norm(dim=1).sum() / rows.sum().clamp_min(1)
@@ -261,20 +261,20 @@ def _ridge_guess(inputs: Tensor, features: Tensor, rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Imputer:
-    """A way to guess cells, and the settings that `tuned` chooses among; the first is the default.
+    """A way to fill missing cells, and the settings that `tuned` chooses among; the first is the default.
 
-    `guess` reads centred features by modality `[n, d_m]` (zero where unobserved), the observed mask `[n, M]` and the
+    `impute` reads centred features by modality `[n, d_m]` (zero where unobserved), the observed mask `[n, M]` and the
     training interactions, and answers centred features for all cells; zero, the mean, where it knows nothing.
     `propagate` reads the same, where the imputer works over the co-interaction graph.
     """
 
-    guess: Callable[..., Guesses]
+    impute: Callable[..., Imputations]
     settings: tuple[Mapping[str, Any], ...] = ({},)
     propagate: Callable[..., PropagatedFeatures] | None = None
 
 
 IMPUTERS: Mapping[str, Imputer] = {
-    "mean": Imputer(_no_guess),
+    "mean": Imputer(_modality_means),
     "nn": Imputer(_nearest_items),
     "neigh-mean": Imputer(neigh_mean, propagate=_propagated_neighbours),
     "multi-hop": Imputer(multi_hop, tuple({"hops": hops} for hops in (5, 1, 2, 10)), _propagated_multi_hop),
@@ -310,9 +310,10 @@ def impute(
     imputer = _imputer(method)
     means = observed_means(batch)
     own = _centred(batch, means)
-    guesses = imputer.guess(own, batch.observed, interactions, **(imputer.settings[0] if setting is None else setting))
+    chosen_setting = imputer.settings[0] if setting is None else setting
+    imputations = imputer.impute(own, batch.observed, interactions, **chosen_setting)
     return {
-        name: means[name] + torch.where(batch.observed[:, [column]], block, guesses[name])
+        name: means[name] + torch.where(batch.observed[:, [column]], block, imputations[name])
         for column, (name, block) in enumerate(own.items())
     }
 
@@ -368,9 +369,9 @@ def chosen(
 
     def quality(candidate: tuple[str, Mapping[str, Any]]) -> float:
         method, setting = candidate
-        guesses = _imputer(method).guess(narrow, seen.observed, interactions, **setting)
+        imputations = _imputer(method).impute(narrow, seen.observed, interactions, **setting)
         cosines = [
-            F.cosine_similarity(guesses[name][rows], block[rows] @ bases[name], dim=1)
+            F.cosine_similarity(imputations[name][rows], block[rows] @ bases[name], dim=1)
             for (name, block), rows in zip(centred.items(), hidden.T, strict=True)
         ]
         return float(torch.cat(cosines).mean())

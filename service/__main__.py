@@ -6,14 +6,16 @@ import argparse
 import contextlib
 import functools
 import logging
+import os
 import signal
 import socket
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from service import urls
 from service.connections import ConnectionLimits, allow_files
-from service.logging import complain, configure_for, run
+from service.logging import PRIVATE_MASK, complain, configure_for, run
 from service.main import create_app
 from service.pipeline.engine import Engine
 from service.settings import Settings, SettingsError, describe_settings
@@ -21,8 +23,12 @@ from service.workers import Supervisor, server_of
 
 logger = logging.getLogger("service")
 
-# Secrets stay out of the list of processes: API keys and passwords belong in the environment.
-_FLAGS = ("bundle", "host", "port", "workers", "data_dir", "database_url", "redis_url", "image_weights", "log_level")
+# Secrets stay out of the list of processes: API keys and passwords belong in the environment, or in files.
+_FLAGS = (
+    *("bundle", "host", "port", "workers", "data_dir", "image_weights", "log_level"),
+    *("database_url", "database_url_file", "redis_url", "redis_url_file", "api_keys_file"),
+)
+_URLS = ("database_url", "redis_url")
 _BACKLOG = 2048
 
 
@@ -33,6 +39,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: dict[str, Any]) -> int:
+    for name in _URLS:
+        if options[name] and urls.has_password(options[name]):
+            raise SettingsError(
+                f"--{name.replace('_', '-')} holds a password, which everybody reads in the list of processes: "
+                f"set LACUNA_{name.upper()}, or name a file that holds the URL with --{name.replace('_', '-')}-file."
+            )
     settings = Settings.load(**options)
     listener = _listen(settings)
     configure_for(settings.log_level, settings.log_format)
@@ -97,4 +109,5 @@ async def _announce(address: str, engine: Engine) -> None:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE_MASK)
     sys.exit(main())

@@ -13,6 +13,7 @@ import hashlib
 import json
 import lzma
 import os
+import shutil
 import sqlite3
 import struct
 import sys
@@ -20,20 +21,23 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import sqlalchemy as sa
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from models.errors import sentence_of
 from models.files import replacing
+from service.adapters.sql.database import RefusedStatementError
 from service.adapters.sql.store import SqlStore, migrate
 from service.adapters.sql.tables import metadata
 from service.domain import StoreUnavailableError
-from service.logging import run, say
+from service.logging import PRIVATE_MASK, run, say
 from service.ports import SERVED
 from service.settings import Settings
 from service.urls import SQLITE
@@ -41,6 +45,8 @@ from service.urls import SQLITE
 FORMAT = 1
 ABOUT, DATABASE = "backup.json", "lacuna.db"
 ROWS = 500  # copied at once
+ABOUT_BYTES = 1 << 20  # more than any backup.json has
+PRIVATE = 0o600  # the mode of a file that holds what users did
 # What zipfile raises, now and then, for bytes that are no archive, or no whole one.
 DAMAGED = (
     *(ArithmeticError, EOFError, LookupError, RuntimeError, ValueError),
@@ -123,6 +129,9 @@ async def restore(url: str, file: Path) -> About:
         try:
             async with store.alone():
                 await store.database.write(lambda target: _copy_in(copy, target))
+        except (ValueError, TypeError, RefusedStatementError) as error:
+            reason = shorten(str(error), 200)
+            raise BackupError(f"{file} holds rows that no service wrote, and nothing was restored: {reason}") from error
         finally:
             await store.close()
     return about
@@ -163,7 +172,7 @@ def _is_backup(file: Path) -> bool:
 
 def _copy_out(source: sa.Connection, copy: Path, *, force: bool) -> dict[str, Any]:
     schema = source.exec_driver_sql("SELECT version_num FROM alembic_version").scalar_one()
-    engine = sa.create_engine(f"sqlite:///{copy}")
+    engine = sa.create_engine(f"sqlite:///{copy}", hide_parameters=True)
     try:
         with engine.begin() as target:
             migrate(target, schema)
@@ -209,7 +218,7 @@ def _require_empty(target: sa.Connection) -> None:
 
 def _copy_in(copy: Path, target: sa.Connection) -> None:
     _require_empty(target)
-    engine = sa.create_engine(f"sqlite:///{copy}")
+    engine = sa.create_engine(f"sqlite:///{copy}", hide_parameters=True)
     try:
         with engine.connect() as source:
             for table in metadata.sorted_tables:
@@ -258,7 +267,10 @@ def _go_on_counting(target: sa.Connection, table: sa.Table) -> None:
 
 def _pack(copy: Path, about: dict[str, Any], file: Path) -> About:
     whole = About(**about, sha256=_sha256(copy))
-    with replacing(file) as packed, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+    with (
+        replacing(file, mode=PRIVATE) as packed,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+    ):
         archive.writestr(ABOUT, json.dumps(asdict(whole), indent=1))
         archive.write(copy, DATABASE)
     return whole
@@ -267,11 +279,15 @@ def _pack(copy: Path, about: dict[str, Any], file: Path) -> About:
 def _unpack(file: Path, folder: Path) -> About:
     try:
         with zipfile.ZipFile(file) as archive:
+            if archive.getinfo(ABOUT).file_size > ABOUT_BYTES:
+                raise ValueError(f"its {ABOUT} is larger than any can be")
             raw = json.loads(archive.read(ABOUT))
+            if raw.get("format") != FORMAT:
+                raise BackupError(f"{file} was written by another version of Lacuna.")
+            about = _about(raw)
+            if archive.getinfo(DATABASE).file_size > shutil.disk_usage(folder).free:
+                raise BackupError(f"There is no room for what {file} holds in {folder.parent}.")
             archive.extract(DATABASE, folder)
-        if raw.get("format") != FORMAT:
-            raise BackupError(f"{file} was written by another version of Lacuna.")
-        about = TypeAdapter(About).validate_python(raw)
     except FileNotFoundError:
         raise BackupError(f"{file} does not exist.") from None
     except OSError as error:
@@ -280,7 +296,31 @@ def _unpack(file: Path, folder: Path) -> About:
         raise BackupError(f"{file} is no backup, or a damaged one: {error}.") from None
     if about.sha256 != _sha256(folder / DATABASE):
         raise BackupError(f"{file} is damaged: the database in it does not match its checksum.")
+    if _runs_something(folder / DATABASE):
+        raise BackupError(f"{file} is no backup: the database in it has triggers or views, which none has.")
     return about
+
+
+def _about(raw: object) -> About:
+    """`backup.json`. Raises ValueError, in one line, where it is none."""
+    try:
+        return TypeAdapter(About).validate_python(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = shorten(".".join(map(str, first["loc"])), 100)
+        raise ValueError(f"its {ABOUT} is none, field {where}: {first['msg']}") from None
+
+
+def _runs_something(file: Path) -> bool:
+    """Whether a SQLite file holds statements that run when others read or write its tables."""
+    with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+        try:
+            found = connection.execute(
+                "SELECT count(*) FROM sqlite_schema WHERE type IN ('trigger', 'view')"
+            ).fetchone()
+        except sqlite3.Error:
+            return False  # what it is instead, opening it tells
+    return bool(found[0])
 
 
 def _sha256(file: Path) -> str:
@@ -289,4 +329,5 @@ def _sha256(file: Path) -> str:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE_MASK)
     sys.exit(main())

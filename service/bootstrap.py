@@ -140,8 +140,10 @@ def load_iris(bundle: Bundle) -> IRISServing | None:
 def _empty_catalogue(active: Active) -> Catalogue:
     """A catalogue that holds what the models need of items."""
     model, iris = active.dgmrec, active.iris
-    shape = Shape(model.ranks, model.size, model.layers, {} if iris is None else iris.shapes)
-    return Catalogue(shape, FaissIndex)
+    config = model.config
+    sides = {} if iris is None else iris.shapes
+    shape = Shape(model.ranks, model.size, model.layers, config.neighbours, config.cold_neighbours, sides)
+    return Catalogue(shape, FaissIndex, model.trained_row)
 
 
 def _load_ratings(
@@ -170,9 +172,10 @@ def limiter_of(settings: Settings) -> Limiter | None:
     """What counts requests, if anything does. It connects to nothing before the first request."""
     if not settings.rate_limit:
         return None
+    share = -(-settings.rate_limit // settings.workers)  # processes that count by themselves divide it among them
     if settings.redis_url:
-        return RedisLimiter(settings.redis_url, settings.rate_limit)
-    return MemoryLimiter(settings.rate_limit)
+        return RedisLimiter(settings.redis_url, settings.rate_limit, alone=share)
+    return MemoryLimiter(share)
 
 
 def _cache(settings: Settings) -> Cache:

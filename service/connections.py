@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from service.api import errors
+from service.api.limits import network_of
 from service.logging import REQUEST_ID
 from service.settings import Settings
 
@@ -117,9 +118,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.connections) > self.limits.most and not self._takes_a_place():
             self._refuse(errors.TOO_MANY_CONNECTIONS)
         elif not self.limits.is_proxy(address):
-            self._address = address
-            self.addresses[address] += 1
-            if self.addresses[address] > self.limits.from_one_address:
+            self._address = network_of(address)
+            self.addresses[self._address] += 1
+            if self.addresses[self._address] > self.limits.from_one_address:
                 self._refuse(errors.TOO_MANY_CONNECTIONS)
 
     def _takes_a_place(self) -> bool:

@@ -155,6 +155,7 @@ class StoredItem:
     derived: bytes
     row: int = 0
     remarks: Mapping[str, Remark] = field(default_factory=dict)  # by modality
+    is_pending: bool = False  # whether what is derived of it is about to be derived anew
 
     def state_of(self, modality: str) -> State:
         """State of one modality."""
@@ -245,6 +246,7 @@ class ItemView:
     text: str | None = None  # the text modality's content, where it came as text
     media: Mapping[str, str] = field(default_factory=dict)  # modality -> sha256 of its stored file
     timings_ms: Mapping[str, float] = field(default_factory=dict)
+    is_pending: bool = False  # see StoredItem
 
 
 @dataclass(frozen=True, slots=True)

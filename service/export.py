@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,7 +28,7 @@ from service.adapters.sql import items as sql_items
 from service.adapters.sql import tables
 from service.adapters.sql.store import SqlStore
 from service.domain import Event, Observed, StoredItem
-from service.logging import run, say
+from service.logging import PRIVATE_MASK, run, say
 from service.settings import Settings
 
 T = TypeVar("T")
@@ -81,9 +82,9 @@ async def export(
             await store.database.read(_require_content)
             if (folder / PREPARED).exists():
                 raise ExportError(f"{folder} is a prepared dataset (--force replaces its items and feedback).")
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with ExitStack() as files:
-            items, feedback = (files.enter_context(replacing(folder / name)) for name in (ITEMS, FEEDBACK))
+            items, feedback = (files.enter_context(replacing(folder / name, mode=0o600)) for name in (ITEMS, FEEDBACK))
             counts = Counter() if left_out is None else left_out
             return await store.database.read(lambda connection: _write(connection, items, feedback, counts))
     finally:
@@ -156,4 +157,5 @@ def event_body(event: Event) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    os.umask(PRIVATE_MASK)
     sys.exit(main())

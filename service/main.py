@@ -21,9 +21,11 @@ from service.api.bodies import Bodies
 from service.api.deps import Keyring
 from service.api.idempotency import Idempotency
 from service.api.limits import Limits
-from service.api.middleware import Gate, LastResort, RequestContext
+from service.api.middleware import Counting, Gate, LastResort, RequestContext
+from service.api.origins import Origins
 from service.api.position import HEADER, Position
 from service.bootstrap import bootstrap, limiter_of
+from service.connections import ConnectionLimits
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
 from service.ports import StepTimer
@@ -98,8 +100,18 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
     """The layers around the routes, the innermost first."""
     app.add_middleware(Idempotency, lease_s=settings.request_seconds + LEASE_S)
     app.add_middleware(Position)
-    app.add_middleware(Gate, most=settings.max_concurrency, seconds=settings.request_seconds)
+    app.add_middleware(
+        Gate,
+        most=settings.max_concurrency,
+        most_each=settings.max_concurrency if len(settings.api_keys) == 1 else settings.max_key_concurrency,
+        seconds=settings.request_seconds,
+        is_proxy=ConnectionLimits.of(settings).is_proxy,
+    )
+    if app.state.limiter is not None:
+        app.add_middleware(Counting, limiter=app.state.limiter)
     app.add_middleware(LastResort)
+    if not settings.api_keys:
+        app.add_middleware(Origins, loopback_only=not settings.allow_anonymous, allowed=settings.cors_origins)
     app.add_middleware(
         Bodies, most=settings.max_body_bytes, together=settings.max_bodies_bytes, seconds=settings.request_seconds
     )

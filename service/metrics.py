@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-STEPS = ("encode", "impute", "index", "rank", "explain", "commit")
+STEPS = ("encode", "impute", "index", "rank", "explain", "commit", "background")
 
 _BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
@@ -38,6 +38,10 @@ class Metrics:
             "lacuna_follow_seconds", "Age of other workers' changes when this one had taken them over."
         )
         self._lag = gauge("lacuna_lag_seconds", "Time since this worker last knew every change.")
+        self._pending = gauge(
+            "lacuna_pending", "What is about to be derived anew: items, changes of features, vectors.", ("what",)
+        )
+        self._pending_age = gauge("lacuna_pending_seconds", "For how long the oldest of it has waited.")
         self._position = gauge("lacuna_followed_position", "Position in the change log.")
         for step in STEPS:
             self._steps.labels(step)
@@ -79,6 +83,12 @@ class Metrics:
         for index, parts in sizes.items():
             for part, count in parts.items():
                 self._index.labels(index, part).set(count)
+
+    def set_pending(self, pending: Mapping[str, Any]) -> None:
+        """Replace the gauges of what is about to be derived anew."""
+        for what in ("items", "changes", "vectors"):
+            self._pending.labels(what).set(pending[what])
+        self._pending_age.set(pending["oldest_seconds"])
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

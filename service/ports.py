@@ -14,8 +14,8 @@ from service.domain import Event, Generated, Page, Review, StoredItem, User, Vec
 
 Mode = Literal["create", "upsert"]
 WriteResult = Literal["created", "replaced", "exists", "conflict"]
-# known: the same event is stored already; replaced: it was, with another value or text; orphan: there is no such item
-EventResult = Literal["new", "known", "replaced", "orphan"]
+# unchanged: the same event is stored already; replaced: it was, with another value or text; orphan: no such item
+EventResult = Literal["new", "unchanged", "replaced", "orphan"]
 Side = Literal["user", "item"]
 Keys = Rows  # of items, in the catalogue and in its indexes
 T = TypeVar("T")
@@ -35,6 +35,14 @@ class Committed(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class Seen:
+    """Which changes a computation has read: all up to `position` of the change log, and those at `applied`."""
+
+    position: int
+    applied: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class ItemWrite:
     """One item to write.
 
@@ -42,21 +50,24 @@ class ItemWrite:
     over exactly that version (0: the id must be free) and answers `conflict` otherwise. The store sets nothing by
     itself: `item.version` is what the caller computed (expected_version + 1).
 
-    `read_at` is the position of the change log up to which the writer had the item's feedback and generated parts;
-    where there is more of either by now, the item is enqueued for regeneration.
+    `seen` is what the item's derived state was computed from: where more is known by now of its feedback, or of other
+    items' features, the item is enqueued for regeneration.
+    `before` says that the observed features change: it holds the former ones as `FeatureChange` has them.
     """
 
     item: StoredItem
     mode: Mode
     expected_version: int | None = None
-    read_at: int | None = None
+    seen: Seen | None = None
+    before: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedWrite:
     """What the model makes of an item, to be stored if the item still has `version` (which stays).
 
-    `queued_at` is the item's position in the queue (see `Store.pending`) as it was before its feedback was read.
+    `queued_at` is the item's position in the queue (see `Store.pending`) as it was before its feedback was read, `seen`
+    what was known of other items.
     """
 
     item_id: str
@@ -65,12 +76,36 @@ class GeneratedWrite:
     model_version: str
     derived: bytes
     queued_at: int | None = None
+    seen: Seen | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureChange:
+    """A change of an item's observed features that has yet to reach the items which are generated from them.
+
+    `position` is that of the change log; `before` are the former features (`pipeline.dependents` packs them), empty
+    where there were none.
+    """
+
+    position: int
+    item: str
+    before: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """What is pending: items to regenerate, changes of features that have yet to reach others, and since when (None:
+    nothing is)."""
+
+    items: int
+    changes: int
+    since: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
     """The outcome of writing items: one result a row, the rows in SQL of the items that were written, by id, and which
-    of them were enqueued for regeneration because of `ItemWrite.read_at`."""
+    of them were enqueued for regeneration because of `ItemWrite.seen`."""
 
     results: list[WriteResult]
     rows: Mapping[str, int]
@@ -111,7 +146,7 @@ class Change:
     """An entry of the change log. `position` grows with every committed write, in the order of the commits.
 
     Under an item's id: `item`, `item-generated`, `item-deleted`, and `item-feedback` where its users changed. Under a
-    user's id: `feedback`, `feedback-deleted`, `user-deleted`.
+    user's id: `feedback`, `feedback-deleted`, `user-deleted`. Under no id: `rebuild`, all that is derived is made anew.
     """
 
     position: int
@@ -158,24 +193,38 @@ class Store(Protocol):
     def iter_items(self, *, batch: int = 1000) -> AsyncIterator[list[StoredItem]]:
         """All items, whole, in order of creation, in batches."""
 
-    async def delete_item(self, item_id: str) -> Committed[bool]:
-        """Remove an item, its features, unreferenced media and its feedback; False where there is none."""
+    async def delete_item(self, item_id: str, before: bytes = b"") -> Committed[bool]:
+        """Remove an item, its features, unreferenced media and its feedback; False where there is none. `before` are
+        its observed features, for `FeatureChange`. Items that its users met later are enqueued for regeneration."""
 
     async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace the generated features and derived state of items, in one transaction; False for an item that is
         deleted, has another version by now, or is not pending any more where the write has `queued_at`. An item that is
-        still pending for that position is dequeued."""
+        still pending for that position is dequeued, unless other items have changed since `seen`."""
 
     async def pending(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
         """The items that are pending regeneration, of all or of these, each with the position of the change log that it
         was enqueued for, which grows with each write that enqueues it again."""
 
-    async def count_pending(self) -> int:
-        """Number of items that are pending regeneration."""
+    async def backlog(self) -> Backlog:
+        """How much is pending, and since when."""
 
-    async def dequeue(self, positions: Mapping[str, int]) -> None:
+    async def dequeue(self, positions: Mapping[str, int], seen: Seen) -> None:
         """Take items that have nothing to regenerate off the queue, unless they were enqueued again for a later
-        position."""
+        position, or other items have changed since `seen`."""
+
+    async def enqueue_all(self) -> int:
+        """Enqueue every item for regeneration, with an entry `rebuild` in the change log; how many."""
+
+    async def feature_changes(self, *, limit: int = 1000) -> list[FeatureChange]:
+        """Changes of features that have yet to reach other items, the oldest first."""
+
+    async def finish_changes(self, positions: Collection[int], dependents: Collection[str]) -> dict[str, int]:
+        """Enqueue the items which changes of features have reached, and forget these changes; answers the items'
+        positions in the queue."""
+
+    async def later_items(self, items: Collection[str]) -> list[str]:
+        """The items that any user of these has met no earlier than these."""
 
     async def get_media(self, sha256: str) -> Media | None:
         """A stored file."""
@@ -188,12 +237,16 @@ class Store(Protocol):
         events: Sequence[Event],
         *,
         strict: bool = False,
-        renew: Collection[str] = (),
+        min_rating: float | None = None,
+        renew: Callable[[Collection[int]], Collection[int]] | None = None,
         keep: Keep[list[EventResult]] | None = None,
     ) -> Committed[list[EventResult]]:
         """Insert events; per event whether it is new. (user, item, type, timestamp) repeated is not: it replaces the
-        stored event where its value or text differs. With `strict`, one orphan keeps all out. The items of `renew`
-        whose events changed are enqueued for regeneration."""
+        stored event where its value or text differs. With `strict`, one orphan keeps all out.
+
+        What an item's users say of it follows from what they were interested in before. So the items whose events
+        changed, and those that their users met later where an interest began or ended, are enqueued for regeneration,
+        as far as `renew` takes their rows; without it, none."""
 
     async def list_feedback(
         self,
@@ -218,8 +271,10 @@ class Store(Protocol):
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
 
-    async def interested_users(self, item: str, *, limit: int, min_rating: float | None) -> list[str]:
-        """Users who are interested in an item, newest first."""
+    async def interested_users(
+        self, items: Collection[str], *, limit: int, min_rating: float | None
+    ) -> dict[str, list[str]]:
+        """Users who are interested in items, newest first, at most `limit` of each; items without any left out."""
 
     async def item_counts(self, items: Collection[str] | None = None, *, min_rating: float | None) -> dict[str, int]:
         """Number of interested users by item, of all items or of these; items without any left out."""
@@ -350,7 +405,7 @@ class StepTimer(Protocol):
     """Records how long things took."""
 
     def observe_step(self, step: str, seconds: float) -> None:
-        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain` or `commit`."""
+        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`."""
 
     def observe_lag(self, seconds: Sequence[float]) -> None:
         """Record how old changes of other workers were when this one had taken them over."""

@@ -29,6 +29,8 @@ PREFIX = "LACUNA_"
 NOT_OURS = "LACUNA_TEST_"  # read by the tests
 ENV_FILE = ".env"
 MOST = 2**31 - 1  # of anything that is counted
+FROM_FILES = ("database_url", "redis_url", "api_keys")  # settings that hold secrets
+LEAST_KEY = 16  # characters of an API key, which nobody can guess if they are random
 _ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?|https?://\[[0-9a-f:]+\](:[0-9]+)?")
 
 
@@ -82,9 +84,11 @@ class Settings(BaseSettings):
         repr=False,
         description=urls.KINDS,
     )
+    database_url_file: Path | None = Field(None, description="a file that holds LACUNA_DATABASE_URL instead")
     redis_url: str | None = Field(
         None, repr=False, description="redis://HOST:PORT/DB, to share caches and limits between replicas"
     )
+    redis_url_file: Path | None = Field(None, description="a file that holds LACUNA_REDIS_URL instead")
     follow_seconds: float = Field(
         0.2, gt=0, le=10, description="seconds between two looks for what other workers have changed"
     )
@@ -103,6 +107,10 @@ class Settings(BaseSettings):
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         (), repr=False, description="name:role:key,... with the roles read, write and admin"
     )
+    api_keys_file: Path | None = Field(None, description="a file that holds LACUNA_API_KEYS instead")
+    allow_short_keys: bool = Field(
+        False, description=f"take API keys of fewer than {LEAST_KEY} characters; for tests, never on a network"
+    )
     allow_anonymous: bool = Field(False, description="serve other machines without API keys")
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="origins whose web pages may call the service, comma-separated; * for any"
@@ -120,6 +128,13 @@ class Settings(BaseSettings):
     )
     max_concurrency: int = Field(
         256, ge=1, le=MOST, description="requests worked on at once by a process; more are answered 503"
+    )
+    max_key_concurrency: int = Field(
+        128,
+        ge=1,
+        le=MOST,
+        description="of these, most of one API key (or address that is none of LACUNA_PROXIES, without keys); an only "
+        "key may take all",
     )
     request_seconds: float = Field(120, gt=0, le=86_400, description="longest time that a request may take")
     max_body_bytes: int = Field(8 << 20, ge=1024, le=MOST, description="largest request body, in bytes")
@@ -207,7 +222,15 @@ class Settings(BaseSettings):
                 _check_text(_env_name(name), str(value))
         return values
 
-    @field_validator("data_dir", "bundle", "image_weights")
+    @model_validator(mode="before")
+    @classmethod
+    def _read_files(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        read = {name: _content(name, values[f"{name}_file"]) for name in FROM_FILES if values.get(f"{name}_file")}
+        for name in read.keys() & values.keys():
+            raise ValueError(f"{_env_name(name)} and {_env_name(name)}_FILE are both set; one of them is enough")
+        return {**values, **read}
+
+    @field_validator("data_dir", "bundle", "image_weights", "database_url_file", "redis_url_file", "api_keys_file")
     @classmethod
     def _expand_home(cls, value: Path | None) -> Path | None:
         try:
@@ -238,6 +261,16 @@ class Settings(BaseSettings):
         if value is not None:
             urls.check_redis(value)
         return value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        for number, key in enumerate(self.api_keys, start=1):
+            if len(key.key) < LEAST_KEY and not self.allow_short_keys:
+                raise ValueError(
+                    f"LACUNA_API_KEYS has in entry {number} a key of fewer than {LEAST_KEY} characters, "
+                    "which can be guessed: `openssl rand -hex 24` makes a good one"
+                )
+        return self
 
     @model_validator(mode="after")
     def _guard_strangers(self) -> Self:
@@ -311,6 +344,19 @@ def _parse_key(number: int, entry: str) -> ApiKey:
     if role not in tuple(Role):
         raise ValueError(f"knows the roles {', '.join(Role)}, and entry {number} has another")
     return ApiKey(name, Role(role), key)
+
+
+def _content(name: str, file: str | Path) -> str:
+    """The one line of a file that holds a setting."""
+    try:
+        text = Path(file).expanduser().read_text("utf-8").strip()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise ValueError(f"{_env_name(name)}_FILE names a file that cannot be read: {reason}") from None
+    if not text or len(text.splitlines()) > 1:
+        raise ValueError(f"{_env_name(name)}_FILE names a file that holds no one line of text")
+    _check_text(f"{_env_name(name)}_FILE", text)
+    return text
 
 
 def _check_text(name: str, value: str) -> None:

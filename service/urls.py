@@ -167,6 +167,13 @@ def check_redis(url: str) -> None:
     check_host(parts.hostname or "")
 
 
+def has_password(url: str) -> bool:
+    """Whether a URL holds a password, also one that cannot be read otherwise."""
+    authority = url.partition("://")[2].partition("/")[0] if not url.startswith(SQLITE) else ""
+    user, at, _ = authority.rpartition("@")
+    return bool(at and user.partition(":")[2]) or "password" in parse_qs(url.partition("?")[2])
+
+
 def _check_nul(url: str) -> None:
     if "\0" in url or "%00" in url:
         raise ValueError("holds a NUL character")

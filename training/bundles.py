@@ -31,8 +31,8 @@ from models.bundle import (
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.modality import ModalBatch
 from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
-from training.datasets.base import Dataset
-from training.datasets.prepared import FEEDBACK, item_line
+from training.datasets.base import FEEDBACK, Dataset
+from training.datasets.prepared import item_line
 from training.features import encode_dataset
 from training.progress import Terminal
 

@@ -24,6 +24,7 @@ from pydantic import BaseModel, Field, ValidationError
 from models.files import replacing
 from models.rows import parse_json, read_pictures
 from training.progress import Terminal
+from training.running_service import ServiceError, client_of
 
 BOM = b"\xef\xbb\xbf"
 LONGEST_LINE = 64 << 20  # bytes; the service reads no more of a body
@@ -140,17 +141,10 @@ def _check_files(file: Path, report: Path | None) -> None:
 
 
 def _client(url: str, key: str | None) -> httpx.Client:
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise ImportingError("the API key holds characters that no header can")
     try:
-        parsed = httpx.URL(url)
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise ImportingError(f"{url!r} is no URL: it must be http://HOST:PORT")
-        return httpx.Client(
-            base_url=parsed, headers={"Authorization": f"Bearer {key}"} if key else {}, timeout=TIMEOUT_S
-        )
-    except (httpx.InvalidURL, ValueError) as error:  # ValueError: of a proxy in the environment
-        raise ImportingError(f"{url!r} is no URL: {error}") from None
+        return client_of(url, key, TIMEOUT_S)
+    except ServiceError as error:
+        raise ImportingError(str(error)) from None
 
 
 def _writer(opened: ExitStack, report: Path | None) -> Callable[[Refusal], object]:
@@ -158,8 +152,8 @@ def _writer(opened: ExitStack, report: Path | None) -> Callable[[Refusal], objec
         return lambda _: None
     stream = opened.enter_context(opened.enter_context(replacing(report)).open("wb"))
 
-    def write(one: Refusal) -> None:
-        row = {"line": one.line, "id": one.id, "detail": one.detail}
+    def write(refusal: Refusal) -> None:
+        row = {"line": refusal.line, "id": refusal.id, "detail": refusal.detail}
         stream.write(orjson.dumps({name: value for name, value in row.items() if value is not None}) + b"\n")
 
     return write
@@ -168,8 +162,8 @@ def _writer(opened: ExitStack, report: Path | None) -> Callable[[Refusal], objec
 def _tell(outcome: Outcome, kind: Kind, terminal: Terminal) -> None:
     kept = f", {outcome.kept} left as they are, since they exist" if outcome.kept else ""
     terminal.say(f"{outcome.accepted} {kind} accepted{kept}, {outcome.refused} refused")
-    for one in outcome.shown:
-        terminal.say(f"line {one.line}: {one.detail}")
+    for refusal in outcome.shown:
+        terminal.say(f"line {refusal.line}: {refusal.detail}")
     if outcome.refused > len(outcome.shown):
         terminal.say(f"... and {outcome.refused - len(outcome.shown)} more (--report FILE lists all)")
     for reason, count in outcome.reasons.most_common():
@@ -204,8 +198,8 @@ def _parsed(number: int, data: bytes, folder: Path | None) -> Line | Refusal:
     try:
         value = parse_json(data)
     except ValueError as error:
-        said = re.sub(r": line 1 (column \d+) .*", r", \1", str(error))
-        return Refusal(number, None, f"this is no valid JSON: {said}", "this is no valid JSON")
+        reason = re.sub(r": line 1 (column \d+) .*", r", \1", str(error))
+        return Refusal(number, None, f"this is no valid JSON: {reason}", "this is no valid JSON")
     if not isinstance(value, dict):
         return Refusal(number, None, "this is no JSON object", "this is no JSON object")
     row_id = value.get("id") if isinstance(value.get("id"), str) else None
@@ -273,7 +267,7 @@ class _Import:
             yield some
 
     def _set_down(self) -> None:
-        for refusal in sorted(self._refused, key=lambda one: one.line):
+        for refusal in sorted(self._refused, key=lambda refused: refused.line):
             self.outcome.reasons[refusal.reason] += 1
             if len(self.outcome.shown) < SHOWN:
                 self.outcome.shown.append(refusal)
@@ -319,8 +313,8 @@ class _Import:
         try:
             return self._client.post(PATHS[self._kind], content=body, headers={"Content-Type": "application/json"})
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            said = str(error) or type(error).__name__
-            raise ImportingError(f"the service at {self._shown_url} does not answer: {said}") from None
+            reason = str(error) or type(error).__name__
+            raise ImportingError(f"the service at {self._shown_url} does not answer: {reason}") from None
 
     def _decoded(self, answer: httpx.Response) -> Any:
         try:
@@ -366,5 +360,5 @@ def _detail(problem: Any) -> str:
 
 def _asked_pause(answer: httpx.Response, otherwise: float) -> float:
     """The seconds that the service asks to wait, within bounds."""
-    asked = answer.headers.get("Retry-After", "")
-    return min(float(asked), LONGEST_PAUSE_S) if asked.isascii() and asked.isdigit() else otherwise
+    seconds = answer.headers.get("Retry-After", "")
+    return min(float(seconds), LONGEST_PAUSE_S) if seconds.isascii() and seconds.isdigit() else otherwise

@@ -22,7 +22,7 @@ from training.splits import Pairs
 Scores = NDArray[np.floating]
 ScoreFunction = Callable[[Rows], Scores]
 
-_CELLS = 4_000_000  # scores compared at once
+CELLS = 4_000_000  # scores compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _places(table: Scores, rows: Rows, items: Rows) -> tuple[Rows, Rows]:
     if np.isneginf(own).any():
         raise ValueError("a test pair stands among the seen ones")
     above, tied = np.empty_like(rows), np.empty_like(rows)
-    step = max(1, _CELLS // table.shape[1])
+    step = max(1, CELLS // table.shape[1])
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         others, mine = table[rows[part]], own[part, None]

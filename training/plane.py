@@ -15,5 +15,5 @@ def plane(rows: Array) -> Array:
     if len(rows) < 3:
         return np.zeros((len(rows), 2), dtype=np.float32)
     perplexity = min(PERPLEXITY, (len(rows) - 1) / 3)
-    found: Array = TSNE(perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(rows)
-    return found
+    places: Array = TSNE(perplexity=perplexity, init="pca", random_state=0, n_jobs=1).fit_transform(rows)
+    return places

@@ -66,8 +66,10 @@ class Terminal:
         if self._epoch is not None:
             self._bars.update(self._epoch, completed=epoch, description=f"training, best {best:.4f}")
         if metrics and not self._console.is_terminal and epoch % 5 == 0:
-            said = {name: value for name, value in metrics.items() if "@50" not in name and "similarity" not in name}
-            shown = "  ".join(f"{name} {value:.4f}" for name, value in said.items())
+            selected = {
+                name: value for name, value in metrics.items() if "@50" not in name and "similarity" not in name
+            }
+            shown = "  ".join(f"{name} {value:.4f}" for name, value in selected.items())
             self.say(f"epoch {epoch}: loss {losses.get('loss', 0):.4f}  {shown}")
 
     def finish(self, message: str) -> None:

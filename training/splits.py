@@ -113,6 +113,13 @@ def hold_out_items(pairs: Pairs, split: Split, new_items: Rows) -> Split:
     return np.where((split == TRAIN) & np.isin(pairs[:, 1], new_items), np.uint8(TEST), split)
 
 
+def validation_parts(whole: Parts, held: Parts) -> Parts:
+    """The parts with new items held out, whose test part is what that took from the training part `whole.train`, and
+    the validation part."""
+    keys, left = (pairs @ np.array([whole.train[:, 1].max() + 1, 1]) for pairs in (whole.train, held.train))
+    return Parts(held.train, held.valid, np.concatenate([whole.train[~np.isin(keys, left)], held.valid])).evaluable()
+
+
 def _split_by_place(place: Rows, count: Rows, valid: float, test: float) -> Split:
     """The first places for test, those after them for validation."""
     n_test = _at_least_one(count, test)

@@ -158,7 +158,7 @@ def train(
     """
     keep_freed_memory()
     result, best_state, start = TrainingResult(), task_weights(task), 1
-    average = Average(task, config.polyak_averaging)
+    average = PolyakAverage(task, config.polyak_averaging)
     resumed = _resume(task, average, checkpoint_path, fingerprint)
     if resumed is not None:
         result, best_state, start = resumed
@@ -235,7 +235,7 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, 2**30)
 
 
-class Average:
+class PolyakAverage:
     """The mean of a task's parameters over the epochs, epoch t by t to a power: Polyak averaging with the weight on the
     later ones (Shamir and Zhang, ICML 2013). One epoch's weights are off the mark by what its last batches held; where
     the metric hangs on few items, that is much. Nothing is averaged where the power is None."""
@@ -304,7 +304,7 @@ def _ignore(done: int, total: int) -> None:
 def _save(
     path: Path,
     task: Task,
-    average: Average,
+    average: PolyakAverage,
     fingerprint: str,
     result: TrainingResult,
     best_state: dict[str, torch.Tensor],
@@ -317,19 +317,13 @@ def _save(
             "task": task.state(),
             "average": average.state(),
             "best_state": best_state,
-            "result": {
-                "best_epoch": result.best_epoch,
-                "best": result.best,
-                "epochs": result.epochs,
-                "seconds": result.seconds,
-                "history": result.history,
-            },
+            "result": vars(result),
         },
     )
 
 
 def _resume(
-    task: Task, average: Average, path: Path | None, fingerprint: str
+    task: Task, average: PolyakAverage, path: Path | None, fingerprint: str
 ) -> tuple[TrainingResult, dict[str, torch.Tensor], int] | None:
     if path is None or not path.is_file():
         return None

@@ -104,8 +104,8 @@ class ColdStart(nn.Module):
 
     @torch.no_grad()
     def neighbours(self, features: Mapping[str, Tensor], observed: Tensor, degree: Tensor) -> Graph:
-        """`[n, n]`, each row with the warm ones among the items nearest to it by any modality, real or generated, and
-        their kernel weights, from completed features `[n, r_m]`, the observed mask `[n, M]` and degrees `[n]`."""
+        """`[n, n]`, each row with the warm items nearest to it by any modality, real or generated, and their kernel
+        weights, from completed features `[n, r_m]`, the observed mask `[n, M]` and degrees `[n]`."""
         everyone = torch.arange(len(degree), device=degree.device)
         total: Any = sp.csr_array((len(degree), len(degree)), dtype=np.float32)
         for column, name in enumerate(self.names):
@@ -113,7 +113,7 @@ class ColdStart(nn.Module):
                 features[name],
                 features[name],
                 self.config.cold_neighbours,
-                allowed=observed[:, column],
+                allowed=observed[:, column] & (degree > 0),
                 exclude=everyone,
             )
             rows[features[name].norm(dim=1) == 0] = -1  # says nothing

@@ -74,9 +74,11 @@ class GeneratorSettings(BaseModel):
         "or the imputation itself where it is one of these",
     )
     factors: int = Field(256, ge=0, description="collaborative factors that the generator reads")
-    near_duplicates: bool = Field(True, description="whether a guess follows near duplicates by another modality")
+    near_duplicates: bool = Field(
+        True, description="whether a generated feature follows near duplicates by another modality"
+    )
     knn_smoothing: float = Field(
-        2.0, ge=0, description="weight of the mean of the nearest real features in an unsure guess"
+        2.0, ge=0, description="weight of the mean of the nearest real features in an unsure generated feature"
     )
     dropout: float = Field(0.2, ge=0, lt=1, description="of the generators' hidden units")
 

@@ -9,11 +9,11 @@ Where the paper leaves a gap:
   picture says nearly all, that of a similar one next to nothing. A linear map of features cannot see how near the
   nearest are. The mean of a few of them, as long as they are near, therefore joins the base, by a weight for warm items
   and one for cold ones (`near_duplicates`).
-* A guess from a regression is a mean over all that a feature could be, and lies where few features do. kNN smoothing
+* A regression predicts a mean over all that a feature could be, and lies where few features do. kNN smoothing
   therefore draws it towards the mean of the real features nearest to it, the more the less sure it is
   (`knn_smoothing`): by this it comes nearer to the truth and is found more often by those who search for it.
 * A generated signal is as long as it is sure: the base is a regression on unit vectors, whose length is the cosine that
-  it expects, so that an unsure guess enters the encoder close to the modality's mean.
+  it expects, so that an unsure generation enters the encoder close to the modality's mean.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class ModalityTower(nn.Module):
         self.register_buffer("interaction_weights", torch.zeros(interactions + 1, rank))
         self.register_buffer("content_weights", torch.zeros(content + 1, rank))
         self.register_buffer("content_only_weights", torch.zeros(content + 1, rank))
-        # What near duplicates add, to a warm item's guess and to a cold one's.
+        # What near duplicates add, to a warm item's base and to a cold one's.
         self.register_buffer("near_duplicate_weights", torch.zeros(2))
         # Which columns of both kinds of evidence are read, see `select_inputs`.
         self.register_buffer("interaction_mask", torch.ones(interactions))
@@ -106,8 +106,8 @@ class ModalityTower(nn.Module):
         """Choose whether the modality is generated from the co-interaction means of itself, and from its mean over the
         neighbours by other modalities.
 
-        Both come from the very features that are to be guessed. Where data are dense, what a mean over others lacks of
-        the whole gives away the item's own feature, and a regression learns that rather than what holds for an item
+        Both come from the very features that are to be predicted. Where data are dense, what a mean over others lacks
+        of the whole gives away the item's own feature, and a regression learns that rather than what holds for an item
         whose feature nobody has.
         """
         unread = None if co_interaction_mean else self.name
@@ -201,12 +201,12 @@ class ModalityTower(nn.Module):
         self.calibration.copy_(linalg.ridge(facts, off[:, None], CALIBRATION_PENALTY)[:, 0])
         self.calibration[inference.LENGTH_FACT] += 1
 
-    def shrunk_features(self, features: Tensor, guesses: Tensor, observed: Tensor) -> Tensor:
+    def shrunk_features(self, features: Tensor, base: Tensor, observed: Tensor) -> Tensor:
         """Completed features `[n, r_m]` as warm items' vectors are predicted from them: to an observed one (bool `[n]`)
-        is added what is guessed of it without looking at it, by `guesses` `[n, r_m]` of `fit_base`."""
-        guess = self.config.feature_shrinkage * guesses
-        mixed = self.projection.signal(linalg.unit(self.projection.direction(features) + guess))
-        return torch.where(observed[:, None] & guess.any(dim=1, keepdim=True), mixed, features)
+        is added the prediction that does not look at it, `base` `[n, r_m]` of `fit_base`."""
+        shift = self.config.feature_shrinkage * base
+        mixed = self.projection.signal(linalg.unit(self.projection.direction(features) + shift))
+        return torch.where(observed[:, None] & shift.any(dim=1, keepdim=True), mixed, features)
 
     # --- disentangling -----------------------------------------------------------------------------------------
 

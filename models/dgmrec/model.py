@@ -153,12 +153,12 @@ class DGMRec(nn.Module):
         }
 
     def shrunk_features(
-        self, features: Mapping[str, Tensor], guesses: Mapping[str, Tensor], observed: Tensor
+        self, features: Mapping[str, Tensor], base: Mapping[str, Tensor], observed: Tensor
     ) -> dict[str, Tensor]:
         """Completed features `[n, r_m]` as warm items' vectors are predicted from them, see
         `ModalityTower.shrunk_features`."""
         return {
-            name: self.tower(name).shrunk_features(own, guesses[name], observed[:, column])
+            name: self.tower(name).shrunk_features(own, base[name], observed[:, column])
             for column, (name, own) in enumerate(features.items())
         }
 
@@ -352,18 +352,18 @@ class DGMRec(nn.Module):
 
     @torch.no_grad()
     def final_embeddings(
-        self, out: Embeddings, content: ItemContent, degree: Tensor, guesses: Mapping[str, Tensor] | None = None
+        self, out: Embeddings, content: ItemContent, degree: Tensor, base: Mapping[str, Tensor] | None = None
     ) -> tuple[Embeddings, Tensor]:
         """The embeddings with the vectors that items are ranked by once training is over, and each item's prediction
         from its content `[n, d]` (`ColdStart.fit`).
 
         Args:
             degree: number of training interactions by item `[n]`.
-            guesses: by modality `[n, r_m]`, what `fit_base` answered; without them observed features stay as they are.
+            base: by modality `[n, r_m]`, what `fit_base` answered; without them observed features stay as they are.
         """
         observed, shrunk = content.evidence.observed, None
-        if self.config.feature_shrinkage and guesses:
-            shrunk = self.shrunk_features(content.features, guesses, observed)
+        if self.config.feature_shrinkage and base:
+            shrunk = self.shrunk_features(content.features, base, observed)
         users = out.users[out.histories.degree > 0]
         items, prediction = self.cold_start.fit(users, out.items, content.features, observed, degree, shrunk)
         return replace(out, items=items), prediction
@@ -552,14 +552,14 @@ class DGMRec(nn.Module):
 
     def _disentangling(self, evidence: Evidence, parts: Tensor, column: int) -> dict[str, Tensor]:
         """L_club (eq. 7) of one modality, and L_nce (eq. 8) between it and each that follows, weighted."""
-        c, d, have = self.config, self.config.embedding_size, evidence.observed[:, column]
+        c, d, present = self.config, self.config.embedding_size, evidence.observed[:, column]
         general, specific = parts[column].chunk(2, dim=1)
         terms = {}
         if c.club:
-            mean, log_variance = self.tower(self.names[column]).club_q(general[have], frozen=True)
-            terms["club"] = c.club * losses.club(specific[have], mean, log_variance)
+            mean, log_variance = self.tower(self.names[column]).club_q(general[present], frozen=True)
+            terms["club"] = c.club * losses.club(specific[present], mean, log_variance)
         for other in range(column + 1, len(self.names)):
-            both = have & evidence.observed[:, other]
+            both = present & evidence.observed[:, other]
             nce = c.nce * losses.info_nce(general[both], parts[other][both, :d], c.temperature)
             terms["nce"] = terms["nce"] + nce if "nce" in terms else nce
         return terms
@@ -591,12 +591,12 @@ class DGMRec(nn.Module):
         )
 
     def q_loss(self, out: Embeddings, evidence: Evidence) -> Tensor:
-        """Negative log likelihood of q on the present parts, for q's own optimiser."""
+        """Negative log likelihood of CLUB's q(s | g) (eq. 7) on the present parts, for q's own optimiser."""
         total = out.parts.new_zeros(())
         for column, name in enumerate(self.names):
-            have = evidence.observed[:, column]
-            if have.any():
-                general, specific = out.parts[column][have].detach().chunk(2, dim=1)
+            present = evidence.observed[:, column]
+            if present.any():
+                general, specific = out.parts[column][present].detach().chunk(2, dim=1)
                 total = total - losses.gaussian_log_likelihood(specific, *self.tower(name).club_q(general)).mean()
         return total
 
@@ -611,6 +611,8 @@ class DGMRec(nn.Module):
     def update_mean_generals(self, out: Embeddings, observed: Tensor) -> None:
         """Record each modality's mean general part over the items that have it (stands in where one is missing)."""
         for column, name in enumerate(self.names):
-            have = observed[:, column]
-            if have.any():
-                self.tower(name).mean_general.copy_(out.parts[column][have, : self.config.embedding_size].mean(dim=0))
+            present = observed[:, column]
+            if present.any():
+                self.tower(name).mean_general.copy_(
+                    out.parts[column][present, : self.config.embedding_size].mean(dim=0)
+                )

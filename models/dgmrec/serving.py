@@ -14,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from models.arrays import Array, Mask
+from models.arrays import Array, Mask, Rows
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
 from models.dgmrec import inference
 from models.dgmrec.config import OLD_NAMES, DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemContent
 from models.dgmrec.weights import Linear, TowerWeights, numpy_of
-from models.evidence import ImputationEvidence
+from models.evidence import EVIDENCE_NEIGHBOURS, NEAR_DUPLICATES, ImputationEvidence
 from models.graph import InteractionGraphs
 from models.imputers import PropagatedFeatures
 from models.modality import ModalitySpec
@@ -233,6 +233,18 @@ class DGMRecServing:
         follows = tower.near_duplicate_weights[0 if warm else 1] > 0
         return bool(tower.content_mask.all() or follows or (tower.trust > 0 and not warm))
 
+    def neighbours_read(self, name: str) -> int:
+        """How many of its neighbours by each other modality a modality is generated from: all that give the mean, the
+        nearest that may be near duplicates, or, to know whether there are any, the first."""
+        tower = self._towers[name]
+        if self.config.imputation != "generate" or tower.content_mask.all():
+            return EVIDENCE_NEIGHBOURS
+        return NEAR_DUPLICATES if tower.near_duplicate_weights.any() else 1
+
+    def reads_preference(self, name: str) -> bool:
+        """Whether a modality is generated from an item's preference."""
+        return bool(self._towers[name].trust > 0)
+
     # --- embedding (eq. 1-6, 17-18) -----------------------------------------------------------------------------
 
     def encode(self, features: Mapping[str, Array], preference: Array) -> Array:
@@ -257,32 +269,47 @@ class DGMRecServing:
 
     # --- cold start --------------------------------------------------------------------------------------------
 
-    def cold_vectors(
-        self, features: Mapping[str, Array], neighbours: Array, cosines: Array, degree: NDArray[np.int64], later: Mask
-    ) -> Array:
-        """The vectors `[b, d]` to be expected of items without interactions.
+    def content_vectors(self, features: Mapping[str, Array], later: Mask) -> Array:
+        """The vectors `[b, d]` that the content alone of items without interactions leads to expect: a linear map.
 
         Args:
-            features: completed, by modality `[b, r_m]`.
-            neighbours: final vectors `[b, k, d]` of the nearest by every modality.
-            cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
-            later: bool `[b]`, items that came after training, all of which are new.
+            features: by modality `[b, r_m]`. later: bool `[b]`, items that came after training, all of which are new.
         """
-        weights = inference.kernel_weight(self.config, cosines, degree)
-        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-12))
-        mean = np.einsum("bk,bkd->bd", weights, neighbours)
         content = inference.content_row({name: features[name] for name in self.names})
-        prediction = inference.content_prediction(self.config, self._slopes, self._intercept, self._axis, content, mean)
+        nobody = np.zeros((len(content), self.size), dtype=np.float32)
+        prediction = inference.content_prediction(
+            self.config, self._slopes, self._intercept, self._axis, content, nobody
+        )
         trained = numpy_of(self.model.cold_start.offset)
         offset = np.where(later, np.float32(self.config.popularity_offset), trained)
         return np.asarray(prediction + offset[:, None] * self._axis, dtype=np.float32)
 
-    def warm_vector(self, row: int, modal: Array) -> Array:
-        """The final vector `[d]` of an item with training interactions, with its present modal part `[d]`."""
-        own = self.combine(self.tables["item_id"][row], modal)
-        prediction, degree = self.tables["item_content_prediction"][row], self.tables["item_degree"][row]
-        vector: Array = inference.shrink(own, prediction, degree, self._pseudo_count, self._axis)
-        return vector
+    def expected_vectors(self, content: Array, neighbours: Array, cosines: Array, degree: Array) -> Array:
+        """The vectors `[b, d]` to be expected of items without interactions: what content alone leads to expect
+        `[b, d]`, and the kernel regression on the nearest warm items.
+
+        Args:
+            neighbours: vectors `[b, k, d]` that the users of the nearest warm items by every modality make of these.
+            cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
+        """
+        weights = inference.kernel_weight(self.config, cosines, degree)
+        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-12))
+        mean = np.einsum("bk,bkd->bd", weights, neighbours)
+        return np.asarray(
+            content + self.config.cold_kernel_weight * inference.across(mean, self._axis), dtype=np.float32
+        )
+
+    def warm_vectors(self, rows: Rows, modal: Array) -> Array:
+        """The final vectors `[b, d]` of items with training interactions, in these rows of the tables `[b]`, with their
+        present modal parts `[b, d]`."""
+        own = self.trained_vectors(rows, modal)
+        prediction, degree = self.tables["item_content_prediction"][rows], self.tables["item_degree"][rows]
+        vectors: Array = inference.shrink(own, prediction, degree, self._pseudo_count, self._axis)
+        return vectors
+
+    def trained_vectors(self, rows: Rows, modal: Array) -> Array:
+        """What their users make of items with training interactions `[b, d]`: `warm_vectors` before shrinkage."""
+        return self.combine(self.tables["item_id"][rows], modal)
 
     @property
     def _pseudo_count(self) -> Array:
@@ -304,6 +331,11 @@ class DGMRecServing:
             return np.asarray(self.tables["user_residual"][row] + folded, dtype=np.float32)
         return np.asarray(folded * self._own_layer_scale, dtype=np.float32)
 
+    def knows_user(self, user: str) -> bool:
+        """Whether training saw interactions of a user."""
+        row = self.users.get(user)
+        return row is not None and bool(self.tables["user_residual"][row].any())
+
     def user_message(self, user: str, user_id: Array, degree: int) -> Array:
         """What a user with `degree` items passes on to an item `[d]`."""
         row = self.users.get(user)
@@ -313,33 +345,25 @@ class DGMRecServing:
             return np.asarray(user_id @ self.tables["target_map"], dtype=np.float32)
         return np.asarray(user_id / self._own_layer_scale / np.sqrt(max(degree, 1)), dtype=np.float32)
 
-    def item_id(self, prediction: Array, messages: Array) -> Array:
-        """The collaborative part `[d]` of an item that came after training: towards its predicted vector `[d]`, giving
-        way to its users' messages `[k, d]`."""
-        predicted = prediction * self.tables["id_length"]
-        return self._fold_in(predicted, self._folded(messages), len(messages)) if len(messages) else predicted
+    def folded(self, messages: Array) -> Array:
+        """What the messages `[k, d]` of its users make of an item that came after training: a collaborative part
+        `[d]`."""
+        total = messages.sum(axis=0) / np.sqrt(max(len(messages), 1)) * self._own_layer_scale
+        return np.asarray(total, dtype=np.float32)
 
-    def final(self, prediction: Array, messages: Array, modal: Array) -> Array:
-        """The final vector `[d]` of an item that came after training: the predicted one `[d]`, giving way to what its
-        users' messages `[k, d]` and its modal part `[d]` make (eq. 18)."""
-        if not len(messages):
-            return prediction
-        return self._fold_in(prediction, self.combine(self._folded(messages), modal), len(messages))
+    def final_vectors(self, expected: Array, own: Array, count: Array) -> Array:
+        """The final vectors `[b, d]` of items that came after training: the expected ones `[b, d]`, giving way to what
+        their users and content make `[b, d]` as the number of users `[b]` grows."""
+        return _fold_in(expected, own, count)
 
-    def _folded(self, messages: Array) -> Array:
-        return np.asarray(messages.sum(axis=0) / np.sqrt(len(messages)) * self._own_layer_scale, dtype=np.float32)
-
-    def _fold_in(self, prediction: Array, own: Array, count: int) -> Array:
-        """The mean of the prediction, which counts as much as `FOLD_IN_PSEUDO_COUNT` users, and of what `count` users
-        make."""
-        total = FOLD_IN_PSEUDO_COUNT * prediction + count * own
-        return np.asarray(total / (FOLD_IN_PSEUDO_COUNT + count), dtype=np.float32)
-
-    def item_message(self, item_id: Array, degree: int) -> Array:
-        """What a new item with `degree` users passes on to a user `[d]`."""
+    def item_messages(self, expected: Array, folded: Array, count: Array) -> Array:
+        """What items that came after training pass on to a user `[b, d]`: by the expected vectors `[b, d]`, giving way
+        to the collaborative parts that their users made `[b, d]` as the number of users `[b]` grows."""
+        collaborative = _fold_in(expected * self.tables["id_length"], folded, count)
         if "message_map" in self.tables:
-            return np.asarray(item_id @ self.tables["message_map"], dtype=np.float32)
-        return np.asarray(item_id / self._own_layer_scale / np.sqrt(max(degree, 1)), dtype=np.float32)
+            return np.asarray(collaborative @ self.tables["message_map"], dtype=np.float32)
+        scale = self._own_layer_scale * np.sqrt(np.maximum(count, 1))
+        return np.asarray(collaborative / scale[:, None], dtype=np.float32)
 
     def user_factor(self, user: str) -> Array | None:
         """What a user adds to the collaborative factors of an item `[q]`; None for one that training did not see."""
@@ -358,6 +382,13 @@ class DGMRecServing:
         if self.config.collaborative != "lightgcn":
             return 1.0
         return (self.config.layers + 1) / self.config.layers
+
+
+def _fold_in(expected: Array, own: Array, count: Array) -> Array:
+    """The mean of what is expected, which counts as much as `FOLD_IN_PSEUDO_COUNT` users, and of what `count` users
+    make: rows `[b, d]`, counts `[b]`."""
+    share = (count / (FOLD_IN_PSEUDO_COUNT + count))[:, None]
+    return np.asarray(expected + share * (own - expected), dtype=np.float32)
 
 
 def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:

@@ -1,7 +1,8 @@
 """Encoders: raw content (a text, a picture) -> feature vector.
 
 `base` says what an encoder is, `text` and `image` hold the pretrained ones, `markup` what a text is without its HTML,
-`catalogue` the one that the trainer trains on the catalogue itself, and `runtime` makes all of them fast.
+`catalogue` the one that the trainer trains on the catalogue itself, and `runtime` makes all of them fast. `decoding`
+reads pictures, and `stripping` takes from their files what is none of the picture.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from models.encoders.base import Encoder, EncoderUnavailableError, ImageEncoder,
 from models.encoders.catalogue import CATALOGUE, CatalogueNetwork, CatalogueNetworkConfig, catalogue_encoder
 from models.encoders.decoding import ImageError, decode_image
 from models.encoders.image import import_torchvision, prepare_image, torchvision_encoder
+from models.encoders.stripping import without_metadata
 from models.encoders.text import MINILM, minilm_encoder
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "minilm_encoder",
     "prepare_image",
     "torchvision_encoder",
+    "without_metadata",
 ]
 
 

@@ -1,7 +1,7 @@
 """Decoding untrusted bytes as pictures.
 
-Run as a program, this decodes one picture in a process of its own: see `_decoded_apart`. So it imports no package of
-this project.
+Run as a program, this decodes one picture in a process of its own, or turns it upright: see `_apart`. So it imports no
+package of this project.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from PIL import BmpImagePlugin, GifImagePlugin, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -27,9 +28,11 @@ _REDUCED_SIDE = 1024  # no side of any other picture is reduced below
 _WHOLE_PIXELS = 4_000_000  # a picture with more is reduced before it becomes RGB
 _BAND_PIXELS = 1_000_000  # and read in bands of so many pixels
 _MAX_SCANS = 40  # of a progressive JPEG, which is gone through once for each; encoders write about ten
-_APART_PIXELS = 2_000_000  # a WebP with more is decoded in a process of its own,
-_APART_SECONDS = 60  # which may take so long,
+_APART_PIXELS = 2_000_000  # a WebP with more is decoded in a process of its own, any with more is turned in one,
+APART_SECONDS = 60  # which may take so long,
 _REFUSED = 3  # and ends with this where it says what is wrong
+_UPRIGHT = "upright"  # what the program is told where it is to turn a picture
+_QUALITY = 90  # of a WebP that is turned
 _ORIENTATION = 0x0112  # EXIF tag
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -81,30 +84,67 @@ def _decoded(data: bytes, image: ImageFile.ImageFile) -> Image.Image:
 def _decoded_apart(data: bytes) -> Image.Image:
     """A WebP decoded by another process. Pillow decodes it in one go, for a second if it is large, and keeps Python's
     lock meanwhile, so that no other thread could do anything."""
-    command = [sys.executable, "-P", __file__]
+    done = _apart(data)
+    return Image.frombytes("RGB", struct.unpack_from("<II", done), done[8:])
+
+
+def _apart(data: bytes, *arguments: str) -> bytes:
+    """What this program writes of a picture."""
+    command = [sys.executable, "-P", __file__, *arguments]
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(command, input=data, env=environment, capture_output=True, timeout=_APART_SECONDS)
+        done = subprocess.run(command, input=data, env=environment, capture_output=True, timeout=APART_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ImageError(f"the picture takes longer than {_APART_SECONDS} s to decode") from None
+        raise ImageError(f"the picture takes longer than {APART_SECONDS} s to decode") from None
     if done.returncode:
         raise ImageError(
             done.stderr.decode().strip() if done.returncode == _REFUSED else "the picture cannot be decoded"
         )
-    return Image.frombytes("RGB", struct.unpack_from("<II", done.stdout), done.stdout[8:])
+    return done.stdout
 
 
-def _main() -> int:
+def _main(arguments: list[str]) -> int:
     data = sys.stdin.buffer.read()
     try:
         with _image_errors():
             image = _opened(data, sys.maxsize)
-        made = _decoded(data, image)
+            if arguments == [_UPRIGHT]:
+                sys.stdout.buffer.write(_turned(data, image))
+                return 0
+        decoded = _decoded(data, image)
     except ImageError as error:
         sys.stderr.write(str(error))
         return _REFUSED
-    sys.stdout.buffer.write(struct.pack("<II", *made.size) + made.tobytes())
+    sys.stdout.buffer.write(struct.pack("<II", *decoded.size) + decoded.tobytes())
     return 0
+
+
+def upright(data: bytes) -> bytes:
+    """A picture that was decoded already, turned as its orientation (EXIF, XMP) says; as it is where it says nothing.
+
+    A picture that is turned is encoded anew, a JPEG with its own tables; of an animation the first frame is left.
+
+    Raises:
+        ImageError: it cannot be turned.
+    """
+    with _image_errors():
+        image = _opened(data, sys.maxsize)
+        if _turn(image) is None:
+            return data
+        large = image.width * image.height > _APART_PIXELS
+        return _apart(data, _UPRIGHT) if large else _turned(data, image)
+
+
+def _turned(data: bytes, image: ImageFile.ImageFile) -> bytes:
+    options: dict[str, Any] = {"icc_profile": image.info.get("icc_profile")}
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
+        options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
+    elif isinstance(image, WebPImagePlugin.WebPImageFile):
+        is_lossless = b"VP8L" in data[:64]
+        options |= {"lossless": is_lossless, "method": 0, "quality": _QUALITY}
+    made = io.BytesIO()
+    _upright(image, image).save(made, image.format, **options)
+    return made.getvalue()
 
 
 @contextmanager
@@ -191,12 +231,12 @@ def _reduced(image: Image.Image, frame: tuple[int, int, int, int] | None) -> Ima
     width, height = image.size
     is_whole = width * height <= _WHOLE_PIXELS
     factor = 1 if is_whole else max(1, min(width, height) // _REDUCED_SIDE)
-    made = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    reduced = Image.new("RGB", (-(-width // factor), -(-height // factor)))
     rows = height if is_whole else max(1, _BAND_PIXELS // (width * factor)) * factor
     for top in range(0, height, rows):
         band = image.crop((0, top, width, min(top + rows, height)))
-        made.paste(_framed(_over_white(band), frame, top).reduce(factor), (0, top // factor))
-    return made
+        reduced.paste(_framed(_over_white(band), frame, top).reduce(factor), (0, top // factor))
+    return reduced
 
 
 def _framed(band: Image.Image, frame: tuple[int, int, int, int] | None, top: int) -> Image.Image:
@@ -228,12 +268,16 @@ def _over_white(image: Image.Image) -> Image.Image:
 
 
 def _upright(decoded: Image.Image, source: Image.Image) -> Image.Image:
-    try:
-        turn = _TURNS.get(source.getexif().get(_ORIENTATION, 1))
-    except Exception:  # noqa: BLE001 - broken EXIF says nothing about the pixels
-        turn = None
+    turn = _turn(source)
     return decoded if turn is None else decoded.transpose(turn)
 
 
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # noqa: BLE001 - broken EXIF says nothing about the pixels
+        return None
+
+
 if __name__ == "__main__":
-    sys.exit(_main())
+    sys.exit(_main(sys.argv[1:]))

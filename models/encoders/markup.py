@@ -42,18 +42,18 @@ def _with_stray_brackets_escaped(text: str) -> str:
     """The text with only such `<` as open a whole tag, or what is closed further on."""
     last = {opening: _last(closing, text) for opening, closing in _CLOSINGS.items()}
 
-    def escaped(found: re.Match[str]) -> str:
-        tag = found["tag"] or ""
-        opening = "!--" if tag == "!--" else (found["name"] or "").lower()
-        if tag and (tag.startswith("/") or found.end() <= last.get(opening, len(text))):
-            return found[0]
-        return found[0].replace("<", "&lt;")
+    def escaped(bracket: re.Match[str]) -> str:
+        tag = bracket["tag"] or ""
+        opening = "!--" if tag == "!--" else (bracket["name"] or "").lower()
+        if tag and (tag.startswith("/") or bracket.end() <= last.get(opening, len(text))):
+            return bracket[0]
+        return bracket[0].replace("<", "&lt;")
 
     return _OPENING.sub(escaped, text)
 
 
 def _last(part: str, text: str) -> int:
-    places = [found.start() for found in re.finditer(part, text, re.IGNORECASE)]
+    places = [match.start() for match in re.finditer(part, text, re.IGNORECASE)]
     return places[-1] if places else -1
 
 

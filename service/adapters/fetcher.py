@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import re
 import socket
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -24,8 +25,28 @@ AT_ONCE = 16  # fetched at the same time by one process
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _HEADERS = [("Accept", "image/*"), ("Accept-Encoding", "identity"), ("User-Agent", "lacuna")]
 _CONTENT_TYPES = ("image/", "application/octet-stream", "binary/octet-stream")
-# Addresses that stand for IPv4 ones: whether those are public cannot be told from outside.
-_TRANSLATED = tuple(ipaddress.ip_network(network) for network in ("2002::/16", "64:ff9b::/96"))
+# A name as it goes to the resolver, international ones encoded (RFC 1035, RFC 5890), or an address.
+_HOST = re.compile(rb"(?=.{1,254}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*\.?|[0-9a-f:.]+", re.IGNORECASE)
+# All of IPv4 that IANA's registry of special-purpose addresses names, whether it is routed or not, with multicast
+# (224.0.0.0/4) and what is reserved (240.0.0.0/4): nobody's pictures are there.
+_SPECIAL_IPV4 = tuple(
+    map(
+        ipaddress.IPv4Network,
+        (
+            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+            *("192.0.0.0/24", "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16"),
+            *("192.175.48.0/24", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        ),
+    )
+)
+# IPv6 is public in the one block that IANA has given out as global unicast, without what its registry sets apart there:
+# protocols (Teredo and benchmarking among them), documentation, 6to4, AS112, documentation again. NAT64 (64:ff9b::/96,
+# 64:ff9b:1::/48), unique and link-local and the old site-local addresses (fec0::/10) lie outside of it.
+_GLOBAL_IPV6 = ipaddress.IPv6Network("2000::/3")
+_SPECIAL_IPV6 = tuple(
+    map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "2620:4f:8000::/48", "3fff::/20"))
+)
+_ISATAP = frozenset({0x00005EFE, 0x02005EFE})  # before an IPv4 address as the interface of any network (RFC 5214)
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
@@ -67,13 +88,14 @@ class UrlFetcher:
         return httpcore.AsyncConnectionPool(network_backend=self._backend, max_keepalive_connections=0)
 
     async def _follow(self, pool: httpcore.AsyncConnectionPool, url: str) -> bytes:
+        target = _checked(url)
         for _ in range(1 + MAX_REDIRECTS):
-            target = _checked(url)
             async with pool.stream("GET", target, headers=_HEADERS) as response:
                 headers = {name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers}
                 if response.status not in _REDIRECTS:
                     return await self._read(response, headers)
-            url = urljoin(url, headers.get("location", ""))
+            url = _joined(url, headers.get("location", ""))
+            target = _checked(url)
         raise FetchError(f"The URL leads to more than {MAX_REDIRECTS} others.")
 
     async def _read(self, response: httpcore.Response, headers: dict[str, str]) -> bytes:
@@ -93,10 +115,25 @@ class UrlFetcher:
 
 
 def is_public_address(address: str) -> bool:
-    """Whether an address is one of the public Internet."""
-    parsed = ipaddress.ip_address(address)
-    is_translated = any(parsed in network for network in _TRANSLATED)
-    return parsed.is_global and not (parsed.is_multicast or parsed.is_reserved or is_translated)
+    """Whether an address is one of the public Internet, by the registries of IANA and not by what a library knows of
+    them. Addresses that stand for IPv4 ones are none, as it cannot be told from outside where they lead."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return not any(parsed in network for network in _SPECIAL_IPV4)
+    is_special = any(parsed in network for network in _SPECIAL_IPV6)
+    is_isatap = int(parsed) >> 32 & 0xFFFF_FFFF in _ISATAP
+    return parsed in _GLOBAL_IPV6 and not (is_special or is_isatap or parsed.scope_id)
+
+
+def _joined(url: str, location: str) -> str:
+    """Where a redirect leads. Raises FetchError where that is no URL."""
+    try:
+        return urljoin(url, location)
+    except ValueError:
+        raise FetchError("The URL leads to something that is no URL.") from None
 
 
 def _checked(url: str) -> httpcore.URL:
@@ -105,9 +142,10 @@ def _checked(url: str) -> httpcore.URL:
         parsed = httpx.URL(url)
     except (httpx.InvalidURL, ValueError):
         raise FetchError("This is no URL.") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host:
+    # `parsed.host` would decode international names, which not all can be that are encoded.
+    if parsed.scheme not in ("http", "https") or not parsed.raw_host:
         raise FetchError("A picture's URL starts with http:// or https:// and names a host.")
-    if not 0 < (parsed.port or 80) < 1 << 16:
+    if not (_HOST.fullmatch(parsed.raw_host) and 0 < (parsed.port or 80) < 1 << 16):
         raise FetchError("This is no URL.")
     if parsed.userinfo:
         raise FetchError("A picture's URL holds no user name or password.")

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from service.adapters.redis.client import RedisClient
 
 WINDOW_S = 60
+MOST_NAMES = 100_000  # counted apart in a window; addresses are more than memory has room for
 
 
 class MemoryLimiter:
@@ -29,6 +30,8 @@ class MemoryLimiter:
         window = int(now // WINDOW_S)
         if window != self._window:
             self._window, self._counts = window, {}
+        if len(self._counts) >= MOST_NAMES and name not in self._counts:
+            name = ""  # all further names together
         self._counts[name] = self._counts.get(name, 0) + 1
         return _wait(self._counts[name], self._per_minute, now)
 
@@ -42,15 +45,22 @@ class RedisLimiter:
     Args:
         url: `redis://host:port/db`.
         per_minute: requests that one name may make in a minute.
+        alone: the same for this process, while Redis is away.
         prefix: put before every key.
         clock: seconds since the epoch.
     """
 
     def __init__(
-        self, url: str, per_minute: int, *, prefix: str = "lacuna:rate:", clock: Callable[[], float] = time.time
+        self,
+        url: str,
+        per_minute: int,
+        *,
+        alone: int | None = None,
+        prefix: str = "lacuna:rate:",
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._client = RedisClient(url, use="rate limits")
-        self._alone = MemoryLimiter(per_minute, clock=clock)
+        self._alone = MemoryLimiter(alone or per_minute, clock=clock)
         self._per_minute = per_minute
         self._prefix = prefix
         self._clock = clock

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Annotated
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -17,7 +17,7 @@ from service.api.openapi import problems
 from service.api.schemas import responses
 from service.domain import LacunaError
 from service.metrics import CONTENT_TYPE
-from service.pipeline import operate, snapshot
+from service.pipeline import check, operate, snapshot
 from service.pipeline.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -65,6 +65,7 @@ async def metrics(request: Request, metrics: MetricsDep) -> Response:
         else:
             metrics.set_items(stats["modalities"])
             metrics.set_indexes(stats["indexes"])
+            metrics.set_pending(stats["pending"])
     return Response(metrics.render(), media_type=CONTENT_TYPE)
 
 
@@ -88,6 +89,30 @@ async def stats(engine: EngineDep) -> Response:
 async def take_snapshot(engine: EngineDep) -> Response:
     """Write a snapshot of the index, from which the next start is quicker."""
     return Json(await snapshot.take(engine, engine.snapshots))
+
+
+@router.post(
+    "/admin/check",
+    dependencies=[ADMIN],
+    responses={200: {"model": responses.CheckAnswer}, **problems()},
+)
+async def check_state(
+    engine: EngineDep,
+    sample: Annotated[int | None, Query(ge=1, description="Items drawn at random; all without it")] = None,
+) -> Response:
+    """Compare what the worker that answers holds with what is derived from the store now."""
+    return Json(await check.check(engine, sample))
+
+
+@router.post(
+    "/admin/rebuild",
+    dependencies=[ADMIN],
+    status_code=202,
+    responses={202: {"model": responses.RebuildAnswer}, **problems()},
+)
+async def rebuild_state(engine: EngineDep) -> Response:
+    """Derive everything anew in the background, in every worker; `GET /stats` says how much is `pending`."""
+    return Json({"items": await check.rebuild(engine)}, 202)
 
 
 @router.get(

@@ -79,6 +79,7 @@ def item(view: ItemView) -> dict[str, Any]:
         "available": view.available,
         "version": view.version,
         "model_version": view.model_version,
+        "pending": view.is_pending,
         "modalities": {name: report(modality) for name, modality in view.modalities.items()},
         "media": {name: f"/items/{quote(view.id)}/media/{quote(name)}" for name in view.media},
         "created_at": view.created_at,
@@ -101,9 +102,9 @@ def hit(found: Hit, *, explain: bool = False) -> dict[str, Any]:
     return answer
 
 
-def hits(found: Iterable[Hit]) -> dict[str, Any]:
+def hits(ranked: Iterable[Hit]) -> dict[str, Any]:
     """A list of found items, best first."""
-    return {"items": [hit(item) for item in found]}
+    return {"items": [hit(item) for item in ranked]}
 
 
 def recommendations(ranked: Recommendations, *, explain: bool) -> dict[str, Any]:

@@ -216,6 +216,6 @@ def _described(scope: Scope) -> tuple[int, str, bool]:
             waits = value.lower() == b"100-continue"
     coding = ",".join(name.removeprefix("x-") for name in codings if name not in ("", "identity"))
     if coding:
-        gone = (b"content-encoding", b"content-length")
-        scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in gone]
+        consumed = (b"content-encoding", b"content-length")
+        scope["headers"] = [(name, value) for name, value in scope["headers"] if name not in consumed]
     return length, coding, waits

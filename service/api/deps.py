@@ -13,14 +13,14 @@ from pydantic import BaseModel
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
+from starlette.types import Scope
 
 from service.api import errors, position
-from service.api.limits import LIMITS
+from service.api.limits import LIMITS, network_of
 from service.api.reading import LONGEST_NAME, read
 from service.domain import NotReadyError
 from service.metrics import Metrics
 from service.pipeline.engine import Engine
-from service.ports import Limiter
 from service.settings import ApiKey, Role
 
 ROLES = tuple(Role)  # each may do what those before it may
@@ -30,7 +30,7 @@ B = TypeVar("B", bound=BaseModel)
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 MULTIPART = "multipart/form-data"
-_HIDDEN = "lacuna.hidden"  # in a request's scope
+_HIDDEN, _CALLER = "lacuna.hidden", "lacuna.caller"  # in a request's scope
 MAX_PARTS = 65  # an item's description and its modalities
 _TURN_BYTES = 32 << 10
 
@@ -73,6 +73,33 @@ class Keyring:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sends a request: the API key that is presented, if it is known, and the address.
+
+    Attributes:
+        name: what requests are counted under: the key's name or, without one that is known, the address.
+    """
+
+    name: str
+    address: str
+    key: ApiKey | None
+    presented: bool
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who sends a request, looked up once."""
+    found: Caller | None = scope.get(_CALLER)
+    if found is None:
+        keyring: Keyring = scope["app"].state.keyring
+        presented = _presented_key(Request(scope)) if keyring else b""
+        key = keyring.find(presented) if presented else None
+        address = (scope.get("client") or ("",))[0]
+        name = f"key:{key.name}" if key else f"address:{network_of(address)}"
+        found = scope[_CALLER] = Caller(name, address, key, bool(presented))
+    return found
+
+
 def _presented_key(request: Request) -> bytes:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
@@ -84,9 +111,7 @@ def require(role: Role) -> Callable[[Request], Awaitable[None]]:
     """A dependency that lets callers of this role or a higher one pass, once the worker knows what they build on."""
 
     async def check(request: Request) -> None:
-        keyring: Keyring = request.app.state.keyring
-        key = _key(keyring, request, role) if keyring else None
-        await _count(request, key.name if key else request.client.host if request.client else "")
+        key = _key(request, role) if request.app.state.keyring else None
         request.scope[_HIDDEN] = key is None or key.role is not Role.READ
         request.scope[position.WRITES] = role is Role.WRITE
         await position.reach(request)
@@ -94,33 +119,24 @@ def require(role: Role) -> Callable[[Request], Awaitable[None]]:
     return check
 
 
-def _key(keyring: Keyring, request: Request, role: Role) -> ApiKey:
+def _key(request: Request, role: Role) -> ApiKey:
     """The request's key, which must have this role or a higher one."""
-    presented = _presented_key(request)
-    if not presented:
+    caller = caller_of(request.scope)
+    if not caller.presented:
         raise errors.unauthorized("Send a key as Authorization: Bearer <key> or X-API-Key.")
-    key = keyring.find(presented)
-    if key is None:
+    if caller.key is None:
         raise errors.unauthorized("This key is not known.")
-    if ROLES.index(key.role) < ROLES.index(role):
+    if ROLES.index(caller.key.role) < ROLES.index(role):
         raise errors.forbidden(role)
-    return key
+    return caller.key
 
 
-def key_name(request: Request) -> str | None:
+def key_name(scope: Scope) -> str | None:
     """The name of the request's API key if that may write, empty where no keys are set, None for all others."""
-    keyring: Keyring = request.app.state.keyring
-    if not keyring:
+    if not scope["app"].state.keyring:
         return ""
-    key = keyring.find(_presented_key(request))
+    key = caller_of(scope).key
     return key.name if key is not None and ROLES.index(key.role) >= ROLES.index(Role.WRITE) else None
-
-
-async def _count(request: Request, name: str) -> None:
-    limiter: Limiter | None = request.app.state.limiter
-    wait_s = await limiter.take(name) if limiter else 0.0
-    if wait_s:
-        raise errors.too_many_requests(wait_s)
 
 
 async def _sees_hidden(request: Request) -> bool:

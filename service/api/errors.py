@@ -107,13 +107,13 @@ class ProblemError(Exception):
 
 def invalid(errors: Iterable[FieldError], total: int | None = None) -> Problem:
     """422 with the values that are wrong: the first of `total`, or all of them."""
-    found = tuple(errors)
-    first = found[0]
+    listed = tuple(errors)
+    first = listed[0]
     detail = f"{first.pointer}: {first.detail}" if first.pointer else first.detail
-    more = (total or len(found)) - 1
+    more = (total or len(listed)) - 1
     if more:
         detail += f" (and {more} more)"
-    return Problem("invalid-input", "Invalid input", 422, detail, found[:MAX_ERRORS])
+    return Problem("invalid-input", "Invalid input", 422, detail, listed[:MAX_ERRORS])
 
 
 def invalid_fields(error: ValidationError, most: int = MAX_ERRORS) -> Problem:
@@ -170,7 +170,7 @@ def forbidden(role: str) -> ProblemError:
 def too_many_requests(wait_s: float) -> ProblemError:
     """429 that says when to come back."""
     seconds = max(1, math.ceil(wait_s))
-    detail = f"This key has made its requests of the minute; try again in {seconds} s."
+    detail = f"As many requests of a minute as may be were made by this key, or address; try again in {seconds} s."
     return ProblemError(
         Problem("too-many-requests", "Too many requests", 429, detail, headers={"Retry-After": str(seconds)})
     )
@@ -180,7 +180,7 @@ OVERLOADED = Problem(
     "overloaded",
     "Overloaded",
     503,
-    "The service works on as many requests as it can; try again in a moment.",
+    "The service works on as many requests as it can, or takes from one caller; try again in a moment.",
     headers={"Retry-After": "1"},
 )
 TIMED_OUT = Problem(
@@ -210,6 +210,18 @@ STOPPING = Problem(
     "The service is stopping and did not wait any longer. A write may have been done if all of it was sent; reading "
     "tells.",
     headers={"Retry-After": "5"},
+)
+FOREIGN_HOST = Problem(
+    "misdirected-request",
+    "Misdirected request",
+    421,
+    "Without API keys, only names of this machine are answered, such as localhost and 127.0.0.1.",
+)
+FOREIGN_ORIGIN = Problem(
+    "foreign-origin",
+    "Foreign origin",
+    403,
+    "A web page of another origin asks for this; LACUNA_CORS_ORIGINS names those that may.",
 )
 NO_HTTP = Problem("malformed-request", "Malformed request", 400, "The request is no HTTP/1.1.")
 HEADERS_TOO_SLOW = Problem(
@@ -329,8 +341,10 @@ DESCRIPTIONS: Mapping[str, str] = {
     "body-too-large": "The body is over the configured limit.",
     "unauthorized": "A key is needed: Authorization: Bearer <key>, or X-API-Key.",
     "forbidden": "The key's role does not reach this far; the roles are read, write and admin.",
-    "too-many-requests": "The key has made its requests of this minute; try again after Retry-After seconds.",
-    "overloaded": "The service works on as many requests as it can; try again after Retry-After seconds.",
+    "too-many-requests": "The key, or address, has made its requests of this minute; try again after Retry-After s.",
+    "misdirected-request": "The Host header names another machine; a service without API keys does not answer to it.",
+    "foreign-origin": "A page of another origin may not change anything here, as there are no API keys to protect it.",
+    "overloaded": "The service works on as many requests as it can, or of this caller; try again after Retry-After s.",
     "request-timeout": "The headers of the request did not arrive in time.",
     "headers-too-large": "The URL and the headers together are over the configured limit, or the headers too many.",
     "too-many-connections": "The process has as many connections as it takes; try again after Retry-After seconds.",

@@ -74,16 +74,18 @@ def _read(rows: Sequence[object], now: datetime) -> _Rows:
         try:
             read.events[index] = requests.to_event(read_row(EVENT_ROW, row), now)
         except errors.ProblemError as error:
-            found = error.problem.errors
-            read.wrong += len(found)
-            read.unusable.append((index, _sentence(found)))
+            problems = error.problem.errors
+            read.wrong += len(problems)
+            read.unusable.append((index, _sentence(problems)))
             if len(read.errors) < errors.MAX_ERRORS:
-                read.errors += [replace(one, pointer=f"/feedback/{index}{one.pointer}") for one in found]
+                read.errors += [replace(problem, pointer=f"/feedback/{index}{problem.pointer}") for problem in problems]
     return read
 
 
-def _sentence(found: Sequence[errors.FieldError]) -> str:
-    return "; ".join(f"{one.pointer[1:]}: {one.detail}" if one.pointer else one.detail for one in found)
+def _sentence(problems: Sequence[errors.FieldError]) -> str:
+    return "; ".join(
+        f"{problem.pointer[1:]}: {problem.detail}" if problem.pointer else problem.detail for problem in problems
+    )
 
 
 def _in_body_order(outcome: FeedbackOutcome, rows: _Rows) -> FeedbackOutcome:

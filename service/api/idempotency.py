@@ -27,6 +27,7 @@ HEADER = "idempotency-key"
 PATHS = frozenset({"/items", "/items/batch", "/feedback"})
 LONGEST = 255
 SCOPE = "lacuna.idempotency_key"
+_TRANSIENT = frozenset({401, 403, 408, 421, 425, 429})  # beside all 5xx
 REPLAYED = (b"idempotency-replayed", b"true")
 
 
@@ -54,7 +55,7 @@ class Idempotency:
         if given is None:
             await self._app(scope, receive, send)
             return
-        sender, engine = key_name(Request(scope)), scope["app"].state.engine
+        sender, engine = key_name(scope), scope["app"].state.engine
         if sender is None or engine is None:  # without a right to write, the route says so
             await self._app(scope, receive, send)
             return
@@ -89,9 +90,8 @@ class Idempotency:
         try:
             scope[SCOPE] = key  # not in a copy: whoever counts the request looks at this one for its route
             await self._app(scope, body.receive, hold)
-            answer = _answer(held)
-            if answer.status < 500:
-                await engine.store.answered(key, answer)
+            if _is_final(held[0]):
+                await engine.store.answered(key, _answer(held))
         finally:
             await _release(engine, key)
         for message in held:
@@ -141,6 +141,12 @@ def _fingerprint(scope: Scope, body: bytes) -> str:
     for part in (scope["path"].encode(), scope["query_string"], content_type.encode(), body):
         total.update(len(part).to_bytes(8, "big") + part)
     return total.hexdigest()
+
+
+def _is_final(start: Message) -> bool:
+    """Whether the same request would be answered so again, which what says to come back later does not promise."""
+    says_later = any(name == b"retry-after" for name, _ in start["headers"])
+    return start["status"] < 500 and start["status"] not in _TRANSIENT and not says_later
 
 
 def _answer(messages: list[Message]) -> Answer:

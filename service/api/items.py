@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
@@ -41,16 +42,7 @@ _SHOWN = frozenset({"image/png", "image/jpeg", "image/webp", "image/gif", "image
 
 def _draft(given: WithFiles, item_id: str = "") -> Draft:
     draft = requests.to_draft(given.body, item_id)
-    if not given.files:
-        return draft
-    return Draft(
-        id=draft.id,
-        title=draft.title,
-        modalities={**draft.modalities, **_media(given.files, draft.modalities)},
-        categories=draft.categories,
-        metadata=draft.metadata,
-        available=draft.available,
-    )
+    return replace(draft, modalities={**draft.modalities, **_media(given.files, draft.modalities)})
 
 
 def _media(files: Mapping[str, Upload], described: Mapping[str, object]) -> dict[str, MediaContent]:
@@ -118,8 +110,8 @@ def _row(row: object) -> Draft | errors.Problem:
 
 
 def _row_id(row: object) -> str | None:
-    found = row.get("id") if isinstance(row, dict) else None
-    return found if isinstance(found, str) else None
+    item_id = row.get("id") if isinstance(row, dict) else None
+    return item_id if isinstance(item_id, str) else None
 
 
 def _row_answer(index: int, item_id: str | None, outcome: Written | LacunaError | errors.Problem) -> dict[str, Any]:
@@ -264,5 +256,5 @@ async def impute(
     hidden: HiddenDep,
 ) -> Response:
     """Generate the missing modalities of an item and answer them; nothing is stored."""
-    made = await items.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
-    return Json(answers.imputation(made))
+    imputation = await items.impute(engine, _draft(given), neighbours=query.neighbours, hidden=hidden)
+    return Json(answers.imputation(imputation))

@@ -5,6 +5,7 @@ Pydantic's field constraints are fixed when a model is made, before there are se
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Sized
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -38,6 +39,17 @@ class Limits:
 
 
 LIMITS: ContextVar[Limits] = ContextVar("limits", default=Limits())  # noqa: B039 - frozen
+
+
+def network_of(address: str) -> str:
+    """Whose address it is, as far as addresses tell: an IPv4 address, or the network of 64 bits of an IPv6 one, since
+    a host has all of these."""
+    try:
+        found = ipaddress.ip_address(address)
+    except ValueError:  # of a socket in the file system
+        return address
+    found = getattr(found, "ipv4_mapped", None) or found
+    return str(found if found.version == 4 else ipaddress.ip_network((found.packed, 64), strict=False))
 
 
 def row_context() -> dict[str, int]:

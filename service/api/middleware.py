@@ -1,5 +1,6 @@
-"""The outermost layers of a request, in plain ASGI: its id and its metrics; the last resort when all else fails; then
-the gate that lets in only as many as can be worked on, for as long as they may take."""
+"""The outermost layers of a request, in plain ASGI: its id and its metrics; the last resort when all else fails; the
+count of each caller's requests; then the gate that lets in only as many as can be worked on, for as long as they may
+take."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import asyncio
 import logging
 import re
 import secrets
+from collections import Counter
+from collections.abc import Callable
 from time import perf_counter
 from urllib.parse import unquote_to_bytes
 
@@ -14,15 +17,27 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import errors
+from service.api.deps import caller_of
 from service.api.limits import LIMITS, Limits
 from service.logging import REQUEST_ID
 from service.metrics import Metrics
+from service.ports import Limiter
 
 logger = logging.getLogger(__name__)
 
+Headers = list[tuple[bytes, bytes]]
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_ALWAYS_OPEN = frozenset({"/health/live", "/health/ready", "/metrics"})
+_HEALTH = frozenset({"/health/live", "/health/ready"})
+_ALWAYS_OPEN = _HEALTH | {"/metrics"}
 _MOST_PARAMETERS = 100
+_STATIC = "/docs/static/"
+_DEFAULTS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"content-security-policy", b"frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+)
 _CLIENT_CLOSED = 499  # no answer was sent; the number that nginx made customary
 
 
@@ -56,9 +71,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
-                    *message["headers"],
+                    *_with_defaults(message["headers"], inner["path"]),
                     (b"x-request-id", request_id.encode()),
-                    (b"x-content-type-options", b"nosniff"),
                 ]
             elif is_head:
                 message = {**message, "body": b""}
@@ -95,37 +109,70 @@ class LastResort:
         except (ClientDisconnect, errors.ProblemError):  # a problem of the body, which `Bodies` answers
             raise
         except Exception:
-            logger.exception("%s %s failed", scope["method"], scope["path"])
+            logger.exception("%s %s failed", scope["method"], _route(scope))
             if answer.has_begun:
                 raise
             await errors.INTERNAL.response()(scope, receive, send)
+
+
+class Counting:
+    """Counts every request under its caller before anything else is done for it, whatever is answered: a request that
+    is refused for its key, or was answered before, counts too. Health checks are not counted."""
+
+    def __init__(self, app: ASGIApp, limiter: Limiter) -> None:
+        self._app = app
+        self._limiter = limiter
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; other protocols pass through."""
+        is_counted = scope["type"] == "http" and scope["path"] not in _HEALTH
+        wait_s = await self._limiter.take(caller_of(scope).name) if is_counted else 0.0
+        if wait_s:
+            await errors.too_many_requests(wait_s).problem.response()(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
 
 
 class Gate:
     """Lets in `most` requests at once, each for `seconds`; what says how the service is doing is always let in.
 
     A request that is cut off may leave a write done and not taken into memory. The change log heals that.
+
+    Args:
+        most_each: of one caller.
+        is_proxy: whether many others call from an address.
     """
 
-    def __init__(self, app: ASGIApp, most: int, seconds: float) -> None:
+    def __init__(
+        self, app: ASGIApp, *, most: int, most_each: int, seconds: float, is_proxy: Callable[[str], bool]
+    ) -> None:
         self._app = app
         self._most = most
+        self._most_each = most_each
         self._seconds = seconds
+        self._is_proxy = is_proxy
         self._inside = 0
+        self._inside_of: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request; other protocols pass through."""
         if scope["type"] != "http" or scope["path"] in _ALWAYS_OPEN:
             await self._app(scope, receive, send)
             return
-        if self._inside >= self._most:
+        caller = caller_of(scope)
+        has_share = caller.key is not None or not self._is_proxy(caller.address)
+        if self._inside >= self._most or (has_share and self._inside_of[caller.name] >= self._most_each):
             await errors.OVERLOADED.response()(scope, receive, send)
             return
         self._inside += 1
+        self._inside_of[caller.name] += 1
         try:
             await self._within_time(scope, receive, send)
         finally:
             self._inside -= 1
+            self._inside_of[caller.name] -= 1
+            if not self._inside_of[caller.name]:
+                del self._inside_of[caller.name]
 
     async def _within_time(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = _Answer(send)
@@ -136,7 +183,7 @@ class Gate:
         except TimeoutError:
             if answer.has_begun or not limit.expired():
                 raise
-            logger.warning("%s %s took longer than %g s", scope["method"], scope["path"], self._seconds)
+            logger.warning("%s %s took longer than %g s", scope["method"], _route(scope), self._seconds)
             await errors.TIMED_OUT.response()(scope, receive, send)
 
 
@@ -168,6 +215,14 @@ def _request_id(scope: Scope) -> str:
         if name == b"x-request-id" and _REQUEST_ID.fullmatch(value):
             return str(value, "ascii")
     return secrets.token_hex(8)
+
+
+def _with_defaults(headers: Headers, path: str) -> Headers:
+    """The headers of an answer, with those that it does not set itself: no answer is shown in another page's frame, and
+    none but files that are everybody's is kept on its way."""
+    said = {name.lower() for name, _ in headers}
+    wanted = _DEFAULTS if path.startswith(_STATIC) else (*_DEFAULTS, (b"cache-control", b"no-store"))
+    return [*headers, *(pair for pair in wanted if pair[0] not in said)]
 
 
 def _route(scope: Scope) -> str:

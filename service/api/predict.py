@@ -23,8 +23,8 @@ router = APIRouter(tags=["predict"])
 )
 async def predict_pair(engine: EngineDep, user: Annotated[UserId, Path()], item: Annotated[ItemId, Path()]) -> Response:
     """How a user would rate an item. Where one of them or both are unknown, the answer rests on what is known."""
-    (found,) = await predict.predict(engine, [(user, item)])
-    return Json(answers.prediction(found, engine.model_version))
+    (prediction,) = await predict.predict(engine, [(user, item)])
+    return Json(answers.prediction(prediction, engine.model_version))
 
 
 @router.post(
@@ -37,5 +37,5 @@ async def predict_pairs(
     engine: EngineDep, body: Annotated[requests.PairsBody, json_body(requests.PairsBody)]
 ) -> Response:
     """The same for up to 1,000 pairs, answered in their order."""
-    found = await predict.predict(engine, [(pair.user, pair.item) for pair in body.pairs])
-    return Json({"items": found, "model_version": engine.model_version})
+    predictions = await predict.predict(engine, [(pair.user, pair.item) for pair in body.pairs])
+    return Json({"items": predictions, "model_version": engine.model_version})

@@ -21,7 +21,7 @@ router = APIRouter(tags=["retrieve"])
 @router.get("/retrieve", dependencies=[READ], responses={200: {"model": responses.HitsAnswer}, **problems()})
 async def retrieve_by_text(engine: EngineDep, query: Annotated[requests.RetrieveQuery, Query()]) -> Response:
     """Find items by a text; those that lack the target modality are reached through their generated feature."""
-    found = await retrieve.retrieve(
+    hits = await retrieve.retrieve(
         engine,
         {"text": TextContent(query.text)},
         n=query.n,
@@ -30,7 +30,7 @@ async def retrieve_by_text(engine: EngineDep, query: Annotated[requests.Retrieve
         categories=query.category,
         at="/query/text",
     )
-    return Json(answers.hits(found))
+    return Json(answers.hits(hits))
 
 
 @router.post(
@@ -43,7 +43,7 @@ async def retrieve_by_content(
     engine: EngineDep, body: Annotated[requests.RetrieveBody, json_body(requests.RetrieveBody)]
 ) -> Response:
     """Find items by a text, a picture or a ready vector."""
-    found = await retrieve.retrieve(
+    hits = await retrieve.retrieve(
         engine,
         requests.to_query(body),
         n=body.n,
@@ -52,4 +52,4 @@ async def retrieve_by_content(
         categories=body.category,
         at=requests.query_pointer(body),
     )
-    return Json(answers.hits(found))
+    return Json(answers.hits(hits))

@@ -1,16 +1,21 @@
 """The catalogue in memory: every item's row of model state, its masks and its places in the vector indexes.
 
-SQL is the truth; this is derived from it. An item's key is its row in SQL: never used twice, and the same in every
-worker and after every restart, so that ties are decided everywhere alike. Only one thread writes.
+SQL is the truth; this is derived from it. What is stored of an item's derived state (`Derived`) comes from its own
+content and from its users; what depends on other items' vectors besides is never stored, but computed here
+(`service.pipeline.vectors`), from what `stale` says of what has changed.
+
+An item's key is its row in SQL: never used twice, and the same in every worker and after every restart, so that ties
+are decided everywhere alike. Only one thread writes.
 Arrays are replaced whole when they grow, and a row is complete before an id or an index leads to it, so that readers
 need no lock. Model state is kept in packed rows, so that memory follows the number of items; of a deleted item, the
-masks keep some 20 bytes.
+masks keep some 30 bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,23 +25,31 @@ from models.iris.serving import ItemSides
 from models.linalg import unit
 from service.domain import State, StoredItem
 from service.pipeline.rows import Rows
+from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED, Stale
 from service.ports import Keys, VectorIndex
 
 FINAL = "items"
 COSINE, TARGETS = "items:cosine", "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 _FEATURE, _SIDE = "feature.", "side."
-_PARTS = ("parts", "preference", "final", "message", "modal")
+_OWN = ("folded", "users", "reach")
+KERNEL_FIELDS = ("kernel", "kernel.cosines", "kernel.reach")
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of an item's model state: `ranks` r_m by modality, `size` d, `layers` L of the item graph, and, where the
-    bundle holds an IRIS, the shapes of what that needs of it (`IRISServing.shapes`)."""
+    """Sizes of an item's model state.
+
+    `ranks` r_m by modality, `size` d, `layers` L of the item graph, `neighbours` k of it, `kernel` neighbours by each
+    modality that a cold item's vector is expected from, and, where the bundle holds an IRIS, the shapes of what that
+    needs of an item (`IRISServing.shapes`).
+    """
 
     ranks: Mapping[str, int]
     size: int
     layers: int = 1
+    neighbours: int = 10
+    kernel: int = 80
     sides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -45,17 +58,25 @@ class Shape:
         return tuple(self.ranks)
 
     def fields(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each part of the derived state, in the order in which they are packed."""
-        count = len(self.ranks)
+        """Shape of each part of the stored derived state, in the order in which they are packed."""
         features = {f"{_FEATURE}{name}": (rank,) for name, rank in self.ranks.items()}
-        parts = {
-            "parts": (self.layers, count, 2 * self.size),
-            "preference": (count, self.size),
-            "final": (self.size,),
-            "message": (self.size,),
-            "modal": (self.size,),
-        }
-        return {**features, **parts, **{f"{_SIDE}{name}": shape for name, shape in self.sides.items()}}
+        own = {"folded": (self.size,), "users": (), "reach": (len(self.ranks),)}
+        return {**features, **own, **{f"{_SIDE}{name}": shape for name, shape in self.sides.items()}}
+
+    def vectors(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each part that depends on other items: see `service.pipeline.vectors`."""
+        count, d = len(self.ranks), self.size
+        parts = {"parts": (self.layers, count, 2 * d), "near.reach": (count,)}
+        return parts | dict.fromkeys(("modal", "own", "content", "base", "final", "message"), (d,))
+
+    def layer_fields(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each field of the layers of vectors that every item has, in order; later ones have KERNEL_FIELDS as
+        well."""
+        count, d = len(self.ranks), self.size
+        lists = {"near": (count, self.neighbours), "near.reach": (count,)}
+        parts = {f"parts.{layer}": (count, 2 * d) for layer in range(self.layers)}
+        vectors = dict.fromkeys(("content", "base", "modal", "own", "final", "message"), (d,))
+        return {**lists, **parts, **vectors, "warm": ()}
 
     @property
     def length(self) -> int:
@@ -65,34 +86,39 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Derived:
-    """An item's model state (see Shape.fields): completed projected features, gated parts before each layer of
-    propagation, preference p_i, the vector that it is ranked by, what it passes on to its users, the modal part, and
-    its row of each field of IRIS' `ItemSides`."""
+    """What is stored of an item's model state (see Shape.fields).
+
+    Attributes:
+        features: completed projected features, by modality `[r_m]`.
+        folded: `[d]`, what its users make of an item that came after training; zero without any.
+        users: how many of them say anything of it.
+        reach: `[M]`, by modality the cosine beyond which another item that has it would be among those that the
+            generated features follow from; infinite where there are none.
+        sides: its row of each field of IRIS' `ItemSides`.
+    """
 
     features: Mapping[str, Array]
-    parts: Array
-    preference: Array
-    final: Array
-    message: Array
-    modal: Array
+    folded: Array
+    users: float
+    reach: Array
     sides: Mapping[str, Array] = field(default_factory=dict)
 
-    def fields(self) -> dict[str, Array]:
+    def fields(self) -> dict[str, Any]:
         """Each part of it (see Shape.fields)."""
         features = {f"{_FEATURE}{name}": feature for name, feature in self.features.items()}
-        parts = {name: getattr(self, name) for name in _PARTS}
-        return {**features, **parts, **{f"{_SIDE}{name}": side for name, side in self.sides.items()}}
+        own = {name: getattr(self, name) for name in _OWN}
+        return {**features, **own, **{f"{_SIDE}{name}": side for name, side in self.sides.items()}}
 
     @classmethod
     def of(cls, fields: Mapping[str, Array]) -> Derived:
         """The reverse of `fields`."""
         features, sides = _below(_FEATURE, fields), _below(_SIDE, fields)
-        parts, preference, final, message, modal = (fields[name] for name in _PARTS)
-        return cls(features, parts, preference, final, message, modal, sides)
+        return cls(features, fields["folded"], float(fields["users"]), fields["reach"], sides)
 
-    def pack(self) -> bytes:
-        """As little-endian float32, for the store."""
-        return np.concatenate([piece.ravel() for piece in self.fields().values()]).astype("<f4").tobytes()
+    def pack(self, shape: Shape) -> bytes:
+        """As little-endian float32, for the store, in the order of `Shape.fields`."""
+        pieces = self.fields()
+        return np.concatenate([np.ravel(pieces[name]) for name in shape.fields()]).astype("<f4").tobytes()
 
     @classmethod
     def unpack(cls, data: bytes, shape: Shape) -> Derived | None:
@@ -146,21 +172,32 @@ class Entry:
 class Catalogue:
     """All items of the store under one bundle."""
 
-    def __init__(self, shape: Shape, make_index: Callable[[int], VectorIndex]) -> None:
+    def __init__(
+        self, shape: Shape, make_index: Callable[[int], VectorIndex], trained: Callable[[str], int | None] | None = None
+    ) -> None:
         self.shape = shape
         self.names = shape.names
         self.entries: dict[int, Entry] = {}
         self._keys: dict[str, int] = {}
+        self._trained_row = trained or (lambda _: None)
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
         self.indexes[COSINE] = make_index(shape.size)
         if shape.sides:
             self.indexes[TARGETS] = make_index(shape.sides["q"][0] + 1)
-        self.rows = Rows(shape.fields())
+        count = len(shape.ranks)
+        self.rows = Rows(shape.fields() | shape.vectors())
+        self.near = Rows({"near": (count, shape.neighbours)}, np.int32, -1)
+        self.kernel = Rows({"keys": (count, shape.kernel)}, np.int32, -1)
+        self.kernel_cosines = Rows({"cosines": (count, shape.kernel), "reach": (count,)})
         self.available: Mask = np.zeros(0, dtype=np.bool_)
-        self.observed: Mask = np.zeros((0, len(self.names)), dtype=np.bool_)
+        # These have a place from the start, for -1, which is nobody's key, leads to the last one.
+        self.observed: Mask = np.zeros((1, count), dtype=np.bool_)
+        self.trained: Keys = np.full(1, -1, dtype=np.int64)  # rows in the model's tables, -1 for items after training
+        self.warm: Mask = np.zeros(0, dtype=np.bool_)  # items whose vector `own` says anything
         self.popularity: Counts = np.zeros(0, dtype=np.int64)
         self.created: Double = np.zeros(0, dtype=np.float64)
+        self.stale = Stale()
         self._categories: dict[str, set[int]] = {}
 
     def __len__(self) -> int:
@@ -183,6 +220,10 @@ class Catalogue:
         keys = [key for item_id in item_ids if (key := self._keys.get(item_id)) is not None]
         return np.array(keys, dtype=np.int64)
 
+    def ids(self, keys: Iterable[int]) -> list[str]:
+        """Ids of those of the items that exist."""
+        return [entry.id for key in keys if (entry := self.entries.get(key)) is not None]
+
     def entry(self, item_id: str) -> Entry | None:
         """What is kept of an item, or None."""
         key = self._keys.get(item_id)
@@ -190,8 +231,10 @@ class Catalogue:
 
     # --- writing -----------------------------------------------------------------------------------------------
 
-    def put(self, rows: Sequence[tuple[Entry, Derived]]) -> None:
-        """Insert or replace items, each id once; when this returns, every index knows them."""
+    def put(self, rows: Sequence[tuple[Entry, Derived]], compute: Callable[[Keys, Mask], None] | None = None) -> None:
+        """Insert or replace items, each id once, with what is stored of them. Their vectors, and with these their
+        places in the lists, are for `compute` (`service.pipeline.vectors`) to write, before an id leads to them, from
+        their keys `[n]` and whether their features are other than before, by modality `[n, M]`."""
         if not rows:
             return
         for entry, _ in rows:
@@ -199,10 +242,13 @@ class Catalogue:
                 self.remove(entry.id)
         keys = np.array([entry.key for entry, _ in rows], dtype=np.int64)
         self._reserve(int(keys.max()) + 1)
+        moved = np.array([self._note_features(entry, derived) for entry, derived in rows], dtype=np.bool_)
         for entry, derived in rows:
             self._forget_categories(entry.key)
             self._store(entry, derived)
         self._index(keys, rows)
+        if compute is not None:
+            compute(keys, moved)
         self._keys.update((entry.id, entry.key) for entry, _ in rows)
 
     def remove(self, item_id: str) -> None:
@@ -210,13 +256,72 @@ class Catalogue:
         key = self._keys.pop(item_id, None)
         if key is None:
             return
+        for column in np.flatnonzero(self.observed[key]).tolist():
+            self.stale.add_feature(DEPARTED, self.names[column], key)
+            self.stale.drop_arrival(self.names[column], key)
         self.available[key] = False
         self.observed[key] = False
+        self.warm[key] = False
         for index in self.indexes.values():
             index.remove(np.array([key], dtype=np.int64))
         self._forget_categories(key)
         self.entries.pop(key, None)
-        self.rows.remove(key)
+        for rows in (self.rows, self.near, self.kernel, self.kernel_cosines):
+            rows.remove(key)
+
+    def write_layer(self, keys: Keys, layer: Mapping[str, NDArray[Any]]) -> Keys:
+        """Write a layer of vectors of items `[n]` (see `service.pipeline.vectors`), by field `[n, ...]`; answers those
+        items of which any field has changed."""
+        changed = np.zeros(len(keys), dtype=np.bool_)
+        for name, values in layer.items():
+            rows, field_name, part = self._place_of(name)
+            if rows is None:
+                changed |= self.warm[keys] != values
+                self.stale.add(WARMED, keys[values & ~self.warm[keys]])
+                self.stale.add(COOLED, keys[~values & self.warm[keys]])
+                self.warm[keys] = values
+                continue
+            differs = rows.get(field_name, keys, *part) != values
+            changed |= differs.reshape(len(keys), -1).any(axis=1)
+            rows.put_all(field_name, keys, values, *part)
+        if "final" in layer:
+            self.indexes[FINAL].upsert(keys, layer["final"])
+            self.indexes[COSINE].upsert(keys, unit(layer["final"]))
+        return keys[changed]
+
+    def read_layer(self, keys: Keys, name: str) -> NDArray[Any]:
+        """A field `[n, ...]` of a layer of vectors, as it was written."""
+        rows, field_name, part = self._place_of(name)
+        return self.warm[keys] if rows is None else rows.get(field_name, keys, *part)
+
+    def _place_of(self, name: str) -> tuple[Rows | None, str, tuple[int, ...]]:
+        """Where a field of a layer is kept; None for the mask of warm items."""
+        if name.startswith("parts."):
+            return self.rows, "parts", (int(name.removeprefix("parts.")),)
+        places: Mapping[str, tuple[Rows | None, str]] = {
+            "near": (self.near, "near"),
+            "kernel": (self.kernel, "keys"),
+            "kernel.cosines": (self.kernel_cosines, "cosines"),
+            "kernel.reach": (self.kernel_cosines, "reach"),
+            "warm": (None, "warm"),
+        }
+        return *places.get(name, (self.rows, name)), ()
+
+    def near_to(self, keys: Keys, column: int | None = None) -> Keys:
+        """The items which have any of these among their neighbours in the item graph, by one modality or any."""
+        return self._holding(self.near, "near", keys, column)
+
+    def expected_from(self, keys: Keys, column: int | None = None) -> Keys:
+        """The later items which have any of these among their kernel neighbours, by one modality or any."""
+        return self._holding(self.kernel, "keys", keys, column)
+
+    def _holding(self, rows: Rows, name: str, keys: Keys, column: int | None) -> Keys:
+        owners, lists = rows.all(name)
+        named = np.zeros(self.capacity + 1, dtype=np.bool_)  # the last place is that of -1, of no item
+        named[keys] = True
+        held = named[lists if column is None else lists[:, column]]
+        holding: Keys = owners[held.reshape(len(owners), -1).any(axis=1) & (owners >= 0)]
+        return holding
 
     def set_popularity(self, users: Mapping[str, int]) -> None:
         """Note the number of users of these items; those that were deleted are left out."""
@@ -230,14 +335,35 @@ class Catalogue:
         if size <= have:
             return
         size = max(size, 2 * have, 1024)
-        self.rows.reserve(size)
+        for rows in (self.rows, self.near, self.kernel, self.kernel_cosines):
+            rows.reserve(size)
+        self.trained, self.warm = _grown(self.trained, size, -1), _grown(self.warm, size)
         self.observed, self.popularity = _grown(self.observed, size), _grown(self.popularity, size)
         self.created = _grown(self.created, size)
         # Last: it is the length that readers go by.
         self.available = _grown(self.available, size)
 
+    def _note_features(self, entry: Entry, derived: Derived) -> list[bool]:
+        """Note which observed features are new, and which are gone; whether a feature has changed, by modality."""
+        key, is_new = entry.key, entry.key not in self.entries
+        moved = []
+        for column, name in enumerate(self.names):
+            had, has = not is_new and self.observed[key, column], entry.states[name] is State.OBSERVED
+            same = not is_new and np.array_equal(self.rows.get(f"{_FEATURE}{name}", key), derived.features[name])
+            moved.append(not same)
+            if had and not (has and same):
+                self.stale.add_feature(DEPARTED, name, key)
+            if has and not (had and same):
+                self.stale.add_feature(ARRIVED, name, key)
+            elif not has:
+                self.stale.drop_arrival(name, key)
+        return moved
+
     def _store(self, entry: Entry, derived: Derived) -> None:
         key = entry.key
+        if key not in self.entries:
+            row = self._trained_row(entry.id)
+            self.trained[key] = -1 if row is None else row
         self.rows.put(key, derived.fields())
         self.observed[key] = [entry.states[name] is State.OBSERVED for name in self.names]
         self.available[key] = entry.available
@@ -256,9 +382,6 @@ class Catalogue:
                 self.indexes[name].upsert(keys[present], vectors[present] / length[present, None])
             if not present.all():
                 self.indexes[name].remove(keys[~present])
-        final = np.stack([derived.final for _, derived in rows])
-        self.indexes[FINAL].upsert(keys, final)
-        self.indexes[COSINE].upsert(keys, unit(final))
         if TARGETS in self.indexes:
             rows_of = [np.append(derived.sides["q"], derived.sides["item_bias"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
@@ -276,13 +399,6 @@ class Catalogue:
     def final(self, keys: Keys) -> Array:
         """Final vectors `[k, d]`."""
         return self.rows.get("final", keys)
-
-    def degree(self, keys: Keys) -> Counts:
-        """Number of users of items `[...]`, 0 for negative keys."""
-        users = np.zeros(keys.shape, dtype=np.int64)
-        valid = keys >= 0
-        users[valid] = self.popularity[keys[valid]]
-        return users
 
     def sides(self, keys: Keys) -> ItemSides:
         """What IRIS needs of items `[k]`."""
@@ -324,7 +440,7 @@ class Catalogue:
         return dict(sorted(counts, key=lambda row: (-row[1], row[0])))
 
 
-def _grown(array: NDArray, size: int) -> NDArray:  # type: ignore[type-arg]  # of whatever it was
-    bigger = np.zeros((size, *array.shape[1:]), dtype=array.dtype)
+def _grown(array: NDArray[Any], size: int, fill: int = 0) -> NDArray[Any]:
+    bigger = np.full((size, *array.shape[1:]), fill, dtype=array.dtype)
     bigger[: len(array)] = array
     return bigger

@@ -12,7 +12,7 @@ import numpy as np
 
 from models.arrays import Array
 from models.bundle import ModalityEntry
-from models.encoders import ImageEncoder, ImageError, TextEncoder, decode_image
+from models.encoders import ImageEncoder, ImageError, TextEncoder, decode_image, without_metadata
 from service.domain import (
     Content,
     FetchError,
@@ -261,9 +261,9 @@ def _finished(active: Active, contents: Contents, vectors: Mapping[str, Any], re
         sha256: str | None = None
         kind: str | None = None
         if isinstance(content, MediaContent):
-            sha256 = hashlib.sha256(content.data).hexdigest()
-            kind = media_type(content.data)
-            media.append(Media(sha256, content.data, kind))
+            data = without_metadata(content.data)
+            sha256, kind = hashlib.sha256(data).hexdigest(), media_type(data)
+            media.append(Media(sha256, data, kind))
         observed[name] = Observed(np.asarray(vector, dtype=np.float32), source, encoder, text, sha256, kind)
     return Encoded(observed, tuple(media), remarks)
 

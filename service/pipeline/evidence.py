@@ -1,19 +1,22 @@
-"""What imputation reads of an item: its observed features, and the users who are interested in it."""
+"""What imputation and fold-in read of an item: its observed features, and the users who are interested in it.
+
+A user says of an item what was known of the user when the interest began: the items that the user was interested in by
+then. So what follows from it does not change with everything that the user does afterwards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from models.arrays import Array
 from models.dgmrec.serving import DGMRecServing
 from service.domain import Observed
-from service.pipeline import history
 from service.pipeline.catalogue import Catalogue
 from service.pipeline.engine import Engine
 from service.pipeline.impute import ImputationInput, UserEvidence
 from service.ports import Keys
 
-USERS = 200  # the newest users of an item that its generated parts are made from
+USERS = 200  # the newest users of an item that count
 
 
 def input_of(
@@ -35,21 +38,29 @@ def projected(model: DGMRecServing, observed: Mapping[str, Observed]) -> dict[st
     return {name: model.project(name, feature.vector[None])[0] for name, feature in observed.items()}
 
 
-async def users_of(engine: Engine, item_id: str) -> list[UserEvidence]:
-    """The newest users who showed interest in an item, as the model sees them without it."""
+async def users_of(engine: Engine, items: Collection[str]) -> dict[str, list[UserEvidence]]:
+    """What the newest users who are interested in items say of them. A user who training did not see, and who was
+    interested in nothing before, says nothing."""
+    if not items:
+        return {}
+    interested = await engine.store.interested_users(items, limit=USERS, min_rating=engine.active.min_rating)
+    return {item: await _evidence_of(engine, item, users) for item, users in interested.items()}
+
+
+async def _evidence_of(engine: Engine, item: str, users: Sequence[str]) -> list[UserEvidence]:
     model, catalogue = engine.active.dgmrec, engine.memory.catalogue
     evidence = []
-    users = await engine.store.interested_users(item_id, limit=USERS, min_rating=engine.active.min_rating)
     for user in users:
-        liked = (await engine.memory.histories.of(user)).liked
-        if item_id not in liked:
+        earlier = (await engine.memory.histories.of(user)).earlier(item)
+        if earlier is None:
             continue
-        others = catalogue.keys(other for other in liked if other != item_id)
-        evidence.append(_user_evidence(model, catalogue, user, others, len(liked)))
+        others = catalogue.keys(earlier)
+        if len(others) or model.knows_user(user):
+            evidence.append(_user_evidence(model, catalogue, user, others))
     return evidence
 
 
-def _user_evidence(model: DGMRecServing, catalogue: Catalogue, user: str, others: Keys, degree: int) -> UserEvidence:
-    user_id = history.user_vector(model, catalogue, user, others).id
+def _user_evidence(model: DGMRecServing, catalogue: Catalogue, user: str, others: Keys) -> UserEvidence:
+    user_id = model.user_id(user, catalogue.rows.get("base", others))
     preference = model.preference(user_id[None])[:, 0]
-    return UserEvidence(preference, model.user_message(user, user_id, degree), others, model.user_factor(user))
+    return UserEvidence(preference, model.user_message(user, user_id, len(others) + 1), others, model.user_factor(user))

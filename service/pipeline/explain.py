@@ -53,7 +53,7 @@ async def explain_pair(engine: Engine, user: str, item_id: str, *, hidden: bool 
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
     with engine.runtime.step("explain"):
         key = np.array([entry.key], dtype=np.int64)
-        past = history.past_of(catalogue, catalogue.keys(items.liked))
+        past = history.past_of(catalogue, catalogue.keys(items.profile))
         explained = _explained(iris, catalogue, past, key)
         order = _order(explained.relevance)[0]
         order = order[~past.same(key)[0, order]]

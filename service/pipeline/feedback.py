@@ -21,24 +21,32 @@ async def add_feedback(
     """
     if not events:
         return FeedbackOutcome(0, ())
-    model, memory = engine.active.dgmrec, engine.memory
-    renew = {event.item for event in events if regenerate.depends_on_users(model, memory.catalogue, event.item)}
+    memory, pending = engine.memory, set[int]()
+
+    def renew(keys: Collection[int]) -> list[int]:
+        chosen = regenerate.may_depend(memory.catalogue, keys)
+        pending.update(chosen)
+        return chosen
+
     keep_results: Keep[list[EventResult]] | None = None
     if keep is not None:
         answer = keep.answer
         keep_results = Keep(keep.key, lambda results: answer(_outcome(events, results)))
     with engine.runtime.step("commit"):
-        added = await engine.store.add_feedback(events, strict=strict, renew=renew, keep=keep_results)
+        added = await engine.store.add_feedback(
+            events, strict=strict, min_rating=engine.active.min_rating, renew=renew, keep=keep_results
+        )
     outcome = _outcome(events, added.value)
     if outcome.rejected and strict:
         row, detail = outcome.rejected[0]
         raise InvalidInputError(detail, f"/feedback/{row}/item")
     stored = [event for event, result in zip(events, added.value, strict=True) if result in ("new", "replaced")]
     users, items = {event.user for event in stored}, {event.item for event in stored}
-    _take_effect(engine, users, items, [event.item for event in stored if event.item in renew])
+    _take_effect(engine, users, items)
     if memory.profiles is not None:
         memory.profiles.encode_soon(users, items)
     engine.runtime.applied(added.positions)
+    regenerate.enqueue(engine, memory.catalogue.ids(pending))
     return outcome
 
 
@@ -51,12 +59,11 @@ def _outcome(events: Sequence[Event], results: Sequence[EventResult]) -> Feedbac
     return FeedbackOutcome(len(events) - len(rejected), tuple(rejected))
 
 
-def _take_effect(engine: Engine, users: Collection[str], items: Collection[str], pending: Collection[str]) -> None:
-    """Let changed feedback take effect: on its users' lists and on ratings now, on the generated parts of `pending`
-    items in the background, and on the items' counts once the change log is followed."""
+def _take_effect(engine: Engine, users: Collection[str], items: Collection[str]) -> None:
+    """Let changed feedback take effect on its users' lists and on ratings; on what is stored of items it does in the
+    background, and on their counts once the change log is followed."""
     engine.memory.forget_items(items)
     engine.memory.forget_users(users)
-    regenerate.enqueue(engine, pending)
 
 
 async def list_feedback(
@@ -79,9 +86,9 @@ async def delete_feedback(engine: Engine, *, user: str | None, item: str | None,
     if deleted.value:
         entries = await engine.store.changes(deleted.positions.start - 1, limit=len(deleted.positions))
         items = [entry.key for entry in entries if entry.kind == "item-feedback"]
-        users = [entry.key for entry in entries if entry.kind == "feedback-deleted"]
-        _take_effect(engine, users, items, items)
+        _take_effect(engine, [entry.key for entry in entries if entry.kind == "feedback-deleted"], items)
     engine.runtime.applied(deleted.positions)
+    regenerate.look_up(engine)
     return deleted.value
 
 
@@ -107,8 +114,9 @@ async def delete_user(engine: Engine, user: str) -> None:
     items = [interaction.item for interaction in interactions]
     with engine.runtime.step("commit"):
         deleted = await engine.store.delete_user(user)
-    _take_effect(engine, [user], items, items)
+    _take_effect(engine, [user], items)
     engine.runtime.applied(deleted.positions)
+    regenerate.look_up(engine)
     if not deleted.value:
         raise _not_found(user)
 

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from service.domain import ChangesLostError, NotFollowedError
+from service.pipeline import vectors
 from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.engine import Engine
 from service.ports import Change
@@ -108,6 +109,8 @@ async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
         await _forget_deleted(engine, deleted)
     engine.memory.forget_users({entry.key for entry in foreign if entry.kind in _USER})
     engine.memory.forget_items({entry.key for entry in foreign if entry.kind == "item-feedback"})
+    if any(entry.kind == "rebuild" for entry in foreign):
+        await engine.runtime.compute(vectors.distrust, engine.active.dgmrec, engine.memory.catalogue)
     await _count(engine, {entry.key for entry in entries if entry.kind == "item-feedback"})
     engine.runtime.timer.observe_lag([time.time() - entry.at.timestamp() for entry in foreign])
 
@@ -134,7 +137,7 @@ async def refresh(engine: Engine, item_ids: Sequence[str], changed: Mapping[str,
                 runtime.superseded = f"The database is served with bundle {item.model_version} by now."
                 continue
             rows.append((Entry.of(item, catalogue.names), derived))
-        await runtime.compute(catalogue.put, rows)
+        await runtime.compute(vectors.put, engine.active.dgmrec, catalogue, rows)
         for item_id in wanted:
             if item_id not in stored:
                 await runtime.compute(catalogue.remove, item_id)

@@ -18,17 +18,35 @@ from service.ports import Keys, Store
 
 HISTORIES = 50_000  # in memory
 PROFILE = 2000  # the newest items of a user that the vector is made of
+EARLIER = 500  # of a user's items that say something of a later one
 EXPLAINING = 500  # the newest items of a user that IRIS reads
 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """A user's items, newest first, each once: all of them; the newest PROFILE that the user is interested in; and
-    those that the user has turned down."""
+    """A user's items, newest first, each once: all of them; those that the user is interested in, with the epoch
+    seconds of the first event with each; and those that the user has turned down."""
 
     seen: tuple[str, ...]
     liked: tuple[str, ...]
     disliked: tuple[str, ...] = ()
+    since: tuple[float, ...] = ()
+
+    @property
+    def profile(self) -> tuple[str, ...]:
+        """The newest items that the user's vector is made of."""
+        return self.liked[:PROFILE]
+
+    def earlier(self, item: str) -> list[str] | None:
+        """The other items that the user was interested in by the time of the first event with this one, the last
+        EARLIER of them; None where the user is not interested in this one."""
+        if item not in self.liked:
+            return None
+        moment = self.since[self.liked.index(item)]
+        others = [(since, other) for since, other in zip(self.since, self.liked, strict=True) if since <= moment]
+        if len(others) > EARLIER:
+            others = sorted(others, reverse=True)[: EARLIER + 1]
+        return [other for _, other in others if other != item][:EARLIER]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +125,10 @@ class Histories:
 def of_items(items: Sequence[Interaction]) -> History:
     """The history of interactions, newest first."""
     seen = tuple(interaction.item for interaction in items)
-    liked = tuple(interaction.item for interaction in items if interaction.interested)
+    liked = [interaction for interaction in items if interaction.interested]
     disliked = tuple(interaction.item for interaction in items if not interaction.interested)
-    return History(seen, liked[:PROFILE], disliked)
+    since = tuple(interaction.first.timestamp() for interaction in liked)
+    return History(seen, tuple(interaction.item for interaction in liked), disliked, since)
 
 
 def user_vector(

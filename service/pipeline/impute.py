@@ -27,6 +27,7 @@ from models.evidence import (
 from models.imputers import GRAPH_IMPUTERS
 from service.domain import Generated, State
 from service.pipeline.catalogue import Catalogue
+from service.pipeline.vectors import expected_preference, neighbours_of
 from service.ports import Keys
 
 Output = tuple[Array, Array]  # of the generator for one modality: features [b, r_m], and their confidence [b]
@@ -66,27 +67,40 @@ class Completed:
     """One item with a feature in every modality.
 
     `features` by modality `[r_m]`, projected; `generated` for those that were not observed (absent ones left out);
-    `states` by modality; `preference` `[M, d]`; `neighbours` by modality the nearest items, keys and cosines `[depth]`,
-    as far as they were looked up.
+    `states` by modality; `reach` `[M]`, see `Derived.reach`.
     """
 
     features: dict[str, Array]
     generated: dict[str, Generated]
     states: dict[str, State]
-    preference: Array
-    neighbours: Mapping[str, Neighbours] = field(default_factory=dict)
+    reach: Array
 
 
 def impute(model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput]) -> list[Completed]:
     """Complete several items. The catalogue is read, not changed."""
+    completed = {row: _whole(model, item) for row, item in enumerate(inputs) if len(item.features) == len(model.names)}
+    lacking = [row for row in range(len(inputs)) if row not in completed]
+    generated = _generate(model, catalogue, [inputs[row] for row in lacking])
+    completed.update(zip(lacking, generated, strict=True))
+    return [completed[row] for row in range(len(inputs))]
+
+
+def _whole(model: DGMRecServing, item: ImputationInput) -> Completed:
+    """An item that lacks nothing."""
+    states = dict.fromkeys(model.names, State.OBSERVED)
+    features = {name: item.features[name] for name in model.names}
+    return Completed(features, {}, states, np.full(len(states), np.inf, dtype=np.float32))
+
+
+def _generate(model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput]) -> list[Completed]:
     if not inputs:
         return []
     observed = np.array([[name in item.features for name in model.names] for item in inputs], dtype=np.bool_)
     features = _stacked(model, inputs)
     neighbours = _observed_neighbours(model, catalogue, inputs, features, observed)
-    evidence = _evidence(model, catalogue, inputs, features, observed, neighbours)
+    evidence, reach = _evidence(model, catalogue, inputs, features, observed, neighbours)
     outputs = model.generate(evidence)
-    return [_complete(model, catalogue, evidence, neighbours, outputs, row, item) for row, item in enumerate(inputs)]
+    return [_complete(model, catalogue, evidence, outputs, row, item, reach[row]) for row, item in enumerate(inputs)]
 
 
 def _evidence(
@@ -96,13 +110,12 @@ def _evidence(
     features: Mapping[str, Array],
     observed: Mask,
     neighbours: Mapping[str, Neighbours],
-) -> ImputationEvidence:
-    neighbour_mean, near_duplicates, neighbour_valid = _neighbour_evidence(
+) -> tuple[ImputationEvidence, Array]:
+    neighbour_mean, near_duplicates, neighbour_valid, reach = _neighbour_evidence(
         model, catalogue, inputs, features, observed, neighbours
     )
-    nearest_keys = {name: keys[:, : model.neighbours] for name, (keys, _) in neighbours.items()}
     means, means_valid = _co_interaction_means(model, catalogue, inputs)
-    return ImputationEvidence(
+    evidence = ImputationEvidence(
         own=features,
         neighbour_mean=neighbour_mean,
         near_duplicates=near_duplicates,
@@ -112,8 +125,9 @@ def _evidence(
         observed=observed,
         neighbour_valid=neighbour_valid,
         co_interaction_valid=means_valid,
-        preference=_preference(model, catalogue, inputs, nearest_keys),
+        preference=_preference(model, catalogue, inputs, observed, neighbours),
     )
+    return evidence, reach
 
 
 def _stacked(model: DGMRecServing, inputs: Sequence[ImputationInput]) -> dict[str, Array]:
@@ -129,19 +143,17 @@ def _complete(
     model: DGMRecServing,
     catalogue: Catalogue,
     evidence: ImputationEvidence,
-    neighbours: Mapping[str, Neighbours],
     outputs: Mapping[str, Output],
     row: int,
     item: ImputationInput,
+    reach: Array,
 ) -> Completed:
     features: dict[str, Array] = {}
     generated: dict[str, Generated] = {}
     states: dict[str, State] = {}
-    nearest_by: dict[str, Neighbours] = {}
     for column, name in enumerate(model.names):
         if evidence.observed[row, column]:
             features[name], states[name] = evidence.own[name][row], State.OBSERVED
-            nearest_by[name] = neighbours[name][0][row], neighbours[name][1][row]
             continue
         feature, generator, confidence = _fallback_chain(model, catalogue, evidence, outputs[name], row, column, item)
         features[name] = feature
@@ -152,7 +164,7 @@ def _complete(
         basis = _basis(model, evidence, row, column, generator, touched=bool(item.users))
         raw = model.unproject(name, feature[None])[0]
         generated[name] = Generated(raw, generator, round(confidence, 4), basis)
-    return Completed(features, generated, states, evidence.preference[:, row], nearest_by)
+    return Completed(features, generated, states, reach)
 
 
 def _fallback_chain(
@@ -211,51 +223,6 @@ def _basis(
 # --- neighbours ------------------------------------------------------------------------------------------------------
 
 
-def nearest(catalogue: Catalogue, name: str, features: Array, k: int, allowed: Mask) -> Neighbours:
-    """Keys and cosines `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`; -1 and -inf where
-    there are too few.
-
-    A zero feature, which says nothing, has no neighbours.
-    """
-    length = np.linalg.norm(features, axis=1, keepdims=True)
-    keys, cosines = catalogue.indexes[name].search(features / np.maximum(length, 1e-6), k, allowed)
-    keys[length[:, 0] <= 1e-6] = -1
-    return keys, cosines
-
-
-def _without_itself(item: ImputationInput, mask: Mask) -> Mask:
-    """The mask without the item itself."""
-    key = item.key
-    if key is None or not mask[key]:
-        return mask
-    without = mask.copy()
-    without[key] = False
-    return without
-
-
-def neighbours_of(
-    catalogue: Catalogue,
-    inputs: Sequence[ImputationInput],
-    name: str,
-    features: Array,
-    rows: Sequence[int],
-    k: int,
-    mask: Mask,
-) -> Neighbours:
-    """As `nearest` for some rows, no item its own neighbour; rows not asked for are -1 and -inf."""
-    keys = np.full((len(inputs), k), -1, dtype=np.int64)
-    cosines = np.full((len(inputs), k), -np.inf, dtype=np.float32)
-    if not len(rows) or not mask.any():
-        return keys, cosines
-    outside = [row for row in rows if inputs[row].key is None or not mask[inputs[row].key or 0]]
-    if outside:
-        keys[outside], cosines[outside] = nearest(catalogue, name, features[outside], k, mask)
-    for row in set(rows).difference(outside):
-        of_row = nearest(catalogue, name, features[row : row + 1], k, _without_itself(inputs[row], mask))
-        keys[row], cosines[row] = of_row[0][0], of_row[1][0]
-    return keys, cosines
-
-
 def _observed_neighbours(
     model: DGMRecServing,
     catalogue: Catalogue,
@@ -268,18 +235,14 @@ def _observed_neighbours(
     The first are those of training's neighbour graph; there are so many that, as a rule, enough of them have another
     modality as well (see `_neighbour_evidence`).
     """
-    neighbours = {}
-    for column, name in enumerate(model.names):
-        rows = np.flatnonzero(observed[:, column]).tolist()
-        mask = catalogue.having(name)
-        neighbours[name] = neighbours_of(catalogue, inputs, name, features[name], rows, depth(model), mask)
-    return neighbours
-
-
-def depth(model: DGMRecServing) -> int:
-    """How many neighbours are looked up at once, for all that reads of them."""
-    config = model.model.config
-    return max(config.neighbours, config.cold_neighbours, 2 * EVIDENCE_NEIGHBOURS)
+    keys = np.array([-1 if item.key is None else item.key for item in inputs], dtype=np.int64)
+    depth = max(model.config.neighbours, 2 * EVIDENCE_NEIGHBOURS)
+    return {
+        name: neighbours_of(
+            catalogue, name, features[name] * observed[:, [column]], keys, depth, catalogue.having(name)
+        )
+        for column, name in enumerate(model.names)
+    }
 
 
 def _neighbour_evidence(
@@ -289,26 +252,47 @@ def _neighbour_evidence(
     features: Mapping[str, Array],
     observed: Mask,
     neighbours: Mapping[str, Neighbours],
-) -> tuple[dict[str, Array], dict[str, Array], Mask]:
+) -> tuple[dict[str, Array], dict[str, Array], Mask, Array]:
     """As `models.evidence.aggregate_neighbours` has them, over the indexes: `ImputationEvidence.neighbour_mean` and
-    `near_duplicates`, and where there are any."""
+    `near_duplicates`, where there are any, and the `reach` `[b, M]` (see `Derived.reach`)."""
     neighbour_mean: dict[str, Array] = {}
     near_duplicates: dict[str, Array] = {}
     valid = np.zeros_like(observed)
+    reach = _reach(model, inputs, features, observed, neighbours)
     for target, name in enumerate(model.names):
         total = np.zeros((2, len(inputs), model.ranks[name]), dtype=np.float32)
         count = np.zeros(len(inputs), dtype=np.float32)
         for source, other in enumerate(model.names):
             rows = np.flatnonzero(observed[:, source] & ~observed[:, target])
-            if not (neighbours[other][0][rows] >= 0).any():
+            if not len(rows):
                 continue
             keys, cosines = _having_both(catalogue, inputs, (other, name), features[other], rows, neighbours[other])
+            depth = model.neighbours_read(name)
+            reach[rows, source] = np.minimum(reach[rows, source], cosines[:, depth - 1])
             mean_of = _mean_of(catalogue.rows.get(f"feature.{name}", keys), keys)
             total[:, rows] += similarity_weighted_mean(mean_of, cosines), near_duplicate_mean(mean_of, cosines)
             count[rows] += (keys >= 0).any(axis=1)
         neighbour_mean[name], near_duplicates[name] = total / np.maximum(count, 1)[:, None]
         valid[:, target] = count > 0
-    return neighbour_mean, near_duplicates, valid
+    return neighbour_mean, near_duplicates, valid, reach
+
+
+def _reach(
+    model: DGMRecServing,
+    inputs: Sequence[ImputationInput],
+    features: Mapping[str, Array],
+    observed: Mask,
+    neighbours: Mapping[str, Neighbours],
+) -> Array:
+    """By modality `[b, M]` the cosine of the last neighbour that a preference is taken from; infinite where none is."""
+    reach = np.full(observed.shape, np.inf, dtype=np.float32)
+    reading = np.array([model.reads_preference(name) for name in model.names], dtype=np.bool_)
+    cold = np.array([not item.users and item.preference is None for item in inputs], dtype=np.bool_)
+    waiting = cold & (~observed & reading).any(axis=1)
+    for column, name in enumerate(model.names):
+        speaks = observed[:, column] & waiting & (np.linalg.norm(features[name], axis=1) > 1e-6)
+        reach[speaks, column] = neighbours[name][1][speaks, model.config.neighbours - 1]
+    return reach
 
 
 def _mean_of(gathered: Array, keys: Keys) -> MeanOf:
@@ -338,10 +322,11 @@ def _having_both(
     both_cosines = np.take_along_axis(np.where(both, cosines, -np.inf), first, axis=1)
     short = np.flatnonzero((keys[:, -1] >= 0) & (both_keys[:, -1] < 0))
     if len(short):
-        mask = catalogue.having(*names)
-        again = rows[short].tolist()
-        deeper = neighbours_of(catalogue, inputs, names[0], features, again, EVIDENCE_NEIGHBOURS, mask)
-        both_keys[short], both_cosines[short] = deeper[0][again], deeper[1][again]
+        again = rows[short]
+        own = np.array([-1 if inputs[row].key is None else inputs[row].key for row in again.tolist()], dtype=np.int64)
+        both_keys[short], both_cosines[short] = neighbours_of(
+            catalogue, names[0], features[again], own, EVIDENCE_NEIGHBOURS, catalogue.having(*names)
+        )
     return both_keys, both_cosines
 
 
@@ -375,26 +360,19 @@ def _factors(model: DGMRecServing, item: ImputationInput) -> Array:
 
 
 def _preference(
-    model: DGMRecServing, catalogue: Catalogue, inputs: Sequence[ImputationInput], neighbours: Mapping[str, Keys]
+    model: DGMRecServing,
+    catalogue: Catalogue,
+    inputs: Sequence[ImputationInput],
+    observed: Mask,
+    neighbours: Mapping[str, Neighbours],
 ) -> Array:
-    """p_i `[M, b, d]`: the mean preference of the item's users; the neighbours' preference where the item has no users
-    yet; the mean preference where it has no neighbours either."""
-    # As in training's neighbour graph, each modality's neighbours weigh the same.
-    means = [
-        mean_of_gathered(catalogue.rows.get("preference", keys), keys)
-        for keys in neighbours.values()
-        if (keys >= 0).any()
-    ]
-    total = sum((mean * valid[:, None, None] for mean, valid in means), np.zeros((), dtype=np.float32))
-    count = sum((valid.astype(np.float32) for _, valid in means), np.zeros(len(inputs), dtype=np.float32))
-    rows = []
+    """p_i `[M, b, d]`: the mean preference of the item's users; what training found; without either, what its
+    neighbours' lead to expect."""
+    near = np.stack([keys[:, : model.neighbours] for keys, _ in neighbours.values()], axis=1)
+    rows = expected_preference(model, catalogue, near, observed)
     for row, item in enumerate(inputs):
         if item.users:
-            rows.append(np.mean([user.preference for user in item.users], axis=0))
+            rows[row] = np.mean([user.preference for user in item.users], axis=0)
         elif item.preference is not None:
-            rows.append(item.preference)
-        elif count[row]:
-            rows.append(total[row] / count[row])
-        else:
-            rows.append(model.tables["mean_preference"])
-    return np.stack(rows, axis=1).astype(np.float32)
+            rows[row] = item.preference
+    return rows.swapaxes(0, 1)

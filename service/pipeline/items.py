@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 from service.domain import (
     ConflictError,
@@ -15,14 +14,15 @@ from service.domain import (
     Observed,
     Written,
 )
+from service.pipeline import dependents, views
 from service.pipeline import impute as imputation
-from service.pipeline import views
 from service.pipeline.browse import not_found
 from service.pipeline.encode import PixelBudget, encode, with_title
 from service.pipeline.engine import Engine
-from service.pipeline.evidence import projected, users_of
+from service.pipeline.evidence import projected
 from service.pipeline.impute import Completed, ImputationInput
-from service.pipeline.writing import ATTEMPTS, plan_of, write
+from service.pipeline.regenerate import enqueue, look_up
+from service.pipeline.writing import ATTEMPTS, plan_of, replacing, write
 from service.ports import Keep
 
 ALL_USERS = 1_000_000_000
@@ -75,13 +75,16 @@ async def _create(
     with engine.runtime.step("encode", timings):
         encoded = await encode(engine, [with_title(draft.title, draft.modalities) for draft in drafts], budget)
     plans = {
-        row: plan_of(drafts[row], result) for row, result in enumerate(encoded) if not isinstance(result, LacunaError)
+        row: plan_of(engine, drafts[row], result)
+        for row, result in enumerate(encoded)
+        if not isinstance(result, LacunaError)
     }
     outcomes: list[Outcome] = [
         result if isinstance(result, LacunaError) else _exists(drafts[row].id) for row, result in enumerate(encoded)
     ]
     async with engine.runtime.lock(*(plan.id for plan in plans.values())):
         written = await write(engine, list(plans.values()), timings, create=True, keep=keep)
+    enqueue(engine)
     for row, item in zip(plans, written, strict=True):
         if item is not None:
             outcomes[row] = Written(views.item(item, engine.active.dgmrec.names, timings), created=True)
@@ -97,12 +100,12 @@ async def put_item(engine: Engine, draft: Draft) -> Written:
         raise encoded
     async with engine.runtime.lock(draft.id):
         for _ in range(ATTEMPTS):
-            read_at = engine.runtime.followed.position
+            plan = plan_of(engine, draft, encoded)
             previous = await engine.store.get_item(draft.id)
-            users = await users_of(engine, draft.id) if previous else ()
-            plan = replace(plan_of(draft, encoded), previous=previous, users=users, read_at=read_at)
+            plan = await replacing(engine, plan, previous)
             (item,) = await write(engine, [plan], timings)
             if item is not None:
+                enqueue(engine)
                 return Written(views.item(item, engine.active.dgmrec.names, timings), created=previous is None)
     raise ConflictError(f"The item {draft.id!r} keeps being changed by somebody else.")
 
@@ -116,8 +119,11 @@ async def delete_item(engine: Engine, item_id: str) -> None:
     runtime, memory = engine.runtime, engine.memory
     async with runtime.lock(item_id):
         users = await engine.store.item_users(item_id, limit=ALL_USERS)
+        stored = await engine.store.get_item(item_id)
+        if stored is None:
+            raise not_found(item_id)
         with runtime.step("commit"):
-            deleted = await engine.store.delete_item(item_id)
+            deleted = await engine.store.delete_item(item_id, dependents.pack(engine.active.dgmrec, stored.observed))
         if not deleted.value:
             raise not_found(item_id)
         with runtime.step("index"):
@@ -125,6 +131,8 @@ async def delete_item(engine: Engine, item_id: str) -> None:
         memory.forget_users(users)
         memory.erase_item(item_id)
         runtime.applied(deleted.positions)
+        runtime.changed |= dict.fromkeys(deleted.positions)
+    look_up(engine)
 
 
 async def impute(engine: Engine, draft: Draft, *, neighbours: int = 5, hidden: bool = True) -> Imputation:

@@ -22,13 +22,13 @@ async def keep_up(engine: Engine, interval_s: float, log_s: float) -> None:
     """Keep up with the change log until cancelled: every `interval_s`, and whenever another worker notifies of changes.
     Now and then, take over what others have left undone, and trim entries of the log older than `log_s`."""
     runtime = engine.runtime
-    seen: dict[str, int] = {}
+    seen: dict[str | int, int] = {}
     swept = trimmed = time.monotonic()
     while True:
         await runtime.notifier.wait(interval_s)
         try:
             await catch_up(engine)
-            regenerate.enqueue(engine, ())
+            regenerate.enqueue(engine)
             now = time.monotonic()
             if now - swept > SWEEP_S:
                 swept = now

@@ -32,12 +32,26 @@ def models(engine: Engine) -> list[dict[str, Any]]:
     ]
 
 
+async def pending(engine: Engine) -> dict[str, Any]:
+    """What is derived but not yet from the present state: items to regenerate, changes of features that have yet to
+    reach others, for how many seconds the longest has waited, and vectors to compute in the worker that answers."""
+    backlog = await engine.store.backlog()
+    age = 0.0 if backlog.since is None else max(engine.runtime.clock() - backlog.since.timestamp(), 0.0)
+    return {
+        "items": backlog.items,
+        "changes": backlog.changes,
+        "oldest_seconds": round(age, 3),
+        "vectors": len(engine.memory.catalogue.stale),
+    }
+
+
 async def stats(engine: Engine) -> dict[str, Any]:
     """Items by modality state and category, imputation error by modality, fallbacks, index sizes, how many items
     are pending regeneration, and how far the worker that answers has followed the log."""
     catalogue = engine.memory.catalogue
     followed = engine.runtime.followed
     errors = await engine.store.imputation_errors()
+    waiting = await pending(engine)
     return {
         "model_version": engine.model_version,
         "synthetic": engine.active.manifest.data.synthetic,
@@ -51,7 +65,8 @@ async def stats(engine: Engine) -> dict[str, Any]:
         },
         "fallbacks": dict(engine.runtime.fallbacks),
         "indexes": {name: dict(index.stats()) for name, index in catalogue.indexes.items()},
-        "awaiting_regeneration": await engine.store.count_pending(),
+        "awaiting_regeneration": waiting["items"] + waiting["changes"] + waiting["vectors"],
+        "pending": waiting,
         "last_change": await engine.store.last_change(),
         "worker": {"pid": os.getpid(), "position": followed.position, "lag_seconds": round(followed.lag_s, 3)},
     }

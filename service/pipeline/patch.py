@@ -26,8 +26,9 @@ from service.pipeline import views
 from service.pipeline.browse import stored
 from service.pipeline.encode import TEXT, TITLE_SOURCE, Contents, Encoded, encode, fetched, with_title
 from service.pipeline.engine import Engine
-from service.pipeline.evidence import users_of
-from service.pipeline.writing import ATTEMPTS, Plan, write
+from service.pipeline.regenerate import enqueue
+from service.pipeline.writing import ATTEMPTS, Plan, replacing, write
+from service.ports import Seen
 
 
 async def patch_item(engine: Engine, item_id: str, patch: Patch) -> ItemView:
@@ -44,16 +45,19 @@ async def patch_item(engine: Engine, item_id: str, patch: Patch) -> ItemView:
     patch = replace(patch, modalities=contents)  # fetched before the item is locked: a host may take its time
     async with engine.runtime.lock(item_id):
         for _ in range(ATTEMPTS):
-            read_at = engine.runtime.followed.position
+            seen = engine.runtime.seen()
             previous = await stored(engine, item_id)
-            plan, same = await _patched(engine, previous, patch, timings)
-            (item,) = await write(engine, [replace(plan, read_at=read_at)], timings, unchanged=same)
+            plan, same = await _patched(engine, previous, patch, seen, timings)
+            (item,) = await write(engine, [plan], timings, unchanged=same)
             if item is not None:
+                enqueue(engine)
                 return views.item(item, engine.active.dgmrec.names, timings)
     raise ConflictError(f"The item {item_id!r} keeps being changed by somebody else.")
 
 
-async def _patched(engine: Engine, previous: StoredItem, patch: Patch, timings: dict[str, float]) -> tuple[Plan, bool]:
+async def _patched(
+    engine: Engine, previous: StoredItem, patch: Patch, seen: Seen, timings: dict[str, float]
+) -> tuple[Plan, bool]:
     """The plan of a patched item, and whether its modalities stay as they are."""
     title = previous.title if patch.title is UNSET else patch.title
     for name, content in patch.modalities.items():
@@ -73,10 +77,9 @@ async def _patched(engine: Engine, previous: StoredItem, patch: Patch, timings: 
         _patched_metadata(previous, patch),
         previous.available if patch.available is UNSET else patch.available,
         Encoded({**observed, **encoded.observed}, encoded.media, remarks),
-        previous,
-        () if same else await users_of(engine, previous.id),
+        seen,
     )
-    return plan, same
+    return await replacing(engine, plan, previous), same
 
 
 def _patched_contents(

@@ -15,6 +15,7 @@ from service.domain import InvalidInputError, NotServedError, Recommendations, U
 from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
 from service.pipeline.active import Active
+from service.pipeline.cached import packed, unpacked
 from service.pipeline.engine import Engine
 from service.pipeline.runtime import Followed
 from service.ports import Keys
@@ -78,18 +79,18 @@ async def recommend_user(
     if wanted in (DGMREC, IRIS) and items.liked:
         choice = (wanted, n, sorted(categories), exclude_seen, diversity)
         key = cache_key(engine.active, engine.runtime.followed, user, choice)
-    cached = await engine.cache.get(key) if key else None
     catalogue = engine.memory.catalogue
+    cached = unpacked(await engine.cache.get(key), catalogue, n) if key else None
     with engine.runtime.step("rank"):
-        liked, disliked = catalogue.keys(items.liked), catalogue.keys(items.disliked)
+        liked, disliked = catalogue.keys(items.profile), catalogue.keys(items.disliked)
         request = RankingRequest(user, wanted, n, diversity, liked, disliked=disliked)
         if cached is not None:
-            ranked = RankedList(wanted, None, *_unpacked(cached))
+            ranked = RankedList(wanted, None, *cached)
         else:
             seen = catalogue.keys(items.seen) if exclude_seen else None
             ranked = _ranked(engine, request, catalogue.eligible(categories, seen))
     if key and cached is None and ranked.fallback is None:
-        engine.runtime.background(engine.cache.set(key, _packed(ranked), ttl_s=LIST_S))
+        engine.runtime.background(engine.cache.set(key, packed(ranked.keys, ranked.scores), ttl_s=LIST_S))
     return _answer(engine, request, ranked, explain=explain, hidden=hidden)
 
 
@@ -188,12 +189,3 @@ def cache_key(active: Active, followed: Followed, user: str, choice: Sequence[ob
         return None
     parts = orjson.dumps([active.identity, followed.stamp, user, choice])
     return f"list:{hashlib.sha256(parts).hexdigest()}"
-
-
-def _packed(ranked: RankedList) -> bytes:
-    return orjson.dumps([ranked.keys.tolist(), ranked.scores.tolist()])
-
-
-def _unpacked(cached: bytes) -> tuple[Keys, rank.Scores]:
-    keys, scores = orjson.loads(cached)
-    return np.array(keys, dtype=np.int64), np.array(scores, dtype=np.float32)

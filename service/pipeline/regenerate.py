@@ -1,61 +1,96 @@
-"""Items whose users have changed: their generated parts, and a new item's collaborative part, are computed again.
+"""Background work by which what is derived follows what is stored.
 
-The store has the queue of what is pending, each item once, with the position of the change log that it was enqueued
-for; `Runtime.pending` is this worker's part of it.
+Three steps, in this order, each a little at a time: changes of observed features reach the items that are generated
+from them (`dependents`), which are enqueued; items that are pending are completed again, from their users and
+neighbours (`complete`); and vectors in memory that are stale are computed again (`vectors.renew`). The store has the
+first two queues, where a killed process cannot forget them; `Runtime.changed` and `Runtime.pending` are this worker's
+part of them. The third belongs to each worker's own memory.
+
+While requests are answered, background work takes a part of the writer's thread only (`SHARE`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
+import time
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from models.dgmrec.serving import DGMRecServing
-from service.domain import StoreUnavailableError
+from service.domain import StoredItem, StoreUnavailableError
+from service.pipeline import dependents, vectors
 from service.pipeline.catalogue import Catalogue, Entry
-from service.pipeline.encode import Encoded
+from service.pipeline.complete import complete, with_users
 from service.pipeline.engine import Engine
-from service.pipeline.evidence import users_of
 from service.pipeline.follow import catch_up
-from service.pipeline.writing import Plan, compute
-from service.ports import GeneratedWrite
+from service.ports import GeneratedWrite, Seen
 
 log = logging.getLogger(__name__)
 
 ADOPTED = 10_000  # of the items that other workers have left pending, taken over at once
+CHANGES = 64  # changes of features that are looked at at once
+AT_ONCE = 64  # items completed at once
+SLICE_S = 0.02  # longest time of the writer's thread in one go, as far as the steps allow
+SHARE, BUSY_S = 0.25, 1.0  # of the time, for so long after a request that needed the writer's thread
 QUEUE = "/parts"  # name of a lock, which no item's id can be
 
 
-def depends_on_users(model: DGMRecServing, catalogue: Catalogue, item_id: str) -> bool:
-    """Whether what the model makes of an item depends on its users: generated parts do, and a new item's collaborative
-    part. True where the item is not in the catalogue yet."""
-    entry = catalogue.entry(item_id)
-    return entry is None or bool(entry.confidence) or model.trained_row(item_id) is None
+def may_depend(catalogue: Catalogue, keys: Collection[int]) -> list[int]:
+    """Those of some items, by key, of which what is stored may depend on their users. True where an item is not in the
+    catalogue yet."""
+    chosen = []
+    for key in keys:
+        known = key in catalogue.entries
+        if not known or catalogue.trained[key] < 0 or not catalogue.observed[key].all():
+            chosen.append(key)
+    return chosen
 
 
-def enqueue(engine: Engine, items: Iterable[str]) -> None:
-    """Let items be regenerated in the background. An item that is pending already is pending once."""
+def enqueue(engine: Engine, items: Iterable[str] = ()) -> None:
+    """Let items be completed again in the background, and all other background work go on. An item that is pending
+    already is pending once."""
     runtime = engine.runtime
     runtime.pending |= dict.fromkeys(items)
-    if runtime.pending and not runtime.is_locked(QUEUE):
+    if is_waiting(engine) and not runtime.is_locked(QUEUE) and not runtime.is_closing:
         runtime.background(_work_off(engine))
+
+
+def look_up(engine: Engine) -> None:
+    """As `enqueue`, for items that a write has enqueued in the store without saying which."""
+    engine.runtime.is_behind = True
+    enqueue(engine)
+
+
+def is_waiting(engine: Engine) -> bool:
+    """Whether there is background work for this worker."""
+    runtime = engine.runtime
+    waiting = runtime.is_behind or runtime.pending or runtime.changed or len(engine.memory.catalogue.stale)
+    return bool(waiting)
 
 
 async def resume(engine: Engine) -> None:
     """Take up, at start, what anybody has left pending."""
+    engine.runtime.changed |= {change.position: None for change in await engine.store.feature_changes(limit=ADOPTED)}
     _adopt(engine, await engine.store.pending(limit=ADOPTED))
 
 
-async def adopt_abandoned(engine: Engine, seen: dict[str, int]) -> dict[str, int]:
+async def adopt_abandoned(engine: Engine, seen: dict[str | int, int]) -> dict[str | int, int]:
     """Take over what has been pending since the last look, `seen`: the worker that enqueued it is gone, or has too much
     to do. Answers what is pending now. What this worker could not do itself it tries again."""
-    now = await engine.store.pending(limit=ADOPTED)
+    pending = await engine.store.pending(limit=ADOPTED)
+    changes = [change.position for change in await engine.store.feature_changes(limit=ADOPTED)]
+    engine.runtime.changed |= dict.fromkeys(position for position in changes if position in seen)
     _adopt(
         engine,
-        [item for item, position in now.items() if seen.get(item) == position and item not in engine.runtime.pending],
+        [
+            item
+            for item, position in pending.items()
+            if seen.get(item) == position and item not in engine.runtime.pending
+        ],
     )
-    return now
+    return dict[str | int, int](pending) | {position: position for position in changes}
 
 
 def _adopt(engine: Engine, items: Collection[str]) -> None:
@@ -66,43 +101,143 @@ def _adopt(engine: Engine, items: Collection[str]) -> None:
 async def _work_off(engine: Engine) -> None:
     runtime = engine.runtime
     async with runtime.lock(QUEUE):
-        while runtime.pending and not runtime.is_closing:
-            item = next(iter(runtime.pending))
-            del runtime.pending[item]
+        while not runtime.is_closing:
+            started = time.monotonic()
             try:
-                queued_at = (await engine.store.pending([item])).get(item)
-                if queued_at is None:  # deleted, or another worker was faster
-                    continue
-                if queued_at > runtime.followed.position:
-                    await catch_up(engine)
-                await regenerate(engine, item, queued_at)
+                done = await _spread(engine) or await _regenerate_some(engine) or await _renew_some(engine)
             except StoreUnavailableError as error:
-                runtime.pending[item] = None
-                log.warning("items wait for their generated parts: %s", error.reason)
+                log.warning("background work waits for the database: %s", error.reason)
                 return
+            if not done:
+                return
+            runtime.timer.observe_step("background", time.monotonic() - started)
+            if time.monotonic() - runtime.busy_at < BUSY_S:
+                await asyncio.sleep((time.monotonic() - started) * (1 / SHARE - 1))
 
 
-async def regenerate(engine: Engine, item_id: str, queued_at: int) -> None:
-    """Compute an item's generated parts, and a new item's collaborative part, from its users. The change log must have
-    been followed to the position that the item was enqueued for, for users' histories are read from memory."""
+# --- changes of features ---------------------------------------------------------------------------------------------
+
+
+async def _spread(engine: Engine) -> bool:
+    """Enqueue the items that some changes of features reach."""
+    runtime = engine.runtime
+    if not runtime.changed:
+        return False
+    changes = [change for change in await engine.store.feature_changes() if change.position in runtime.changed]
+    if not changes:
+        runtime.changed.clear()  # by somebody else
+        return False
+    changes = changes[:CHANGES]
+    await _reach(engine, changes[-1].position)
+    reached = await runtime.compute(dependents.find, engine.active.dgmrec, engine.memory.catalogue, changes)
+    replaced = [change.item for change in changes if change.before]
+    later = await engine.store.later_items(replaced) if replaced else []
+    items = dict.fromkeys([*(entry.id for entry in reached), *later])
+    queued = await engine.store.finish_changes([change.position for change in changes], items)
+    for change in changes:
+        runtime.changed.pop(change.position, None)
+    runtime.pending |= dict.fromkeys(queued)
+    return True
+
+
+async def _reach(engine: Engine, position: int) -> None:
+    """Follow the change log to a position: what has been enqueued for it reads memory."""
+    followed = engine.runtime.followed
+    if not followed.applied.issuperset(range(followed.position + 1, position + 1)):
+        await catch_up(engine)
+
+
+# --- items -----------------------------------------------------------------------------------------------------------
+
+
+async def _regenerate_some(engine: Engine) -> bool:
+    """Complete some of the pending items again."""
+    runtime = engine.runtime
+    if runtime.is_behind:
+        runtime.is_behind = False
+        runtime.pending |= dict.fromkeys(await engine.store.pending(limit=ADOPTED))
+    chosen = [item for item, _ in zip(runtime.pending, range(AT_ONCE), strict=False)]
+    if not chosen:
+        return False
+    for item in chosen:
+        del runtime.pending[item]
+    try:
+        queued = await engine.store.pending(chosen)  # the others are deleted, or another worker was faster
+        if queued:
+            await _reach(engine, max(queued.values()))
+            await regenerate(engine, queued)
+    except StoreUnavailableError:
+        runtime.pending |= dict.fromkeys(chosen)
+        raise
+    return True
+
+
+async def regenerate(engine: Engine, queued: dict[str, int]) -> None:
+    """Compute what is stored of some items, by id with the positions that they were enqueued for, from their users and
+    neighbours. The change log must have been followed to these positions, for both are read from memory."""
     active, catalogue, runtime = engine.active, engine.memory.catalogue, engine.runtime
-    async with runtime.lock(item_id):
-        item = await engine.store.get_item(item_id)
-        if item is None:
+    async with runtime.lock(*queued):
+        seen = runtime.seen()
+        items = await engine.store.get_items(list(queued))
+        items = {item_id: item for item_id, item in items.items() if item_id in catalogue}
+        contents = await with_users(engine, {item_id: item.observed for item_id, item in items.items()})
+        computed = await runtime.compute(complete, active, catalogue, contents)
+        renewed = [
+            replace(
+                item,
+                generated=result.generated,
+                derived=result.derived.pack(catalogue.shape),
+                model_version=active.version,
+            )
+            for item, result in zip(items.values(), computed, strict=True)
+        ]
+        changed = [item for item in renewed if _differ(item, items[item.id])]
+        same = {item.id: queued[item.id] for item in renewed if item not in changed}
+        if same:
+            await engine.store.dequeue(same, seen)
+        if not changed:
             return
-        if not item.generated and active.dgmrec.trained_row(item_id) is not None:
-            await engine.store.dequeue({item_id: queued_at})
-            return
-        plan = Plan(
-            item_id, item.title, item.categories, item.metadata, item.available, Encoded(dict(item.observed)), item,
-            await users_of(engine, item_id),
-        )  # fmt: skip
-        (computed,) = await runtime.compute(compute, active, catalogue, [plan])
-        packed = computed.derived.pack()
-        save = GeneratedWrite(item_id, item.version, computed.generated, active.version, packed, queued_at=queued_at)
-        saved = await engine.store.save_generated([save])
-        if saved.value[0]:
-            renewed = replace(item, generated=computed.generated, derived=packed, model_version=active.version)
-            entry = Entry.of(renewed, catalogue.names)
-            await runtime.compute(catalogue.put, [(entry, computed.derived)])
+        derived = {content.id: result.derived for content, result in zip(contents, computed, strict=True)}
+        saves = [_save(item, queued[item.id], seen) for item in changed]
+        saved = await engine.store.save_generated(saves)
+        rows = [
+            (Entry.of(item, catalogue.names), derived[item.id])
+            for item, was_saved in zip(changed, saved.value, strict=True)
+            if was_saved
+        ]
+        await runtime.compute(vectors.put, active.dgmrec, catalogue, rows)
         runtime.applied(saved.positions)
+    # Where somebody wrote meanwhile, an item is still pending.
+    runtime.pending |= dict.fromkeys(await engine.store.pending(list(queued)))
+
+
+def _save(item: StoredItem, queued_at: int, seen: Seen) -> GeneratedWrite:
+    return GeneratedWrite(item.id, item.version, item.generated, item.model_version, item.derived, queued_at, seen)
+
+
+def _differ(item: StoredItem, stored: StoredItem) -> bool:
+    return (item.derived, item.model_version) != (stored.derived, stored.model_version)
+
+
+# --- vectors ---------------------------------------------------------------------------------------------------------
+
+
+async def _renew_some(engine: Engine) -> bool:
+    """Compute some stale vectors again."""
+    return await engine.runtime.compute(_renew_for, engine.active.dgmrec, engine.memory.catalogue, SLICE_S)
+
+
+def _renew_for(model: DGMRecServing, catalogue: Catalogue, seconds: float) -> bool:
+    """Compute stale vectors for some time; False where there were none."""
+    until, done = time.monotonic() + seconds, False
+    while vectors.renew(model, catalogue):
+        done = True
+        if time.monotonic() >= until:
+            break
+    return done
+
+
+async def renew_all(engine: Engine) -> None:
+    """Compute all vectors that are stale in this worker's memory."""
+    while await _renew_some(engine):
+        pass

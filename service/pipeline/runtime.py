@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
@@ -14,7 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from service.ports import ChangeNotifier, StepTimer
+from service.ports import ChangeNotifier, Seen, StepTimer
 from service.tasks import stop
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,8 @@ class Runtime:
 
     `writer` runs everything that encodes or computes embeddings, one after the other, so that the event loop keeps
     answering; the catalogue is only written from there. `pending` are the items that this worker is about to
-    regenerate, in order; the store has all that are pending.
+    regenerate, in order, and `changed` the positions of changes of features that it is about to spread; the store has
+    all that are pending. `busy_at` is when a request last needed the writer (`time.monotonic`).
     """
 
     notifier: ChangeNotifier
@@ -70,12 +72,19 @@ class Runtime:
     followed: Followed = field(default_factory=Followed)
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
     pending: dict[str, None] = field(default_factory=dict)
+    changed: dict[int, None] = field(default_factory=dict)
+    is_behind: bool = False  # whether the store may have more that is pending because of this worker's writes
+    busy_at: float = -math.inf
     fallbacks: Counter[str] = field(default_factory=Counter)
     superseded: str | None = None  # why this worker's answers are no longer right
     is_closing: bool = False
     _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _services: list[asyncio.Task[None]] = field(default_factory=list)
+
+    def seen(self) -> Seen:
+        """Which changes are in memory."""
+        return Seen(self.followed.position, frozenset(self.followed.applied))
 
     def applied(self, positions: range) -> None:
         """Note that changes which this worker has committed are in its memory, and notify the other workers."""
@@ -91,7 +100,7 @@ class Runtime:
     @contextmanager
     def step(self, name: str, timings: dict[str, float] | None = None) -> Iterator[None]:
         """Time one step, for the metrics and, in milliseconds, for an answer's `timings_ms`."""
-        start = time.perf_counter()
+        start, self.busy_at = time.perf_counter(), time.monotonic()
         yield
         seconds = time.perf_counter() - start
         self.timer.observe_step(name, seconds)

@@ -13,7 +13,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,21 +23,22 @@ import orjson
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
 
-from models.arrays import Array, Counts
+from models.arrays import Counts
 from models.files import clear_abandoned, replacing
 from service.domain import ChangesLostError, ConflictError, LacunaError, NotReadyError, State
-from service.pipeline import follow
-from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
+from service.pipeline import follow, regenerate, vectors
+from service.pipeline.active import Active
+from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry, Shape
 from service.pipeline.engine import Engine
 from service.ports import Change
 
 log = logging.getLogger(__name__)
 
 NAME = "catalogue.snapshot"
-FORMAT = 2
+FORMAT = 3
 BATCH = 1000  # items put into the catalogue at once
 DIGEST = hashlib.sha256().digest_size
-_ABOUT, _POPULARITY = "about", "popularity"
+_ABOUT, _POPULARITY, _LATER = "about", "popularity", "later."
 
 
 class SnapshotError(Exception):
@@ -48,15 +49,17 @@ class SnapshotError(Exception):
 class Snapshot:
     """The catalogue after `position` of the change log, whose entry there was made `at` that moment.
 
-    `arrays` by field `[n, ...]` and `popularity` `[n]` are in the order of the entries.
+    `arrays` by field `[n, ...]` and `popularity` `[n]` are in the order of the entries; `later` has the fields of the
+    items that came after training alone, in the same order.
     """
 
     bundle: str
     position: int
     at: datetime
     entries: Sequence[Entry]
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, NDArray[Any]]
     popularity: Counts
+    later: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -73,7 +76,8 @@ async def take(engine: Engine, folder: Path) -> dict[str, Any]:
     entry = await _entry_at(engine, engine.runtime.followed.position)
     if entry is None:
         raise ConflictError("The log's newest entry was erased just now; try again.")
-    snapshot = await engine.runtime.compute(_copy, engine.active.identity, engine.memory.catalogue, entry)
+    await regenerate.renew_all(engine)
+    snapshot = await engine.runtime.compute(_copy, engine.active, engine.memory.catalogue, entry)
     try:
         size = await asyncio.to_thread(write, snapshot, folder / NAME)
     except OSError as error:
@@ -104,16 +108,22 @@ async def _entry_at(engine: Engine, position: int) -> Change | None:
     return entries[0] if entries and entries[0].position == position else None
 
 
-def _copy(bundle: str, catalogue: Catalogue, entry: Change) -> Snapshot:
+def _copy(active: Active, catalogue: Catalogue, entry: Change) -> Snapshot:
     """What the catalogue holds. Runs where the catalogue is written, so that nothing is half in it."""
+    while vectors.renew(active.dgmrec, catalogue):  # what has become stale since it was last looked at
+        pass
     keys = np.array(sorted(catalogue.entries), dtype=np.int64)
+    later = keys[catalogue.trained[keys] < 0]
+    arrays = {name: catalogue.rows.get(name, keys) for name in catalogue.shape.fields()}
+    arrays |= {name: catalogue.read_layer(keys, name) for name in catalogue.shape.layer_fields()}
     return Snapshot(
-        bundle,
+        active.identity,
         entry.position,
         entry.at,
         [catalogue.entries[key] for key in keys.tolist()],
-        {name: catalogue.rows.get(name, keys) for name in catalogue.shape.fields()},
+        arrays,
         catalogue.popularity[keys],
+        {name: catalogue.read_layer(later, name) for name in KERNEL_FIELDS},
     )
 
 
@@ -131,12 +141,13 @@ def write(snapshot: Snapshot, path: Path) -> int:
         "entries": snapshot.entries,
     }
     tensors: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(array) for name, array in snapshot.arrays.items()}
+    tensors |= {_LATER + name: np.ascontiguousarray(array) for name, array in snapshot.later.items()}
     tensors[_POPULARITY] = snapshot.popularity
     tensors[_ABOUT] = np.frombuffer(orjson.dumps(about), dtype=np.uint8)
     data = save(tensors)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     clear_abandoned(path)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path, mode=0o600) as temporary, temporary.open("wb") as file:
         file.write(data)
         file.write(hashlib.sha256(data).digest())
     return len(data) + DIGEST
@@ -197,11 +208,11 @@ def read(path: Path, shape: Shape) -> Snapshot:
         raise SnapshotError("another version of Lacuna wrote it")
     popularity = tensors.pop(_POPULARITY)
     entries = [_entry(values) for values in about["entries"]]
-    if {name: array.shape[1:] for name, array in tensors.items()} != shape.fields():
+    later = {name.removeprefix(_LATER): tensors.pop(name) for name in list(tensors) if name.startswith(_LATER)}
+    if {name: array.shape[1:] for name, array in tensors.items()} != shape.fields() | shape.layer_fields():
         raise SnapshotError("it is of another model")
-    return Snapshot(
-        about["bundle"], about["position"], datetime.fromisoformat(about["at"]), entries, tensors, popularity
-    )
+    at = datetime.fromisoformat(about["at"])
+    return Snapshot(about["bundle"], about["position"], at, entries, tensors, popularity, later)
 
 
 def _entry(values: Mapping[str, Any]) -> Entry:
@@ -211,12 +222,15 @@ def _entry(values: Mapping[str, Any]) -> Entry:
 
 def fill(catalogue: Catalogue, snapshot: Snapshot) -> None:
     """Put a snapshot's items into a catalogue."""
+    stored, layers = catalogue.shape.fields(), catalogue.shape.layer_fields()
     for start in range(0, len(snapshot.entries), BATCH):
         rows = range(start, min(start + BATCH, len(snapshot.entries)))
-        catalogue.put([(snapshot.entries[row], _derived(snapshot.arrays, row)) for row in rows])
+        derived = [Derived.of({name: snapshot.arrays[name][row] for name in stored}) for row in rows]
+        catalogue.put(list(zip(snapshot.entries[start : rows.stop], derived, strict=True)))
+    keys = np.array([entry.key for entry in snapshot.entries], dtype=np.int64)
+    if len(keys):
+        catalogue.write_layer(keys, {name: snapshot.arrays[name] for name in layers})
+        catalogue.write_layer(keys[catalogue.trained[keys] < 0], snapshot.later)
+    catalogue.stale.clear()
     users = dict(zip((entry.id for entry in snapshot.entries), snapshot.popularity.tolist(), strict=True))
     catalogue.set_popularity(users)
-
-
-def _derived(arrays: Mapping[str, Array], row: int) -> Derived:
-    return Derived.of({name: array[row] for name, array in arrays.items()})

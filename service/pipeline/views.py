@@ -25,7 +25,8 @@ from service.domain import (
     Vector,
 )
 from service.pipeline.catalogue import Catalogue
-from service.pipeline.impute import Completed, nearest
+from service.pipeline.impute import Completed
+from service.pipeline.vectors import nearest
 from service.ports import Keys
 
 
@@ -67,6 +68,7 @@ def item(stored: StoredItem, names: Sequence[str], timings: Mapping[str, float] 
         text=text_of(stored.observed.get("text"), stored.remarks.get("text")),
         media={name: feature.media for name, feature in stored.observed.items() if feature.media is not None},
         timings_ms=dict(timings or {}),
+        is_pending=stored.is_pending,
     )
 
 

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from service.domain import Draft, Generated, ItemView, StoredItem
-from service.pipeline import views
+import numpy as np
+
+from service.domain import Draft, ItemView, Observed, StoredItem
+from service.pipeline import dependents, vectors, views
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry
-from service.pipeline.embed import embed
+from service.pipeline.complete import Computed, Content, complete, reads_users, with_users
 from service.pipeline.encode import Encoded
 from service.pipeline.engine import Engine
-from service.pipeline.evidence import input_of
-from service.pipeline.impute import UserEvidence, impute
-from service.ports import ItemWrite, Keep, Media, Stored
+from service.ports import ItemWrite, Keep, Media, Seen, Stored
 
 ATTEMPTS = 3  # to write an item that somebody else keeps changing
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An item about to be computed and written: all but what the model makes of it."""
+    """An item about to be computed and written: all but what the model makes of it. `seen` is what of the change log
+    had been followed before the item, and what its users say of it (`content`), were read."""
 
     id: str
     title: str | None
@@ -31,31 +32,25 @@ class Plan:
     metadata: Mapping[str, Any]
     available: bool
     encoded: Encoded
+    seen: Seen
     previous: StoredItem | None = None
-    users: Sequence[UserEvidence] = ()
-    read_at: int | None = None  # the position up to which the change log was followed before the item was read
+    content: Content = field(default_factory=lambda: Content("", {}))
 
 
-@dataclass(frozen=True, slots=True)
-class Computed:
-    """What the model makes of a plan."""
-
-    generated: Mapping[str, Generated]
-    derived: Derived
-
-
-def plan_of(draft: Draft, encoded: Encoded) -> Plan:
-    """The plan of an item that is written whole."""
-    return Plan(draft.id, draft.title, draft.categories, draft.metadata, draft.available, encoded)
+def plan_of(engine: Engine, draft: Draft, encoded: Encoded) -> Plan:
+    """The plan of a new item."""
+    return Plan(
+        draft.id, draft.title, draft.categories, draft.metadata, draft.available, encoded, engine.runtime.seen(),
+        content=Content(draft.id, encoded.observed),
+    )  # fmt: skip
 
 
-def compute(active: Active, catalogue: Catalogue, plans: Sequence[Plan]) -> list[Computed]:
-    """Impute and embed."""
-    model = active.dgmrec
-    inputs = [input_of(model, catalogue, plan.id, plan.encoded.observed, plan.users) for plan in plans]
-    completed = impute(model, catalogue, inputs)
-    derived = embed(active, catalogue, [plan.id for plan in plans], inputs, completed)
-    return [Computed(item.generated, state) for item, state in zip(completed, derived, strict=True)]
+async def replacing(engine: Engine, plan: Plan, previous: StoredItem | None) -> Plan:
+    """The plan of an item that takes the place of a stored one."""
+    if previous is None:
+        return plan
+    (content,) = await with_users(engine, {plan.id: plan.encoded.observed})
+    return replace(plan, previous=previous, content=content)
 
 
 async def write(
@@ -80,11 +75,14 @@ async def write(
         computed = (
             [_unchanged(active, catalogue, plans[0])]
             if unchanged
-            else await runtime.compute(compute, active, catalogue, plans)
+            else await runtime.compute(complete, active, catalogue, [plan.content for plan in plans])
         )
     now = datetime.fromtimestamp(runtime.clock(), UTC)
-    items = [_stored_item(plan, result, active.version, now) for plan, result in zip(plans, computed, strict=True)]
-    writes = [_item_write(plan, item, create=create) for plan, item in zip(plans, items, strict=True)]
+    items = [
+        _stored_item(plan, result, result.derived.pack(catalogue.shape), active.version, now)
+        for plan, result in zip(plans, computed, strict=True)
+    ]
+    writes = [_item_write(active, plan, item, create=create) for plan, item in zip(plans, items, strict=True)]
     # A kept answer is made before it is committed; who repeats the request meanwhile is answered the very same.
     later = timings if keep is None else None
     with runtime.step("commit", later):
@@ -96,18 +94,29 @@ async def write(
     }
     with runtime.step("index", later):
         rows = [(Entry.of(item, catalogue.names), computed[row].derived) for row, item in written.items()]
-        await runtime.compute(catalogue.put, rows)
+        await runtime.compute(vectors.put, active.dgmrec, catalogue, rows)
     runtime.applied(committed.positions)
     runtime.pending |= dict.fromkeys(committed.value.outdated)
+    runtime.changed |= dict.fromkeys(committed.positions)
     for row in written:
         await _compare_with_generated(engine, plans[row])
     return [written.get(row) for row in range(len(plans))]
 
 
-def _item_write(plan: Plan, item: StoredItem, *, create: bool) -> ItemWrite:
+def _item_write(active: Active, plan: Plan, item: StoredItem, *, create: bool) -> ItemWrite:
+    model, observed, previous = active.dgmrec, item.observed, plan.previous
+    former: Mapping[str, Observed] = previous.observed if previous else {}
+    before = dependents.pack(model, former) if _differ(former, observed) else None
+    seen = plan.seen if previous is not None or reads_users(model, item.id, observed) else None
     if create:
-        return ItemWrite(item, "create", None, plan.read_at)
-    return ItemWrite(item, "upsert", plan.previous.version if plan.previous else 0, plan.read_at)
+        return ItemWrite(item, "create", None, seen, before)
+    return ItemWrite(item, "upsert", previous.version if previous else 0, seen, before)
+
+
+def _differ(former: Mapping[str, Observed], present: Mapping[str, Observed]) -> bool:
+    return former.keys() != present.keys() or any(
+        not np.array_equal(former[name].vector, feature.vector) for name, feature in present.items()
+    )
 
 
 def _keep(
@@ -124,11 +133,11 @@ def _unchanged(active: Active, catalogue: Catalogue, plan: Plan) -> Computed:
     previous = plan.previous
     derived = None if previous is None else Derived.unpack(previous.derived, catalogue.shape)
     if previous is None or derived is None or previous.model_version != active.version:
-        return compute(active, catalogue, [plan])[0]
+        return complete(active, catalogue, [plan.content])[0]
     return Computed(previous.generated, derived)
 
 
-def _stored_item(plan: Plan, computed: Computed, model_version: str, now: datetime) -> StoredItem:
+def _stored_item(plan: Plan, computed: Computed, derived: bytes, model_version: str, now: datetime) -> StoredItem:
     previous = plan.previous
     return StoredItem(
         id=plan.id,
@@ -142,7 +151,7 @@ def _stored_item(plan: Plan, computed: Computed, model_version: str, now: dateti
         observed=plan.encoded.observed,
         generated=computed.generated,
         model_version=model_version,
-        derived=computed.derived.pack(),
+        derived=derived,
         remarks=plan.encoded.remarks,
     )
 

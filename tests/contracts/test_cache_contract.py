@@ -89,7 +89,7 @@ async def test_redis_is_used_again_once_it_is_back(redis_url: str, caplog: pytes
     cache = RedisCache(NOWHERE, prefix=f"test:{uuid.uuid4().hex}:", clock=lambda: now)
     await cache.set("a", b"1", ttl_s=9)
     back = RedisCache(redis_url)
-    cache._client.redis, back._client.redis = back._client.redis, cache._client.redis
+    cache.client.redis, back.client.redis = back.client.redis, cache.client.redis
     await cache.set("a", b"early", ttl_s=9)
     assert await cache.get("a") is None
     now = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -17,8 +17,8 @@ import pytest
 from models.feedback import EVENT_TYPES, RATED, deciding_events, interest_of, shows_interest
 from service.adapters.sql.cursors import encode_cursor
 from service.adapters.sql.store import SqlStore
-from service.domain import ChangesLostError, Generated, InvalidInputError, Observed, StoreUnavailableError, User
-from service.ports import Answer, EventResult, GeneratedWrite, ItemWrite, Keep, Stored
+from service.domain import ChangesLostError, Event, Generated, InvalidInputError, Observed, StoreUnavailableError, User
+from service.ports import Answer, EventResult, FeatureChange, GeneratedWrite, ItemWrite, Keep, Seen, Stored
 from tests.contracts.stores import NOON, content, create, emptied, event, item, picture, vector
 
 
@@ -33,6 +33,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 async def store(url: str) -> AsyncIterator[SqlStore]:
     async with emptied(url) as opened:
         yield opened
+
+
+async def only(store: SqlStore, *ids: str) -> Callable[[Collection[int]], list[int]]:
+    """Takes the rows of these items alone."""
+    rows = {item.row for item in (await store.get_items(ids)).values()}
+    return lambda affected: [row for row in affected if row in rows]
 
 
 async def kinds(store: SqlStore, since: int = 0) -> list[tuple[str, str]]:
@@ -262,11 +268,11 @@ async def test_feedback_counts_once(store: SqlStore) -> None:
     assert (await store.add_feedback([event(), rating, event(), event(item_id="gone"), event("u2")])).value == [
         "new",
         "new",
-        "known",
+        "unchanged",
         "orphan",
         "new",
     ]
-    assert (await store.add_feedback([event(minute=1), event()])).value == ["new", "known"]
+    assert (await store.add_feedback([event(minute=1), event()])).value == ["new", "unchanged"]
     assert (await store.add_feedback([event(item_id="gone")])).value == ["orphan"]
     assert (await store.add_feedback([])).value == []
     stored = (await store.list_feedback(limit=9, user="u1")).items
@@ -281,8 +287,8 @@ async def test_a_repeated_event_with_another_value_or_text_replaces_the_first(st
     await store.save_review_vectors("e", [(2, 1, vector(2, 1))])
     since = await store.last_change()
     corrected, reworded = replace(first, value=1.0), replace(other, text="broke after a week")
-    assert (await store.add_feedback([corrected, other])).value == ["replaced", "known"]
-    assert (await store.add_feedback([corrected, reworded])).value == ["known", "replaced"]
+    assert (await store.add_feedback([corrected, other])).value == ["replaced", "unchanged"]
+    assert (await store.add_feedback([corrected, reworded])).value == ["unchanged", "replaced"]
     assert set((await store.list_feedback(limit=9)).items) == {corrected, reworded}
     assert await kinds(store, since) == [
         ("feedback", "u1"), ("item-feedback", "a"), ("feedback", "u1"), ("item-feedback", "b")
@@ -291,7 +297,7 @@ async def test_a_repeated_event_with_another_value_or_text_replaces_the_first(st
     assert (review.text, review.vector) == ("broke after a week", None)  # the vector was of the words before
     assert (await store.add_feedback([replace(first, value=2.0), replace(first, value=3.0)])).value == [
         "replaced",
-        "known",
+        "unchanged",
     ]  # fmt: skip
     assert (await store.list_feedback(limit=9, item="a")).items == [replace(first, value=3.0)]
 
@@ -316,8 +322,8 @@ async def test_the_newest_event_of_a_pair_decides(store: SqlStore) -> None:
     assert await store.user_items("nobody", min_rating=4.0) == []
     assert await store.item_counts(min_rating=4.0) == {"b": 1, "d": 1}
     assert await store.item_counts(["a", "b"], min_rating=None) == {"a": 1, "b": 1}
-    assert await store.interested_users("a", limit=9, min_rating=4.0) == []
-    assert await store.interested_users("a", limit=9, min_rating=1.0) == ["u1"]
+    assert await store.interested_users(["a"], limit=9, min_rating=4.0) == {}
+    assert await store.interested_users(["a", "gone"], limit=9, min_rating=1.0) == {"a": ["u1"]}
 
 
 async def test_sql_and_python_agree_on_what_shows_interest(store: SqlStore) -> None:
@@ -353,8 +359,8 @@ async def test_sql_and_python_agree_on_what_shows_interest(store: SqlStore) -> N
 async def test_the_same_moment_in_another_zone_is_the_same_event(store: SqlStore) -> None:
     await store.write_items(create(item("a")))
     east = NOON.astimezone(timezone(timedelta(hours=5)))
-    assert (await store.add_feedback([event(), event(timestamp=east)])).value == ["new", "known"]
-    assert (await store.add_feedback([event(timestamp=east)])).value == ["known"]
+    assert (await store.add_feedback([event(), event(timestamp=east)])).value == ["new", "unchanged"]
+    assert (await store.add_feedback([event(timestamp=east)])).value == ["unchanged"]
 
 
 async def test_list_feedback_pages_newest_first(store: SqlStore) -> None:
@@ -481,10 +487,10 @@ async def test_a_write_answers_its_positions_in_the_log(store: SqlStore) -> None
 async def test_of_feedback_with_an_orphan_nothing_is_stored_where_that_is_wanted(store: SqlStore) -> None:
     await store.write_items(create(item("a")))
     events = [event("u1"), event("u1", "gone")]
-    done = await store.add_feedback(events, strict=True, renew={"a"})
+    done = await store.add_feedback(events, strict=True, renew=await only(store, "a"))
     assert (done.value[1], len(done.positions)) == ("orphan", 0)
     assert await store.get_user("u1") is None
-    assert await store.count_pending() == 0
+    assert (await store.backlog()).items == 0
     assert (await store.add_feedback(events[:1], strict=True)).value == ["new"]
 
 
@@ -504,26 +510,26 @@ async def test_the_rows_of_items_are_told_and_never_given_twice(store: SqlStore)
 
 async def test_a_mark_goes_when_what_it_stands_for_was_followed(store: SqlStore) -> None:
     await store.write_items(create(item("a"), item("b"), item("c")))
-    await store.add_feedback([event(item_id=key) for key in "abc"], renew={"a", "b", "gone"})
+    await store.add_feedback([event(item_id=key) for key in "abc"], renew=await only(store, "a", "b", "gone"))
     positions = await store.pending()
     assert set(positions) == {"a", "b"}
     assert positions == await store.pending(["a", "b", "c", "gone"])
     assert await store.pending(["c"]) == {}
-    assert len(await store.pending(limit=1)) == await store.count_pending() - 1 == 1
-    await store.add_feedback([event("u2", "b")], renew={"b"})
+    assert len(await store.pending(limit=1)) == (await store.backlog()).items - 1 == 1
+    await store.add_feedback([event("u2", "b")], renew=await only(store, "b"))
     assert (await store.pending())["b"] > positions["b"]
     saves = [GeneratedWrite(key, 1, {}, "v", b"", queued_at=positions[key]) for key in "ab"]
     assert (await store.save_generated(saves)).value == [True, True]
     assert set(await store.pending()) == {"b"}  # there is newer feedback
-    await store.dequeue(positions)
+    await store.dequeue(positions, Seen(await store.last_change()))
     assert set(await store.pending()) == {"b"}
-    await store.dequeue(await store.pending())
-    assert await store.count_pending() == 0
+    await store.dequeue(await store.pending(), Seen(await store.last_change()))
+    assert (await store.backlog()).items == 0
 
 
 async def test_a_refused_save_leaves_its_mark(store: SqlStore) -> None:
     await store.write_items(create(item("a")))
-    await store.add_feedback([event()], renew={"a"})
+    await store.add_feedback([event()], renew=await only(store, "a"))
     queued_at = (await store.pending())["a"]
     assert (await store.save_generated([GeneratedWrite("a", 7, {}, "v", b"", queued_at=queued_at)])).value == [False]
     assert await store.pending() == {"a": queued_at}
@@ -533,9 +539,9 @@ async def test_a_refused_save_leaves_its_mark(store: SqlStore) -> None:
 
 async def test_of_two_that_regenerate_the_later_mark_stays(store: SqlStore) -> None:
     await store.write_items(create(item("a")))
-    await store.add_feedback([event()], renew={"a"})
+    await store.add_feedback([event()], renew=await only(store, "a"))
     early = (await store.pending())["a"]
-    await store.add_feedback([event("u2")], renew={"a"})
+    await store.add_feedback([event("u2")], renew=await only(store, "a"))
     late = (await store.pending())["a"]
     saves = [
         GeneratedWrite("a", 1, {}, "v", name, queued_at=queued_at)
@@ -548,19 +554,85 @@ async def test_of_two_that_regenerate_the_later_mark_stays(store: SqlStore) -> N
 @pytest.mark.parametrize("kind", ["feedback", "generated", "nothing"])
 async def test_a_write_that_knew_too_little_awaits_regeneration(store: SqlStore, kind: str) -> None:
     await store.write_items(create(item("a"), item("b")))
-    await store.add_feedback([event()], renew={"a"})
+    await store.add_feedback([event()], renew=await only(store, "a"))
     known, queued_at = await store.last_change(), (await store.pending())["a"]
     if kind == "feedback":
         await store.add_feedback([event("u2")])
     if kind == "generated":
         await store.save_generated([GeneratedWrite("a", 1, {}, "v", b"", queued_at=queued_at)])
     else:
-        await store.dequeue({"a": queued_at})
-    writes = [ItemWrite(item(name, version=2), "upsert", 1, read_at=known) for name in ("a", "b")]
+        await store.dequeue({"a": queued_at}, Seen(await store.last_change()))
+    writes = [ItemWrite(item(name, version=2), "upsert", 1, seen=Seen(known)) for name in ("a", "b")]
     written = await store.write_items(writes)
     outdated = [] if kind == "nothing" else ["a"]
     assert written.value.outdated == outdated
     assert list(await store.pending()) == outdated
+
+
+async def test_what_a_user_met_later_awaits_regeneration(store: SqlStore) -> None:
+    """What users say of an item follows from what they were interested in before."""
+    await store.write_items(create(*map(item, "abcd")))
+    events = [event("u1", key, minute=minute) for minute, key in enumerate("abc")]
+    await store.add_feedback([*events, event("u2", "d", minute=9)])
+
+    async def affected(*events: Event) -> set[str]:
+        await store.dequeue(await store.pending(), Seen(await store.last_change()))
+        await store.add_feedback(list(events), min_rating=4.0, renew=list)
+        return set(await store.pending())
+
+    assert await affected(event("u1", "d", minute=5)) == {"d"}
+    assert await affected(event("u1", "b", minute=7)) == {"b"}  # met before, and liked before
+    assert await affected(event("u1", "b", type="dislike", minute=8)) == {"b", "c", "d"}  # liked no longer
+    assert await affected(event("u1", "b", type="like", minute=9)) == {"b", "c", "d"}
+    assert await affected(event("u1", "a", minute=-1)) == {"a", "b", "c", "d"}  # earlier than anything
+    assert await affected(event("u2", "a", type="rating", value=2, minute=8)) == {"a", "d"}
+    assert sorted(await store.later_items(["c"])) == ["b", "c", "d"]  # b once more, after c
+    await store.dequeue(await store.pending(), Seen(await store.last_change()))
+    await store.delete_item("c")
+    assert set(await store.pending()) == {"b", "d"}
+
+
+async def test_changes_of_features_wait_until_they_have_reached_others(store: SqlStore) -> None:
+    written = await store.write_items(
+        [ItemWrite(item("a"), "create", before=b""), ItemWrite(item("b"), "create"), ItemWrite(item("c"), "create")]
+    )
+    changed = await store.write_items([ItemWrite(item("a", version=2), "upsert", 1, before=b"old")])
+    deleted = await store.delete_item("c", b"gone")
+    changes = [
+        FeatureChange(positions.start, name, before)
+        for positions, name, before in (
+            (written.positions, "a", b""),
+            (changed.positions, "a", b"old"),
+            (deleted.positions, "c", b"gone"),
+        )
+    ]
+    assert await store.feature_changes() == changes
+    assert await store.feature_changes(limit=1) == changes[:1]
+    backlog = await store.backlog()
+    assert (backlog.items, backlog.changes) == (0, 3)
+    assert backlog.since is not None
+    assert await store.finish_changes([changes[0].position], ["b", "c"]) == {"b": await store.last_change()}
+    assert await store.feature_changes() == changes[1:]
+    assert await store.pending() == {"b": await store.last_change()}
+    assert await store.enqueue_all() == 2
+    assert set(await store.pending()) == {"a", "b"}
+
+
+async def test_an_item_stays_pending_where_others_have_changed_meanwhile(store: SqlStore) -> None:
+    await store.write_items(create(item("a"), item("b")))
+    seen = Seen(await store.last_change())
+    await store.enqueue_all()
+    queued_at = (await store.pending())["a"]
+    other = await store.write_items(create(item("c")))
+    await store.save_generated([GeneratedWrite("a", 1, {}, "v", b"", queued_at=queued_at, seen=seen)])
+    await store.dequeue({"b": queued_at}, seen)
+    assert set(await store.pending()) == {"a", "b"}
+    known = replace(seen, applied=frozenset(other.positions))
+    await store.save_generated([GeneratedWrite("a", 1, {}, "v", b"", queued_at=queued_at, seen=known)])
+    await store.dequeue({"b": queued_at}, known)
+    assert await store.pending() == {}
+    late = await store.write_items([ItemWrite(item("b", version=2), "upsert", 1, seen=seen)])
+    assert late.value.outdated == ["b"]
 
 
 async def test_deleted_feedback_asks_for_regeneration(store: SqlStore) -> None:

@@ -35,11 +35,10 @@ def test_neighbours_are_the_nearest_warm_items(power: float, count: int) -> None
             if not features[row].any():
                 continue
             cosines = functional.cosine_similarity(features[[row]], features, dim=1).numpy()
-            have = np.flatnonzero(w.batch.observed[:, column].numpy() & (np.arange(ITEMS) != row))
+            have = np.flatnonzero(w.batch.observed[:, column].numpy() & (degree > 0) & (np.arange(ITEMS) != row))
             for other in have[np.argsort(-cosines[have])][:count]:
-                if degree[other]:
-                    own = np.exp(cosines[other] / 0.3) * degree[other] ** power
-                    total, weight = total + own * target[other].numpy(), weight + own
+                own = np.exp(cosines[other] / 0.3) * degree[other] ** power
+                total, weight = total + own * target[other].numpy(), weight + own
         np.testing.assert_allclose(found, total / max(weight, 1e-9), atol=1e-4)
     changed = target.index_fill(0, torch.tensor([COLD_ITEM]), 99.0)  # without interactions it says nothing
     torch.testing.assert_close(neighbours @ changed, mixed)

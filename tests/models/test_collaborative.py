@@ -123,7 +123,10 @@ def test_new_users_and_items_pass_on_what_the_maps_say(form: str) -> None:
     np.testing.assert_allclose(
         online.user_message(NEW_USER, own, 4), online.tables["user_message"][0], rtol=1e-4, atol=1e-6
     )
-    assert online.item_message(own, 4).shape == own.shape
+    expected, folded, count = np.ones((2, len(own)), np.float32), np.zeros((2, len(own)), np.float32), np.array([0, 4])
+    messages = online.item_messages(expected, folded, count.astype(np.float32))
+    told = online.tables["id_length"] * expected[:1] @ online.tables["message_map"]
+    np.testing.assert_allclose(messages[0], told[0], rtol=1e-4, atol=1e-6)
     assert online.trained_row(NEW_ITEM) is None
 
 

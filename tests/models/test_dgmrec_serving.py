@@ -252,25 +252,29 @@ def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any]) -> Non
     assert len(rows)
     around = neighbours_of(w, rows)
     features = {name: block[rows].numpy() for name, block in w.content.features.items()}
-    before = online.cold_vectors(features, *around, np.zeros(len(rows), np.bool_))
+    before = online.expected_vectors(online.content_vectors(features, np.zeros(len(rows), np.bool_)), *around)
     np.testing.assert_allclose(before, items[rows], atol=1e-5)
-    later = online.cold_vectors(features, *around, np.ones(len(rows), np.bool_))
+    later = online.expected_vectors(online.content_vectors(features, np.ones(len(rows), np.bool_)), *around)
     cold_start = w.model.cold_start
     lifted = (w.model.config.popularity_offset - cold_start.offset) * cold_start.popularity_axis
     np.testing.assert_allclose(later, items[rows] + lifted, atol=1e-5)
-    for row in np.flatnonzero(~out.cold):
-        np.testing.assert_allclose(online.warm_vector(row, out.item_modal[row].numpy()), items[row], atol=1e-5)
+    warm = np.flatnonzero(~out.cold)
+    np.testing.assert_allclose(online.warm_vectors(warm, out.item_modal[warm].numpy()), items[warm], atol=1e-5)
+    for row in warm:
+        alone = online.warm_vectors(np.array([row]), out.item_modal[[row]].numpy())
+        np.testing.assert_allclose(alone[0], items[row], atol=1e-5)
 
 
 def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDArray[np.int64]]:
-    """What an index would find around some rows: final vectors, cosines and degrees of the nearest."""
+    """What an index would find around some rows: what their users make of the nearest warm items, cosines and
+    degrees."""
     out, found, cosines = w.forward(), [], []
     for column, features in enumerate(w.content.features.values()):
         keys, near = nearest(
             features[rows],
             features,
             w.model.config.cold_neighbours,
-            allowed=w.batch.observed[:, column],
+            allowed=w.batch.observed[:, column] & (w.graphs.item_degree > 0),
             exclude=torch.from_numpy(rows),
         )
         keys[~features[rows].any(dim=1)] = -1
@@ -368,28 +372,38 @@ def test_messages_of_trained_users(w: World, online: DGMRecServing) -> None:
 
 @pytest.mark.parametrize("degree", [0, 1, 4])
 def test_messages_of_new_users_and_items(online: DGMRecServing, degree: int) -> None:
-    own = np.ones(D, np.float32)
-    expected = own * SMALL.layers / (SMALL.layers + 1) / np.sqrt(max(degree, 1))
-    np.testing.assert_allclose(online.user_message(NEW_USER, own, degree), expected, rtol=1e-6)
-    np.testing.assert_allclose(online.item_message(own, degree), expected, rtol=1e-6)
+    own, nothing, count = np.ones((1, D), np.float32), np.zeros((1, D), np.float32), np.array([degree], np.float32)
+    passed_on = own[0] * SMALL.layers / (SMALL.layers + 1) / np.sqrt(max(degree, 1))
+    np.testing.assert_allclose(online.user_message(NEW_USER, own[0], degree), passed_on, rtol=1e-6)
+    share = degree / (FOLD_IN_PSEUDO_COUNT + degree)
+    np.testing.assert_allclose(online.item_messages(nothing, own, count)[0], share * passed_on, rtol=1e-6)
+    usual = (1 - share) * online.tables["id_length"] * passed_on
+    np.testing.assert_allclose(online.item_messages(own, nothing, count)[0], usual, rtol=1e-6)
+
+
+def test_which_users_training_knew(online: DGMRecServing) -> None:
+    assert [online.knows_user(f"u{user}") for user in range(USERS)] == [True] * (USERS - 1) + [False]  # no history
+    assert not online.knows_user(NEW_USER)
 
 
 def test_a_new_item_moves_from_content_to_its_users(online: DGMRecServing) -> None:
-    expected, modal = np.ones(D, np.float32), np.linspace(-1, 1, D, dtype=np.float32)
-    nobody = np.zeros((0, D), np.float32)
-    usual = online.tables["id_length"]
-    np.testing.assert_allclose(online.item_id(expected, nobody), expected * usual)
-    assert np.array_equal(online.final(expected, nobody, modal), expected)
+    expected, modal = np.ones((1, D), np.float32), np.linspace(-1, 1, D, dtype=np.float32)
+    usual, scale = online.tables["id_length"], (SMALL.layers + 1) / SMALL.layers
+    nobody, none = online.folded(np.zeros((0, D), np.float32))[None], np.zeros(1, np.float32)
+    assert not nobody.any()
+    np.testing.assert_allclose(online.item_messages(expected, nobody, none), expected * usual / scale, rtol=1e-6)
+    assert np.array_equal(online.final_vectors(expected, online.combine(nobody, modal), none), expected)
     message = np.full(D, 3, np.float32)
-    for count in (1, 5, 500):
-        folded = np.sqrt(count) * message * (SMALL.layers + 1) / SMALL.layers
-        messages = np.tile(message, (count, 1))
-        share = FOLD_IN_PSEUDO_COUNT / (FOLD_IN_PSEUDO_COUNT + count)
-        wanted = share * expected * usual + (1 - share) * folded
-        np.testing.assert_allclose(online.item_id(expected, messages), wanted, rtol=1e-4)
+    for users in (1, 5, 500):
+        folded, count = np.sqrt(users) * message * scale, np.array([users], np.float32)
+        np.testing.assert_allclose(online.folded(np.tile(message, (users, 1))), folded, rtol=1e-4)
+        share = FOLD_IN_PSEUDO_COUNT / (FOLD_IN_PSEUDO_COUNT + users)
+        wanted = (share * expected * usual + (1 - share) * folded) / scale / np.sqrt(users)
+        np.testing.assert_allclose(online.item_messages(expected, folded[None], count), wanted, rtol=1e-4)
         own = (folded + modal) / np.linalg.norm(folded + modal)
         wanted = share * expected + (1 - share) * own
-        np.testing.assert_allclose(online.final(expected, messages, modal), wanted, rtol=1e-4)
+        found = online.final_vectors(expected, online.combine(folded, modal)[None], count)
+        np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_trained_row(online: DGMRecServing) -> None:
@@ -405,7 +419,7 @@ def test_the_rung_over_the_graph(fallback_imputer: str, tmp_path: Path) -> None:
     online = online_of(w)
     again = DGMRecServing.load(Bundle.load(save(online, tmp_path / "bundle")))
     assert again.fallback_imputer == fallback_imputer
-    guess = IMPUTERS[fallback_imputer].guess(
+    guess = IMPUTERS[fallback_imputer].impute(
         w.evidence.own, w.batch.observed, w.graphs, **FALLBACK_SETTINGS[fallback_imputer]
     )
     histories = (w.graphs.user_mean.matrix.toarray() > 0).astype(np.int64)

@@ -148,7 +148,7 @@ def hop(graphs: InteractionGraphs) -> NDArray[np.float64]:
 
 
 def guesses(batch: ModalBatch, graphs: InteractionGraphs, method: str, **setting: float) -> dict[str, NDArray[Any]]:
-    found = IMPUTERS[method].guess(centred(batch), batch.observed, graphs, **setting)
+    found = IMPUTERS[method].impute(centred(batch), batch.observed, graphs, **setting)
     return {name: block.numpy() for name, block in found.items()}
 
 
@@ -350,9 +350,9 @@ def test_propagated_features_guess_as_the_imputer(
 ) -> None:
     """Unobserved cells get the direction of its guesses, and no more than the longest row's length."""
     own = centred(batch)
-    expected = IMPUTERS[method].guess(own, batch.observed, graphs, **setting)
+    expected = IMPUTERS[method].impute(own, batch.observed, graphs, **setting)
     told = propagate_features(own, batch.observed, graphs, method, setting)
-    found = told.guesses(graphs)
+    found = told.imputations(graphs)
     assert told.weights.shape == (N, len(DIMS))
     seen = 0
     for column, name in enumerate(batch.names):
@@ -370,7 +370,7 @@ def test_propagated_features_guess_as_the_imputer(
         else:
             assert not torch.equal(found[name], expected[name])
     assert seen > 10
-    assert not any(guess.any() for guess in told.guesses(None).values())
+    assert not any(guess.any() for guess in told.imputations(None).values())
 
 
 def test_not_every_imputer_propagates(batch: ModalBatch, graphs: InteractionGraphs) -> None:

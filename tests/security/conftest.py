@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from tests.service.conftest import (  # noqa: F401
-    _encoders_are_loaded_once,
-    _one_thread,
     data_dir,
     demo_bundle,
     demo_folder,
+    encoders_are_loaded_once,
     kept,
+    one_thread,
     plain_bundle,
     running,
     seeded_file,

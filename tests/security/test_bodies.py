@@ -89,7 +89,8 @@ def test_a_body_that_has_no_end_is_cut(served: Served) -> None:
     sent = 0
     with socket.create_connection(served.address, timeout=30) as client:
         client.sendall(
-            b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /items HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         try:
             while sent < 200 * MIB:
@@ -103,7 +104,8 @@ def test_a_body_that_has_no_end_is_cut(served: Served) -> None:
 def test_a_body_that_says_to_be_endless_is_not_waited_for(served: Served) -> None:
     with socket.create_connection(served.address, timeout=30) as client:
         client.sendall(
-            b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 70000000\r\n\r\n"
+            b"POST /items HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 70000000\r\n\r\n"
         )
         head, _ = answer_of(client)
     assert head.startswith(b"HTTP/1.1 413")
@@ -129,7 +131,8 @@ def test_whatever_is_answered_the_body_is_read_first(
 def test_a_client_that_asks_first_need_not_send(served: Served) -> None:
     with socket.create_connection(served.address, timeout=30) as client:
         client.sendall(
-            b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+            b"POST /items HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\n"
             b"Expect: 100-continue\r\nContent-Length: 2000000\r\n\r\n"
         )
         head, _ = answer_of(client)
@@ -144,7 +147,7 @@ def test_a_slow_body_is_cut(engine: FakeEngine) -> None:
     ):
         begun = time.monotonic()
         client.sendall(
-            b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+            b"POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
         )
         client.settimeout(0.2)
         got = b""
@@ -164,7 +167,7 @@ def test_slow_bodies_that_nobody_wants_are_cut_and_take_no_place(engine: FakeEng
         begun = time.monotonic()
         clients = [service.connect() for _ in range(5)]
         for client in clients:
-            client.sendall(b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{")
+            client.sendall(b"POST /items HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         time.sleep(0.3)
         assert httpx.get(f"{service.url}/items", headers={"X-API-Key": "key-of-the-reader"}).status_code == 200
         for client in clients:
@@ -288,7 +291,8 @@ def test_trailers_are_no_headers(engine: FakeEngine) -> None:
     app = create_app(settings_of(), engine=engine)
     with Served(Watching(app)) as service, socket.create_connection(service.address, timeout=30) as client:
         client.sendall(
-            b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+            b"POST /items HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         )
         client.sendall(b"%x\r\n%s\r\n" % (len(ITEM), ITEM))
         time.sleep(0.2)

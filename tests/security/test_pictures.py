@@ -252,9 +252,10 @@ def test_a_large_webp_that_is_broken_is_refused() -> None:
 
 def test_a_process_that_dies_or_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     data = plain("WEBP", "RGBA", (2000, 2000), lossless=True, method=0)
-    monkeypatch.setattr(decoding, "__file__", "/nowhere")
-    with pytest.raises(ImageError, match="cannot be decoded"):
-        decode_image(data, max_pixels=LIMIT)
-    monkeypatch.setattr(decoding, "_APART_SECONDS", 0.01)
+    with monkeypatch.context() as moved:
+        moved.setattr(decoding, "__file__", "/nowhere")
+        with pytest.raises(ImageError, match="cannot be decoded"):
+            decode_image(data, max_pixels=LIMIT)
+    monkeypatch.setattr(decoding, "APART_SECONDS", 0.01)
     with pytest.raises(ImageError, match="longer than"):
         decode_image(data, max_pixels=LIMIT)

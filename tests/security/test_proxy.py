@@ -66,7 +66,7 @@ def is_served(port: int) -> bool:
     return False
 
 
-@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: a\r\n"])
+@pytest.mark.parametrize("begun", [b"", b"GET / HTTP/1.1\r\nHost: localhost\r\n"])
 def test_a_connection_without_a_request_is_ended(proxy: int, begun: bytes) -> None:
     with socket.create_connection(("127.0.0.1", proxy), timeout=20) as client:
         start = time.monotonic()
@@ -79,7 +79,7 @@ def test_a_connection_without_a_request_is_ended(proxy: int, begun: bytes) -> No
 def test_large_headers_are_refused(proxy: int) -> None:
     with socket.create_connection(("127.0.0.1", proxy), timeout=20) as client:
         with suppress(ConnectionError):
-            client.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nA: " + b"x" * 100_000)
+            client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nA: " + b"x" * 100_000)
         with suppress(ConnectionError):
             assert answer_of(client)[0].startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
 
@@ -92,10 +92,10 @@ def test_one_address_has_its_share(proxy: int) -> None:
             suppress(ConnectionError),
             socket.create_connection(("127.0.0.1", proxy), timeout=20) as refused,
         ):
-            refused.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            refused.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert refused.recv(100) == b""
         with socket.create_connection(("127.0.0.1", proxy), timeout=20, source_address=("127.0.0.2", 0)) as other:
-            other.sendall(b"GET /health/live HTTP/1.1\r\nHost: a\r\n\r\n")
+            other.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n")
             assert answer_of(other)[0].startswith(b"HTTP/1.1 200")
 
 

@@ -18,7 +18,7 @@ from tests.service.unit import fake_engine
 from tests.service.unit.fake_engine import FakeEngine, settings_of
 
 ROLES = (None, "read", "write", "admin")  # each may do what those before it may
-KEYS = {role: f"key-of-{role}" for role in ROLES if role is not None}
+KEYS = {role: f"key-of-{role}-0123456789" for role in ROLES if role is not None}
 OPEN = {("get", "/health/live"), ("get", "/health/ready"), ("get", "/problems/{slug}")}
 READING_POSTS = {"/impute", "/predict", "/recommend", "/retrieve"}  # they store nothing
 PAGES = {"/", "/docs", "/docs/static", "/openapi.json"}  # no operations, and nobody's data
@@ -69,7 +69,11 @@ async def test_an_operation_is_open_from_its_role_on(
 
 @pytest.mark.parametrize(("method", "path"), OPERATIONS)
 async def test_no_operation_takes_a_key_that_is_none(api: httpx.AsyncClient, method: str, path: str) -> None:
-    for headers in ({"X-API-Key": "key-of-rea"}, {"Authorization": "Bearer KEY-OF-ADMIN"}, {"X-API-Key": ""}):
+    for headers in (
+        {"X-API-Key": "key-of-read-012345678"},
+        {"Authorization": "Bearer KEY-OF-ADMIN-0123456789"},
+        {"X-API-Key": ""},
+    ):
         answer = await api.request(method, re.sub(r"\{\w+\}", "a", path), headers=headers)
         assert (answer.status_code == 401) == (needed(method, path) is not None)
 

@@ -83,7 +83,7 @@ def _one_at_a_time(folder: Path) -> FileLock:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _encoders_are_loaded_once() -> Iterator[None]:
+def encoders_are_loaded_once() -> Iterator[None]:
     """Services of one process share the encoders that they would load alike: it takes a second and 300 MB each time."""
     loaded: dict[str, Encoder[Any]] = {}
 
@@ -119,7 +119,7 @@ def other_bundle(kept: Path) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,25 +1,13 @@
-"""Every endpoint fuzzed for half an hour: no 5xx, and every answer as the OpenAPI document says.
+"""Requests made up from the OpenAPI document, and what is wrong with their answers.
 
-    python -m tests.service.fuzz --bundle build/demo-bundle --minutes 30 --json docs/results/faults/fuzz.json
-
-schemathesis makes requests up from the service's own OpenAPI document, right ones and wrong ones, with another seed in
-each round; names that lead somewhere are put into some of them. Between rounds, shops write what is right and must be
-answered so, and what is stored must be what they were told.
+`python -m benchmarks.fuzz` asks them for half an hour, `tests/service/e2e/test_fuzz.py` some of each kind.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
-import os
-import random
-import sys
-import tempfile
-import time
 from collections import Counter
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -33,10 +21,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from service.adapters.sql.store import SqlStore
-from tests.service.crash.long import database
 from tests.service.crash.shop import Act, Shop
 from tests.service.crash.stored import read_states
-from tests.service.processes import Program
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 # The 5xx that a request can ask for: a model that the bundle lacks, and a write that nobody has done.
@@ -45,7 +31,6 @@ ASKED_FOR = ("/problems/not-served", "/problems/not-followed")
 KNOWN = {"item_id": "demo-0001", "item": "demo-0002", "user": "shopper-001", "modality": "image"}
 ACTS = 40  # of a shop between two rounds
 POSITION = "X-Lacuna-Position"
-KEPT = 20  # failures told in full
 
 
 def is_asked_for(response: Any) -> bool:
@@ -79,6 +64,7 @@ class Found:
     statuses: Counter[str] = field(default_factory=Counter)
     not_served: int = 0
     failures: list[str] = field(default_factory=list)
+    right: dict[str, int] = field(default_factory=dict)  # requests that were, by kind
 
     def note(self, case: schemathesis.Case, url: str) -> None:
         """Send a request and note what became of it."""
@@ -132,61 +118,3 @@ async def _stored(url: str, name: str) -> Any:
         return (await read_states(store, [name]))[0][name]
     finally:
         await store.close()
-
-
-def main() -> int:
-    """Run, print, write; the exit code says whether anything was found."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--bundle", type=Path, required=True)
-    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
-    parser.add_argument("--minutes", type=float, default=30)
-    parser.add_argument("--examples", type=int, default=20, help="requests of one kind in a round")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    found, rounds = Found(), 0
-    with tempfile.TemporaryDirectory() as folder, database(options.database, Path(folder)) as (url, _):
-        settings = {"bundle": options.bundle, "data_dir": folder, "database_url": url}
-        with Program(Path(folder) / "log", fresh=True, **settings) as program:
-            schema = schemathesis.openapi.from_dict(httpx.get(f"{program.url}/openapi.json").json())
-            operations = [operation.ok() for operation in schema.get_all_operations()]
-            modalities = httpx.get(f"{program.url}/models").json()["models"][0]["modalities"]
-            dims = {modality["name"]: modality["dim"] for modality in modalities}
-            shop = Shop("fuzz", dims, random.Random(options.seed))
-            started = time.monotonic()
-            while time.monotonic() - started < options.minutes * 60:
-                rounds += 1
-                for operation in operations:
-                    fuzz(operation, program.url, found, options.examples, options.seed + rounds)
-                found.failures += trade(shop, program.url, url)
-                print(f"round {rounds}: {found.statuses.total()} requests, {len(found.failures)} failures", flush=True)
-            tracebacks = program.log.read_text().count("Traceback")
-    by_class = Counter[str]()
-    for name, count in found.statuses.items():
-        by_class[f"{name.rpartition(' ')[2][0]}xx"] += count
-    result = {
-        "what": f"every endpoint fuzzed for {options.minutes:g} minutes, {options.database}",
-        "command": " ".join(["python", "-m", "tests.service.fuzz", *sys.argv[1:]]),
-        "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
-        "seconds": round(time.monotonic() - started),
-        "rounds": rounds,
-        "operations": len(operations),
-        "requests": found.statuses.total(),
-        "statuses": dict(sorted(by_class.items())),
-        "server_errors": by_class["5xx"] - found.not_served,
-        "not_served": found.not_served,
-        "right_requests": dict(shop.acknowledged),
-        "tracebacks_in_the_log": tracebacks,
-        "failures": len(found.failures),
-        "first_failures": found.failures[:KEPT],
-        "answers": dict(sorted(found.statuses.items())),
-    }
-    print(json.dumps({name: value for name, value in result.items() if name != "answers"}, indent=1))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
-    return 1 if found.failures or result["server_errors"] or tracebacks else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

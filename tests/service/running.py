@@ -9,7 +9,7 @@ import itertools
 import json
 import socket
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -20,15 +20,18 @@ import uvicorn
 from PIL import Image
 
 from models.bundle import MANIFEST, file_sha256
-from service.domain import State
+from service.adapters.faiss_index import FaissIndex
+from service.domain import State, StoredItem
 from service.main import create_app
-from service.pipeline import follow, regenerate
-from service.pipeline.catalogue import Derived
+from service.pipeline import follow, regenerate, vectors
+from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry
+from service.pipeline.complete import complete, with_users
 from service.pipeline.engine import Engine
 from service.settings import Settings
 
 T = TypeVar("T")
 TIMEOUT_S = 60.0
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 _numbers = itertools.count()
 
 
@@ -86,16 +89,20 @@ class Running:
         """Await something in the service's own loop."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
 
-    def settle(self) -> None:
+    def wait_until_idle(self) -> None:
         """Wait for what happens after answers."""
-        self.run(self._settle())
+        self.run(self._until_idle())
 
-    async def _settle(self) -> None:
-        await self.engine.runtime.drain()
-        await follow.catch_up(self.engine)
-        regenerate.enqueue(self.engine, ())
-        await self.engine.runtime.drain()
-        await follow.catch_up(self.engine)
+    async def _until_idle(self) -> None:
+        engine = self.engine
+        while True:
+            await engine.runtime.drain()
+            await follow.catch_up(engine)
+            regenerate.look_up(engine)
+            await engine.runtime.drain()
+            await follow.catch_up(engine)
+            if not regenerate.is_waiting(engine) and not (await engine.store.backlog()).items:
+                return
 
     # --- requests ------------------------------------------------------------------------------------------------
 
@@ -127,7 +134,7 @@ class Running:
         """Feedback of users on an item, and all that follows from it."""
         events = [{"user": user, "item": item_id, "type": kind} for user in users]
         assert self.post("/feedback", {"feedback": events})["accepted"] == len(users)
-        self.settle()
+        self.wait_until_idle()
 
     def vector(self, item_id: str, modality: str) -> list[float]:
         """An item's feature."""
@@ -143,12 +150,12 @@ class Running:
 
     def check_index(self) -> None:
         """The catalogue in memory is what the store says, to the bit."""
-        self.settle()
+        self.wait_until_idle()
         self.run(check_index(self.engine))
 
 
 async def check_index(engine: Engine) -> None:
-    """The catalogue in memory is what the store says, to the bit."""
+    """The catalogue in memory is what the store says, to the bit, and all that is derived follows from the rest now."""
     catalogue = engine.memory.catalogue
     items = [item async for batch in engine.store.iter_items() for item in batch]
     counts = await engine.store.item_counts(min_rating=engine.active.min_rating)
@@ -180,13 +187,43 @@ async def check_index(engine: Engine) -> None:
             places[name] += says_something
         assert key in catalogue.indexes["items"]
         assert key in catalogue.indexes["items:cosine"]
-        assert np.array_equal(catalogue.final(np.array([key]))[0], derived.final)
-        assert np.linalg.norm(derived.final) > 0
+        assert np.linalg.norm(catalogue.final(np.array([key]))) > 0
         for name, side in derived.sides.items():
             assert np.array_equal(catalogue.rows.get(f"side.{name}", key), side)
         assert engine.active.iris is None or key in catalogue.indexes["iris:targets"]
     places |= {name: len(items) for name in ("items", "items:cosine", "iris:targets") if name in catalogue.indexes}
     assert {name: len(index) for name, index in catalogue.indexes.items()} == places
+    await _check_stored(engine, items)
+    _check_vectors(engine, items)
+
+
+async def _check_stored(engine: Engine, items: Sequence[StoredItem]) -> None:
+    """What is stored of items is what follows from their features, their users and their neighbours now."""
+    active, catalogue = engine.active, engine.memory.catalogue
+    contents = await with_users(engine, {item.id: item.observed for item in items})
+    for item, computed in zip(items, complete(active, catalogue, contents), strict=True):
+        assert {name: (one.generator, one.basis) for name, one in item.generated.items()} == {
+            name: (one.generator, one.basis) for name, one in computed.generated.items()
+        }, item.id
+        derived = Derived.unpack(item.derived, catalogue.shape)
+        assert derived is not None
+        for name, value in computed.derived.fields().items():
+            np.testing.assert_allclose(derived.fields()[name], value, **CLOSE, err_msg=f"{name} of {item.id}")
+
+
+def _check_vectors(engine: Engine, items: Sequence[StoredItem]) -> None:
+    """The vectors in memory are those derived from nothing but what is stored, to the bit."""
+    active, catalogue = engine.active, engine.memory.catalogue
+    anew = Catalogue(catalogue.shape, FaissIndex, active.dgmrec.trained_row)
+    rows = [(Entry.of(item, catalogue.names), Derived.unpack(item.derived, catalogue.shape)) for item in items]
+    anew.put([(entry, derived) for entry, derived in rows if derived is not None])
+    for _ in vectors.derive(active.dgmrec, anew):
+        pass
+    keys = np.array(sorted(anew.entries), dtype=np.int64)
+    later = keys[anew.trained[keys] < 0]
+    for name in (*catalogue.shape.layer_fields(), *KERNEL_FIELDS):
+        its = later if name in KERNEL_FIELDS else keys
+        np.testing.assert_array_equal(catalogue.read_layer(its, name), anew.read_layer(its, name), err_msg=name)
 
 
 def problem_of(response: httpx.Response) -> Any:

@@ -11,9 +11,8 @@ import pytest
 
 from tests.training.tiny import CONFIG, TRAINER, checkerboard
 from training.dgmrec import choice
-from training.dgmrec.choice import CLOSED, TRAINED, Chooser, Trial, sample_of_users
+from training.dgmrec.choice import CLOSED, TRAINED, Chooser, Trial, sample_of_users, small_batch
 from training.dgmrec.task import TopNData
-from training.trainer import TrainerConfig
 
 EPOCHS = 6
 SETTINGS = TRAINER.model_copy(update={"epochs": EPOCHS})
@@ -33,7 +32,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, score: Any) -> list[tuple[dict[str
         self.trials.append(trial)
         return trial
 
-    monkeypatch.setattr(Chooser, "_fit", fit)
+    monkeypatch.setattr(Chooser, "fit", fit)
     return tried
 
 
@@ -91,7 +90,7 @@ def test_an_interrupted_choice_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
     begun = chooser(fingerprint="a", file=file)
     for trial in whole.trials[:4]:
         begun.trials.append(trial)
-    begun._keep()
+    begun.keep()
     tried = scripted(monkeypatch, lambda settings, epochs: 0.01)  # noqa: ARG005
     again = chooser(fingerprint="a", file=file).choose()
     assert again.trials[:4] == whole.trials[:4]
@@ -102,11 +101,9 @@ def test_an_interrupted_choice_goes_on(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_batches_leave_small_data_their_steps() -> None:
-    many = chooser()._small_batches({"collaborative": "autoencoder"})
-    assert many.get("batch_size", SETTINGS.batch_size) <= max(choice.SMALLEST_BATCH, SETTINGS.batch_size)
-    large = Chooser(checkerboard(), (CONFIG, TrainerConfig()), frozenset(), 1.0)
-    assert large._small_batches({"collaborative": "autoencoder"})["batch_size"] == choice.SMALLEST_BATCH
-    assert large._small_batches({}) == {}
+    assert small_batch(100, 4096) == {"batch_size": choice.SMALLEST_BATCH}
+    assert small_batch(40_000, 4096) == {"batch_size": 40_000 // choice.FEWEST_STEPS}
+    assert small_batch(40_000, 1000) == small_batch(10**6, 4096) == {}
 
 
 def test_a_sample_holds_whole_users() -> None:

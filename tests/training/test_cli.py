@@ -366,7 +366,7 @@ def test_evaluate(lacuna: Run, data: Path, tmp_path: Path) -> None:
     assert "seed 2" in err
 
 
-def test_evaluate_a_peer_with_a_share_missing(lacuna: Run, data: Path, tmp_path: Path) -> None:
+def test_evaluate_a_baseline_with_a_share_missing(lacuna: Run, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     code, _, _ = lacuna("evaluate", "content", "--data", data, "--missing", "0.2", "--seeds", "1", "--json", file)
     assert code == 0
@@ -593,7 +593,7 @@ def test_demo_makes_the_bundle(
     def train(recipes: Sequence[Recipe], data: Path, out: Path, options: DataOptions, **_: Any) -> None:
         trained.append(([recipe.name for recipe in recipes], len(load_dataset(data).items), out, options.seed))
 
-    monkeypatch.setattr(cli_train, "_train", train)
+    monkeypatch.setattr(cli_train, "train_recipes", train)
     out = tmp_path / "demo"
     assert lacuna("demo", "--out", out, "--items", "100", "--users", "50")[0] == 0
     assert trained == [(["dgmrec", "iris"], 100, out, cli_train.DEMO_SEED)]
@@ -618,7 +618,7 @@ def test_demo_makes_a_bundle_of_another_lacuna_anew_if_it_is_its_own(
     (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
     trained: list[Path] = []
     monkeypatch.setattr(cli_train, "prepare_demo", lambda *_, **__: None)
-    monkeypatch.setattr(cli_train, "_train", lambda _, __, out, *___, **____: trained.append(out))
+    monkeypatch.setattr(cli_train, "train_recipes", lambda _, __, out, *___, **____: trained.append(out))
     assert lacuna("demo", "--out", out)[0] == 0
     assert trained == ([out] if name.startswith("demo") else [])  # what is somebody's own is not replaced
     assert ("it is made anew" in caplog.text) == bool(trained)

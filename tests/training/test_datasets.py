@@ -15,6 +15,7 @@ from tests.training.sources import PICTURE
 from training.datasets import READERS, DatasetError, load_dataset, write_dataset
 from training.datasets.base import Located, Place, PublishedMask, Tally
 from training.datasets.prepared import item_line, read_info
+from training.datasets.published import Published
 
 
 def picture(data: bytes = PICTURE) -> dict[str, str]:
@@ -41,7 +42,9 @@ def feedback() -> list[dict[str, Any]]:
 
 def prepare(out: Path, **options: Any) -> Path:
     arguments: dict[str, Any] = {"name": "letters", "source": "a test", "min_rating": None, **options}
-    write_dataset(out, arguments.pop("items", items()), arguments.pop("feedback", feedback()), **arguments)
+    beside = {name: arguments.pop(name) for name in Published.__slots__ if name in arguments}
+    rows = arguments.pop("items", items()), arguments.pop("feedback", feedback())
+    write_dataset(out, *rows, published=Published(**beside), **arguments)
     return out
 
 
@@ -276,7 +279,7 @@ def test_what_is_left_out_is_counted_and_kept(tmp_path: Path) -> None:
     tally.changed["rows bent"] += 2
     rows = [*feedback(), Located(Place(tmp_path, 9), None), feedback()[1], {**feedback()[1], "type": "click"}]
     split = np.array([0, 1, 2, 0, 1, 2, 0, 1], dtype=np.uint8)
-    prepare(tmp_path / "out", feedback=rows, tally=tally, merge_repeated=True, rating_split=split)
+    prepare(tmp_path / "out", feedback=rows, tally=tally, rating_split=split)
     info = read_info(tmp_path / "out")
     assert info.left_out == {"rows nobody wants": 1, "repeated rows of feedback, merged": 1}
     assert info.changed == {"rows bent": 2}
@@ -286,7 +289,7 @@ def test_what_is_left_out_is_counted_and_kept(tmp_path: Path) -> None:
     assert dataset.rating_split.tolist() == [0, 1, 2, 0, 1, 1]  # neither the row left out nor the one merged has a part
 
 
-def test_repeated_events_stay_unless_they_are_to_be_merged(tmp_path: Path) -> None:
+def test_repeated_events_stay_where_nothing_is_counted(tmp_path: Path) -> None:
     prepare(tmp_path / "out", feedback=[*feedback(), feedback()[1]])
     assert read_info(tmp_path / "out").counts.feedback == 6
 

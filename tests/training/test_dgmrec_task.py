@@ -369,7 +369,7 @@ def test_imputation_over_the_graph(imputation: str) -> None:
     evidence, told = task.content.evidence, 0
     method, setting = task.fallback_imputer
     assert method == imputation
-    expected = IMPUTERS[method].guess(evidence.own, evidence.observed, task.interactions, **setting)
+    expected = IMPUTERS[method].impute(evidence.own, evidence.observed, task.interactions, **setting)
     for column, name in enumerate(task.module.names):
         have = torch.from_numpy(observed[:, column])
         found = task.content.features[name]

@@ -20,16 +20,18 @@ import training.evaluate.protocols as module
 from models.imputers import IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, TRAINER, write_vectors
-from training.baselines.ranking import PEERS
+from training.baselines.ranking import BASELINES
 from training.content import DataOptions, prepare_features, withheld_cells
 from training.datasets import READERS, Dataset, load_dataset
 from training.datasets.base import TEST, TRAIN, PublishedMask
 from training.datasets.tables import read_table
 from training.dgmrec.recipe import serving_model, split_parts, train_dgmrec
 from training.evaluate import MODELS, EvaluationError, Plan, Protocol, evaluate, machine
+from training.evaluate.protocols import filled_content, generated_content, new_items_of, prepared_content
+from training.evaluate.result import Measured, result_of
 from training.masking import levels
 from training.progress import Terminal
-from training.splits import hold_out_items
+from training.splits import hold_out_items, validation_parts
 
 DATA = Path(os.environ.get("LACUNA_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 CONFIGS = (CONFIG, TRAINER.model_copy(update={"epochs": 2}))
@@ -95,14 +97,11 @@ def test_same_seed_same_figures(dataset: Dataset, result: dict[str, Any]) -> Non
     assert set(again["std"].values()) == {0.0}  # one run has no spread
 
 
-def test_a_figure_that_some_seeds_lack(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_figure_that_some_seeds_lack() -> None:
     """A seed may hold out no cell of a modality; the others still have a mean."""
-
-    def fake(_dataset: object, _plan: object, seed: int, _terminal: object) -> dict[str, Any]:
-        return {"seed": seed, "metrics": {"recall@20": float(seed)} | ({"cosine[scan]": 0.5} if seed == 2 else {})}
-
-    monkeypatch.setattr(module, "_run", fake)
-    result = run(dataset, seeds=3)
+    runs: list[dict[str, Any]] = [{"seed": seed, "metrics": {"recall@20": float(seed)}} for seed in (1, 2, 3)]
+    runs[1]["metrics"]["cosine[scan]"] = 0.5
+    result = result_of(Measured("missing", "tiny", True, "dgmrec", None, "x"), {}, runs)
     assert result["mean"] == {"recall@20": 2.0, "cosine[scan]": 0.5}
     assert result["std"] == {"recall@20": 1.0, "cosine[scan]": 0.0}
     assert not any(map(math.isnan, result["std"].values()))
@@ -111,7 +110,7 @@ def test_a_figure_that_some_seeds_lack(dataset: Dataset, monkeypatch: pytest.Mon
 # --- protocols -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["dgmrec", "lightgcn", *PEERS])
+@pytest.mark.parametrize("model", ["dgmrec", "lightgcn", *BASELINES])
 def test_missing_by_level(dataset: Dataset, model: str) -> None:
     found = run(dataset, model)
     level = levels(dataset.observed() & ~withheld_cells(dataset, replace(LEVELS, seed=1)))
@@ -136,9 +135,9 @@ def test_lightgcn_is_dgmrec_without_modalities(dataset: Dataset) -> None:
     assert found["config"]["model"]["modal"] is False
 
 
-def test_peers_say_what_they_chose(dataset: Dataset) -> None:
+def test_baselines_say_what_they_chose(dataset: Dataset) -> None:
     config = run(dataset, "item-knn", seeds=2)["config"]
-    assert config["grid"] == list(PEERS["item-knn"].grid)
+    assert config["grid"] == list(BASELINES["item-knn"].grid)
     assert [chosen.pop("seed") for chosen in config["chosen"]] == [1, 2]
     assert all(chosen in config["grid"] for chosen in config["chosen"])
 
@@ -157,12 +156,12 @@ def test_new_items(dataset: Dataset, model: str) -> None:
 def test_validation_only_sees_neither_the_published_new_items_nor_the_test_part(dataset: Dataset) -> None:
     published = replace(dataset, new_items=np.array([2, 7, 30, 41]))
     plan = Plan("popularity", Protocol.NEW_ITEMS, replace(LEVELS, seed=3), CONFIGS, validation_only=True)
-    drawn = module._new_items(published, plan)
+    drawn = new_items_of(published, plan)
     assert drawn is not None
     assert len(drawn) == 4
     assert not np.isin(drawn, published.new_items).any()
     whole, held = split_parts(published, 3), split_parts(published, 3, drawn)
-    parts = module._validation_parts(whole, held)
+    parts = validation_parts(whole, held)
     taken = {tuple(pair) for pair in whole.train.tolist() if pair[1] in drawn}
     known = set(parts.train[:, 0].tolist())
     expected = {pair for pair in taken | {tuple(pair) for pair in held.valid.tolist()} if pair[0] in known}
@@ -177,8 +176,7 @@ def test_validation_only_sees_neither_the_published_new_items_nor_the_test_part(
 def test_new_items_are_drawn_where_none_are_published(dataset: Dataset) -> None:
     assert dataset.new_items is None
     first, second = (
-        module._new_items(dataset, Plan("ease", Protocol.NEW_ITEMS, replace(LEVELS, seed=seed), CONFIGS))
-        for seed in (1, 2)
+        new_items_of(dataset, Plan("ease", Protocol.NEW_ITEMS, replace(LEVELS, seed=seed), CONFIGS)) for seed in (1, 2)
     )
     assert first is not None
     assert second is not None
@@ -226,7 +224,7 @@ def test_retrieval_of_what_is_served(dataset: Dataset) -> None:
     with Terminal(quiet=True) as terminal:
         prepared = prepare_features(dataset, LEVELS, terminal)
         task = train_dgmrec(dataset, prepared.batch, *CONFIGS).task
-    filled, confidence = module._generated(task, prepared.batch)
+    filled, confidence = generated_content(task, prepared.batch)
     served = serving_model(task, dataset.users, dataset.items)
     for column, name in enumerate(prepared.batch.names):
         projected = task.module.tower(name).projection(filled[name])
@@ -246,7 +244,7 @@ def test_imputed_features_count_as_observed(dataset: Dataset) -> None:
     plan = Plan("dgmrec", Protocol.MISSING, LEVELS, CONFIGS, "nn")
     with Terminal(quiet=True) as terminal:
         parts = split_parts(dataset, 0)
-        prepared = module._prepared(dataset, plan, parts, terminal)
+        prepared = prepared_content(dataset, plan, parts, terminal)
         plain = prepare_features(dataset, LEVELS, terminal)
     assert prepared.batch.observed.all()
     for column, name in enumerate(plain.batch.names):
@@ -259,7 +257,7 @@ def test_a_modality_that_nobody_has_is_not_filled() -> None:
         {"a": torch.randn(6, 3), "b": torch.zeros(6, 2)}, torch.tensor([[True, False]] * 5 + [[False, False]])
     )
     plan = Plan("dgmrec", Protocol.MISSING, LEVELS, CONFIGS, "mean")
-    filled = module._filled(batch, plan, None)  # type: ignore[arg-type]  # the mean reads no graph
+    filled = filled_content(batch, plan, None)  # type: ignore[arg-type]  # the mean reads no graph
     assert filled.observed.all(dim=0).tolist() == [True, False]
 
 
@@ -296,7 +294,7 @@ def test_withheld_truth_is_not_in_imputed_features(dataset: Dataset, imputer: st
     plan, parts = Plan("dgmrec", Protocol.MISSING, LEVELS, CONFIGS, imputer), split_parts(dataset, 0)
     with Terminal(quiet=True) as terminal:
         first, second = (
-            module._prepared(data, plan, parts, terminal).batch
+            prepared_content(data, plan, parts, terminal).batch
             for data in (dataset, noisy(dataset, withheld_cells(dataset, LEVELS)))
         )
     for name in first.names:

@@ -10,6 +10,7 @@ import pytest
 from tests.training.tiny import EACH, ITEMS, USERS, events, vector_records, write_vectors
 from training.datasets import Dataset, load_dataset, write_dataset
 from training.datasets.base import DatasetError, LeaveOneOut
+from training.datasets.published import Published
 from training.held_out import (
     HeldOut,
     LeaveOneOutError,
@@ -38,7 +39,9 @@ def published(folder: Path, *, valid: bool) -> Dataset:
         test,
         np.array([[held, *free] for held, free in zip(again, others, strict=True)]) if valid else None,
     )
-    write_dataset(folder, vector_records(), events(), name="t", source="test", leave_one_out={"fixed": split})
+    write_dataset(
+        folder, vector_records(), events(), name="t", source="test", published=Published(leave_one_out={"fixed": split})
+    )
     return load_dataset(folder)
 
 
@@ -96,7 +99,12 @@ def test_published_splits(tmp_path: Path, valid: bool) -> None:
 def test_bad_published_splits(tmp_path: Path) -> None:
     def write(name: str, split: LeaveOneOut) -> Path:
         write_dataset(
-            tmp_path / name, vector_records(), events(), name="t", source="test", leave_one_out={"fixed": split}
+            tmp_path / name,
+            vector_records(),
+            events(),
+            name="t",
+            source="test",
+            published=Published(leave_one_out={"fixed": split}),
         )
         return tmp_path / name
 

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.training.commands import Run, refused
@@ -23,17 +24,20 @@ Fault = tuple[int, dict[str, str], bytes] | None  # status, headers and body ins
 
 class Service(BaseHTTPRequestHandler):
     """Answers as the service does: items whose id is known exist already, feedback on unknown items is rejected, a
-    title `bad` is invalid, and a row with `poison` spoils its request. `faults` come before that, one a request."""
+    title `bad` is invalid, and a row with `poison` spoils its request. `faults` come before that, one a request, once
+    `sound` requests were answered."""
 
     posted: list[tuple[str, dict[str, Any], str | None]]
     known: set[str]
     faults: list[Fault]
+    sound: int
     most: int
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.posted.append((self.path, body, self.headers.get("Authorization")))
-        fault = self.faults.pop(0) if self.faults else self._whole(body)
+        faulty = self.faults and len(self.posted) > self.sound
+        fault = self.faults.pop(0) if faulty else self._whole(body)
         if fault is None:
             self.close_connection = True
             return
@@ -89,7 +93,7 @@ BUSY = problem(503, "it is busy", **{"Retry-After": "3"})
 
 @pytest.fixture
 def service() -> Iterator[Serving]:
-    handler = type("Handler", (Service,), {"posted": [], "known": set(), "faults": [], "most": 1000})
+    handler = type("Handler", (Service,), {"posted": [], "known": set(), "faults": [], "sound": 0, "most": 1000})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
@@ -133,10 +137,12 @@ def rows(count: int, **more: Any) -> list[str]:
 # --- what is sent ----------------------------------------------------------------------------------------------------
 
 
-def test_items(lacuna: Run, data: Path, service: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_items(lacuna: Run, data: Path, service: Serving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url, handler = service
     monkeypatch.setitem(importing.SENT_AT_ONCE, Kind.ITEMS, 25)
-    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url, "--key", "k1")
+    key = tmp_path / "key"
+    key.write_text("k1\n")
+    code, _, err = lacuna("import", "items", data / "items.jsonl", "--url", url, "--key-file", key)
     assert code == 0
     assert [len(body["items"]) for _, body, _ in handler.posted] == [25, 25, 10]
     assert [row for _, body, _ in handler.posted for row in body["items"]] == lines(data / "items.jsonl")
@@ -309,19 +315,11 @@ def test_a_service_that_stays_busy_ends_it(lacuna: Run, data: Path, service: Ser
     assert "line 1 and after: 502 Bad Gateway; nothing was sent before" in sentence
 
 
-def test_halves_of_a_request_count_as_sent(
-    lacuna: Run, service: Serving, written: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_halves_of_a_request_count_as_sent(lacuna: Run, service: Serving, written: Callable[..., Path]) -> None:
     url, handler = service
     handler.most = 30
-    first = importing._Import._ask
-
-    def ask(self: Any, body: bytes) -> Any:
-        if len(handler.posted) == 3:  # all, the first half, its first half
-            handler.faults = [problem(401, "the key is no longer valid")]
-        return first(self, body)
-
-    monkeypatch.setattr(importing._Import, "_ask", ask)
+    handler.sound = 3  # all, the first half, its first half
+    handler.faults = [problem(401, "the key is no longer valid")]
     answer = lacuna("import", "items", written(*rows(80)), "--url", url)
     assert refused(answer).endswith("line 21 and after: 401 the key is no longer valid; all up to line 20 was sent")
     assert "20 items accepted, 0 refused" in answer[2]
@@ -338,15 +336,8 @@ def test_a_service_that_goes_away_midway(
 ) -> None:
     url, handler = service
     monkeypatch.setitem(importing.SENT_AT_ONCE, Kind.ITEMS, 10)
-    first = importing._Import._post
     report = tmp_path / "report.jsonl"
-
-    def post(self: Any, some: list[Line]) -> Any:
-        if len(handler.posted) == 2:
-            handler.faults = [None] * (3 if again else 100)
-        return first(self, some)
-
-    monkeypatch.setattr(importing._Import, "_post", post)
+    handler.sound, handler.faults = 2, [None] * (3 if again else 100)
     file = written(*rows(5), "[1]", "", *rows(40)[5:])
     answer = lacuna("import", "items", file, "--url", url, "--report", report)
     assert len(lines(report)) == 1
@@ -366,14 +357,14 @@ def test_interrupted_it_says_how_far_it_came(
 ) -> None:
     url, handler = service
     monkeypatch.setitem(importing.SENT_AT_ONCE, Kind.ITEMS, 10)
-    first = importing._Import._ask
+    send = httpx.Client.post
 
-    def ask(self: Any, body: bytes) -> Any:
+    def post(self: httpx.Client, *address: str, **request: Any) -> httpx.Response:
         if len(handler.posted) == 3:
             raise KeyboardInterrupt
-        return first(self, body)
+        return send(self, *address, **request)
 
-    monkeypatch.setattr(importing._Import, "_ask", ask)
+    monkeypatch.setattr(httpx.Client, "post", post)
     code, _, err = lacuna("import", "items", written(*rows(50)), "--url", url)
     assert code == 130
     assert "interrupted; all up to line 30 was sent" in err
@@ -430,9 +421,25 @@ def test_where_nothing_answers(lacuna: Run, data: Path, url: str, message: str) 
         assert "s3cret" not in sentence
 
 
-@pytest.mark.parametrize("key", ["\u00fc", "a\nb", "a\0b", "\udcff"])
-def test_a_key_that_no_header_can_hold(lacuna: Run, data: Path, key: str) -> None:
-    assert "the API key holds characters" in refused(lacuna("import", "items", data / "items.jsonl", "--key", key))
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ("\u00fc", "the API key holds characters"),
+        ("a\0b", "the API key holds characters"),
+        ("a\nb", "holds no one line"),
+        ("", "holds no one line"),
+        ("\udcff", "it is no text"),
+    ],
+)
+def test_a_key_that_no_header_can_hold(lacuna: Run, data: Path, tmp_path: Path, key: str, said: str) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(key.encode("utf-8", "surrogateescape"))
+    assert said in refused(lacuna("import", "items", data / "items.jsonl", "--key-file", file))
+
+
+def test_a_key_is_no_option(lacuna: Run, data: Path) -> None:
+    code, _, said = lacuna("import", "items", data / "items.jsonl", "--key", "s3cret")
+    assert (code, "--key-file" in said, "s3cret" in said) == (2, True, False)
 
 
 def test_a_proxy_that_is_none(lacuna: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

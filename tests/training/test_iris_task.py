@@ -19,7 +19,7 @@ from tests.training.tiny import TRAINER as DGMREC_TRAINER
 from training.content import DataOptions
 from training.datasets import Dataset, load_dataset, write_dataset
 from training.dgmrec.recipe import DGMRecRecipe
-from training.evaluate import LeaveOneOutPlan, evaluate_left_out
+from training.evaluate import LeaveOneOutPlan, evaluate_leave_one_out
 from training.held_out import measured, random_held_out
 from training.iris.recipe import IRISRecipe, generated_by
 from training.iris.task import (
@@ -239,7 +239,7 @@ def larger(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.mark.parametrize("model", ["iris", "popularity", "item-knn"])
 def test_results_of_leave_one_out(larger: Dataset, model: str) -> None:
     plan = LeaveOneOutPlan(model, CONFIG, TRAINING, QUICK, OPTIONS)
-    result = evaluate_left_out(larger, plan, seeds=2, variant=None, command="x", terminal=terminal())
+    result = evaluate_leave_one_out(larger, plan, seeds=2, variant=None, command="x", terminal=terminal())
     assert (result["protocol"], result["model"], result["dataset"]) == ("leave-one-out", model, "larger")
     assert [run["seed"] for run in result["runs"]] == [1, 2]
     assert all(run["split"] == "drawn" for run in result["runs"])

@@ -18,7 +18,7 @@ from models.lrmm.reviews import fold_of
 from models.lrmm.serving import LRMMServing
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
-from tests.training.test_rating_peers import ITEMS, USERS, ratings
+from tests.training.test_rating_baselines import ITEMS, USERS, ratings
 from training.content import DataOptions
 from training.datasets import load_dataset, write_dataset
 from training.evaluate import RatingPlan, evaluate_rating
@@ -246,13 +246,13 @@ def test_the_protocol_runs_random_splits_and_says_how(tmp_path: Path) -> None:
     plan = RatingPlan("lrmm", CONFIG, QUICK, DataOptions(cache=tmp_path / "cache", threads=1))
     with terminal() as told:
         result = evaluate_rating(data, plan, seeds=2, variant=None, command="test", terminal=told)
-        peer = evaluate_rating(
+        baseline = evaluate_rating(
             data, replace(plan, model="offset"), seeds=2, variant=None, command="test", terminal=told
         )
     assert [run["seed"] for run in result["runs"]] == [1, 2]
     assert result["published"] is None
     assert result["config"]["model"]["members"] == 2
-    assert result["mean"]["rmse[+F]"] < peer["mean"]["rmse[+F]"]
+    assert result["mean"]["rmse[+F]"] < baseline["mean"]["rmse[+F]"]
     assert {"rmse[-U]", "mae[-O]", "coverage[-U-O]", "width[+F]"} <= set(result["mean"])
 
 

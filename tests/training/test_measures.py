@@ -85,7 +85,7 @@ def slow(
 
 @pytest.mark.parametrize("cells", [4_000_000, 3 * N])
 def test_retrieval(monkeypatch: pytest.MonkeyPatch, cells: int) -> None:
-    monkeypatch.setattr(module, "_CELLS", cells)
+    monkeypatch.setattr(module, "CELLS", cells)
     complete, batch, filled = world()
     found = retrieval(complete, batch, filled)
     figures = ("cosine", "neighbourhood_hit@5", "self_hit@10", "self_mrr")
@@ -128,8 +128,8 @@ def test_a_constant_guess_hits_nothing_by_ties() -> None:
 
 def test_average_places() -> None:
     cosines = torch.tensor([[0.5, 0.5 + 1e-8, 0.9, 0.1], [0.2, 0.2, 0.2, 0.2]])
-    assert module._average_places(cosines, torch.tensor([0, 3])).tolist() == [2.5, 2.5]
-    assert module._average_places(cosines, torch.tensor([2, 0])).tolist() == [1.0, 2.5]
+    assert module.average_places(cosines, torch.tensor([0, 3])).tolist() == [2.5, 2.5]
+    assert module.average_places(cosines, torch.tensor([2, 0])).tolist() == [1.0, 2.5]
 
 
 def test_calibration() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from models.lrmm.model import ITEM, USER
 from tests.training.test_lrmm_task import CONFIG, QUICK, source, terminal
-from tests.training.test_rating_peers import ratings
+from tests.training.test_rating_baselines import ratings
 from training.evaluate.observed import DRAWN, errors_by_amount, reconstructions, reviews_of
 from training.lrmm.task import train_lrmm
 

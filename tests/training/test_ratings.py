@@ -11,6 +11,7 @@ import pytest
 from tests.training.test_datasets import feedback, items
 from training.datasets import load_dataset, write_dataset
 from training.datasets.base import Dataset
+from training.datasets.published import Published
 from training.lrmm.ratings import RatingDataError, Ratings, published_parts, random_parts
 
 
@@ -21,7 +22,7 @@ def dataset_of(folder: Path, events: list[dict[str, Any]], **options: Any) -> Da
 
 def test_only_rated_events_count(tmp_path: Path) -> None:
     split = np.array([0, 1, 2, 1, 0], dtype=np.uint8)
-    dataset = dataset_of(tmp_path / "out", feedback(), rating_split=split)
+    dataset = dataset_of(tmp_path / "out", feedback(), published=Published(rating_split=split))
     ratings = Ratings.of(dataset)
 
     assert ratings.value.tolist() == [2, 1]  # of a pair rated twice, the newest

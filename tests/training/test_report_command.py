@@ -24,8 +24,8 @@ from training.iris.task import IRISTraining
 from training.progress import Terminal
 from training.recipe import train_into_bundle
 from training.report.page import make_report
-from training.report.sections import Shown
-from training.report.users import Catalogue, shown
+from training.report.sections import ItemCard
+from training.report.users import Catalogue, item_card
 
 IRIS = IRISRecipe(
     IRISConfig(embedding_size=4, members=1),
@@ -123,5 +123,5 @@ def test_report_of_a_bundle_with_iris_alone(tmp_path: Path) -> None:
 def test_items_are_shown_by_their_picture_and_title() -> None:
     body = {"id": "a", "title": "<b>", "modalities": {"text": "t", "image": {"base64": "UE5H"}}}
     catalogue = Catalogue([body, {"id": "b"}], ModalBatch({}, torch.zeros(2, 0) > 0), np.zeros((2, 0), np.bool_), {})
-    assert shown(catalogue, 0, "1") == Shown("<b>", "1", "UE5H")
-    assert shown(catalogue, 1, "2") == Shown("b", "2", None)
+    assert item_card(catalogue, 0, "1") == ItemCard("<b>", "1", "UE5H")
+    assert item_card(catalogue, 1, "2") == ItemCard("b", "2", None)

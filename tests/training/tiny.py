@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from models.dgmrec.config import DGMRecConfig
 from models.modality import ModalBatch
 from training.datasets import Dataset, load_dataset, write_dataset
+from training.datasets.published import Published
 from training.dgmrec.task import TopNData
 from training.splits import Parts
 from training.trainer import TrainerConfig
@@ -111,7 +112,9 @@ def write_vectors(folder: Path) -> Dataset:
         for name, part in (("train", split.train), ("valid", split.valid), ("test", split.test))
         for user, item in part
     ]
-    write_dataset(folder, vector_records(), events(), name="tiny", source="test", synthetic=True, split=named)
+    write_dataset(
+        folder, vector_records(), events(), name="tiny", source="test", synthetic=True, published=Published(split=named)
+    )
     return load_dataset(folder)
 
 

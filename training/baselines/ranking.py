@@ -1,4 +1,4 @@
-"""Peers without modality generation, tuned on validation by small grids that are declared here."""
+"""Baselines of top-N ranking, tuned on validation by small grids that are declared here."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ Setting = Mapping[str, Any]
 Progress = Callable[[int, int], None]
 
 
-class PeerError(ValueError):
-    """A peer that cannot run on this data; the message is one sentence."""
+class BaselineError(ValueError):
+    """A baseline that cannot run on this data; the message is one sentence."""
 
 
 @dataclass(frozen=True)
-class PeerData:
-    """What peers read: (user, item) pairs by part, and the features with holes for those that read content."""
+class BaselineData:
+    """What baselines read: (user, item) pairs by part, and the features with holes for those that read content."""
 
     parts: Parts
     n_users: int
@@ -54,22 +54,22 @@ class PeerData:
 
 @dataclass(frozen=True)
 class Tuned:
-    """A peer with its best setting, and that setting's validation metrics."""
+    """A baseline with its best setting, and that setting's validation metrics."""
 
     scores: ScoreFunction
     setting: Setting
     valid: dict[str, float]
 
 
-def popularity(data: PeerData) -> ScoreFunction:
+def popularity(data: BaselineData) -> ScoreFunction:
     """An item's number of training interactions, for everyone."""
     count = np.bincount(data.parts.train[:, 1], minlength=data.n_items).astype(np.float32)
     return lambda rows: np.tile(count, (len(rows), 1))
 
 
-def item_knn(data: PeerData, *, k: int, shrinkage: float) -> ScoreFunction:
+def item_knn(data: BaselineData, *, k: int, shrinkage: float) -> ScoreFunction:
     """Sum over the user's items j of c_ij / (sqrt(c_ii c_jj) + shrinkage), for j among the k most similar to i."""
-    train, similar = data.train, _most_similar(data.train, k, shrinkage)
+    train, similar = data.train, most_similar(data.train, k, shrinkage)
     into = sp.csr_array(similar.T)
 
     def scores(rows: Rows) -> Scores:
@@ -79,7 +79,7 @@ def item_knn(data: PeerData, *, k: int, shrinkage: float) -> ScoreFunction:
     return scores
 
 
-def _most_similar(train: Matrix, k: int, shrinkage: float) -> Matrix:
+def most_similar(train: Matrix, k: int, shrinkage: float) -> Matrix:
     """Each item's k most similar items `[n, n]`, a block of rows at a time."""
     by_item = sp.csr_array(train.T)
     length = np.sqrt(np.asarray(train.sum(axis=0)).ravel())
@@ -95,12 +95,12 @@ def _most_similar(train: Matrix, k: int, shrinkage: float) -> Matrix:
         values = np.take_along_axis(similarity, best, axis=1)
         owner = np.repeat(np.arange(len(rows)), width)
         parts.append(sp.csr_array((values.ravel(), (owner, best.ravel())), shape=(len(rows), n)))
-    found = sp.csr_array(sp.vstack(parts, format="csr"))
-    found.eliminate_zeros()
-    return found
+    similarities = sp.csr_array(sp.vstack(parts, format="csr"))
+    similarities.eliminate_zeros()
+    return similarities
 
 
-def ease(data: PeerData, *, l2: float, scaling: float = 0.0) -> ScoreFunction:
+def ease(data: BaselineData, *, l2: float, scaling: float = 0.0) -> ScoreFunction:
     """EASE (Steck, WWW 2019): B = I - P / diag(P) with P = (R^T R + l2 I)^-1; scores R B.
 
     Args:
@@ -108,7 +108,7 @@ def ease(data: PeerData, *, l2: float, scaling: float = 0.0) -> ScoreFunction:
             multiplied again.
 
     Raises:
-        PeerError: more than `EASE_ITEMS` items; P is dense.
+        BaselineError: more than `EASE_ITEMS` items; P is dense.
     """
     count = np.maximum(np.asarray(data.train.sum(axis=0)).ravel(), 1.0)
     scale = (count**scaling).astype(np.float32)
@@ -125,7 +125,9 @@ def ease(data: PeerData, *, l2: float, scaling: float = 0.0) -> ScoreFunction:
 def _ease_weights(train: Matrix, l2: float) -> Array:
     n = train.shape[1]
     if n > EASE_ITEMS:
-        raise PeerError(f"EASE inverts a dense items x items matrix: {n} items are more than the {EASE_ITEMS} it takes")
+        raise BaselineError(
+            f"EASE inverts a dense items x items matrix: {n} items are more than the {EASE_ITEMS} it takes"
+        )
     gram = np.asfortranarray((train.T @ train).toarray(), dtype=np.float64)
     gram[np.diag_indices(n)] += l2
     factor, failed = dpotrf(gram, lower=1, overwrite_a=1)
@@ -138,15 +140,17 @@ def _ease_weights(train: Matrix, l2: float) -> Array:
     return weights
 
 
-def graph_filter(data: PeerData, *, hops: int, popularity: float) -> ScoreFunction:
+def graph_filter(data: BaselineData, *, hops: int, popularity: float) -> ScoreFunction:
     """A linear low-pass filter over the interaction graph (after GF-CF, Shen et al., CIKM 2021): with
     R~ = D_u^-1/2 R D_i^-1/2 and P = R~^T R~, scores R~ (P + ... + P^hops) D_i^popularity.
 
     Raises:
-        PeerError: more than `EASE_ITEMS` items; P is dense.
+        BaselineError: more than `EASE_ITEMS` items; P is dense.
     """
     if data.n_items > EASE_ITEMS:
-        raise PeerError(f"the graph filter is a dense items x items matrix: more than the {EASE_ITEMS} items it takes")
+        raise BaselineError(
+            f"the graph filter is a dense items x items matrix: more than the {EASE_ITEMS} items it takes"
+        )
     train = data.train
     by_user, by_item = (np.maximum(np.asarray(train.sum(axis=axis)).ravel(), 1.0) for axis in (1, 0))
     normalised = sp.csr_array(sp.diags_array(by_user**-0.5) @ train @ sp.diags_array(by_item**-0.5)).astype(np.float32)
@@ -164,13 +168,13 @@ def graph_filter(data: PeerData, *, hops: int, popularity: float) -> ScoreFuncti
     return scores
 
 
-def als(data: PeerData, *, factors: int, regularization: float, alpha: float) -> ScoreFunction:
+def als(data: BaselineData, *, factors: int, regularization: float, alpha: float) -> ScoreFunction:
     """Implicit ALS (Hu et al., ICDM 2008) of the package implicit."""
     users, items = fitted_als(data.train, factors=factors, regularization=regularization, alpha=alpha, seed=SEED)
     return lambda rows: users[rows] @ items.T
 
 
-def bpr(data: PeerData, *, factors: int, learning_rate: float, regularization: float, epochs: int) -> ScoreFunction:
+def bpr(data: BaselineData, *, factors: int, learning_rate: float, regularization: float, epochs: int) -> ScoreFunction:
     """BPR (Rendle et al., UAI 2009) of the package implicit."""
     model = BayesianPersonalizedRanking(
         factors=factors,
@@ -195,7 +199,7 @@ def fitted_als(train: Matrix, *, factors: int, regularization: float, alpha: flo
     return model.user_factors, model.item_factors
 
 
-def content_profile(data: PeerData, *, centred: bool) -> ScoreFunction:
+def content_profile(data: BaselineData, *, centred: bool) -> ScoreFunction:
     """Cosine between an item's features and the mean of the user's items' features.
 
     Missing cells hold the modality's mean; each modality has unit length, so that all count alike.
@@ -204,10 +208,10 @@ def content_profile(data: PeerData, *, centred: bool) -> ScoreFunction:
         centred: whether the modality's mean is subtracted first.
 
     Raises:
-        PeerError: there are no features.
+        BaselineError: there are no features.
     """
     if data.batch is None or not data.batch.features:
-        raise PeerError("the content profile needs features")
+        raise BaselineError("the content profile needs features")
     means, filled = observed_means(data.batch), impute(data.batch, "mean")
     blocks = [F.normalize(filled[name] - means[name] * centred, dim=1).numpy() for name in data.batch.names]
     items = np.concatenate(blocks, axis=1)
@@ -223,24 +227,24 @@ def content_profile(data: PeerData, *, centred: bool) -> ScoreFunction:
 
 
 @dataclass(frozen=True)
-class Peer:
-    """How a peer is fitted, the settings to choose among, and whether it reads features."""
+class Baseline:
+    """How a baseline is fitted, the settings to choose among, and whether it reads features."""
 
     fit: Callable[..., ScoreFunction]
     grid: tuple[Setting, ...] = ({},)
     content: bool = False
 
 
-PEERS: Mapping[str, Peer] = {
-    "popularity": Peer(popularity),
-    "item-knn": Peer(
+BASELINES: Mapping[str, Baseline] = {
+    "popularity": Baseline(popularity),
+    "item-knn": Baseline(
         item_knn,
         tuple(
             {"k": k, "shrinkage": shrinkage} for k, shrinkage in product((20, 50, 100, 200), (0.0, 10.0, 100.0, 1000.0))
         ),
     ),
-    "ease": Peer(ease, tuple({"l2": l2} for l2 in (3.0, 10.0, 30.0, 100.0, 300.0, 500.0, 1000.0, 3000.0))),
-    "ease-scaled": Peer(
+    "ease": Baseline(ease, tuple({"l2": l2} for l2 in (3.0, 10.0, 30.0, 100.0, 300.0, 500.0, 1000.0, 3000.0))),
+    "ease-scaled": Baseline(
         ease,
         tuple(
             {"l2": l2, "scaling": scaling}
@@ -248,51 +252,51 @@ PEERS: Mapping[str, Peer] = {
             for l2 in found
         ),
     ),
-    "graph-filter": Peer(
+    "graph-filter": Baseline(
         graph_filter,
         tuple({"hops": hops, "popularity": popularity} for popularity, hops in product((0.0, 0.25, 0.5), (1, 2, 3))),
     ),
-    "als": Peer(
+    "als": Baseline(
         als,
         tuple(
             {"factors": factors, "regularization": regularization, "alpha": alpha}
             for factors, regularization, alpha in product((64, 128, 256), (20.0, 50.0, 100.0), (5.0,))
         ),
     ),
-    "bpr": Peer(
+    "bpr": Baseline(
         bpr,
         tuple(
             {"factors": factors, "learning_rate": rate, "regularization": 0.01, "epochs": 50}
             for factors, rate in product((32, 128), (0.01, 0.05))
         ),
     ),
-    "content": Peer(content_profile, ({"centred": True}, {"centred": False}), content=True),
+    "content": Baseline(content_profile, ({"centred": True}, {"centred": False}), content=True),
 }
 
 
 def tune(
-    peer: Peer,
-    data: PeerData,
+    baseline: Baseline,
+    data: BaselineData,
     *,
     metric: str = "recall@20",
     progress: Progress | None = None,
     measure: Callable[[ScoreFunction], dict[str, float]] | None = None,
 ) -> Tuned:
-    """Fit the peer with each of its settings and keep the one with the best validation metric, the first among equals.
+    """Fit a baseline with each of its settings and keep the one with the best validation metric, the first of equals.
 
     Args:
         measure: gives the validation metrics; by default of the full ranking.
 
     Raises:
-        PeerError: the peer cannot run on this data.
+        BaselineError: the baseline cannot run on this data.
     """
     best: Tuned | None = None
-    for done, setting in enumerate(peer.grid, start=1):
-        scores = peer.fit(data, **setting)
+    for done, setting in enumerate(baseline.grid, start=1):
+        scores = baseline.fit(data, **setting)
         valid = measure(scores) if measure else evaluate_ranking(scores, data.parts.valid, data.parts.train)
         if best is None or valid[metric] > best.valid[metric]:
             best = Tuned(scores, setting, valid)
         if progress:
-            progress(done, len(peer.grid))
+            progress(done, len(baseline.grid))
     assert best is not None  # a grid has at least one setting
     return best

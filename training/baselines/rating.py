@@ -1,4 +1,4 @@
-"""Peers of rating prediction, tuned on validation by small grids that are declared here.
+"""Baselines of rating prediction, tuned on validation by small grids that are declared here.
 
 Their documents hold training reviews only, and while they are fitted, never the pair's own.
 """
@@ -42,8 +42,8 @@ class Words:
 
 
 @dataclass(frozen=True)
-class PeerRatings:
-    """What peers read: the ratings, of which only those of the training part, and `seed` for what is random."""
+class BaselineRatings:
+    """What baselines read: the ratings, of which only those of the training part, and `seed` for what is random."""
 
     ratings: Ratings
     parts: RatingParts
@@ -62,21 +62,21 @@ class PeerRatings:
 
 
 @dataclass(frozen=True)
-class TunedPeer:
-    """A peer with its best setting, and its validation RMSE."""
+class TunedBaseline:
+    """A baseline with its best setting, and its validation RMSE."""
 
     predict: Predict
     setting: Setting
     rmse: float
 
 
-def offset(data: PeerRatings) -> Predict:
+def offset(data: BaselineRatings) -> Predict:
     """The mean rating."""
     mean = float(data.ratings.value[data.parts.train].mean())
     return lambda rows: np.full(len(rows), mean)
 
 
-def one_sided(data: PeerRatings, *, side: str, shrinkage: float) -> Predict:
+def one_sided(data: BaselineRatings, *, side: str, shrinkage: float) -> Predict:
     """The mean rating and a shrunk bias of the `user` or the `item` alone: what is left when the other is unknown."""
     ratings, train = data.ratings, data.parts.train
     key, n = (ratings.user, ratings.n_users) if side == "user" else (ratings.item, ratings.n_items)
@@ -86,28 +86,28 @@ def one_sided(data: PeerRatings, *, side: str, shrinkage: float) -> Predict:
     return lambda rows: mean + bias[key[rows]]
 
 
-def biases(data: PeerRatings, *, user: float, item: float) -> Predict:
+def biases(data: BaselineRatings, *, user: float, item: float) -> Predict:
     """User and item biases by alternating least squares (scikit-surprise's baseline)."""
     return _surprise(data, BaselineOnly(bsl_options={"method": "als", "n_epochs": 15, "reg_u": user, "reg_i": item}))
 
 
-def svd(data: PeerRatings, *, factors: int, penalty: float, epochs: int) -> Predict:
+def svd(data: BaselineRatings, *, factors: int, penalty: float, epochs: int) -> Predict:
     """Biased matrix factorisation (scikit-surprise)."""
     return _surprise(data, SVD(n_factors=factors, reg_all=penalty, n_epochs=epochs, random_state=data.seed))
 
 
-def svdpp(data: PeerRatings, *, factors: int, penalty: float, epochs: int) -> Predict:
+def svdpp(data: BaselineRatings, *, factors: int, penalty: float, epochs: int) -> Predict:
     """SVD++ (scikit-surprise)."""
     model = SVDpp(n_factors=factors, reg_all=penalty, n_epochs=epochs, random_state=data.seed, cache_ratings=True)
     return _surprise(data, model)
 
 
-def nmf(data: PeerRatings, *, factors: int) -> Predict:
+def nmf(data: BaselineRatings, *, factors: int) -> Predict:
     """Non-negative matrix factorisation (scikit-surprise)."""
     return _surprise(data, NMF(n_factors=factors, random_state=data.seed))
 
 
-def _surprise(data: PeerRatings, model: AlgoBase) -> Predict:
+def _surprise(data: BaselineRatings, model: AlgoBase) -> Predict:
     ratings, train = data.ratings, data.parts.train
     columns = (ratings.user[train].tolist(), ratings.item[train].tolist(), ratings.value[train].tolist())
     rated = [(user, item, value, None) for user, item, value in zip(*columns, strict=True)]
@@ -121,7 +121,7 @@ def _surprise(data: PeerRatings, model: AlgoBase) -> Predict:
     return predict
 
 
-def tfidf_ridge(data: PeerRatings, *, ngrams: int, penalty: float, bias: float = 0.0) -> Predict:
+def tfidf_ridge(data: BaselineRatings, *, ngrams: int, penalty: float, bias: float = 0.0) -> Predict:
     """Ridge regression on the TF-IDF of the user's and of the item's document; with `bias`, on who they are besides.
 
     Args:
@@ -133,13 +133,13 @@ def tfidf_ridge(data: PeerRatings, *, ngrams: int, penalty: float, bias: float =
     model.fit(_columns(data, words, train, bias, own=False), ratings.value[train])
 
     def predict(rows: Rows) -> Double:
-        found: Double = model.predict(_columns(data, words, rows, bias, own=True))
-        return found
+        predicted: Double = model.predict(_columns(data, words, rows, bias, own=True))
+        return predicted
 
     return predict
 
 
-def _columns(data: PeerRatings, words: Words, rows: Rows, bias: float, *, own: bool) -> Matrix:
+def _columns(data: BaselineRatings, words: Words, rows: Rows, bias: float, *, own: bool) -> Matrix:
     """TF-IDF of the users' and the items' documents `[len(rows), 2 words]`, beside who they are.
 
     `own`: whether a document may hold the row's own review, which none of validation and test does anyway.
@@ -157,8 +157,8 @@ def _columns(data: PeerRatings, words: Words, rows: Rows, bias: float, *, own: b
 
 
 @dataclass(frozen=True)
-class RatingPeer:
-    """How a peer is fitted, and the settings to choose among."""
+class RatingBaseline:
+    """How a baseline is fitted, and the settings to choose among."""
 
     fit: Callable[..., Predict]
     grid: tuple[Setting, ...] = ({},)
@@ -169,32 +169,34 @@ def _grid(**options: tuple[Any, ...]) -> tuple[Setting, ...]:
 
 
 SHRINKAGE = (1.0, 2.0, 5.0, 10.0, 20.0)
-RATING_PEERS: Mapping[str, RatingPeer] = {
-    "offset": RatingPeer(offset),
-    "user-bias": RatingPeer(one_sided, _grid(side=("user",), shrinkage=SHRINKAGE)),
-    "item-bias": RatingPeer(one_sided, _grid(side=("item",), shrinkage=SHRINKAGE)),
-    "biases": RatingPeer(biases, _grid(user=(2.0, 3.0, 5.0, 7.0, 10.0), item=(3.0, 5.0, 7.0, 10.0, 15.0))),
-    "svd": RatingPeer(svd, _grid(factors=(5, 20, 100), penalty=(0.05, 0.1), epochs=(20, 60))),
-    "svdpp": RatingPeer(svdpp, _grid(factors=(5, 20), penalty=(0.05, 0.1), epochs=(20, 40))),
-    "nmf": RatingPeer(nmf, _grid(factors=(5, 15))),
-    "tfidf-ridge": RatingPeer(tfidf_ridge, _grid(ngrams=(1, 2), penalty=(5.0, 10.0, 20.0))),
-    "biases-tfidf-ridge": RatingPeer(
+RATING_BASELINES: Mapping[str, RatingBaseline] = {
+    "offset": RatingBaseline(offset),
+    "user-bias": RatingBaseline(one_sided, _grid(side=("user",), shrinkage=SHRINKAGE)),
+    "item-bias": RatingBaseline(one_sided, _grid(side=("item",), shrinkage=SHRINKAGE)),
+    "biases": RatingBaseline(biases, _grid(user=(2.0, 3.0, 5.0, 7.0, 10.0), item=(3.0, 5.0, 7.0, 10.0, 15.0))),
+    "svd": RatingBaseline(svd, _grid(factors=(5, 20, 100), penalty=(0.05, 0.1), epochs=(20, 60))),
+    "svdpp": RatingBaseline(svdpp, _grid(factors=(5, 20), penalty=(0.05, 0.1), epochs=(20, 40))),
+    "nmf": RatingBaseline(nmf, _grid(factors=(5, 15))),
+    "tfidf-ridge": RatingBaseline(tfidf_ridge, _grid(ngrams=(1, 2), penalty=(5.0, 10.0, 20.0))),
+    "biases-tfidf-ridge": RatingBaseline(
         tfidf_ridge, _grid(ngrams=(1, 2), penalty=(5.0, 10.0, 20.0, 40.0), bias=(0.5, 1.0, 2.0))
     ),
 }
 
 
-def tune_rating_peer(peer: RatingPeer, data: PeerRatings, progress: Progress | None = None) -> TunedPeer:
-    """Fit the peer with each of its settings; the one with the lowest validation RMSE, the first among equals."""
-    best: TunedPeer | None = None
+def tune_rating_baseline(
+    baseline: RatingBaseline, data: BaselineRatings, progress: Progress | None = None
+) -> TunedBaseline:
+    """Fit the baseline with each of its settings; the one with the lowest validation RMSE, the first among equals."""
+    best: TunedBaseline | None = None
     valid = data.parts.valid
-    for done, setting in enumerate(peer.grid, start=1):
-        predict = peer.fit(data, **setting)
+    for done, setting in enumerate(baseline.grid, start=1):
+        predict = baseline.fit(data, **setting)
         error = rmse(data.ratings.value[valid], predict(valid))
         if best is None or error < best.rmse:
-            best = TunedPeer(predict, setting, error)
+            best = TunedBaseline(predict, setting, error)
         if progress:
-            progress(done, len(peer.grid))
+            progress(done, len(baseline.grid))
     assert best is not None  # a grid has at least one setting
     return best
 

@@ -12,7 +12,7 @@ import typer
 from models.errors import sentence_of
 from training.cli.data import import_command, prepare
 from training.cli.evaluate import evaluate_command, report
-from training.cli.service import backup, export, restore, serve
+from training.cli.service import backup, check, export, rebuild, restore, serve
 from training.cli.train import demo, train_command
 
 app = typer.Typer(
@@ -52,6 +52,8 @@ app.command()(backup)
 app.command()(restore)
 app.command()(export)
 app.command(name="import")(import_command)
+app.command()(check)
+app.command()(rebuild)
 
 
 def main() -> None:

@@ -26,14 +26,11 @@ from training.trainer import TrainerConfig
 
 C = TypeVar("C", bound=BaseModel)
 
-
 OLD_NAMES: dict[type[BaseModel], OldNames] = {
     DGMRecConfig: DGMREC_OLD_NAMES,
     LRMMConfig: LRMM_OLD_NAMES,
     TrainerConfig: TRAINER_OLD_NAMES,
 }
-
-
 # The settings of each model, by its name in a bundle.
 KINDS: dict[str, tuple[type[BaseModel], ...]] = {
     DGMRecRecipe.name: (DGMRecConfig, TrainerConfig),

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from models.feedback import AUTO
-from training.cli.options import CommandError, MinRatingText, Out, interest_sentence, parse_min_rating
+from training.cli.options import CommandError, MinRatingText, Out, interest_sentence, key_of, parse_min_rating
 from training.datasets import READERS
 from training.datasets.prepared import set_min_rating
 from training.importing import Kind, import_file
@@ -43,7 +43,10 @@ def import_command(
     kind: Annotated[Kind, typer.Argument(help="What the file holds.")],
     file: Annotated[Path, typer.Argument(help="A stream of POST bodies, one JSON object a line.")],
     url: Annotated[str, typer.Option(envvar="LACUNA_URL", help="Where the service runs.")] = "http://127.0.0.1:8000",
-    key: Annotated[str | None, typer.Option(envvar="LACUNA_KEY", help="An API key with the role write.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option("--key-file", help="A file with an API key of the role write; without it, LACUNA_KEY holds one."),
+    ] = None,
     report_file: Annotated[
         Path | None, typer.Option("--report", help="Where the refused lines are set down, as one JSON object a line.")
     ] = None,
@@ -54,6 +57,13 @@ def import_command(
     where the service was away or would not have any; the same command may be given again.
     """
     with Terminal() as terminal:
-        outcome = import_file(file, kind, url, key, report_file, terminal)
+        outcome = import_file(
+            file,
+            kind,
+            url,
+            key_of(key_file),
+            report_file,
+            terminal,
+        )
     if outcome.refused:
         raise typer.Exit(1)

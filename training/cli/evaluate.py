@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,15 +34,15 @@ from training.cli.options import (
 from training.content import DataOptions
 from training.datasets import load_dataset
 from training.evaluate import (
-    LEFT_OUT,
+    LEAVE_ONE_OUT_MODELS,
     MODELS,
-    RATERS,
+    RATING_MODELS,
     LeaveOneOutPlan,
     Plan,
     Protocol,
     RatingPlan,
     evaluate,
-    evaluate_left_out,
+    evaluate_leave_one_out,
     evaluate_rating,
 )
 from training.progress import Terminal
@@ -52,8 +54,8 @@ def evaluate_command(
     model: Annotated[
         str,
         typer.Argument(
-            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. Under rating: {', '.join(RATERS)}. "
-            f"Under leave-one-out: {', '.join(LEFT_OUT)}."
+            help=f"One of {', '.join(MODELS)}; imputers only under retrieval. "
+            f"Under rating: {', '.join(RATING_MODELS)}. Under leave-one-out: {', '.join(LEAVE_ONE_OUT_MODELS)}."
         ),
     ],
     data: Data,
@@ -107,53 +109,48 @@ def evaluate_command(
     """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
     torch.set_num_threads(threads)
     _check_place(json_file)
-    if protocol is Protocol.RATING:
-        if model not in RATERS:
-            raise CommandError(f"the protocol rating has no model {model!r}; it has {', '.join(RATERS)}")
-        options = DataOptions(
-            image_encoder=image_encoder, image_weights=image_weights, cache=cache_of(data), threads=threads
-        )
-        other = None if target is None else load_dataset(target)
-        rating = RatingPlan(model, *lrmm_configs(parse_settings(settings)), options, item_reviews, other)
-        with Terminal() as terminal:
-            result = evaluate_rating(
-                load_dataset(data), rating, seeds=seeds, variant=variant, command=_command(), terminal=terminal
-            )
-        _write_result(result, json_file)
-        return
-    if item_reviews is not None or target is not None:
+    chosen = parse_settings(settings)
+    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads)
+    run: Callable[..., dict[str, Any]]
+    if protocol is not Protocol.RATING and (item_reviews is not None or target is not None):
         raise CommandError("--item-reviews and --target belong to the protocol rating")
-    if protocol is Protocol.LEAVE_ONE_OUT:
-        if model not in LEFT_OUT:
-            raise CommandError(f"the protocol leave-one-out has no model {model!r}; it has {', '.join(LEFT_OUT)}")
-        options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads)
-        left_out = LeaveOneOutPlan(model, *iris_configs(parse_settings(settings)), options, split)
-        with Terminal() as terminal:
-            result = evaluate_left_out(
-                load_dataset(data), left_out, seeds=seeds, variant=variant, command=_command(), terminal=terminal
-            )
-        _write_result(result, json_file)
-        return
-    if split not in (None, *SplitName):
-        raise CommandError(f"the protocol {protocol.value} has no split {split!r}; it has {', '.join(SplitName)}")
-    levels = missing is None and mask is None and protocol not in (Protocol.RATIO, Protocol.STRANGER)
-    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads, levels=levels)
-    options = replace(options, split=SplitName(split or SplitName.AUTO))
-    given = {**parse_settings(settings), "device": parse_device(device)}
-    plan = Plan(
-        model,
-        protocol,
-        options,
-        dgmrec_configs(given),
-        imputer,
-        validation_only,
-        parse_budget(budget) if model == "dgmrec" else 0.0,
-        frozenset(given),
-    )
+    if protocol is Protocol.RATING:
+        _check_model(model, protocol, RATING_MODELS)
+        whole = replace(options, missing=0.0, mask=None)
+        other = None if target is None else load_dataset(target)
+        run = partial(evaluate_rating, plan=RatingPlan(model, *lrmm_configs(chosen), whole, item_reviews, other))
+    elif protocol is Protocol.LEAVE_ONE_OUT:
+        _check_model(model, protocol, LEAVE_ONE_OUT_MODELS)
+        run = partial(evaluate_leave_one_out, plan=LeaveOneOutPlan(model, *iris_configs(chosen), options, split))
+    else:
+        levels = missing is None and mask is None and protocol not in (Protocol.RATIO, Protocol.STRANGER)
+        given = {**chosen, "device": parse_device(device)}
+        plan = Plan(
+            model,
+            protocol,
+            replace(options, levels=levels, split=_split(protocol, split)),
+            dgmrec_configs(given),
+            imputer,
+            validation_only,
+            parse_budget(budget) if model == "dgmrec" else 0.0,
+            frozenset(given),
+        )
+        run = partial(evaluate, plan=plan)
     dataset = load_dataset(data)
     with Terminal() as terminal:
-        result = evaluate(dataset, plan, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
+        result = run(dataset, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
     _write_result(result, json_file)
+
+
+def _check_model(model: str, protocol: Protocol, models: Sequence[str]) -> None:
+    if model not in models:
+        raise CommandError(f"the protocol {protocol.value} has no model {model!r}; it has {', '.join(models)}")
+
+
+def _split(protocol: Protocol, split: str | None) -> SplitName:
+    if split not in (None, *SplitName):
+        raise CommandError(f"the protocol {protocol.value} has no split {split!r}; it has {', '.join(SplitName)}")
+    return SplitName(split or SplitName.AUTO)
 
 
 def _check_place(file: Path | None) -> None:

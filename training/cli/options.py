@@ -23,24 +23,36 @@ class CommandError(Exception):
     """What a person did wrong; the message is one sentence."""
 
 
+def key_of(file: Path | None) -> str | None:
+    """The API key in a file; without one, that of the environment, if there is any."""
+    return os.environ.get("LACUNA_KEY") if file is None else read_line(file)
+
+
+def read_line(file: Path) -> str:
+    """The one line of a file that holds a secret."""
+    try:
+        text = file.read_text("utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise CommandError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is no text'}") from None
+    if not text or len(text.splitlines()) > 1:
+        raise CommandError(f"{file} holds no one line of text")
+    return text
+
+
 def _place(path: Path | None) -> Path | None:
     """A folder by its whole name, beside which there may be others."""
     if path is None:
         return None
-    found = Path(os.path.realpath(path))
-    if not found.name or found.is_symlink():
+    whole = Path(os.path.realpath(path))
+    if not whole.name or whole.is_symlink():
         raise CommandError(f"{path} is no place for a folder; choose another")
-    return found
+    return whole
 
 
 Data = Annotated[Path, typer.Option("--data", callback=_place, help="A prepared dataset (`lacuna prepare` makes one).")]
-
-
 Out = Annotated[
     Path, typer.Option("--out", callback=_place, help="Where the result goes; replaced if it is one already.")
 ]
-
-
 BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
 UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
@@ -60,8 +72,6 @@ Budget = Annotated[
         "gives stays. 0 takes the defaults.",
     ),
 ]
-
-
 Split = Annotated[
     SplitName,
     typer.Option(
@@ -70,33 +80,19 @@ Split = Annotated[
         "random one; time: each user's last fifth is the test part, the tenth before it the validation part.",
     ),
 ]
-
-
 Seed = Annotated[int, typer.Option(min=0, max=MOST, help="Seed of everything random.")]
-
-
 Missing = Annotated[float, typer.Option(min=0, max=0.95, help="Share of item-modality cells to withhold.")]
-
-
 Mask = Annotated[str | None, typer.Option(help="A published mask of the dataset, instead of --missing.")]
-
-
 Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model or the trainer, as --set epochs=50."),
 ]
-
-
 ImageEncoderName = Annotated[
     str, typer.Option(help="catalogue (trained on the catalogue's own pictures), torchvision:<name>, or auto.")
 ]
-
-
 ImageWeights = Annotated[
     Path | None, typer.Option(envvar="LACUNA_IMAGE_WEIGHTS", help="Weights of the torchvision network (safetensors).")
 ]
-
-
 MinRatingText = Annotated[
     str | None,
     typer.Option(
@@ -107,11 +103,7 @@ MinRatingText = Annotated[
         "low), or what the dataset was prepared with.",
     ),
 ]
-
-
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
-
-
 Threads = Annotated[int, typer.Option(min=1, help="Threads for computation.")]
 
 

@@ -1,13 +1,28 @@
-"""`lacuna serve`, and what else the service's own programs do: `backup`, `restore`, `export`."""
+"""`lacuna serve`, what else the service's own programs do (`backup`, `restore`, `export`), and what is asked of a
+running service (`check`, `rebuild`)."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from training.cli.options import key_of
+from training.progress import Terminal
+from training.running_service import check as check_service
+from training.running_service import client_of
+from training.running_service import rebuild as rebuild_service
+
+Url = Annotated[str, typer.Option(envvar="LACUNA_URL", help="Where the service runs.")]
+AdminKey = Annotated[
+    Path | None,
+    typer.Option("--key-file", help="A file with an API key of the role admin; without it, LACUNA_KEY holds one."),
+]
+ADDRESS = "http://127.0.0.1:8000"
 
 
 def serve(context: typer.Context) -> None:
@@ -43,6 +58,41 @@ def export(
     `lacuna prepare lacuna` and `lacuna import` read them. The service may run meanwhile.
     """
     exec_service([*_forced(force), "--", str(folder)], module="service.export")
+
+
+def check(
+    url: Url = ADDRESS,
+    key_file: AdminKey = None,
+    sample: Annotated[
+        int | None, typer.Option(min=1, help="Look at so many items, drawn at random, rather than at all.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as JSON, for programs.")] = False,
+) -> None:
+    """Compare what a running service has derived (generated features, vectors, counts) with what follows from its
+    database now.
+
+    The exit code is 1 where an item differs. Items that are pending are no differences.
+    """
+    with client_of(url, key_of(key_file)) as client:
+        report = check_service(client, sample)
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        pending = report["pending"]
+        typer.echo(f"{report['checked']:,} of {report['of']:,} items checked, {report['differing']:,} differ")
+        for row in report["differences"]:
+            typer.echo(f"{row['id']}: {', '.join(row['fields'])} (by up to {row['largest']:.2g} of the largest number)")
+        if pending["items"] or pending["changes"]:
+            typer.echo(f"{pending['items']:,} items and {pending['changes']:,} changes are pending")
+    if report["differing"]:
+        raise typer.Exit(1)
+
+
+def rebuild(url: Url = ADDRESS, key_file: AdminKey = None) -> None:
+    """Have a running service derive everything anew from its database, while it goes on serving, and wait for it."""
+    with Terminal() as terminal, client_of(url, key_of(key_file)) as client:
+        items = rebuild_service(client, terminal)
+        terminal.say(f"{items:,} items derived anew")
 
 
 def _forced(force: bool) -> list[str]:

@@ -46,12 +46,13 @@ from training.cli.options import (
     parse_min_rating,
     parse_settings,
     print_json,
+    read_line,
 )
 from training.cli.service import exec_service
 from training.content import DataOptions
 from training.datasets import load_dataset
+from training.datasets.base import FEEDBACK, ITEMS
 from training.datasets.native import prepare_files
-from training.datasets.prepared import FEEDBACK, ITEMS
 from training.demo.catalogue import NAME as DEMO_NAME
 from training.demo.catalogue import prepare_demo
 from training.dgmrec.recipe import DGMRecRecipe
@@ -97,7 +98,7 @@ def demo(
             prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
         options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_of(data))
         recipes = [RECIPES["dgmrec"](DEMO_SETTINGS), RECIPES["iris"]({"seed": DEMO_SEED})]
-        _train(recipes, data, out, options, source=data, fresh=False)
+        train_recipes(recipes, data, out, options, source=data, fresh=False)
     if not bundle_only:
         exec_service(["--bundle", str(out)])
 
@@ -124,6 +125,10 @@ def train_command(
             "last week is what is trained on tonight; what was erased there is gone.",
         ),
     ] = None,
+    from_db_file: Annotated[
+        Path | None,
+        typer.Option("--from-db-file", help="The same, with the URL in a file: others can see a command's options."),
+    ] = None,
     missing: Missing = 0.0,
     mask: Mask = None,
     min_rating: MinRatingText = None,
@@ -146,9 +151,9 @@ def train_command(
     Interrupted, the same command goes on where it was. dgmrec chooses its settings within --budget, is measured by a
     fit without the test part, and is then fitted on all feedback.
     """
-    if (data is None) == (from_db is None):
-        raise CommandError("training needs its data: either --data DIR or --from-db URL")
-    data = data or _from_database(from_db or "", out)
+    if sum(source is not None for source in (data, from_db, from_db_file)) != 1:
+        raise CommandError("training needs its data: either --data DIR or --from-db URL, or --from-db-file FILE")
+    data = data or _from_database(_url(from_db, from_db_file), out)
     least = parse_min_rating(min_rating)
     options = DataOptions(
         missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least, split=split
@@ -160,12 +165,12 @@ def train_command(
     recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
     seconds = parse_budget(budget)
     recipes = [replace(r, budget=seconds, on_all=True) if isinstance(r, DGMRecRecipe) else r for r in recipes]
-    _train(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
+    train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
     if as_json:
         print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))
 
 
-def _train(
+def train_recipes(
     recipes: Sequence[Recipe], data: Path, out: Path, options: DataOptions, *, source: Path | None, fresh: bool
 ) -> None:
     """Train models one after the other into one bundle. Of several, those that the data do not suffice for are left
@@ -194,6 +199,16 @@ def _train(
             terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
 
 
+def _url(given: str | None, file: Path | None) -> str:
+    """The database's URL, which holds no password where others could read it."""
+    if file is not None:
+        return read_line(file)
+    url = given or ""
+    if re.match(r"[^/]*://[^/@]*:[^/]*@", url) or "password=" in url:
+        raise CommandError("--from-db holds a password, which others read in the list of processes: use --from-db-file")
+    return url
+
+
 def _from_database(url: str, out: Path) -> Path:
     """Prepare what a service's database holds, beside the bundle; what counts as interest stays as the bundle that is
     there has it."""
@@ -201,11 +216,11 @@ def _from_database(url: str, out: Path) -> Path:
     known = read_manifest(out).data if is_bundle(out) else None
     with tempfile.TemporaryDirectory(prefix="lacuna-export-") as folder:
         command = [sys.executable, "-m", "service.export", folder]
-        environment = {**os.environ, "LACUNA_DATABASE_URL": url}
+        environment = {**os.environ, "LACUNA_DATABASE_URL": url, "LACUNA_DATABASE_URL_FILE": ""}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
-            said = done.stderr.strip().rpartition("\n")[2]  # warnings come first
-            raise CommandError(re.sub(r" \(--force .*?\)", "", said.replace("LACUNA_DATABASE_URL", "--from-db")))
+            message = done.stderr.strip().rpartition("\n")[2]  # warnings come first
+            raise CommandError(re.sub(r" \(--force .*?\)", "", message.replace("LACUNA_DATABASE_URL", "--from-db")))
         sys.stderr.write(done.stderr)
         prepare_files(
             Path(folder) / ITEMS,

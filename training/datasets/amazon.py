@@ -18,6 +18,7 @@ from typing import Any
 from models.feedback import HIGHEST, LOWEST
 from training.datasets.base import DatasetError, Located, Place, Progress, Record
 from training.datasets.prepared import DatasetInfo, write_dataset
+from training.datasets.published import Published
 from training.datasets.records import Records, moment
 from training.datasets.tables import read_objects, read_rating_split
 
@@ -60,9 +61,8 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
         (Located(place, _event(row, place, counted)) for file in reviews for place, row in _rows(file, counted)),
         name=source.resolve().name,
         source=f"Amazon reviews, {', '.join(file.name for file in reviews)}",
-        rating_split=read_rating_split(source),
+        published=Published(rating_split=read_rating_split(source)),
         tally=counted.tally,
-        merge_repeated=True,
         progress=progress,
     )
 
@@ -154,13 +154,13 @@ def _items(source: Path, reviewed: dict[str, None], records: Records) -> Iterato
 
 def _item(key: str, row: dict[str, Any], source: Path, records: Records) -> Record | None:
     title = _text(row.get("title"))
-    told = "\n".join(filter(None, (_text(row.get(name)) for name in ("features", "feature", "description"))))
+    description = "\n".join(filter(None, (_text(row.get(name)) for name in ("features", "feature", "description"))))
     categories = _categories(row.get("categories") or row.get("category")) or _categories([row.get("main_category")])
     return records.item(
         key,
         title=title,
         modalities={
-            "text": records.text(f"{title}\n{told}" if title else told) if told else "",
+            "text": records.text(f"{title}\n{description}" if title else description) if description else "",
             "image": records.picture(source / "images", key),
         },
         categories=categories,

@@ -18,6 +18,7 @@ from models.vocabulary import Vocabulary
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
+ITEMS, FEEDBACK = "items.jsonl", "feedback.jsonl"  # of a prepared dataset
 
 Vector = NDArray[np.float32]
 Content = str | bytes | Vector

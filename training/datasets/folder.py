@@ -22,7 +22,8 @@ from pathlib import Path
 from models.feedback import AUTO, HIGHEST, LOWEST
 from training.datasets.base import SPLITS, DatasetError, Located, Place, Progress, PublishedMask, Record
 from training.datasets.item_tables import ITEM_NAMES, ItemTable, find_item_table
-from training.datasets.prepared import DatasetInfo, mask_name, published_mask, write_dataset
+from training.datasets.prepared import DatasetInfo, write_dataset
+from training.datasets.published import Published, mask_name, published_mask
 from training.datasets.ready import Features, find_features
 from training.datasets.records import (
     HALF_STARS,
@@ -92,12 +93,13 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
         _feedback(interactions, features.n_items, records),
         name=source.resolve().name,
         source=_told(interactions, features, catalogue),
-        split=interactions.split() if interactions.has_split else None,
         min_rating=None if interactions.has_split else AUTO,  # a published split lists what counts, whatever its rating
-        masks={mask_name(file): _mask(file, features.n_items) for file in masks},
-        new_items=_new_items(source / "new_items.npy"),
+        published=Published(
+            split=interactions.split() if interactions.has_split else None,
+            masks={mask_name(file): _mask(file, features.n_items) for file in masks},
+            new_items=_new_items(source / "new_items.npy"),
+        ),
         tally=records.tally,
-        merge_repeated=True,
         progress=progress,
     )
 

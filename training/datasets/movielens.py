@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from models.feedback import HIGHEST, LOWEST
 from training.datasets.base import DatasetError, LeaveOneOut, Located, Progress, PublishedMask, Record
-from training.datasets.prepared import DatasetInfo, mask_name, read_mask, write_dataset
+from training.datasets.prepared import DatasetInfo, write_dataset
+from training.datasets.published import Published, mask_name, read_mask
 from training.datasets.records import HALF_STARS, MAPPED, Records, whole_number
 from training.datasets.tables import (
     Aliases,
@@ -139,29 +140,29 @@ def _layout(source: Path, layouts: Sequence[Layout]) -> Layout:
 # --- the readers -------------------------------------------------------------------------------------------------
 
 
-def prepare_100k(source: Path, out: Path, progress: Progress | None = None, *, page: bool = True) -> DatasetInfo:
+def prepare_100k(source: Path, out: Path, progress: Progress | None = None, *, metadata: bool = True) -> DatasetInfo:
     """MovieLens 100K: ratings with timestamps.
 
     Args:
-        page: whether a film's text is all that its page says in words (title, genres, overview), or the overview alone
-            with the title where there is none.
+        metadata: whether a film's text is its title, genres and overview, or the overview alone with the title
+            where there is none.
 
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    return _prepare(source, out, "ml-100k", (_100K, _OUR_100K), page=page, progress=progress)
+    return _prepare(source, out, "ml-100k", (_100K, _OUR_100K), metadata=metadata, progress=progress)
 
 
-def prepare_1m(source: Path, out: Path, progress: Progress | None = None, *, page: bool = True) -> DatasetInfo:
+def prepare_1m(source: Path, out: Path, progress: Progress | None = None, *, metadata: bool = True) -> DatasetInfo:
     """MovieLens 1M: ratings with timestamps, or pairs without either, written as views.
 
     Args:
-        page: as for `prepare_100k`, with plots.
+        metadata: as for `prepare_100k`, with plots.
 
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
     """
-    return _prepare(source, out, "ml-1m", (_1M, _OUR_1M), page=page, progress=progress)
+    return _prepare(source, out, "ml-1m", (_1M, _OUR_1M), metadata=metadata, progress=progress)
 
 
 def prepare_any(source: Path, out: Path, progress: Progress | None = None) -> DatasetInfo:
@@ -171,11 +172,11 @@ def prepare_any(source: Path, out: Path, progress: Progress | None = None) -> Da
         DatasetError: a file is absent or a row is bad; names file and line.
     """
     layouts = (_CSV, replace(_1M, only_with="users.dat"), _10M, _100K)
-    return _prepare(source, out, source.resolve().name, layouts, page=True, progress=progress)
+    return _prepare(source, out, source.resolve().name, layouts, metadata=True, progress=progress)
 
 
 def _prepare(
-    source: Path, out: Path, name: str, layouts: Sequence[Layout], *, page: bool, progress: Progress | None
+    source: Path, out: Path, name: str, layouts: Sequence[Layout], *, metadata: bool, progress: Progress | None
 ) -> DatasetInfo:
     layout = _layout(source, layouts)
     ratings, films = find_file(source, layout.ratings), find_file(source, layout.films)
@@ -188,17 +189,18 @@ def _prepare(
     texts = _texts(source, known, records)
     return write_dataset(
         out,
-        (Located(place, _item(film, texts, source, records, page=page)) for place, film in listed),
+        (Located(place, _item(film, texts, source, records, metadata=metadata)) for place, film in listed),
         _feedback(layout, ratings, records),
         name=name,
         source=f"MovieLens, {ratings.name} and {films.name}",
-        split=_split(splits[0]) if splits else None,
-        masks={mask_name(file): _mask(file, known) for file in sorted(source.glob("missing_*.npz"))},
-        new_items=_new_items(source / "new_items.npy", known),
-        rating_split=read_rating_split(source),
-        leave_one_out=_left_out(source),
+        published=Published(
+            split=_split(splits[0]) if splits else None,
+            masks={mask_name(file): _mask(file, known) for file in sorted(source.glob("missing_*.npz"))},
+            new_items=_new_items(source / "new_items.npy", known),
+            rating_split=read_rating_split(source),
+            leave_one_out=_leave_one_out(source),
+        ),
         tally=records.tally,
-        merge_repeated=True,
         progress=progress,
     )
 
@@ -220,10 +222,10 @@ def _listed(layout: Layout, films: Path, ratings: Path, records: Records) -> lis
     return listed
 
 
-def _item(film: Film, texts: Mapping[str, str], source: Path, records: Records, *, page: bool) -> Record | None:
+def _item(film: Film, texts: Mapping[str, str], source: Path, records: Records, *, metadata: bool) -> Record | None:
     """One film's body. A text that is left out is the title."""
     text = texts.get(film.item, film.text)
-    words = [f"{part}." for part in (film.title, ", ".join(film.genres)) if part] if page else []
+    words = [f"{part}." for part in (film.title, ", ".join(film.genres)) if part] if metadata else []
     year = _YEAR.search(film.title)
     return records.item(
         film.item,
@@ -256,8 +258,10 @@ def _text_rows(file: Path) -> Iterator[Located[Row]]:
         yield from read_table(file, ("item", "text"), _TEXT_COLUMNS)
         return
     for place, row in read_jsonl(file):
-        found = {wanted: _first(row, names) for wanted, names in _TEXT_COLUMNS.items()} if isinstance(row, dict) else {}
-        item, text = found.get("item"), found.get("text")
+        values = (
+            {wanted: _first(row, names) for wanted, names in _TEXT_COLUMNS.items()} if isinstance(row, dict) else {}
+        )
+        item, text = values.get("item"), values.get("text")
         if isinstance(item, bool) or not isinstance(item, str | int) or not isinstance(text, str):
             raise place.error('must be an object with the texts "id" and "text"')
         yield Located(place, {"item": str(item), "text": text})
@@ -294,15 +298,15 @@ def _new_items(file: Path, known: set[str]) -> list[str] | None:
     return [item for item in id_list(load_array(file), file) if item in known]
 
 
-def _left_out(source: Path) -> dict[str, LeaveOneOut]:
-    found = {}
+def _leave_one_out(source: Path) -> dict[str, LeaveOneOut]:
+    splits = {}
     if (file := source / "leave_one_out.npz").is_file():
         arrays = _id_arrays(file, users=1, test_item=1, test_neg=2, valid_item=1, valid_neg=2)
         test, valid = (
             np.concatenate([arrays[f"{part}_item"][:, None], arrays[f"{part}_neg"]], axis=1)
             for part in ("test", "valid")
         )
-        found["random"] = LeaveOneOut(arrays["users"], test, valid)
+        splits["random"] = LeaveOneOut(arrays["users"], test, valid)
     if (file := source / "ncf_negatives.npz").is_file():
         test_rows = find_file(source, "ncf_test.csv")
         if test_rows is None:
@@ -311,8 +315,8 @@ def _left_out(source: Path) -> dict[str, LeaveOneOut]:
         items = _id_arrays(file, items=2)["items"]
         if len(items) != len(owners):
             raise DatasetError(f"{file.name} has {len(items)} rows, {test_rows.name} has {len(owners)}")
-        found["last"] = LeaveOneOut(owners, items)
-    return found
+        splits["last"] = LeaveOneOut(owners, items)
+    return splits
 
 
 def _id_arrays(file: Path, **dimensions: int) -> dict[str, NDArray[np.str_]]:
@@ -320,9 +324,9 @@ def _id_arrays(file: Path, **dimensions: int) -> dict[str, NDArray[np.str_]]:
     arrays = load_arrays(file)
     if not dimensions.keys() <= arrays.keys():
         raise DatasetError(f"{file.name} must hold the arrays {', '.join(dimensions)}")
-    found = {name: ids_in(arrays[name], file) for name in dimensions}
-    if any(found[name].ndim != expected for name, expected in dimensions.items()) or (
-        len({len(ids) for ids in found.values()}) > 1
+    ids_of = {name: ids_in(arrays[name], file) for name in dimensions}
+    if any(ids_of[name].ndim != expected for name, expected in dimensions.items()) or (
+        len({len(ids) for ids in ids_of.values()}) > 1
     ):
         raise DatasetError(f"{file.name} holds arrays whose shapes do not fit each other")
-    return found
+    return ids_of

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from models.feedback import AUTO, MinRating
 from models.rows import MAX_TEXT_CHARS, read_pictures
-from training.datasets.base import Progress, Record
+from training.datasets.base import FEEDBACK, ITEMS, Progress, Record
 from training.datasets.checks import ItemCheck, RowError
 from training.datasets.prepared import (
-    FEEDBACK,
     INFO,
-    ITEMS,
     DatasetInfo,
     read_feedback,
     read_info,

@@ -16,17 +16,14 @@ A prepared dataset is a folder:
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
@@ -37,27 +34,32 @@ from models.feedback import AUTO, MinRating, default_min_rating
 from models.rows import ANY_LENGTH
 from models.vocabulary import Vocabulary
 from training.datasets.base import (
-    SPLITS,
+    FEEDBACK,
+    ITEMS,
     Dataset,
     DatasetError,
     Interactions,
-    LeaveOneOut,
     Located,
     Place,
     Progress,
-    PublishedMask,
     Record,
     Tally,
     distinct_pairs,
 )
 from training.datasets.checks import Event, EventCheck, ItemCheck, located
-from training.datasets.split_table import SplitRow, SplitTable
-from training.datasets.tables import id_list, load_arrays, read_jsonl, read_rating_split, read_table
+from training.datasets.published import (
+    NOTHING,
+    Published,
+    read_fitting_rating_split,
+    read_leave_one_out,
+    read_masks,
+    read_new_items,
+    read_split,
+)
+from training.datasets.tables import read_jsonl
 
 FORMAT = 1
-INFO, ITEMS, FEEDBACK, SPLIT, NEW_ITEMS = "dataset.json", "items.jsonl", "feedback.jsonl", "split.csv", "new_items.json"
-RATING_SPLIT = "rating_split.npz"
-LEFT_OUT = "leave_one_out_"
+INFO = "dataset.json"
 _PROGRESS_EVERY = 50
 
 Row = Record | Located[Record] | Located[Record | None]
@@ -115,14 +117,11 @@ def load_dataset(folder: str | Path, min_rating: MinRating = AUTO) -> Dataset:
         users=users,
         records=records,
         interactions=interactions,
-        split=_read_split(path / SPLIT, users, check.ids, pairs, interactions),
-        masks={mask_name(file): _known_mask(file, check.ids) for file in sorted(path.glob("missing*.npz"))},
-        new_items=_read_new_items(path / NEW_ITEMS, check.ids),
-        rating_split=_fitting(read_rating_split(path), len(interactions)),
-        leave_one_out={
-            file.stem.removeprefix(LEFT_OUT): _read_left_out(file, users, check.ids, pairs)
-            for file in sorted(path.glob(f"{LEFT_OUT}*.npz"))
-        },
+        split=read_split(path, users, check.ids, pairs, interactions),
+        masks=read_masks(path, check.ids),
+        new_items=read_new_items(path, check.ids),
+        rating_split=read_fitting_rating_split(path, len(interactions)),
+        leave_one_out=read_leave_one_out(path, users, check.ids, pairs),
     )
     if fingerprint(path) != info.fingerprint:
         raise DatasetError(f"the dataset {path} was changed after it was prepared; prepare it again")
@@ -142,9 +141,9 @@ def read_info(folder: Path) -> DatasetInfo:
         raw = orjson.loads(file.read_bytes())
     except orjson.JSONDecodeError:
         raise DatasetError(f"{file} is not valid JSON") from None
-    found = raw.get("format") if isinstance(raw, dict) else None
-    if found != FORMAT:
-        raise DatasetError(f"{file} has format version {found!r}, this Lacuna reads version {FORMAT}")
+    version = raw.get("format") if isinstance(raw, dict) else None
+    if version != FORMAT:
+        raise DatasetError(f"{file} has format version {version!r}, this Lacuna reads version {FORMAT}")
     try:
         return DatasetInfo.model_validate(raw)
     except ValidationError as error:
@@ -226,107 +225,6 @@ class _Collector:
         )
 
 
-def _read_split(
-    file: Path, users: Vocabulary, items: Vocabulary, pairs: NDArray[np.int64], interactions: Interactions
-) -> NDArray[np.uint8] | None:
-    if not file.is_file():
-        return None
-    rows = (
-        Located(place, (row["user"], row["item"], row["split"]))
-        for place, row in read_table(file, ("user", "item", "split"))
-    )
-    return SplitTable(rows, users, items).aligned(pairs, interactions)
-
-
-def read_mask(file: Path) -> PublishedMask:
-    """Read a mask that names its items and columns.
-
-    Raises:
-        DatasetError: the file is damaged, or one of its arrays is absent or of the wrong shape.
-    """
-    arrays = load_arrays(file)
-    if not {"items", "columns", "missing"} <= arrays.keys():
-        raise DatasetError(f"{file.name} must hold the arrays items, columns and missing")
-    return published_mask(file, id_list(arrays["items"], file), id_list(arrays["columns"], file), arrays["missing"])
-
-
-def published_mask(file: Path, items: Iterable[str], columns: Iterable[str], missing: NDArray[Any]) -> PublishedMask:
-    """The mask that a file publishes.
-
-    Raises:
-        DatasetError: `missing` is not bool `[items, columns]`; names the file.
-    """
-    try:
-        return PublishedMask(tuple(items), tuple(columns), missing)
-    except DatasetError as error:
-        raise DatasetError(f"{file.name}: {error}") from None
-
-
-def mask_name(file: Path) -> str:
-    """The name of the mask in `missing_<name>.npz`."""
-    return file.stem.removeprefix("missing").lstrip("_") or "default"
-
-
-def _known_mask(file: Path, items: Vocabulary) -> PublishedMask:
-    mask = read_mask(file)
-    _check_known(mask.items, items, file.name)
-    return mask
-
-
-def _check_known(ids: Iterable[str], items: Vocabulary, whose: str) -> None:
-    unknown = next((item for item in ids if item not in items), None)
-    if unknown is not None:
-        raise DatasetError(f"{whose} names the item {unknown!r}, which is not in {ITEMS}")
-
-
-def _read_left_out(file: Path, users: Vocabulary, items: Vocabulary, pairs: NDArray[np.int64]) -> LeaveOneOut:
-    arrays = load_arrays(file)
-    if not {"users", "test"} <= arrays.keys():
-        raise DatasetError(f"{file.name} must hold the arrays users and test")
-    return _known_left_out(
-        LeaveOneOut(arrays["users"], arrays["test"], arrays.get("valid")), file.name, users, items, pairs
-    )
-
-
-def _known_left_out(
-    named: LeaveOneOut, whose: str, users: Vocabulary, items: Vocabulary, pairs: NDArray[np.int64]
-) -> LeaveOneOut:
-    owners = _rows(named.users, users, f"{whose} names the user")
-    trials = [
-        None if part is None else _rows(part, items, f"{whose} names the item") for part in (named.test, named.valid)
-    ]
-    known = pairs[:, 0] * len(items) + pairs[:, 1]
-    for part in trials:
-        if part is not None and not np.isin(owners * len(items) + part[:, 0], known).all():
-            raise DatasetError(f"{whose} holds out a pair that is not in {FEEDBACK}")
-    assert trials[0] is not None
-    return LeaveOneOut(owners, trials[0], trials[1])
-
-
-def _rows(ids: NDArray[np.str_], vocabulary: Vocabulary, whose: str) -> NDArray[np.int64]:
-    """The rows of ids, in their shape."""
-    distinct, place = np.unique(ids, return_inverse=True)
-    unknown = next((one for one in map(str, distinct) if one not in vocabulary), None)
-    if unknown is not None:
-        raise DatasetError(f"{whose} {unknown!r}, which is not in the data")
-    rows = np.array([vocabulary.row(one) for one in map(str, distinct)], dtype=np.int64)
-    return rows[place].reshape(ids.shape)
-
-
-def _read_new_items(file: Path, items: Vocabulary) -> NDArray[np.int64] | None:
-    if not file.is_file():
-        return None
-    ids = json.loads(file.read_text("utf-8"))
-    _check_known(ids, items, file.name)
-    return np.array([items.row(item) for item in ids], dtype=np.int64)
-
-
-def _fitting(split: NDArray[np.uint8] | None, events: int) -> NDArray[np.uint8] | None:
-    if split is not None and len(split) != events:
-        raise DatasetError(f"{RATING_SPLIT} names {len(split)} rows, {FEEDBACK} has {events}")
-    return split
-
-
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
@@ -344,58 +242,47 @@ def write_dataset(
     source: str,
     synthetic: bool = False,
     min_rating: MinRating = AUTO,
-    split: Iterable[SplitRow | Located[SplitRow]] | None = None,
-    masks: Mapping[str, PublishedMask] | None = None,
-    new_items: Sequence[str] | None = None,
-    rating_split: NDArray[np.uint8] | None = None,
-    leave_one_out: Mapping[str, LeaveOneOut] | None = None,
+    published: Published = NOTHING,
     tally: Tally | None = None,
-    merge_repeated: bool = False,
     progress: Progress | None = None,
 ) -> DatasetInfo:
     """Write a prepared dataset; it appears at `folder` whole or not at all, replacing an older one.
 
     Items are read to their end before the first feedback event is asked for; neither is held in memory. A row may say
-    where its source has it; a row that is None there was left out by its reader. `split` has (user, item, split name)
-    for every distinct pair; `rating_split` the part of every event `[n]`, those left out included; `leave_one_out`
-    holds ids. Ratings below `min_rating` show no interest; with AUTO the ratings themselves say which
-    (`models.feedback.default_min_rating`). `tally` is what a reader counts while rows are asked for; `merge_repeated`
-    drops an event that repeats an earlier one in all it says. `progress` is called with what is being written ("items",
-    "feedback") and the number of rows so far.
+    where its source has it; a row that is None there was left out by its reader.
+
+    Args:
+        min_rating: ratings below it show no interest; AUTO: the ratings say which (`default_min_rating`).
+        tally: what a reader of a foreign format counts while rows are asked for; with it, an event that repeats an
+            earlier one in all it says is dropped, and counted.
+        progress: is called with what is being written ("items", "feedback") and the number of rows so far.
 
     Raises:
-        DatasetError: a row is bad (where its source has it, or else its number among the rows), no row is left, a
-            split, a mask or a list of new items does not fit the rows, or `folder` holds something else.
+        DatasetError: a row is bad (where its source has it, or else its number among the rows), no row is left,
+            something of what is published does not fit the rows, or `folder` holds something else.
     """
-    target, tally = Path(folder), tally or Tally()
-    with _replacing(target) as temporary:
-        check = ItemCheck()
-        n_items = int(_write_lines(temporary / ITEMS, items, check, item_line, tally, progress).sum())
+    with _replacing(Path(folder)) as temporary:
+        counted, check = tally or Tally(), ItemCheck()
+        _write_lines(temporary / ITEMS, items, check, item_line, counted, progress)
         parse, collector = EventCheck(check.ids), _Collector()
-        splits = split is not None or bool(leave_one_out)
-        checked = (lambda row: collector.add(parse(row))) if splits else parse
-        kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, tally, progress)
-        if merge_repeated:
+        checked = (lambda row: collector.add(parse(row))) if published.splits_pairs else parse  # the others need none
+        kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, counted, progress)
+        if tally is not None:
             kept = _merge_repeated(temporary / FEEDBACK, kept, tally)
         least = default_min_rating(parse.ratings) if min_rating == AUTO else min_rating
-        if splits:
-            _write_splits(temporary, check.ids, collector, least, split, leave_one_out or {})
-        _write_lists(temporary, check.ids, masks or {}, new_items)
-        if rating_split is not None:
-            _write_rating_split(temporary / RATING_SPLIT, rating_split, kept)
+        published.write(temporary, collector.users, check.ids, collector.interactions(), least, kept)
         info = DatasetInfo(
             format=FORMAT,
             name=_encodable(name),
             synthetic=synthetic,
             source=_encodable(source),
             min_rating=least,
-            counts=Counts(items=n_items, users=parse.n_users, feedback=int(kept.sum())),
+            counts=Counts(items=len(check.ids), users=parse.n_users, feedback=int(kept.sum())),
             fingerprint=fingerprint(temporary),
-            left_out=dict(tally.left_out),
-            changed=dict(tally.changed),
+            left_out=counted.left_out,
+            changed=counted.changed,
         )
-        _write_info(temporary, info)
-    return info
+        return _write_info(temporary, info)
 
 
 def set_min_rating(folder: Path, min_rating: float | None) -> DatasetInfo:
@@ -404,13 +291,12 @@ def set_min_rating(folder: Path, min_rating: float | None) -> DatasetInfo:
     Raises:
         DatasetError: the folder is no prepared dataset.
     """
-    info = read_info(folder).model_copy(update={"min_rating": min_rating})
-    _write_info(folder, info)
-    return info
+    return _write_info(folder, read_info(folder).model_copy(update={"min_rating": min_rating}))
 
 
-def _write_info(folder: Path, info: DatasetInfo) -> None:
+def _write_info(folder: Path, info: DatasetInfo) -> DatasetInfo:
     (folder / INFO).write_text(info.model_dump_json(indent=2) + "\n", "utf-8")
+    return info
 
 
 def _encodable(name: str) -> str:
@@ -477,68 +363,6 @@ def _merge_repeated(file: Path, kept: NDArray[np.bool_], tally: Tally) -> NDArra
     left = kept.copy()
     left[np.flatnonzero(kept)[~fresh]] = False
     return left
-
-
-def _write_splits(
-    folder: Path,
-    items: Vocabulary,
-    feedback: _Collector,
-    min_rating: float | None,
-    split: Iterable[SplitRow | Located[SplitRow]] | None,
-    leave_one_out: Mapping[str, LeaveOneOut],
-) -> None:
-    """Write what splits the feedback, as far as it fits that feedback."""
-    users, interactions = feedback.users, feedback.interactions()
-    pairs = distinct_pairs(interactions, len(items), min_rating)
-    if split is not None:
-        table = SplitTable(_split_rows(split, folder / SPLIT), users, items)
-        table.aligned(pairs, interactions)
-        _write_split(folder / SPLIT, table.distinct())
-    for name, left_out in leave_one_out.items():
-        _known_left_out(left_out, f"the leave-one-out split {name!r}", users, items, pairs)
-        _write_left_out(folder / f"{LEFT_OUT}{name}.npz", left_out)
-
-
-def _split_rows(rows: Iterable[SplitRow | Located[SplitRow]], file: Path) -> Iterator[Located[SplitRow]]:
-    for line, row in enumerate(rows, start=2):  # below the header
-        yield row if isinstance(row, Located) else Located(Place(file, line), row)
-
-
-def _write_lists(
-    folder: Path, ids: Vocabulary, masks: Mapping[str, PublishedMask], new_items: Sequence[str] | None
-) -> None:
-    for name, mask in masks.items():
-        file = folder / f"missing_{name}.npz"
-        _check_known(mask.items, ids, file.name)
-        _write_mask(file, mask)
-    if new_items is not None:
-        _check_known(new_items, ids, "the list of new items")
-        (folder / NEW_ITEMS).write_text(json.dumps(list(new_items)) + "\n", "utf-8")
-
-
-def _write_rating_split(file: Path, split: NDArray[np.uint8], kept: NDArray[np.bool_]) -> None:
-    """The parts of the rows that were kept, by their numbers among these."""
-    if len(split) != len(kept):
-        raise DatasetError(f"the rating split names {len(split)} rows, the source has {len(kept)}")
-    parts = {part: np.flatnonzero(split[kept] == number) for number, part in enumerate(SPLITS)}
-    np.savez_compressed(file, allow_pickle=False, **parts)
-
-
-def _write_split(file: Path, rows: Iterable[SplitRow]) -> None:
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(("user", "item", "split"))
-        writer.writerows(rows)
-
-
-def _write_mask(file: Path, mask: PublishedMask) -> None:
-    items, columns = np.array(mask.items, dtype=np.str_), np.array(mask.columns, dtype=np.str_)
-    np.savez_compressed(file, items=items, columns=columns, missing=mask.missing)
-
-
-def _write_left_out(file: Path, split: LeaveOneOut) -> None:
-    parts = {"users": split.users, "test": split.test, "valid": split.valid}
-    np.savez_compressed(file, allow_pickle=False, **{name: ids for name, ids in parts.items() if ids is not None})
 
 
 @contextmanager

@@ -53,11 +53,11 @@ class Features:
         return {name: {"vector": vectors[name]} for name in sorted(vectors)}
 
     def _vector(self, name: str, file: Path) -> Vector:
-        told = f"{file.parent.name}/{file.name}"
-        vector: Vector = _checked(load_array(file).squeeze()[None], told)[0].astype(np.float32)
+        place = f"{file.parent.name}/{file.name}"
+        vector: Vector = _checked(load_array(file).squeeze()[None], place)[0].astype(np.float32)
         expected = self._dims.setdefault(name, len(vector))
         if len(vector) != expected:
-            raise DatasetError(f"{told} has {len(vector)} numbers, others have {expected}")
+            raise DatasetError(f"{place} has {len(vector)} numbers, others have {expected}")
         return vector
 
 
@@ -67,13 +67,13 @@ def find_features(source: Path) -> Features:
     Raises:
         DatasetError: a file is damaged, holds no finite floats `[items, dim]`, or they disagree on the number of items.
     """
-    found = [path for name in _FOLDERS for path in sorted((source / name).glob(f"*{SUFFIX}*"))]
-    arrays = [path for path in found if path.name.endswith(f"{SUFFIX}.npy") and path.is_file()]
+    paths = [path for name in _FOLDERS for path in sorted((source / name).glob(f"*{SUFFIX}*"))]
+    arrays = [path for path in paths if path.name.endswith(f"{SUFFIX}.npy") and path.is_file()]
     rows = {modality_name(path.name): _checked(load_array(path), path.name) for path in arrays}
     if len({len(array) for array in rows.values()}) > 1:
         sizes = ", ".join(f"{name} {len(array)}" for name, array in rows.items())
         raise DatasetError(f"the feature files of {source} disagree on the number of items ({sizes})")
-    folders = [path for path in found if path.name.endswith(SUFFIX) and path.is_dir()]
+    folders = [path for path in paths if path.name.endswith(SUFFIX) and path.is_dir()]
     return Features(rows, {modality_name(path.name): path for path in folders})
 
 

@@ -73,9 +73,9 @@ class SplitTable:
         distinct, first = np.unique(self.keys, return_index=True)
         wanted = pairs[:, 0] * len(self._items) + pairs[:, 1]
         row = np.minimum(np.searchsorted(distinct, wanted), max(len(distinct) - 1, 0))
-        there = distinct[row] == wanted if len(distinct) else np.zeros(len(wanted), dtype=np.bool_)
-        if not there.all():
-            user, item = pairs[int((~there).argmax())]
+        listed = distinct[row] == wanted if len(distinct) else np.zeros(len(wanted), dtype=np.bool_)
+        if not listed.all():
+            user, item = pairs[int((~listed).argmax())]
             name = self._files[0].name if self._files else "the split"
             raise DatasetError(f"{name} leaves out the pair {self._users.id(user)!r}, {self._items.id(item)!r}")
         return self.parts[first[row]]

@@ -230,9 +230,9 @@ def read_columns(file: Path) -> dict[str, str]:
 
 def find_columns(columns: Iterable[str], aliases: Aliases) -> dict[str, str]:
     """The columns wanted that there are, and what they are called there."""
-    there = set(columns)
-    found = {wanted: next((name for name in names if name in there), None) for wanted, names in aliases.items()}
-    return {wanted: name for wanted, name in found.items() if name is not None}
+    given = set(columns)
+    names_of = {wanted: next((name for name in names if name in given), None) for wanted, names in aliases.items()}
+    return {wanted: name for wanted, name in names_of.items() if name is not None}
 
 
 def read_fields(file: Path, separator: str, counts: range, encoding: str = "utf-8") -> Iterator[Located[list[str]]]:

@@ -1,8 +1,8 @@
 """The demo catalogue (synthetic): drawn products, written texts, simulated shoppers; all of it from one seed.
 
-Category, style, colour, pattern and material show in the picture and are told in the text. Brand, use and care stand
-in the text only; trim, background, pose and the pattern's second colour show in the picture only. Shoppers have tastes
-over these attributes, so that both content and co-interaction say something about what they will like.
+Category, style, colour, pattern and material show in the picture and stand in the text. Brand, use and care stand
+in the text only; trim, background, pose and the pattern's second colour show in the picture only. Shoppers prefer some
+of these attributes, so that both content and co-interaction say something about what they will like.
 """
 
 from __future__ import annotations
@@ -287,9 +287,9 @@ def _pick(choices: Sequence[_T], rng: np.random.Generator) -> _T:
 
 # --- shoppers ----------------------------------------------------------------------------------------------------
 
-_CIRCLES = 8  # groups of shoppers with a common taste
+_GROUPS = 8  # of shoppers with common preferences
 _WEIGHTS = {"category": 1.5, "style": 0.5, "colour": 1.2, "pattern": 0.9, "material": 0.6, "trim": 0.4, "brand": 0.9}
-_POPULARITY, _WHIM = 0.8, 0.7
+_POPULARITY, _NOISE = 0.8, 0.7
 _FUNNEL = (("click", 0.5), ("cart", 0.4), ("purchase", 0.5))
 _FEWEST, _MOST = 25, 40
 
@@ -303,16 +303,16 @@ def _events(products: Sequence[_Traits], users: int, seed: int) -> list[Record]:
 
 
 def _appeal(products: Sequence[_Traits], users: int, rng: np.random.Generator) -> Double:
-    """How much each shopper likes each item, `[users, items]`: taste, the item's popularity, and whim."""
-    circle = rng.integers(_CIRCLES, size=users)
+    """How much each shopper likes each item, `[users, items]`: its attributes, its popularity, noise."""
+    group = rng.integers(_GROUPS, size=users)
     appeal = np.zeros((users, len(products)))
     for name, weight in _WEIGHTS.items():
         values = [traits.brand if name == "brand" else getattr(traits.look, name) for traits in products]
         kinds, kind = np.unique(values, return_inverse=True)
-        shared, own = rng.standard_normal((_CIRCLES, len(kinds))), rng.standard_normal((users, len(kinds)))
-        appeal += weight * (0.8 * shared[circle] + 0.6 * own)[:, kind]
+        shared, own = rng.standard_normal((_GROUPS, len(kinds))), rng.standard_normal((users, len(kinds)))
+        appeal += weight * (0.8 * shared[group] + 0.6 * own)[:, kind]
     appeal += _POPULARITY * rng.standard_normal(len(products))
-    return appeal + _WHIM * rng.gumbel(size=appeal.shape)
+    return appeal + _NOISE * rng.gumbel(size=appeal.shape)
 
 
 def _visits(user: str, appeal: Double, rng: np.random.Generator) -> Iterator[Record]:

@@ -243,11 +243,11 @@ def _light(mask: Image.Image, box: tuple[int, int, int, int]) -> Plane:
     padded.paste(mask.reduce(_DRAWN // _RELIEF), (4, 4))
     height = _plane(padded.filter(ImageFilter.GaussianBlur(3.0)))[4:-4, 4:-4]
     down, across = np.gradient(height)
-    lean = Image.fromarray(((across * 0.7 + down * 0.75) * 6).astype(np.float32))
+    slant = Image.fromarray(((across * 0.7 + down * 0.75) * 6).astype(np.float32))
     scale = _RELIEF / _DRAWN
     window = (box[0] * scale, box[1] * scale, box[2] * scale, box[3] * scale)
     size = (box[2] - box[0], box[3] - box[1])
-    return np.asarray(lean.resize(size, Image.Resampling.BICUBIC, box=window), dtype=np.float32)
+    return np.asarray(slant.resize(size, Image.Resampling.BICUBIC, box=window), dtype=np.float32)
 
 
 def _plane(image: Image.Image) -> Plane:

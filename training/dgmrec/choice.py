@@ -147,7 +147,9 @@ class Chooser:
         if self.budget <= 0:
             return Choice()
         epochs = self.trainer.epochs
-        first = self._fitted([self._small_batches(form) for form in TRAINED], max(1, round(epochs * FIRST_SHARE)))
+        batch = {} if "batch_size" in self.pinned else small_batch(len(self.data.parts.train), self.trainer.batch_size)
+        forms = [{**form, **batch} if form else form for form in TRAINED]
+        first = self._fitted(forms, max(1, round(epochs * FIRST_SHARE)))
         survivors = sorted(first, key=lambda trial: -trial.score)[:SURVIVORS]
         full = self._fitted(CLOSED, 1) + self._fitted([trial.settings for trial in survivors], epochs)
         if not full:
@@ -156,12 +158,6 @@ class Chooser:
         best = self._refined(self._longer(best))
         longer = {"epochs": best.epochs} if not self._is_closed(best) and best.epochs != epochs else {}
         return Choice({**best.settings, **longer}, tuple(self.trials))
-
-    def _small_batches(self, form: Settings) -> dict[str, Any]:
-        """The form with batches that leave an epoch its steps, however small the data are."""
-        fitting = max(SMALLEST_BATCH, len(self.data.parts.train) // FEWEST_STEPS)
-        small = fitting < self.trainer.batch_size and "batch_size" not in self.pinned
-        return {**form, **({"batch_size": fitting} if form and small else {})}
 
     def _refined(self, best: Trial) -> Trial:
         wider = best.settings.get("embedding_size", self.config.embedding_size) + LINEAR_SIZE
@@ -209,10 +205,11 @@ class Chooser:
             if known:
                 trials.append(known[0])
             elif not settings.keys() & self.pinned and sum(trial.seconds for trial in self.trials) < self.budget:
-                trials.append(self._fit(settings, epochs))
+                trials.append(self.fit(settings, epochs))
         return trials
 
-    def _fit(self, settings: Settings, epochs: int) -> Trial:
+    def fit(self, settings: Settings, epochs: int) -> Trial:
+        """Train with these settings for so many epochs, and keep how good that was."""
         self.progress(f"trying {named(settings)}, epochs={epochs}")
         begin = time.perf_counter()
         config, trainer = with_settings(self.config, self.trainer, {**settings, "epochs": epochs})
@@ -226,7 +223,7 @@ class Chooser:
         seconds = round(time.perf_counter() - begin, 1)
         trials = [Trial(own, epochs, valid["recall@20"], valid["ndcg@20"], seconds) for own, valid in outcomes]
         self.trials.append(max(trials, key=lambda trial: trial.score))
-        self._keep()
+        self.keep()
         return self.trials[-1]
 
     # --- what has been tried -----------------------------------------------------------------------------------
@@ -237,11 +234,18 @@ class Chooser:
         tree = json.loads(self.file.read_text("utf-8"))
         return [Trial(**trial) for trial in tree["trials"]] if tree["fingerprint"] == self.fingerprint else []
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
+        """Write down what has been tried, for a choice that is interrupted."""
         if self.file is not None:
             tree = {"fingerprint": self.fingerprint, "trials": [asdict(trial) for trial in self.trials]}
             with replacing(self.file) as file:
                 file.write_text(json.dumps(tree), "utf-8")
+
+
+def small_batch(pairs: int, usual: int) -> dict[str, Any]:
+    """A `batch_size` that leaves an epoch over so many pairs its steps, where the usual one does not."""
+    fitting = max(SMALLEST_BATCH, pairs // FEWEST_STEPS)
+    return {"batch_size": fitting} if fitting < usual else {}
 
 
 def sample_of_users(parts: Parts, most: int, rng: np.random.Generator) -> Parts:

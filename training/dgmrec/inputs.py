@@ -25,7 +25,7 @@ Blocks = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Of guesses for hidden cells, the cosines `[k]` with the truth.
+    """Of predictions of hidden cells, the cosines `[k]` with the truth.
 
     `full` from all that is known of their items, `interactions` from their users alone, `content` from their other
     modalities alone; `described` (bool) where there are any.
@@ -42,11 +42,11 @@ class HeldOutScores:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
     def by_users(self) -> Tensor:
-        """The mean of the guesses that read users `[k]`."""
+        """The mean of the predictions that read users `[k]`."""
         return (self.full + self.interactions) / 2
 
     def by_content(self) -> Tensor:
-        """The mean of the guesses that read another modality, where there is one."""
+        """The mean of the predictions that read another modality, where there is one."""
         return ((self.full + self.content) / 2)[self.described]
 
 
@@ -75,9 +75,9 @@ def select_inputs(
     """Choose for each tower whether it reads means of its own modality (`ModalityTower.select_inputs`), and in how many
     folds its co-interaction means are then cut (`cross_fitted_means`), which is answered.
 
-    Several groups of cells (`[n, M]`, their numbers) are hidden one after the other and guessed as cells that nobody
+    Several groups of cells (`[n, M]`, their numbers) are hidden one after the other and predicted as cells that nobody
     has; a large catalogue needs fewer groups. Few folds leave the means of a sparse catalogue poor; many, or the
-    neighbours' mean, let those of a dense one give away what is to be guessed. More folds than needed have to be
+    neighbours' mean, let those of a dense one give away what is to be predicted. More folds than needed have to be
     clearly better; the neighbours' mean just better, for near duplicates are followed either way.
     """
     rounds = _rounds(own, observed, interactions, factors, group)
@@ -87,7 +87,7 @@ def select_inputs(
     }
     with_neighbours = _scores(model, own, observed, rounds, folds, neighbour_mean=True)
     for name in own:
-        # What a modality is guessed as does not depend on what the others read.
+        # What is predicted of a modality does not depend on what the others read.
         without = by_folds[folds[name]][name]
         better = _mean(with_neighbours[name].by_content()) > _mean(without.by_content())
         model.tower(name).select_inputs(co_interaction_mean=folds[name] > 0, neighbour_mean=better)

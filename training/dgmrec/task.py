@@ -105,13 +105,13 @@ class DGMRecTask:
         self.held_cells = batch.observed & (chance < HELD_CELLS)
         self.cells = batch.observed & ~self.held_cells
         folds = None
-        self.guesses: dict[str, Tensor] = {}  # of every cell, by fits that did not learn from it
+        self.base: dict[str, Tensor] = {}  # of every cell, by fits that did not learn from it
         if self.config.imputation == "generate":
             group = (chance / HELD_CELLS).int()
             folds = select_inputs(model, own, batch.observed, self.interactions, factors, group)
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
-            self.guesses = model.fit_base(evidence, self.cells)
+            self.base = model.fit_base(evidence, self.cells)
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
@@ -125,15 +125,15 @@ class DGMRecTask:
             return self.module.complete(evidence, preference)
         filled = {}
         over_graph = self.config.imputation in GRAPH_IMPUTERS
-        propagated = self.propagated_features(evidence).guesses(self.interactions) if over_graph else {}
+        propagated = self.propagated_features(evidence).imputations(self.interactions) if over_graph else {}
         for column, name in enumerate(evidence.names):
-            guess = propagated.get(name, torch.zeros_like(evidence.own[name]))
+            imputed = propagated.get(name, torch.zeros_like(evidence.own[name]))
             if self.config.imputation == "generate":
                 tower = self.module.tower(name)
-                guess = tower.projection.signal(tower.base(evidence))
+                imputed = tower.projection.signal(tower.base(evidence))
             elif self.config.imputation == "nn":
-                guess = evidence.neighbour_mean[name]
-            filled[name] = torch.where(evidence.observed[:, [column]], evidence.own[name], guess)
+                imputed = evidence.neighbour_mean[name]
+            filled[name] = torch.where(evidence.observed[:, [column]], evidence.own[name], imputed)
         return filled
 
     @cached_property
@@ -150,8 +150,8 @@ class DGMRecTask:
     def _item_graph(self, features: Tensor, observed: Tensor, rows: Tensor) -> Matrix:
         """Top-k neighbours of the given rows (bool `[n]`), the others empty.
 
-        Only items that have the modality are read from, so that a generated feature is never passed on; the plain
-        imputations take their guesses for real, as their users do.
+        Only items that have the modality are read from, so that a generated feature is never passed on; the cells
+        that a training-free imputer fills count as observed.
         """
         allowed = observed if self.config.imputation == "generate" else None
         wanted = (rows & (features.norm(dim=1) > 0)).nonzero().squeeze(1)
@@ -331,7 +331,7 @@ class DGMRecTask:
         out = self.embed()
         if self.content is None:
             return out, torch.zeros_like(out.items)
-        return self.module.final_embeddings(out, self.content, self.interactions.item_degree, self.guesses)
+        return self.module.final_embeddings(out, self.content, self.interactions.item_degree, self.base)
 
     def _ranking(
         self, out: Embeddings, pairs: NDArray[np.int64], seen: NDArray[np.int64], among: NDArray[np.int64] | None = None
@@ -392,7 +392,7 @@ class DGMRecTask:
         self.weigh_linear(self.config.linear_weight)
         if self.content is None or self.config.imputation != "generate":
             return {}
-        self.guesses = self.module.fit_base(self.content.evidence, self.cells)  # as in training, if called again
+        self.base = self.module.fit_base(self.content.evidence, self.cells)  # as in training, if called again
         self.refresh(weight=1.0)
         report = {}
         for name, (facts, features, truth) in self._held_generations(self.embed()).items():
@@ -406,7 +406,7 @@ class DGMRecTask:
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.
-        self.guesses = self.module.fit_base(self.content.evidence, self.raw.observed)
+        self.base = self.module.fit_base(self.content.evidence, self.raw.observed)
         self._regenerate(self.embed(), share=1.0)
         return report
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from training.evaluate.left_out import LEFT_OUT, LeaveOneOutPlan, evaluate_left_out
+from training.evaluate.leave_one_out import LEAVE_ONE_OUT_MODELS, LeaveOneOutPlan, evaluate_leave_one_out
 from training.evaluate.machine import machine
 from training.evaluate.protocols import MODELS, EvaluationError, Plan, Protocol, evaluate
-from training.evaluate.rating import RATERS, RatingPlan, evaluate_rating
+from training.evaluate.rating import RATING_MODELS, RatingPlan, evaluate_rating
 
 __all__ = [
-    "LEFT_OUT",
+    "LEAVE_ONE_OUT_MODELS",
     "MODELS",
-    "RATERS",
+    "RATING_MODELS",
     "EvaluationError",
     "LeaveOneOutPlan",
     "Plan",
     "Protocol",
     "RatingPlan",
     "evaluate",
-    "evaluate_left_out",
+    "evaluate_leave_one_out",
     "evaluate_rating",
     "machine",
 ]

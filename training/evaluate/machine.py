@@ -16,13 +16,13 @@ def machine(device: str = "cpu") -> dict[str, Any]:
     """Processor, cores, threads, versions and the accelerator if one was used, as every result carries them."""
     packages = ("torch", "numpy", "scipy", "lacuna")
     versions: Mapping[str, str] = {"python": platform.python_version()} | {name: version(name) for name in packages}
-    found = {
+    facts = {
         "cpu": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "versions": dict(versions),
     }
-    return found if device == "cpu" else found | {"accelerator": torch.cuda.get_device_name(device)}
+    return facts if device == "cpu" else facts | {"accelerator": torch.cuda.get_device_name(device)}
 
 
 def _processor() -> str:

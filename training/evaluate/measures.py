@@ -20,7 +20,7 @@ RELEVANT = 5
 NEIGHBOURHOOD_HITS = (5, 10, 20)
 SELF_HIT = 10
 _TIE = 1e-6  # cosines nearer than this are equal: products of equal rows differ in their last bits
-_CELLS = 4_000_000  # similarities held at once
+CELLS = 4_000_000  # similarities held at once
 
 
 def ranking_by_level(ranks: Ranks, level: Rows) -> dict[str, float]:
@@ -123,7 +123,7 @@ def _neighbourhood_places(imputed: Tensor, truth: Tensor, known: Tensor, rows: T
         cosines[:, ~known] = -torch.inf
         cosines.scatter_(1, rows[part, None], -torch.inf)
         for wanted in relevant[part].T:
-            place = _average_places(cosines, wanted.clamp_min(0))
+            place = average_places(cosines, wanted.clamp_min(0))
             places[part] = torch.minimum(places[part], place.where(wanted >= 0, torch.inf))
     return places
 
@@ -133,11 +133,11 @@ def _self_places(imputed: Tensor, truth: Tensor, rows: Tensor) -> Tensor:
     queries, keys = F.normalize(truth, dim=1), F.normalize(imputed, dim=1)
     places = torch.empty(len(rows))
     for part in _blocks(len(rows), len(keys)):
-        places[part] = _average_places(queries[rows[part]] @ keys.T, rows[part])
+        places[part] = average_places(queries[rows[part]] @ keys.T, rows[part])
     return places
 
 
-def _average_places(cosines: Tensor, wanted: Tensor) -> Tensor:
+def average_places(cosines: Tensor, wanted: Tensor) -> Tensor:
     """Place `[b]` of one column a row, from 1; a tied group shares the mean of its places."""
     own = cosines.gather(1, wanted[:, None])
     above = (cosines > own + _TIE).sum(dim=1)
@@ -146,5 +146,5 @@ def _average_places(cosines: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _blocks(queries: int, candidates: int) -> list[slice]:
-    step = max(1, _CELLS // max(candidates, 1))
+    step = max(1, CELLS // max(candidates, 1))
     return [slice(start, min(start + step, queries)) for start in range(0, queries, step)]

@@ -17,7 +17,7 @@ from models.dgmrec.config import DGMRecConfig
 from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
 from models.modality import ModalBatch
-from training.baselines.ranking import PEERS, PeerData, tune
+from training.baselines.ranking import BASELINES, BaselineData, tune
 from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Trial
@@ -28,7 +28,7 @@ from training.evaluate.result import Measured, result_of, run_record, training_r
 from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
-from training.splits import Parts, draw_new_items
+from training.splits import Parts, draw_new_items, validation_parts
 from training.trainer import TrainerConfig, TrainingResult
 
 
@@ -46,9 +46,9 @@ class Protocol(StrEnum):
 
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
 LEARNED = ("dgmrec", "lightgcn")
-RANKERS = (*LEARNED, *PEERS)
-GENERATORS = ("dgmrec", *IMPUTERS)
-MODELS = tuple(dict.fromkeys((*RANKERS, *IMPUTERS)))
+RANKING_MODELS = (*LEARNED, *BASELINES)
+GENERATING_MODELS = ("dgmrec", *IMPUTERS)
+MODELS = tuple(dict.fromkeys((*RANKING_MODELS, *IMPUTERS)))
 
 
 class EvaluationError(ValueError):
@@ -60,7 +60,7 @@ class Plan:
     """What to measure.
 
     Attributes:
-        model: one of `MODELS`; imputers only under the protocol retrieval, peers only under the others.
+        model: one of `MODELS`; imputers only under the protocol retrieval, baselines only under the others.
         options: which cells are withheld; the protocol ratio sets `missing` itself.
         configs: of the learned models.
         imputer: fills the cells that dgmrec or content would find missing before it sees them.
@@ -87,8 +87,8 @@ class Plan:
         if self.protocol is Protocol.RATING:
             raise EvaluationError("ratings are measured by evaluate_rating")
         if self.protocol is Protocol.LEAVE_ONE_OUT:
-            raise EvaluationError("leave-one-out is measured by evaluate_left_out")
-        fitting = GENERATORS if self.protocol is Protocol.RETRIEVAL else RANKERS
+            raise EvaluationError("leave-one-out is measured by evaluate_leave_one_out")
+        fitting = GENERATING_MODELS if self.protocol is Protocol.RETRIEVAL else RANKING_MODELS
         if self.model not in fitting:
             raise EvaluationError(
                 f"the protocol {self.protocol.value} has no model {self.model!r}; it has {', '.join(fitting)}"
@@ -112,8 +112,8 @@ class Plan:
     @property
     def reads_content(self) -> bool:
         """Whether the model looks at features at all."""
-        if self.model in PEERS:
-            return PEERS[self.model].content
+        if self.model in BASELINES:
+            return BASELINES[self.model].content
         return self.model != "lightgcn" and self.configs[0].modal
 
     def seeded(self, seed: int) -> Plan:
@@ -151,7 +151,7 @@ def evaluate(
     publishes them), its own initial weights and batches. The split is the dataset's where it has one.
 
     Raises:
-        EvaluationError, PeerError, and what `prepare_features` and `split_parts` raise.
+        EvaluationError, BaselineError, and what `prepare_features` and `split_parts` raise.
     """
     runs = [_run(dataset, plan.seeded(seed), seed, terminal) for seed in range(1, seeds + 1)]
     device = plan.configs[1].device if plan.model in LEARNED else "cpu"
@@ -168,7 +168,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         if plan.budget:
             config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs]}
     else:
-        grid = PEERS[plan.model].grid if plan.model in PEERS else IMPUTERS[plan.model].settings
+        grid = BASELINES[plan.model].grid if plan.model in BASELINES else IMPUTERS[plan.model].settings
         config |= {"grid": [dict(setting) for setting in grid]}
         config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs if "setting" in run]}
     return config | {
@@ -228,11 +228,11 @@ def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
-    new_items = _new_items(dataset, plan)
+    new_items = new_items_of(dataset, plan)
     parts = split_parts(dataset, plan.options.seed, new_items, plan.options.split)
     if plan.validation_only:
-        parts = _validation_parts(split_parts(dataset, plan.options.seed), parts)
-    prepared = _prepared(dataset, plan, parts, terminal)
+        parts = validation_parts(split_parts(dataset, plan.options.seed), parts)
+    prepared = prepared_content(dataset, plan, parts, terminal)
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
     ranks = rank_all(scores, parts.test, parts.train)
     if new_items is not None:
@@ -246,7 +246,8 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     return replace(outcome, metrics=outcome.metrics | ranking_by_level(ranks, level))
 
 
-def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
+def new_items_of(dataset: Dataset, plan: Plan) -> Rows | None:
+    """Rows of the items that the plan holds out of training: the published ones, or drawn from the seed."""
     if plan.protocol is not Protocol.NEW_ITEMS:
         return None
     rng = np.random.default_rng(plan.options.seed)
@@ -258,14 +259,7 @@ def _new_items(dataset: Dataset, plan: Plan) -> Rows | None:
     return np.sort(rng.permutation(others)[: len(dataset.new_items)])
 
 
-def _validation_parts(whole: Parts, held: Parts) -> Parts:
-    """The parts with new items held out, whose test part is what that took from the training part `whole.train`, and
-    the validation part."""
-    keys, left = (pairs @ np.array([whole.train[:, 1].max() + 1, 1]) for pairs in (whole.train, held.train))
-    return Parts(held.train, held.valid, np.concatenate([whole.train[~np.isin(keys, left)], held.valid])).evaluable()
-
-
-def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
+def prepared_content(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
     """Features with holes for the models that read them, filled if an imputer is asked for."""
     if not plan.reads_content or (plan.protocol is Protocol.STRANGER and not dataset.modalities):
         nothing = no_content(dataset)
@@ -273,10 +267,10 @@ def _prepared(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) ->
     prepared = prepare_features(dataset, plan.options, terminal)
     if plan.imputer is None:
         return prepared
-    return replace(prepared, batch=_filled(prepared.batch, plan, _graphs(dataset, parts)))
+    return replace(prepared, batch=filled_content(prepared.batch, plan, _graphs(dataset, parts)))
 
 
-def _filled(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
+def filled_content(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
     """The batch with every cell imputed and taken for real, but for a modality that nobody has."""
     assert plan.imputer is not None
     setting = tuned(batch, plan.imputer, graphs, seed=plan.options.seed)
@@ -292,16 +286,16 @@ def _graphs(dataset: Dataset, parts: Parts) -> InteractionGraphs:
 def _fit(
     dataset: Dataset, plan: Plan, parts: Parts, prepared: Prepared, terminal: Terminal
 ) -> tuple[ScoreFunction, Outcome]:
-    if plan.model in PEERS:
-        data = PeerData(parts, len(dataset.users), len(dataset.items), prepared.batch)
-        found = tune(
-            PEERS[plan.model],
+    if plan.model in BASELINES:
+        data = BaselineData(parts, len(dataset.users), len(dataset.items), prepared.batch)
+        tuning = tune(
+            BASELINES[plan.model],
             data,
             metric=plan.configs[1].metric,
             progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),
         )
-        metrics = {f"valid {name}": value for name, value in found.valid.items()}
-        return found.scores, Outcome(metrics, setting=found.setting)
+        metrics = {f"valid {name}": value for name, value in tuning.valid.items()}
+        return tuning.scores, Outcome(metrics, setting=tuning.setting)
     configs, choice = plan.configs, Choice()
     if plan.budget:
         choice = chosen_settings(dataset, parts, configs, plan.pinned, plan.budget, terminal=terminal)
@@ -329,14 +323,14 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
         filled = impute(prepared.batch, plan.model, graphs, setting)
         return Outcome(retrieval(prepared.complete, prepared.batch, filled), setting=setting)
     trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
-    filled, confidence = _generated(trained.task, prepared.batch)
+    filled, confidence = generated_content(trained.task, prepared.batch)
     ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
     metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)
     return Outcome(metrics, trained.result)
 
 
 @torch.no_grad()
-def _generated(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def generated_content(task: DGMRecTask, batch: ModalBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Features with every missing cell generated, and the confidence in each: what would be served."""
     if task.content is None:
         raise EvaluationError("a model without modalities generates nothing")

@@ -12,7 +12,7 @@ import numpy as np
 from models.arrays import Double
 from models.feedback import HIGHEST, LOWEST
 from models.lrmm.config import LRMMConfig
-from training.baselines.rating import RATING_PEERS, PeerRatings, tune_rating_peer
+from training.baselines.rating import RATING_BASELINES, BaselineRatings, tune_rating_baseline
 from training.content import DataOptions
 from training.datasets.base import Dataset
 from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
@@ -28,7 +28,7 @@ PUBLISHED = 0  # the seed under which the dataset's own split runs
 FIRST = 1  # of the random splits; its reconstructions are drawn
 FULL = "+F"
 LRMM = "lrmm"
-RATERS = (LRMM, *RATING_PEERS)
+RATING_MODELS = (LRMM, *RATING_BASELINES)
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class RatingOutcome:
 
 @dataclass(frozen=True)
 class RatingPlan:
-    """What to measure: one of `RATERS`; for LRMM its settings and how content becomes features.
+    """What to measure: one of `RATING_MODELS`; for LRMM its settings and how content becomes features.
 
     Attributes:
-        item_reviews: how many reviews of an item are read at most; of a peer's training ratings no more are left.
+        item_reviews: how many reviews of an item are read at most; of a baseline's training ratings no more are left.
         target: the dataset whose test part is rated instead, by what was learned from the other.
     """
 
@@ -89,18 +89,18 @@ def evaluate_rating(
 
 def _settings(plan: RatingPlan) -> dict[str, Any]:
     if plan.model != LRMM:
-        return {"grid": [dict(setting) for setting in RATING_PEERS[plan.model].grid]}
+        return {"grid": [dict(setting) for setting in RATING_BASELINES[plan.model].grid]}
     return {"model": plan.config.model_dump(), "trainer": plan.trainer.model_dump(exclude={"seed"})}
 
 
 def _condition(dataset: Dataset, plan: RatingPlan) -> dict[str, Any]:
     """What results must have in common to be compared, where it is not the usual."""
-    found: dict[str, Any] = {}
+    condition: dict[str, Any] = {}
     if plan.item_reviews is not None:
-        found["item_reviews"] = plan.item_reviews
+        condition["item_reviews"] = plan.item_reviews
     if plan.target is not None:
-        found["trained_on"] = dataset.name
-    return found
+        condition["trained_on"] = dataset.name
+    return condition
 
 
 def _runner(
@@ -114,7 +114,7 @@ def _runner(
         begin = time.perf_counter()
         terminal.say("the published split" if seed == PUBLISHED else f"split {seed}")
         if prepared is None:
-            outcome = _peer(ratings, thinned(ratings, parts, plan.item_reviews), plan.model, seed, terminal)
+            outcome = _baseline(ratings, thinned(ratings, parts, plan.item_reviews), plan.model, seed, terminal)
         else:
             source = replace(prepared(parts), item_reviews=plan.item_reviews)
             outcome = _lrmm(source, plan, seed, target and target(seed), terminal)
@@ -123,15 +123,15 @@ def _runner(
     return run
 
 
-def _peer(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal: Terminal) -> RatingOutcome:
-    data = PeerRatings(ratings, parts, seed)
-    found = tune_rating_peer(
-        RATING_PEERS[model], data, lambda done, total: terminal.stage(f"{model}, settings", done, total)
+def _baseline(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal: Terminal) -> RatingOutcome:
+    data = BaselineRatings(ratings, parts, seed)
+    tuning = tune_rating_baseline(
+        RATING_BASELINES[model], data, lambda done, total: terminal.stage(f"{model}, settings", done, total)
     )
-    metrics = {"valid rmse": found.rmse, **errors(ratings.value[parts.test], found.predict(parts.test), FULL)}
+    metrics = {"valid rmse": tuning.rmse, **errors(ratings.value[parts.test], tuning.predict(parts.test), FULL)}
     reviews = reviews_of(ratings.user, ratings.item, parts.train, parts.test)
-    difference = np.clip(found.predict(parts.test), LOWEST, HIGHEST) - ratings.value[parts.test]
-    account = {"setting": dict(found.setting), "by_amount": errors_by_amount(reviews, difference)}
+    difference = np.clip(tuning.predict(parts.test), LOWEST, HIGHEST) - ratings.value[parts.test]
+    account = {"setting": dict(tuning.setting), "by_amount": errors_by_amount(reviews, difference)}
     return RatingOutcome(metrics, account)
 
 

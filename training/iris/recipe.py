@@ -94,7 +94,7 @@ def generated_by(bundle: Bundle, content: ModalBatch, ids: Sequence[str]) -> Mod
         if name not in model.names or not model.has_mean(name):
             continue
         rows = ((places >= 0) & ~content.observed[:, column]).nonzero().squeeze(1)
-        made = model.unproject(name, model.tables[f"feature.{name}"][places[rows].numpy()])
-        features[name] = features[name].index_copy(0, rows, torch.from_numpy(made))
+        generated = model.unproject(name, model.tables[f"feature.{name}"][places[rows].numpy()])
+        features[name] = features[name].index_copy(0, rows, torch.from_numpy(generated))
         observed[rows, column] = True
     return ModalBatch(features, observed)

@@ -31,29 +31,29 @@ def make_report(
         OSError: a path does not exist.
     """
     paths = list(paths)
-    found = read_results(paths)
-    about_service, unread = service.chapter(found.service)
-    left_out = [*found.left_out, *unread]
-    shown = chapters(found.evaluations)
+    results = read_results(paths)
+    about_service, unread = service.chapter(results.service)
+    left_out = [*results.left_out, *unread]
+    contents = chapters(results.evaluations)
     if about_service:
-        shown.append(about_service)
-    if not shown:
+        contents.append(about_service)
+    if not contents:
         where = ", ".join(map(str, paths))
         reason = f": {left_out[0]}" if left_out else ""
         raise ReportError(f"there is no raw result in {where}{reason}")
     if bundle is not None and not (users and "dgmrec" not in read_manifest(bundle).models):
         from training.report.parts import parts_chapter  # only this needs torch and scikit-learn, slow to load
 
-        shown.append(parts_chapter(bundle))
+        contents.append(parts_chapter(bundle))
     if bundle is not None and users:
         from training.report.users import users_chapter  # as above
 
-        shown.append(users_chapter(bundle, users))
+        contents.append(users_chapter(bundle, users))
     page = _template().render(
         title=title,
-        overview=overview(found.evaluations),
-        chapters=shown,
-        count=len(found.evaluations) + len(found.service) - len(unread),
+        overview=overview(results.evaluations),
+        chapters=contents,
+        count=len(results.evaluations) + len(results.service) - len(unread),
         left_out=left_out,
     )
     return page, left_out

@@ -56,8 +56,8 @@ def _parts_plot(online: DGMRecServing, parts: Array, observed: Mask) -> Plot:
         own, have = places[place * count : (place + 1) * count], observed[:, a]
         for hollow, chosen in ((False, have), (True, ~have)):
             if chosen.any():
-                made = ", generated" if hollow else ""
-                name = f"{online.names[a]}: {kind}{made}"
+                suffix = ", generated" if hollow else ""
+                name = f"{online.names[a]}: {kind}{suffix}"
                 colour, mark = 2 * a + (kind == "specific"), int(kind == "specific")
                 clouds.append(Cloud(name, own[chosen].tolist(), hollow, colour, mark))
     return scatter("General and specific parts, t-SNE", clouds)

@@ -86,18 +86,20 @@ def lines(
         zero: y starts at 0.
         small: half the size, for several side by side.
     """
-    series = [one for one in series if one.points]
-    xs = [point[0] for one in series for point in one.points]
-    ys = [value for one in series for value in _reach(one)]
+    series = [line for line in series if line.points]
+    xs = [point[0] for line in series for point in line.points]
+    ys = [value for line in series for value in _reach(line)]
     x_ticks = _ticks(min(xs), max(xs), 5, whole=whole) if ticks is None else dict(ticks)
     y_ticks = _ticks(0 if zero else min(ys), max(ys), 4 if small else 5)
     widest = max(len(text) for text in y_ticks.values())
     canvas = _Canvas(title, left=max(46 if small else LEFT, LABEL + widest * _DIGIT), small=small)
     canvas.axes(x_ticks, y_ticks, (min(xs), max(xs)), x, y)
-    markers = all(len(one.points) <= 12 for one in series)
-    for number, one in enumerate(series):
-        canvas.line(one, number, markers=markers)
-    legend = [(one.name, _key(number, markers=markers)) for number, one in enumerate(series)] if len(series) > 1 else []
+    markers = all(len(line.points) <= 12 for line in series)
+    for number, line in enumerate(series):
+        canvas.line(line, number, markers=markers)
+    legend = (
+        [(line.name, _key(number, markers=markers)) for number, line in enumerate(series)] if len(series) > 1 else []
+    )
     return Plot(title, canvas.text(), legend, note, small)
 
 
@@ -223,9 +225,9 @@ class _Canvas:
 
     def words(self, text: str, x: float, y: float, cls: str, anchor: str = "start") -> ET.Element:
         """Text at a place."""
-        found = self.element("text", x=x, y=y, cls=cls, text_anchor=anchor)
-        found.text = text
-        return found
+        element = self.element("text", x=x, y=y, cls=cls, text_anchor=anchor)
+        element.text = text
+        return element
 
     def element(self, tag: str, *, cls: str, **attributes: float | str) -> ET.Element:
         """An element; numbers are rounded to what can be seen."""

@@ -155,10 +155,10 @@ class Spread:
     @classmethod
     def of(cls, values: Iterable[float]) -> Spread | None:
         """Of no values: None."""
-        found = np.fromiter(values, dtype=float)
-        if not len(found):
+        figures = np.fromiter(values, dtype=float)
+        if not len(figures):
             return None
-        return cls(float(found.mean()), float(found.std(ddof=1)) if len(found) > 1 else 0.0, len(found))
+        return cls(float(figures.mean()), float(figures.std(ddof=1)) if len(figures) > 1 else 0.0, len(figures))
 
     def text(self, digits: int = 4) -> str:
         """As tables show it; one seed alone has no spread to show."""
@@ -172,14 +172,14 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float]) ->
     The training parts of random splits overlap, so the variance is corrected as Nadeau and Bengio (2003) do: by the
     ratio of test to training rows on top of one over the number of splits.
     """
-    found = Spread.of(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
-    if found is None:
+    difference = Spread.of(ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys()))
+    if difference is None:
         return ""
-    if found.count == 1:
-        return f"{found.mean:+.4f}"
-    error = found.deviation * (1 / found.count + TEST_TO_TRAINING) ** 0.5
-    half = float(student.ppf(0.975, found.count - 1)) * error
-    return f"{found.mean:+.4f} [{found.mean - half:+.4f}, {found.mean + half:+.4f}]"
+    if difference.count == 1:
+        return f"{difference.mean:+.4f}"
+    error = difference.deviation * (1 / difference.count + TEST_TO_TRAINING) ** 0.5
+    half = float(student.ppf(0.975, difference.count - 1)) * error
+    return f"{difference.mean:+.4f} [{difference.mean - half:+.4f}, {difference.mean + half:+.4f}]"
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def _read(path: Path, name: str) -> Result | ServiceResult:
         where = ".".join(map(str, first["loc"]))
         raise ResultError(f"is no raw result: {where}: {first['msg'].lower()}") from None
     for metric, stated in result.mean.items():
-        found = result.spread(metric)
-        if found is None or not math.isclose(stated, found.mean, abs_tol=_TOLERANCE):
+        spread = result.spread(metric)
+        if spread is None or not math.isclose(stated, spread.mean, abs_tol=_TOLERANCE):
             raise ResultError(f"contradicts itself: its mean of {metric} is not that of its runs")
     return result

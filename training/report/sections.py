@@ -80,8 +80,8 @@ class Provenance:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An item as people see it; its picture in base64."""
+class ItemCard:
+    """How an item is shown; its picture in base64."""
 
     title: str
     note: str
@@ -89,11 +89,11 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Advice:
-    """A recommended item, and what speaks for it."""
+class Recommendation:
+    """A recommended item and its reasons."""
 
-    item: Shown
-    reasons: Sequence[Shown]
+    item: ItemCard
+    reasons: Sequence[ItemCard]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Block:
     tables: Sequence[Table] = ()
     plots: Sequence[Plot] = ()
     provenance: Sequence[Provenance] = ()
-    advice: Sequence[Advice] = ()
+    recommendations: Sequence[Recommendation] = ()
     folded: bool = False
 
 
@@ -134,7 +134,7 @@ def chapters(results: Iterable[Result]) -> list[Chapter]:
     groups: dict[str, dict[tuple[str, str], list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in results:
         groups[result.dataset][result.protocol, result.condition].append(result)
-    found = []
+    pages = []
     for dataset in sorted(groups, key=_known(DATASETS)):
         sections = [
             _section(f"{_anchor(dataset)}-{number}", protocol, condition, members)
@@ -142,8 +142,8 @@ def chapters(results: Iterable[Result]) -> list[Chapter]:
                 sorted(groups[dataset].items(), key=lambda group: (_known(TITLES)(group[0][0]), group[0][1]))
             )
         ]
-        found.append(Chapter(_anchor(dataset), DATASETS.get(dataset, dataset), sections))
-    return found
+        pages.append(Chapter(_anchor(dataset), DATASETS.get(dataset, dataset), sections))
+    return pages
 
 
 def overview(results: Iterable[Result]) -> Table | None:
@@ -248,17 +248,17 @@ def _ratio(members: Sequence[Result]) -> list[Block]:
     shares = _labels(members, r"recall@20\[(missing=\d+%)\]")
     if not shares:
         return _other(members)
-    found, drops, series = [], [], []
+    tables, drops, series = [], [], []
     for metric in ("recall@20", "ndcg@20"):
         columns = [Column.of(f"{metric}[{share}]", f"{_count(share)} missing") for share in shares]
-        found.append(compare(members, columns, f"{metric_label(metric)} by share of missing cells"))
+        tables.append(compare(members, columns, f"{metric_label(metric)} by share of missing cells"))
     for member in _ordered(members, f"recall@20[{shares[0]}]"):
         cells = [_drop(member, shares[0], share) for share in shares[1:]]
         drops.append(Row(label(member), [Cell(cell) for cell in cells], member.model in OURS))
         spreads = [(share, member.spread(f"recall@20[{share}]")) for share in shares]
         known = [(float(_count(share).rstrip("%")), spread) for share, spread in spreads if spread]
         series.append(Series(label(member), [(x, s.mean) for x, s in known], [spread.deviation for _, spread in known]))
-    found.append(
+    tables.append(
         Table(
             "Drop of Recall@20",
             ["Model", *(f"{_count(share)} missing" for share in shares[1:])],
@@ -267,20 +267,20 @@ def _ratio(members: Sequence[Result]) -> list[Block]:
         )
     )
     plot = plots.lines("Recall@20 by share of missing cells", series, x="missing cells (%)", y="Recall@20")
-    return _tables(*found, plots=[plot])
+    return _tables(*tables, plots=[plot])
 
 
 def _drop(member: Result, first: str, share: str) -> str:
     whole, left = (member.values(f"recall@20[{name}]") for name in (first, share))
-    found = Spread.of(100 * (left[seed] / whole[seed] - 1) for seed in left if whole.get(seed))
-    return f"{found.text(1)} %" if found else ""
+    drop = Spread.of(100 * (left[seed] / whole[seed] - 1) for seed in left if whole.get(seed))
+    return f"{drop.text(1)} %" if drop else ""
 
 
 def _growth(members: Sequence[Result]) -> list[Block]:
     sizes = _labels(members, r"epoch_seconds\[(size=\d+)\]")
     if not sizes:
         return _other(members)
-    found, drawn = [], []
+    tables, drawn = [], []
     for member in members:
         rows, series = [], []
         for metric, title in GROWING.items():
@@ -291,9 +291,9 @@ def _growth(members: Sequence[Result]) -> list[Block]:
             rows.append(Row(title, [Cell(f"{value:,.1f}") for _, value in known]))
             series.append(Series(title, [(size, value / known[0][1]) for size, value in known]))
         series.append(Series("in proportion", [(size, size / series[0].points[0][0]) for size, _ in series[0].points]))
-        found.append(Table(label(member), ["", *(f"{_count(size)} times" for size in sizes)], rows))
+        tables.append(Table(label(member), ["", *(f"{_count(size)} times" for size in sizes)], rows))
         drawn.append(plots.lines("Growth", series, x="times the data", y="times the smallest", zero=True))
-    return _tables(*found, plots=drawn)
+    return _tables(*tables, plots=drawn)
 
 
 def _retrieval(members: Sequence[Result]) -> list[Block]:
@@ -338,8 +338,8 @@ def _rating(members: Sequence[Result]) -> list[Block]:
     shown = _ordered(members, f"rmse[{regimes[0]}]")[:COMPARED] if regimes else []
     drawn = [plot for side in ("user", "item") if (plot := _by_amount(shown, side))]
     rebuilt = [plot for member in members for plot in _reconstructed(member)]
-    found = _tables(*tables, *pairs, plots=drawn)
-    return [*found, Block("Reconstructions", RECONSTRUCTIONS, plots=rebuilt)] if rebuilt else found
+    blocks = _tables(*tables, *pairs, plots=drawn)
+    return [*blocks, Block("Reconstructions", RECONSTRUCTIONS, plots=rebuilt)] if rebuilt else blocks
 
 
 def _by_amount(members: Sequence[Result], side: str) -> Plot | None:
@@ -348,11 +348,11 @@ def _by_amount(members: Sequence[Result], side: str) -> Plot | None:
     for member in members:
         for amount in (amount for run in member.runs for amount in run.by_amount.get(side, ())):
             pooled[label(member)][amount.reviews].append(amount)
-    spans = sorted({span for found in pooled.values() for span in found}, key=lambda span: int(span.split("-")[0]))
+    spans = sorted({span for errors in pooled.values() for span in errors}, key=lambda span: int(span.split("-")[0]))
     series = [
-        Series(name, [(place, _pooled(found[span])) for place, span in enumerate(spans) if span in found])
-        for name, found in pooled.items()
-        if found
+        Series(name, [(place, _pooled(errors[span])) for place, span in enumerate(spans) if span in errors])
+        for name, errors in pooled.items()
+        if errors
     ]
     if not series:
         return None
@@ -369,8 +369,8 @@ def _pooled(amounts: Sequence[Amount]) -> float:
 def _reconstructed(member: Result) -> Iterable[Plot]:
     """Each modality beside its reconstruction."""
     for run in member.runs:
-        for name, found in run.reconstructions.items():
-            clouds = [Cloud("embedded", found.observed), Cloud("reconstructed", found.rebuilt, True, 1)]
+        for name, places in run.reconstructions.items():
+            clouds = [Cloud("embedded", places.observed), Cloud("reconstructed", places.rebuilt, True, 1)]
             yield plots.scatter(f"{label(member)}: {name.replace('_', ' ')}, t-SNE", clouds)
 
 
@@ -468,16 +468,16 @@ def _flat(config: Config) -> dict[str, Any]:
 
 def _histories(member: Result) -> list[tuple[str, list[Epoch], int | None]]:
     """Name, epochs and best epoch of each training that a result tells of."""
-    found = []
+    histories = []
     for run in member.runs:
         if isinstance(run.history, list):
             best = run.best_epoch if isinstance(run.best_epoch, int) else None
-            found.append((f"seed {run.seed}", run.history, best))
+            histories.append((f"seed {run.seed}", run.history, best))
             continue
         for name, history in run.history.items():
             best = run.best_epoch.get(name) if isinstance(run.best_epoch, dict) else None
-            found.append((f"seed {run.seed}, {name.replace('=', ' ')}", history, best))
-    return [entry for entry in found if entry[1]]
+            histories.append((f"seed {run.seed}, {name.replace('=', ' ')}", history, best))
+    return [entry for entry in histories if entry[1]]
 
 
 def _curves(member: Result) -> Block:
@@ -493,7 +493,7 @@ def _curves(member: Result) -> Block:
     ]
     shown = metric_label(wanted)
     drawn = []
-    if any(one.points for one in series):
+    if any(line.points for line in series):
         note = "Circles mark the best epoch, whose weights are kept."
         drawn.append(
             plots.lines(f"Validation {shown}", series, x="epoch", y=f"validation {shown}", whole=True, note=note)
@@ -505,7 +505,7 @@ def _curves(member: Result) -> Block:
             Series(name, [(epoch.epoch, epoch.losses[part]) for epoch in history if part in epoch.losses])
             for name, history, _ in histories
         ]
-        if any(value for one in losses for _, value in one.points):
+        if any(value for line in losses for _, value in line.points):
             title = "Loss, all parts" if part == "loss" else f"Loss part: {part}"
             drawn.append(plots.lines(title, losses, x="epoch", y="weighted loss", whole=True, small=True))
     return Block(f"Training curves: {label(member)}", plots=drawn, folded=True)
@@ -531,7 +531,7 @@ def _similarities(histories: Sequence[tuple[str, list[Epoch], int | None]]) -> l
 
 
 def _provenance(members: Sequence[Result]) -> Block:
-    found = []
+    provenance = []
     for member in members:
         machine = member.machine
         versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
@@ -547,8 +547,8 @@ def _provenance(members: Sequence[Result]) -> Block:
             f"peak {max(memory):.0f} MB" if memory else "",
             f"raw result {member.file}",
         ]
-        found.append(Provenance(label(member), member.command, [fact for fact in facts if fact]))
-    return Block("How these figures were made", provenance=found, folded=True)
+        provenance.append(Provenance(label(member), member.command, [fact for fact in facts if fact]))
+    return Block("How these figures were made", provenance=provenance, folded=True)
 
 
 # --- helpers ---------------------------------------------------------------------------------------------------------
@@ -561,8 +561,8 @@ def _anchor(dataset: str) -> str:
 
 def _cost() -> list[Column]:
     def per_epoch(member: Result) -> Spread | None:
-        found = [run.seconds_per_epoch for run in member.runs]
-        return Spread.of(value for value in found if isinstance(value, float))
+        seconds = [run.seconds_per_epoch for run in member.runs]
+        return Spread.of(value for value in seconds if isinstance(value, float))
 
     return [Column("s/epoch", per_epoch, lower=True, digits=2, judged=False)]
 
@@ -573,7 +573,7 @@ def _by_level(members: Sequence[Result], metric: str, own: str, levels: Sequence
         spreads = [(float(_count(level)), member.spread(f"{metric}{own}[{level}]")) for level in levels]
         known = [(x, spread) for x, spread in spreads if spread]
         series.append(Series(label(member), [(x, s.mean) for x, s in known], [s.deviation for _, s in known]))
-    if not any(one.points for one in series):
+    if not any(line.points for line in series):
         return None
     name = metric_label(metric)
     title = f"{own.strip('[]')}: {name} by level" if own else f"{name} by level"
@@ -595,10 +595,10 @@ def _ordered(members: Sequence[Result], metric: str) -> list[Result]:
 def _labels(members: Sequence[Result], pattern: str) -> list[str]:
     """What the pattern's group finds among the metrics' names, in natural order."""
     names = [name for member in members for name in member.metrics]
-    found = dict.fromkeys(match[1] for name in names if (match := re.fullmatch(pattern, name)))
-    if all(re.search(r"\d", name) for name in found):
-        return sorted(found, key=lambda name: int(re.findall(r"\d+", name)[0]))
-    return list(found)
+    labels = dict.fromkeys(match[1] for name in names if (match := re.fullmatch(pattern, name)))
+    if all(re.search(r"\d", name) for name in labels):
+        return sorted(labels, key=lambda name: int(re.findall(r"\d+", name)[0]))
+    return list(labels)
 
 
 def _count(text: str) -> str:
@@ -607,8 +607,8 @@ def _count(text: str) -> str:
 
 
 def _tables(*tables: Table | None, plots: Sequence[Plot] = ()) -> list[Block]:
-    found = _there(tables)
-    return [Block(tables=found, plots=plots)] if found else []
+    given = _there(tables)
+    return [Block(tables=given, plots=plots)] if given else []
 
 
 def _there(values: Iterable[T | None]) -> list[T]:

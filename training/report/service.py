@@ -21,7 +21,7 @@ _TRENDS = {
 
 def chapter(results: Sequence[ServiceResult]) -> tuple[Chapter | None, list[str]]:
     """All tables about the service, and a sentence for each result whose figures cannot be read."""
-    found: list[Table] = []
+    tables: list[Table] = []
     read: list[ServiceResult] = []
     left_out = []
     for make, members in _kinds(results):
@@ -34,11 +34,11 @@ def chapter(results: Sequence[ServiceResult]) -> tuple[Chapter | None, list[str]
                 continue
             good.append(member)
         if good:
-            found.append(make(good))
+            tables.append(make(good))
             read += good
-    if not found:
+    if not tables:
         return None, left_out
-    blocks = [Block(tables=found), Block("How these figures were made", provenance=_made(read), folded=True)]
+    blocks = [Block(tables=tables), Block("How these figures were made", provenance=_made(read), folded=True)]
     return Chapter("service", "The service", [Section("service-0", "Measured on the service", ABOUT, blocks)]), left_out
 
 
@@ -48,9 +48,9 @@ def _kinds(
     """Results by the first table that knows what they hold."""
     rest = list(results)
     for mark, make in KINDS.items():
-        found = [result for result in rest if mark in result.content]
-        rest = [result for result in rest if result not in found]
-        yield from ((make, [result]) for result in found) if make in ALONE else [(make, found)]
+        matching = [result for result in rest if mark in result.content]
+        rest = [result for result in rest if result not in matching]
+        yield from ((make, [result]) for result in matching) if make in ALONE else [(make, matching)]
     yield from ((other, [result]) for result in rest)
 
 
@@ -73,21 +73,21 @@ def faults(results: Sequence[ServiceResult]) -> Table:
     rows: list[tuple[object, ...]] = []
     totals = [0] * 6
     for result in results:
-        found = result.content
+        content = result.content
         kills, acknowledged, unanswered = (
-            sum(found[name].values()) for name in ("kills", "acknowledged", "unanswered")
+            sum(content[name].values()) for name in ("kills", "acknowledged", "unanswered")
         )
         cells = [
             kills,
             acknowledged,
             unanswered,
-            found["answers_compared"],
-            found.get("backups_restored", 0),
-            len(found["violations"]),
+            content["answers_compared"],
+            content.get("backups_restored", 0),
+            len(content["violations"]),
         ]
         totals = [total + cell for total, cell in zip(totals, cells, strict=True)]
         trouble = ", ".join(
-            f"{count} x {name}" for name, count in found.get("trouble", {}).items() if "nothing" not in name
+            f"{count} x {name}" for name, count in content.get("trouble", {}).items() if "nothing" not in name
         )
         rows.append((f"`{result.stem}`", cells[0], trouble, *cells[1:]))
     rows.append(("all", totals[0], "", *totals[1:]))
@@ -106,11 +106,11 @@ def linear(results: Sequence[ServiceResult]) -> Table:
 
 def soak(results: Sequence[ServiceResult]) -> Table:
     """Whether memory or the cost of a request grow."""
-    (found,) = (result.content for result in results)
-    minutes = found["samples"][-1]["minute"]
-    run = f"{found['requests']} requests, {found['requests_per_second']} a second, {minutes:.0f} minutes"
+    (content,) = (result.content for result in results)
+    minutes = content["samples"][-1]["minute"]
+    run = f"{content['requests']} requests, {content['requests_per_second']} a second, {minutes:.0f} minutes"
     rows = []
-    for name, trend in found["trends"].items():
+    for name, trend in content["trends"].items():
         low, high = trend["interval"]
         slope = f"{trend['slope_per_minute']:+.4f} ({low:+.4f} .. {high:+.4f})"
         grows = "yes" if trend["grows"] else "no"
@@ -123,11 +123,11 @@ def fuzz(results: Sequence[ServiceResult]) -> Table:
     """What made-up requests were answered."""
     header = ("run", "requests", "answers", "5xx", "other failures", "tracebacks in the log")
     rows = []
-    for found in (result.content for result in results):
-        statuses = ", ".join(f"{count} {name}" for name, count in found["statuses"].items())
-        run = f"{found['seconds'] / 60:.0f} minutes, {found['operations']} operations"
-        rows.append((run, found["requests"], statuses, found["server_errors"], found["failures"],
-                     found["tracebacks_in_the_log"]))  # fmt: skip
+    for content in (result.content for result in results):
+        statuses = ", ".join(f"{count} {name}" for name, count in content["statuses"].items())
+        run = f"{content['seconds'] / 60:.0f} minutes, {content['operations']} operations"
+        rows.append((run, content["requests"], statuses, content["server_errors"], content["failures"],
+                     content["tracebacks_in_the_log"]))  # fmt: skip
     return Table.plain("Made-up requests", header, rows)
 
 
@@ -144,8 +144,8 @@ def staleness(results: Sequence[ServiceResult]) -> Table:
 def other(results: Sequence[ServiceResult]) -> Table:
     """Every figure of a result of no known kind."""
     (content,) = (result.content for result in results)
-    told = ("what", "command", "machine", "synthetic")
-    rows = list(_flat({name: value for name, value in content.items() if name not in told}))
+    provenance = ("what", "command", "machine", "synthetic")
+    rows = list(_flat({name: value for name, value in content.items() if name not in provenance}))
     return Table.plain(content["what"], ("figure", "value"), rows)
 
 
@@ -170,10 +170,10 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, obj
 
 
 def _made(results: Sequence[ServiceResult]) -> list[Provenance]:
-    found = []
+    provenance = []
     for result in results:
         machine = result.content.get("machine")
         facts = [f"{name} {value}" for name, value in _flat(machine)] if isinstance(machine, dict) else []
         command = str(result.content.get("command", ""))
-        found.append(Provenance(result.content["what"], command, [*facts, f"raw result {result.file}"]))
-    return found
+        provenance.append(Provenance(result.content["what"], command, [*facts, f"raw result {result.file}"]))
+    return provenance

@@ -104,20 +104,20 @@ def compare(results: Sequence[Result], columns: Sequence[Column], caption: str, 
 
     The best of a column is bold, with all that show the same digits; where only one has a figure, none is.
     """
-    found = [(column, [column.find(result) for result in results]) for column in columns]
-    found = [(column, spreads) for column, spreads in found if any(spreads)]
-    if not found:
+    figures = [(column, [column.find(result) for result in results]) for column in columns]
+    figures = [(column, spreads) for column, spreads in figures if any(spreads)]
+    if not figures:
         return None
-    first, leading = found[0]
-    told = [row for row in range(len(results)) if any(spreads[row] for _, spreads in found)]
-    order = sorted(told, key=lambda row: _place(leading[row], first.lower))
-    best = [_best(column, spreads) for column, spreads in found]
+    first, leading = figures[0]
+    rows_with_figures = [row for row in range(len(results)) if any(spreads[row] for _, spreads in figures)]
+    order = sorted(rows_with_figures, key=lambda row: _place(leading[row], first.lower))
+    best = [_best(column, spreads) for column, spreads in figures]
     rows = []
     for row in order:
-        cells = [_cell(spreads[row], column, top) for (column, spreads), top in zip(found, best, strict=True)]
+        cells = [_cell(spreads[row], column, top) for (column, spreads), top in zip(figures, best, strict=True)]
         seeds = Cell(str(len(results[row].runs)))
         rows.append(Row(label(results[row]), [*cells, seeds], results[row].model in OURS))
-    return Table(caption, ["Model", *(column.title for column, _ in found), "seeds"], rows, note)
+    return Table(caption, ["Model", *(column.title for column, _ in figures), "seeds"], rows, note)
 
 
 def _cell(spread: Spread | None, column: Column, top: str | None) -> Cell:

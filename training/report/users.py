@@ -18,7 +18,7 @@ from models.iris.serving import Explained, IRISServing
 from models.modality import ModalBatch
 from training.iris.recipe import generated_by
 from training.report.results import ReportError
-from training.report.sections import Advice, Block, Chapter, Section, Shown
+from training.report.sections import Block, Chapter, ItemCard, Recommendation, Section
 
 RECOMMENDED, REASONS = 3, 3
 
@@ -48,7 +48,7 @@ def users_chapter(path: Path, users: Sequence[str]) -> Chapter:
     unknown = next((user for user in users if user not in catalogue.histories), None)
     if unknown is not None:
         raise ReportError(f"the catalogue of the bundle {path} holds no feedback of the user {unknown!r}")
-    blocks = [Block(f"User {user}", advice=list(_advised(iris, catalogue, user))) for user in users]
+    blocks = [Block(f"User {user}", recommendations=list(_recommended(iris, catalogue, user))) for user in users]
     about = (
         f"Bundle {bundle.version}, trained on {bundle.manifest.data.name}. On the left what is recommended, with the "
         "probability that the model gives it among its sampled negatives; on the right the items of the user's own "
@@ -73,16 +73,16 @@ def _read(bundle: Bundle) -> Catalogue:
 def _histories(bundle: Bundle, ids: Sequence[str]) -> dict[str, list[int]]:
     """Rows of the items that each user has shown interest in, in the order of the events."""
     rows, least = {item: row for row, item in enumerate(ids)}, bundle.manifest.data.min_rating
-    found: dict[str, dict[int, None]] = {}
+    histories: dict[str, dict[int, None]] = {}
     with (bundle.path / CATALOGUE_FEEDBACK).open("rb") as stream:
         for event in map(json.loads, stream):
             disliked = least is not None and event["type"] in ("rating", "review") and event.get("value", least) < least
             if not disliked and event["item"] in rows:
-                found.setdefault(event["user"], {})[rows[event["item"]]] = None
-    return {user: list(items) for user, items in found.items()}
+                histories.setdefault(event["user"], {})[rows[event["item"]]] = None
+    return {user: list(items) for user, items in histories.items()}
 
 
-def _advised(iris: IRISServing, catalogue: Catalogue, user: str) -> Iterator[Advice]:
+def _recommended(iris: IRISServing, catalogue: Catalogue, user: str) -> Iterator[Recommendation]:
     content, history = catalogue.content, np.array(catalogue.histories[user], dtype=np.int64)
     columns = [content.names.index(name) for name in iris.names]
     sides = iris.sides(
@@ -92,30 +92,30 @@ def _advised(iris: IRISServing, catalogue: Catalogue, user: str) -> Iterator[Adv
     )
     past, others = sides.select(history), np.setdiff1d(np.arange(len(sides)), history)
     best = others[np.argsort(-iris.score(past, sides.select(others)), kind="stable")[:RECOMMENDED]]
-    found = iris.explain(past, sides.select(best))
+    explanation = iris.explain(past, sides.select(best))
     for place, row in enumerate(best):
-        probability = 1 / (1 + np.exp(-float(found.score[place])))
-        reasons = np.argsort(-found.relevance[place], kind="stable")[:REASONS]
-        yield Advice(
-            shown(catalogue, int(row), f"{probability:.3f}"),
+        probability = 1 / (1 + np.exp(-float(explanation.score[place])))
+        reasons = np.argsort(-explanation.relevance[place], kind="stable")[:REASONS]
+        yield Recommendation(
+            item_card(catalogue, int(row), f"{probability:.3f}"),
             [
-                shown(catalogue, int(history[one]), _why(iris, catalogue, found, place, int(one), history))
-                for one in reasons
+                item_card(catalogue, int(history[item]), _why(iris, catalogue, explanation, place, int(item), history))
+                for item in reasons
             ],
         )
 
 
-def _why(iris: IRISServing, catalogue: Catalogue, found: Explained, place: int, one: int, history: Rows) -> str:
+def _why(iris: IRISServing, catalogue: Catalogue, explanation: Explained, place: int, item: int, history: Rows) -> str:
     """The relevance, and the modality that most of it falls to."""
-    relevance, shares = f"{found.relevance[place, one]:.3f}", found.shares[place, one]
+    relevance, shares = f"{explanation.relevance[place, item]:.3f}", explanation.shares[place, item]
     if not shares.any():
         return relevance
     name = iris.names[int(shares.argmax())]
-    there = catalogue.observed[history[one], catalogue.content.names.index(name)]
-    return f"{relevance}, {shares.max():.0%} {name if there else f'[{name}]'}"
+    observed = catalogue.observed[history[item], catalogue.content.names.index(name)]
+    return f"{relevance}, {shares.max():.0%} {name if observed else f'[{name}]'}"
 
 
-def shown(catalogue: Catalogue, row: int, note: str) -> Shown:
+def item_card(catalogue: Catalogue, row: int, note: str) -> ItemCard:
     """An item by its title, or else its id, and its picture."""
     body = catalogue.bodies[row]
     pictures = [
@@ -123,4 +123,4 @@ def shown(catalogue: Catalogue, row: int, note: str) -> Shown:
         for content in (body.get("modalities") or {}).values()
         if isinstance(content, dict) and "base64" in content
     ]
-    return Shown(body.get("title") or body["id"], note, pictures[0] if pictures else None)
+    return ItemCard(body.get("title") or body["id"], note, pictures[0] if pictures else None)

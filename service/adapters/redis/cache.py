@@ -18,18 +18,18 @@ class RedisCache:
     """
 
     def __init__(self, url: str, *, prefix: str = "lacuna:", clock: Callable[[], float] = time.monotonic) -> None:
-        self._client = RedisClient(url, use="cache", clock=clock)
+        self.client = RedisClient(url, use="cache", clock=clock)
         self._prefix = prefix
 
     async def get(self, key: str) -> bytes | None:
-        return await self._client.attempt(lambda redis: redis.get(self._prefix + key))
+        return await self.client.attempt(lambda redis: redis.get(self._prefix + key))
 
     async def set(self, key: str, value: bytes, *, ttl_s: float) -> None:
         if ttl_s <= 0:
-            await self._client.attempt(lambda redis: redis.delete(self._prefix + key))
+            await self.client.attempt(lambda redis: redis.delete(self._prefix + key))
             return
         lifetime = max(1, round(ttl_s * 1000))
-        await self._client.attempt(lambda redis: redis.set(self._prefix + key, value, px=lifetime))
+        await self.client.attempt(lambda redis: redis.set(self._prefix + key, value, px=lifetime))
 
     async def close(self) -> None:
-        await self._client.redis.aclose()
+        await self.client.redis.aclose()

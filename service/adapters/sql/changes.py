@@ -29,14 +29,14 @@ class ChangeQueries(Queries):
         entries = [Change(*row) for row in rows]
         if int(get_setting(connection, TRIMMED) or 0) > since:
             raise ChangesLostError("The change log has been trimmed beyond this position.")
-        if not entries and _newest(connection) < since:
+        if not entries and newest_position(connection) < since:
             raise ChangesLostError("The change log ends before this position: the database is another one by now.")
         return entries
 
     @reads
     def last_change(self, connection: Connection) -> int:
         """The newest position, 0 for an empty log."""
-        return _newest(connection)
+        return newest_position(connection)
 
     @writes
     def trim_changes(self, connection: Connection, before: datetime) -> int:
@@ -44,7 +44,7 @@ class ChangeQueries(Queries):
         trim_keys(connection, before)
         # The newest entry stays, so that the log still tells its position.
         old = select(func.max(changes.c.position)).where(
-            changes.c.at < before, changes.c.position < _newest(connection)
+            changes.c.at < before, changes.c.position < newest_position(connection)
         )
         bound = connection.execute(old).scalar_one()
         if bound is None:
@@ -67,5 +67,6 @@ def log(connection: Connection, **keys: Iterable[str]) -> range:
     return range(min(positions), max(positions) + 1)
 
 
-def _newest(connection: Connection) -> int:
+def newest_position(connection: Connection) -> int:
+    """The newest position, 0 for an empty log."""
     return connection.execute(select(func.max(changes.c.position))).scalar_one() or 0

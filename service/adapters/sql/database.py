@@ -15,7 +15,13 @@ import sqlite3
 import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
@@ -42,6 +48,7 @@ Work = Callable[[Connection], T]
 
 SQLITE_READERS = 4
 SQLITE_BUSY_MS = 15_000  # how long one process waits for another one's write
+CHECKPOINT_S = 5.0  # after a write: so long the write-ahead log may hold what was erased
 POSTGRES_TIMEOUT_S = 30.0
 POSTGRES_CONNECT_TIMEOUT_S = 5.0
 WRITERS_LOCK = 0x6C6163756E61  # "lacuna"
@@ -53,6 +60,10 @@ _UNLOCK = text("SELECT pg_advisory_unlock(:key)")
 UNAVAILABLE = {"08", "28", "3D", "53", "57", "58"}
 READ_ONLY_SERVER = "25006"
 DISK_FULL = "53100"
+
+
+class RefusedStatementError(Exception):
+    """A statement that the database refuses, which is a defect: says why, and no value that is stored or was to be."""
 
 
 class Database(Protocol):
@@ -90,7 +101,10 @@ class SqliteDatabase:
         self._existing = existing
         if not existing:
             with self._errors():
-                path.parent.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not path.exists():
+                with suppress(OSError):  # which SQLite meets again, and says so
+                    path.touch(mode=0o600)  # its other files are made alike
         open_engine = partial(_sqlite_engine, path, existing=existing)
         self._opened: tuple[int, int] | None = None
         self._writer = open_engine(begin="BEGIN IMMEDIATE", connections=1)
@@ -99,13 +113,31 @@ class SqliteDatabase:
         self._lock_file = path.parent / f"{path.name}-lock"
         self._write_thread = ThreadPoolExecutor(1, "sqlite-writer")
         self._read_threads = ThreadPoolExecutor(SQLITE_READERS, "sqlite-reader")
+        self._checkpoint: asyncio.TimerHandle | None = None
         self._closed = False
 
     async def read(self, work: Work[T]) -> T:
         return await self._run(self._read_threads, self._reader, work)
 
     async def write(self, work: Work[T]) -> T:
-        return await self._run(self._write_thread, self._writer, partial(self._in_place, work))
+        try:
+            return await self._run(self._write_thread, self._writer, partial(self._in_place, work))
+        finally:
+            self._checkpoint_later()
+
+    def _checkpoint_later(self) -> None:
+        """Empty the write-ahead log soon: SQLite itself only writes over it from its beginning, some day."""
+        if self._checkpoint is None and not (self._closed or self._existing):
+            loop = asyncio.get_running_loop()
+            self._checkpoint = loop.call_later(CHECKPOINT_S, lambda: asyncio.ensure_future(self._checkpoint_now()))
+
+    async def _checkpoint_now(self) -> None:
+        self._checkpoint = None
+        if self._closed:
+            return
+        loop = asyncio.get_running_loop()
+        if not await loop.run_in_executor(self._write_thread, _truncate_log, self._writer):
+            self._checkpoint_later()
 
     def _remember(self, _connection: object, _record: object) -> None:
         self._opened = _identity(self._path)
@@ -120,7 +152,7 @@ class SqliteDatabase:
     @asynccontextmanager
     async def alone(self) -> AsyncIterator[None]:
         with self._errors():
-            file = self._lock_file.open("w")
+            file = os.fdopen(os.open(self._lock_file, os.O_WRONLY | os.O_CREAT, 0o600), "w")
         with file:  # closing it, or dying, releases the lock
             while not _locked(file):
                 await asyncio.sleep(RETRY_S)
@@ -134,6 +166,8 @@ class SqliteDatabase:
 
     async def close(self) -> None:
         self._closed = True
+        if self._checkpoint is not None:
+            self._checkpoint.cancel()
         for threads, engine in ((self._read_threads, self._reader), (self._write_thread, self._writer)):
             await asyncio.to_thread(threads.shutdown)
             engine.dispose()
@@ -156,6 +190,7 @@ class PostgresDatabase:
             pool_size=10,
             max_overflow=10,
             pool_timeout=POSTGRES_TIMEOUT_S,
+            hide_parameters=True,
             pool_pre_ping=True,  # after a restart of the server the first request must not pay for dead connections
             connect_args={
                 **server.arguments,
@@ -242,12 +277,29 @@ def _transaction(engine: Engine, work: Work[T]) -> T:
         return work(connection)
 
 
+def _truncate_log(engine: Engine) -> bool:
+    """Move the write-ahead log into the database and empty it; False where a reader is in the way."""
+    connection = engine.raw_connection()
+    try:
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA busy_timeout = 0")  # nobody waits for this
+        busy, *_ = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        cursor.execute(f"PRAGMA busy_timeout = {SQLITE_BUSY_MS}")
+    except sqlite3.Error:  # such as a full disk, which the next write meets and tells
+        connection.invalidate()
+        return False
+    finally:
+        connection.close()
+    return not busy
+
+
 def _sqlite_engine(path: Path, *, existing: bool, begin: str, connections: int) -> Engine:
     new = URL.create("sqlite", database=str(path))
     old = URL.create("sqlite", database=path.absolute().as_uri(), query={"mode": "rw", "uri": "true"})
     engine = create_engine(
         old if existing else new,
         connect_args={"check_same_thread": False, "timeout": SQLITE_BUSY_MS / 1000},
+        hide_parameters=True,
         pool_size=connections,
         max_overflow=0,
     )
@@ -262,6 +314,7 @@ def _sqlite_engine(path: Path, *, existing: bool, begin: str, connections: int) 
             cursor.execute("PRAGMA journal_mode = WAL")
             cursor.execute("PRAGMA synchronous = FULL")  # an answered write outlives a power cut; NORMAL only a crash
             cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten with zeros
         cursor.close()
 
     def start(connection: Connection) -> None:
@@ -280,7 +333,9 @@ def reason_of(error: Exception) -> str:
         return "it does not answer in time"
     if isinstance(said, OSError) and said.strerror:
         return f"{said.strerror}: {said.filename}" if said.filename else said.strerror
-    text = str(said.args[0]) if isinstance(said, SQLAlchemyError) and said.args else str(said)
+    # PostgreSQL's details, which asyncpg adds when an error becomes text, quote what is stored.
+    is_first_alone = isinstance(said, SQLAlchemyError) or hasattr(said, "detail")
+    text = str(said.args[0]) if is_first_alone and said.args else str(said)
     return " ".join(text.split()) or type(said).__name__
 
 
@@ -316,7 +371,8 @@ def _domain_errors(reason: Callable[[Exception], str] = reason_of) -> Iterator[N
             raise StoreFullError("The database has no room for this write.", reason(error)) from error
         if _is_about_connection(error):
             raise StoreUnavailableError("The database does not answer.", reason(error)) from error
-        raise
+        said = RefusedStatementError(f"{type(error).__name__}: {reason(error)}")
+        raise said.with_traceback(error.__traceback__) from None
     except (OSError, PoolTimeoutError, ResourceClosedError) as error:
         raise StoreUnavailableError("The database does not answer.", reason(error)) from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -27,7 +27,7 @@ from service.adapters.sql.cursors import decode_cursor, decode_number, encode_cu
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
-from service.adapters.sql.regeneration import enqueue
+from service.adapters.sql.regeneration import enqueue, later_rows
 from service.adapters.sql.tables import changes, feedback, items, review_vectors
 from service.domain import Event, InvalidInputError, Page, User
 from service.ports import Committed, EventResult, Keep
@@ -59,13 +59,14 @@ class FeedbackQueries(Queries):
         events: Sequence[Event],
         *,
         strict: bool = False,
-        renew: Collection[str] = (),
+        min_rating: float | None = None,
+        renew: Callable[[Collection[int]], Collection[int]] | None = None,
         keep: Keep[list[EventResult]] | None = None,
     ) -> Committed[list[EventResult]]:
         """Insert the events that are new and whose item exists, and correct those that came before with another value
         or text; says what became of each. Of events that repeat each other here, the last one counts."""
         rows = item_rows(connection, {event.item for event in events})
-        results: list[EventResult] = ["known" if event.item in rows else "orphan" for event in events]
+        results: list[EventResult] = ["unchanged" if event.item in rows else "orphan" for event in events]
         first: dict[Key, int] = {}
         values: dict[Key, dict[str, Any]] = {}
         for index, event in enumerate(events):
@@ -77,13 +78,15 @@ class FeedbackQueries(Queries):
             return Committed(results)
         for row in connection.execute(insert_new(connection, feedback).returning(*_KEY), list(values.values())):
             results[first[row[0], row[1], row[2], row[3]]] = "new"
-        repeated = {key: values[key] for key, index in first.items() if results[index] == "known"}
+        repeated = {key: values[key] for key, index in first.items() if results[index] == "unchanged"}
         for key in _correct(connection, repeated):
             results[first[key]] = "replaced"
         fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
         touched = dict.fromkeys(event.item for event in fresh)
         positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
-        enqueue(connection, [rows[item] for item in touched if item in renew], positions.stop - 1)
+        if renew is not None and fresh:
+            affected = {rows[item] for item in touched} | set(_met_later(connection, fresh, rows, min_rating))
+            enqueue(connection, sorted(renew(affected)), positions.stop - 1)
         keep_answer(connection, keep, results)
         return Committed(results, positions)
 
@@ -119,20 +122,21 @@ class FeedbackQueries(Queries):
         if not users:
             return Committed(0)
         touched = _items_of(connection, chosen)
+        later = later_rows(connection, *chosen)
         removed = connection.execute(delete(feedback).where(*chosen)).rowcount
         positions = log(connection, feedback_deleted=sorted(users), item_feedback=touched)
-        enqueue(connection, touched.values(), positions.stop - 1)
+        enqueue(connection, sorted({*touched.values(), *later}), positions.stop - 1)
         return Committed(removed, positions)
 
     @reads
     def user_items(self, connection: Connection, user: str, *, min_rating: float | None) -> list[Interaction]:
         """The items of a user, however many, each with the event that decides; newest first."""
         newest = _deciding(min_rating, feedback.c.user_id == user)
-        query = select(items.c.id, newest.c.timestamp, newest.c.interested).join(
+        query = select(items.c.id, newest.c.timestamp, newest.c.interested, newest.c.first).join(
             items, items.c.row_id == newest.c.item_row
         )
         rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
-        return [Interaction(item, moment, bool(interested)) for item, moment, interested in rows]
+        return [Interaction(item, moment, bool(interested), first) for item, moment, interested, first in rows]
 
     @reads
     def item_users(self, connection: Connection, item: str, *, limit: int) -> list[str]:
@@ -147,13 +151,21 @@ class FeedbackQueries(Queries):
         return list(connection.execute(query).scalars())
 
     @reads
-    def interested_users(self, connection: Connection, item: str, *, limit: int, min_rating: float | None) -> list[str]:
-        """Users who are interested in an item, newest first."""
-        newest = _deciding(min_rating, *_about(connection, None, item))
-        query = select(newest.c.user_id).where(newest.c.interested)
-        return list(
-            connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()).limit(limit)).scalars()
-        )
+    def interested_users(
+        self, connection: Connection, items: Collection[str], *, limit: int, min_rating: float | None
+    ) -> dict[str, list[str]]:
+        """Users who are interested in items, newest first, at most so many of each; items without any are left out."""
+        ids = {row: item_id for item_id, row in item_rows(connection, items).items()}
+        users: dict[str, list[str]] = {}
+        for chunk in chunks(ids):
+            newest = _deciding(min_rating, feedback.c.item_row.in_(chunk))
+            query = select(newest.c.item_row, newest.c.user_id).where(newest.c.interested)
+            newest_first = query.order_by(newest.c.item_row, newest.c.timestamp.desc(), newest.c.user_id)
+            for row, user in connection.execute(newest_first):
+                of_item = users.setdefault(ids[row], [])
+                if len(of_item) < limit:
+                    of_item.append(user)
+        return users
 
     @reads
     def item_counts(
@@ -216,6 +228,31 @@ def _correct(connection: Connection, values: Mapping[Key, Mapping[str, Any]]) ->
     return list(corrected.values())
 
 
+def _met_later(
+    connection: Connection, events: Sequence[Event], rows: Mapping[str, int], min_rating: float | None
+) -> list[int]:
+    """Rows of the items that users of new events have met no earlier than what they are interested in by these, or no
+    longer are: from the first event of a pair on, where the new one is the first, or any of them is against."""
+    fresh: dict[tuple[str, int], datetime] = {}
+    for event in events:
+        pair = (event.user, rows[event.item])
+        fresh[pair] = min(fresh.get(pair, event.timestamp), event.timestamp)
+    since: dict[str, datetime] = {}
+    pair_of = tuple_(feedback.c.user_id, feedback.c.item_row)
+    against = func.max(case((_shows_interest(min_rating), 0), else_=1))
+    for chunk in chunks(fresh):
+        query = select(feedback.c.user_id, feedback.c.item_row, func.min(feedback.c.timestamp), against)
+        grouped = query.where(pair_of.in_(chunk)).group_by(feedback.c.user_id, feedback.c.item_row)
+        for user, row, first, was_against in connection.execute(grouped):
+            if was_against or fresh[user, row] <= first:
+                since[user] = min(since.get(user, first), first)
+    later: set[int] = set()
+    for user, moment in since.items():
+        met = select(feedback.c.item_row).where(feedback.c.user_id == user, feedback.c.timestamp >= moment)
+        later.update(connection.execute(met.distinct()).scalars())
+    return list(later)
+
+
 def events_after(connection: Connection, number: int, limit: int) -> tuple[list[Event], int]:
     """The next events in the order in which they were stored, and the number to go on from."""
     query = select(*EVENT_COLUMNS).join(items, items.c.row_id == feedback.c.item_row)
@@ -239,12 +276,14 @@ def _deciding(min_rating: float | None, *chosen: ColumnElement[bool]) -> Subquer
     """Of each (user, item) pair the event that decides, and whether it shows interest (`models.feedback`)."""
     rank = case({name: number for number, name in enumerate(EVENT_TYPES)}, value=feedback.c.type)
     newest_first = (feedback.c.timestamp.desc(), rank.desc())
-    place = func.row_number().over(partition_by=(feedback.c.user_id, feedback.c.item_row), order_by=newest_first)
+    pair = (feedback.c.user_id, feedback.c.item_row)
+    place = func.row_number().over(partition_by=pair, order_by=newest_first)
     numbered = select(
         feedback.c.id,
         feedback.c.user_id,
         feedback.c.item_row,
         feedback.c.timestamp,
+        func.min(feedback.c.timestamp).over(partition_by=pair).label("first"),
         _shows_interest(min_rating).label("interested"),
         place.label("place"),
     ).where(*chosen)

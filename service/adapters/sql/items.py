@@ -22,15 +22,24 @@ from sqlalchemy import (
     update,
 )
 
-from service.adapters.sql.changes import log
+from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.cursors import decode_cursor, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
-from service.adapters.sql.regeneration import dequeue_rows, enqueue, pending_items
+from service.adapters.sql.regeneration import (
+    dequeue_rows,
+    enqueue,
+    later_rows,
+    note_changes,
+    others_changed,
+    pending_items,
+)
 from service.adapters.sql.tables import (
+    awaiting,
     changes,
     features,
+    feedback,
     generated_features,
     imputation_errors,
     item_categories,
@@ -79,7 +88,13 @@ class ItemQueries(Queries):
         numbered = _store(connection, accepted, rows, media)
         stored = Stored(results, numbered, _enqueue_outdated(connection, writes, numbered))
         keep_answer(connection, keep, stored)
-        return Committed(stored, log(connection, item=accepted))
+        positions = log(connection, item=accepted)
+        former = {write.item.id: write.before for write in writes if write.before is not None}
+        note_changes(
+            connection,
+            {at: (item, former[item]) for at, item in zip(positions, accepted, strict=True) if item in former},
+        )
+        return Committed(stored, positions)
 
     @writes
     def save_generated(self, connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
@@ -105,21 +120,28 @@ class ItemQueries(Queries):
             for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
         ]
         _insert(connection, _ADD_GENERATED, generated)
-        dequeue_rows(connection, {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None})
+        done = {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None}
+        if done and not any(others_changed(connection, seen) for seen in {save.seen for save in kept if save.seen}):
+            dequeue_rows(connection, done)
         return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
 
     @writes
-    def delete_item(self, connection: Connection, item_id: str) -> Committed[bool]:
+    def delete_item(self, connection: Connection, item_id: str, before: bytes = b"") -> Committed[bool]:
         """Erase an item and all that hangs on it, but for one `item-deleted` entry, by which other workers forget."""
         rows = item_rows(connection, [item_id])
         if not rows:
             return Committed(False)
         held = _media_of(connection, rows.values())
+        later = later_rows(connection, feedback.c.item_row == rows[item_id])
         connection.execute(delete(items).where(items.c.row_id == rows[item_id]))
         _drop_unreferenced(connection, held)
         connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
         connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
-        return Committed(True, log(connection, item_deleted=[item_id]))
+        positions = log(connection, item_deleted=[item_id])
+        enqueue(connection, [row for row in later if row != rows[item_id]], positions.start)
+        if before:
+            note_changes(connection, {positions.start: (item_id, before)})
+        return Committed(True, positions)
 
     async def get_item(self, item_id: str) -> StoredItem | None:
         """One item, whole."""
@@ -191,17 +213,22 @@ class ItemQueries(Queries):
 
 
 def _enqueue_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
-    """Enqueue those of the written items for which the change log has more than their writer had read."""
-    read_at = {write.item.id: write.read_at for write in writes if write.read_at is not None and write.item.id in rows}
-    outdated = []
-    for chunk in chunks(read_at):
+    """Enqueue those of the written items for which the change log has more than their writer had seen."""
+    seen = {write.item.id: write.seen for write in writes if write.seen is not None and write.item.id in rows}
+    outdated = {}
+    for chunk in chunks(seen):
         query = select(changes.c.key, func.max(changes.c.position)).group_by(changes.c.key)
         relevant = changes.c.kind.in_(("item-feedback", "item-generated")) & changes.c.key.in_(chunk)
         for item_id, position in connection.execute(query.where(relevant)):
-            if position > (read_at[item_id] or 0):
-                enqueue(connection, [rows[item_id]], position)
-                outdated.append(item_id)
-    return outdated
+            if position > seen[item_id].position:
+                outdated[item_id] = position
+    for what in set(seen.values()):
+        if others_changed(connection, what, but=seen.keys()):
+            position = newest_position(connection)
+            outdated |= {item_id: position for item_id, its in seen.items() if its == what}
+    for item_id, position in outdated.items():
+        enqueue(connection, [rows[item_id]], position)
+    return list(outdated)
 
 
 def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:
@@ -384,10 +411,17 @@ def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredIt
             generated[part.item_row][part.modality] = Generated(
                 to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
             )
-    return [_to_item(row, observed[row.row_id], generated[row.row_id]) for row in rows]
+    pending = {
+        number
+        for chunk in chunks(numbers)
+        for number in connection.execute(select(awaiting.c.item_row).where(awaiting.c.item_row.in_(chunk))).scalars()
+    }
+    return [_to_item(row, observed[row.row_id], generated[row.row_id], row.row_id in pending) for row in rows]
 
 
-def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping[str, Generated]) -> StoredItem:
+def _to_item(
+    row: Row[Any], observed: Mapping[str, Observed], generated: Mapping[str, Generated], is_pending: bool
+) -> StoredItem:
     values = row._mapping
     return StoredItem(
         id=values["id"],
@@ -404,4 +438,5 @@ def _to_item(row: Row[Any], observed: Mapping[str, Observed], generated: Mapping
         derived=bytes(values["derived"]),
         row=values["row_id"],
         remarks={name: Remark(**remark) for name, remark in values["remarks"].items()},
+        is_pending=is_pending,
     )

@@ -1,13 +1,17 @@
-"""The queue of items that are pending regeneration."""
+"""The queue of items that are pending regeneration, and the changes of features that have yet to reach other items."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from datetime import UTC, datetime
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, insert, select, update
 
+from service.adapters.sql.changes import log, newest_position
+from service.adapters.sql.database import insert_new
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
-from service.adapters.sql.tables import awaiting, items
+from service.adapters.sql.tables import awaiting, changes, feature_changes, feedback, items
+from service.ports import Backlog, FeatureChange, Seen
 
 
 class RegenerationQueries(Queries):
@@ -21,22 +25,95 @@ class RegenerationQueries(Queries):
         return pending_items(connection, items, limit)
 
     @reads
-    def count_pending(self, connection: Connection) -> int:
-        """Number of items that are pending regeneration."""
-        return connection.execute(select(func.count()).select_from(awaiting)).scalar_one()
+    def backlog(self, connection: Connection) -> Backlog:
+        """How much is pending, and since when."""
+        counts, since = [], []
+        for table in (awaiting, feature_changes):
+            count, at = connection.execute(select(func.count(), func.min(table.c.at)).select_from(table)).one()
+            counts.append(count)
+            since += [at] if at is not None else []
+        return Backlog(counts[0], counts[1], min(since, default=None))
 
     @writes
-    def dequeue(self, connection: Connection, positions: Mapping[str, int]) -> None:
-        """Take items off the queue, unless they were enqueued again for a later position."""
-        rows = item_rows(connection, positions.keys())
-        dequeue_rows(connection, {row: positions[item_id] for item_id, row in rows.items()})
+    def dequeue(self, connection: Connection, positions: Mapping[str, int], seen: Seen) -> None:
+        """Take items off the queue, unless they were enqueued again for a later position, or other items have
+        changed."""
+        if not others_changed(connection, seen):
+            rows = item_rows(connection, positions.keys())
+            dequeue_rows(connection, {row: positions[item_id] for item_id, row in rows.items()})
+
+    @writes
+    def enqueue_all(self, connection: Connection) -> int:
+        """Enqueue every item, and log that everything is derived anew."""
+        rows = connection.execute(select(items.c.row_id)).scalars().all()
+        enqueue(connection, rows, log(connection, rebuild=["all"]).start)
+        return len(rows)
+
+    @reads
+    def feature_changes(self, connection: Connection, *, limit: int = 1000) -> list[FeatureChange]:
+        """Changes of features, the oldest first."""
+        columns = feature_changes.c
+        query = select(columns.position, columns.item, columns.before).order_by(columns.position).limit(limit)
+        return [FeatureChange(position, item, bytes(before)) for position, item, before in connection.execute(query)]
+
+    @writes
+    def finish_changes(
+        self, connection: Connection, positions: Collection[int], dependents: Collection[str]
+    ) -> dict[str, int]:
+        """Enqueue the items that changes of features have reached, and forget these changes."""
+        rows, position = item_rows(connection, dependents), newest_position(connection)
+        enqueue(connection, rows.values(), position)
+        for chunk in chunks(positions):
+            connection.execute(delete(feature_changes).where(feature_changes.c.position.in_(chunk)))
+        return dict.fromkeys(rows, position)
+
+    @reads
+    def later_items(self, connection: Connection, items: Collection[str]) -> list[str]:
+        """The items that any user of these has met no earlier."""
+        rows = item_rows(connection, items)
+        return [
+            item
+            for chunk in chunks(rows.values())
+            for item in _ids(connection, later_rows(connection, feedback.c.item_row.in_(chunk)))
+        ]
 
 
 def enqueue(connection: Connection, rows: Iterable[int], position: int) -> None:
     """Enqueue items for regeneration, for what the change log has at this position."""
+    now = datetime.now(UTC)
     for chunk in chunks(rows):
-        connection.execute(delete(awaiting).where(awaiting.c.item_row.in_(chunk)))
-        connection.execute(insert(awaiting), [{"item_row": row, "mark": position} for row in chunk])
+        connection.execute(update(awaiting).where(awaiting.c.item_row.in_(chunk)).values(mark=position))
+        new = [{"item_row": row, "mark": position, "at": now} for row in chunk]
+        connection.execute(insert_new(connection, awaiting), new)
+
+
+def note_changes(connection: Connection, former: Mapping[int, tuple[str, bytes]]) -> None:
+    """Note changes of items' observed features, by position in the change log, with the former ones."""
+    now = datetime.now(UTC)
+    rows = [
+        {"position": position, "item": item, "before": before, "at": now} for position, (item, before) in former.items()
+    ]
+    if rows:
+        connection.execute(insert(feature_changes), rows)
+
+
+def others_changed(connection: Connection, seen: Seen, but: Collection[str] = ()) -> bool:
+    """Whether any item, `but` these, has been written or deleted since what was seen."""
+    kinds = changes.c.kind.in_(("item", "item-deleted"))
+    query = select(changes.c.position, changes.c.key).where(changes.c.position > seen.position, kinds)
+    return any(position not in seen.applied and key not in but for position, key in connection.execute(query))
+
+
+def later_rows(connection: Connection, *chosen: ColumnElement[bool]) -> list[int]:
+    """Rows of the items that users of some events have met no earlier than by these."""
+    later = feedback.alias("later")
+    query = (
+        select(later.c.item_row)
+        .join(feedback, (feedback.c.user_id == later.c.user_id) & (feedback.c.timestamp <= later.c.timestamp))
+        .where(*chosen)
+        .distinct()
+    )
+    return list(connection.execute(query).scalars())
 
 
 def pending_items(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
@@ -56,3 +133,8 @@ def dequeue_rows(connection: Connection, positions: Mapping[int, int]) -> None:
         done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position"))
         values = [{"row": row, "position": position} for row, position in positions.items()]
         connection.execute(delete(awaiting).where(done), values)
+
+
+def _ids(connection: Connection, rows: Iterable[int]) -> Iterable[str]:
+    for chunk in chunks(rows):
+        yield from connection.execute(select(items.c.id).where(items.c.row_id.in_(chunk))).scalars()

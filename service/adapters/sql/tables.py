@@ -166,12 +166,25 @@ changes = Table(
     sqlite_autoincrement=True,  # a position is never given twice, even after the newest entries were erased
 )
 
-# The queue of items that are pending regeneration. `mark` is the position of the change log that each was enqueued for.
+# The queue of items that are pending regeneration. `mark` is the position of the change log that each was enqueued for,
+# `at` when it first was.
 awaiting = Table(
     "awaiting",
     metadata,
     _item_row(primary_key=True),
     Column("mark", BigInteger, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+)
+
+# Changes of items' observed features that have yet to reach the items which are generated from them, by the position of
+# the change log. `before` are the former features.
+feature_changes = Table(
+    "feature_changes",
+    metadata,
+    Column("position", BigInteger, primary_key=True, autoincrement=False),
+    Column("item", Key, nullable=False),
+    Column("before", LargeBinary, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
 )
 
 idempotency = Table(

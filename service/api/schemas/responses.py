@@ -62,6 +62,7 @@ class ItemAnswer(BaseModel):
     available: bool
     version: int
     model_version: str
+    pending: bool = Field(description="Whether what is generated and computed of it is about to be made anew")
     modalities: dict[str, ModalityAnswer]
     media: dict[str, str] = Field(description="Modality to the path of its stored file")
     created_at: datetime
@@ -219,6 +220,39 @@ class SnapshotAnswer(BaseModel):
     items: int
     bytes: int
     seconds: float
+
+
+class PendingAnswer(BaseModel):
+    """What is derived, but not yet from the present state."""
+
+    items: int = Field(description="Items to regenerate")
+    changes: int = Field(description="Changes of features that have yet to reach other items")
+    oldest_seconds: float = Field(description="For how long the oldest of these has waited")
+    vectors: int = Field(description="Vectors to compute in the memory of the worker that answers")
+
+
+class DifferenceAnswer(BaseModel):
+    """What of an item is not as it is derived, and the largest difference in shares of a field's largest number."""
+
+    id: str
+    fields: list[str]
+    largest: float
+
+
+class CheckAnswer(BaseModel):
+    """What a check has found. `differences` names the first hundred of the differing items."""
+
+    checked: int
+    of: int
+    differing: int
+    pending: PendingAnswer
+    differences: list[DifferenceAnswer]
+
+
+class RebuildAnswer(BaseModel):
+    """How many items will be derived anew."""
+
+    items: int
 
 
 class DeletedAnswer(BaseModel):

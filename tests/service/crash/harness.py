@@ -366,7 +366,7 @@ class Harness:
         try:
             await check_index(engine)
             transport = httpx.ASGITransport(create_app(self.settings, engine=engine))
-            async with httpx.AsyncClient(transport=transport, base_url="http://reference") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 return [_body(await client.get(path)) for path in paths]
         finally:
             await engine.close()

@@ -16,7 +16,7 @@ from service.adapters.sql.tables import feedback, items
 from tests.contracts.stores import create, event, item
 from tests.service.crash.linear import Call, contend, is_linear
 from tests.service.crash.shop import Act, Item, Shop, State
-from tests.service.crash.stored import read_states
+from tests.service.crash.stored import items_told_of, read_states
 from tests.service.running import Running
 
 MUG = Item("mug", {}, (), True, 1)
@@ -63,22 +63,34 @@ def test_a_shop_sees_a_wrong_answer() -> None:
     assert "answered 409: taken" in shop.violations[0]
 
 
+def test_a_user_tells_of_an_item_what_was_met_before() -> None:
+    noon, one, later = (f"2026-01-01T{clock}+00:00" for clock in ("12:00:00", "12:00:00.500000", "13:00:00"))
+    first = [("u", "a", "view", noon), ("v", "b", "view", noon), ("v", "b", "click", later)]
+    assert items_told_of(first) == set()
+    assert items_told_of([*first, ("u", "b", "view", one)]) == {"b"}
+    assert items_told_of([*first, ("u", "b", "view", noon)]) == {"a", "b"}  # met at once
+    assert items_told_of([*first, ("v", "a", "view", one)]) == {"a"}
+    assert items_told_of([*first, ("v", "a", "view", later), ("v", "c", "view", one)]) == {"a", "c"}
+
+
 async def test_half_an_item_and_an_event_of_nobody_are_seen(tmp_path: Path) -> None:
     store = await SqlStore.open(f"sqlite+aiosqlite:///{tmp_path}/lacuna.db")
     await store.write_items(create(item("s-1", categories=()), item("s-2", categories=())))
     await store.add_feedback([event("s-u", "s-1")])
+    assert (await read_states(store, ["s"]))[1] == []  # who has met nothing before tells nothing of an item
+    await store.add_feedback([event("s-u", "s-2", minute=-1)])
     _, before = await read_states(store, ["s"])
-    assert len([fault for fault in before if "s-1 was generated" in fault]) == 1  # the test's items know no users
+    assert [fault.partition(" was ")[0] for fault in before] == ["image of s-1"]  # the test's items know no users
 
     def spoil(connection: sa.Connection) -> None:
         connection.execute(sa.update(items).where(items.c.id == "s-2").values(derived=b""))
-        row = dict(connection.execute(sa.select(feedback)).one()._mapping)
-        connection.execute(sa.insert(feedback), {**row, "id": row["id"] + 1, "type": "click"})
+        row = dict(connection.execute(sa.select(feedback).order_by(feedback.c.id)).mappings().first() or {})
+        connection.execute(sa.insert(feedback), {**row, "id": row["id"] + 9, "type": "click"})
 
     await store.database.write(spoil)
     states, wrong = await read_states(store, ["s"])
     assert "the item s-2 was stored by half" in wrong
-    assert len(states["s"].events) == 2
+    assert len(states["s"].events) == 3
     await store.close()
 
 

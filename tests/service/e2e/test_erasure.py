@@ -35,12 +35,12 @@ def test_a_user_is_erased_everywhere(anywhere: Running) -> None:
     ]
     answer = anywhere.client.post("/feedback", json={"feedback": rows}, headers={"Idempotency-Key": "of-the-user"})
     assert answer.json()["accepted"] == 2
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert set(traces(anywhere, "xk-erased", text)) == {"feedback", "changes"}
     before = anywhere.get(f"/items/{item}")["modalities"]["image"]["basis"]
     assert "users" in before
     anywhere.ask("DELETE", f"/users/{user}", status=204)
-    anywhere.settle()
+    anywhere.wait_until_idle()
     left = traces(anywhere, "xk-erased", text)
     assert set(left) == {"changes"}
     assert [row for row in left["changes"] if "user-deleted" not in row] == []
@@ -64,7 +64,7 @@ def test_an_item_is_erased_everywhere(alone: Running, tmp_path: Any) -> None:
     assert b"zq-erased" in (tmp_path / NAME).read_bytes()
     media = alone.run(alone.engine.store.get_item(item)).observed["image"].media  # type: ignore[union-attr]
     alone.ask("DELETE", f"/items/{item}", status=204)
-    alone.settle()
+    alone.wait_until_idle()
     left = traces(alone, "zq-erased", text)
     assert set(left) == {"changes"}
     assert len(left["changes"]) == 1

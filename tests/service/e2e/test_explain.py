@@ -164,7 +164,7 @@ def test_a_list_is_the_same_with_and_without_reasons(anywhere: Running, model: s
         for hit in told["items"]:
             assert len(hit["reasons"]) <= 3
             assert {reason["item"] for reason in hit["reasons"]} <= past - {hit["id"]}
-        anywhere.settle()
+        anywhere.wait_until_idle()
 
 
 def test_who_has_no_history_is_given_no_reasons(anywhere: Running) -> None:

@@ -162,7 +162,7 @@ def test_an_import_takes_what_an_export_wrote(
                     cli.main()
                 assert done.value.code == 0
                 assert said in capsys.readouterr().err
-        copy.settle()
+        copy.wait_until_idle()
         again = exported(copy, tmp_path / "again", monkeypatch)
         for name in ("items.jsonl", "feedback.jsonl"):
             ours, theirs = (
@@ -211,7 +211,10 @@ def test_what_was_erased_is_in_no_bundle_trained_afterwards(
         ([], "either --data DIR or --from-db URL"),
         (["--data", "x", "--from-db", "sqlite+aiosqlite:///y"], "either --data DIR or --from-db URL"),
         (["--from-db", "mysql://nowhere/x"], "--from-db must be sqlite+aiosqlite:///FILE or postgresql"),
-        (["--from-db", "postgresql+asyncpg://me:s3cret@nowhere/"], "--from-db names no database"),
+        (["--from-db", "postgresql+asyncpg://me@nowhere/"], "--from-db names no database"),
+        (["--from-db", "postgresql+asyncpg://me:s3cret@nowhere/x"], "--from-db holds a password"),
+        (["--from-db", "postgresql+asyncpg://me@nowhere/x?password=s3cret"], "--from-db holds a password"),
+        (["--from-db-file", "/no/such/file"], "/no/such/file cannot be read"),
         (["--from-db", "sqlite+aiosqlite:///nowhere/x.db"], "its folder does not exist"),
         (["--from-db", "sqlite+aiosqlite:///\udcff.db"], "--from-db is not valid UTF-8"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.service.running import Running, base64_of, fresh_id, settings_for
@@ -24,7 +25,7 @@ def test_feedback_changes_the_users_list_at_once(anywhere: Running) -> None:
     second = anywhere.get(f"/recommend/{user}", n=500)
     assert best not in {hit["id"] for hit in second["items"]}
     assert [hit["id"] for hit in second["items"]][:20] != [hit["id"] for hit in first["items"]][1:21]
-    anywhere.settle()
+    anywhere.wait_until_idle()
     anywhere.check_index()
 
 
@@ -89,11 +90,11 @@ def test_popularity_counts_people_not_events(anywhere: Running) -> None:
     anywhere.view(item_id, one, two)
     assert score() == 2
     anywhere.ask("DELETE", "/feedback", params={"user": one, "item": item_id})
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert score() == 1
     anywhere.view(item_id, one)
     assert anywhere.ask("DELETE", "/feedback", params={"item": item_id}) == {"deleted": 2}
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert score() == 0
     anywhere.check_index()
 
@@ -118,7 +119,7 @@ def test_feedback_of_a_type_is_taken_back(anywhere: Running) -> None:
     left = anywhere.ask("DELETE", "/feedback", params={"type": "click", "item": second})
     assert left == {"deleted": 1}
     assert anywhere.get(f"/recommend/{other}")["fallback"] == "popular"
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert "users" not in anywhere.get(f"/items/{second}")["modalities"]["text"]["basis"]
     anywhere.check_index()
 
@@ -133,7 +134,7 @@ def test_all_feedback_of_a_type_is_taken_back(alone: Running) -> None:
     assert alone.ask("DELETE", "/feedback", params={"type": "cart"}) == {"deleted": count}
     assert alone.get("/feedback", type="cart")["items"] == []
     assert [alone.get(f"/recommend/{user}")["fallback"] for user in users] == [None, "popular", "popular"]
-    alone.settle()
+    alone.wait_until_idle()
     alone.check_index()
 
 
@@ -154,7 +155,7 @@ def test_new_feedback_makes_generated_features_anew(alone: Running) -> None:
     # Taken back, it is as if nothing had happened.
     for user in ("shopper-001", "shopper-002", "shopper-003"):
         alone.ask("DELETE", "/feedback", params={"user": user, "item": item_id})
-    alone.settle()
+    alone.wait_until_idle()
     assert {name: alone.vector(item_id, name) for name in before} == before
 
 
@@ -210,9 +211,86 @@ def test_a_writer_that_has_not_heard_of_feedback_does_not_undo_it(
         here.view(item, "shopper-001")
         assert "users" in here.get(f"/items/{item}")["modalities"]["image"]["basis"]
         there.patch(item, patch)
-        there.settle()
+        there.wait_until_idle()
         assert "users" in there.get(f"/items/{item}")["modalities"]["image"]["basis"]
         assert there.get("/stats")["awaiting_regeneration"] == 0
-        here.settle()
+        here.wait_until_idle()
         for service in (here, there):
             service.check_index()
+
+
+def test_who_has_met_nothing_before_tells_nothing_of_an_item(alone: Running) -> None:
+    """What a user makes of an item follows from what the user was interested in before, not from what comes later."""
+    item_id = alone.create(modalities={"image": base64_of(PRODUCT.picture)})["id"]
+
+    def basis() -> list[str]:
+        found: list[str] = alone.get(f"/items/{item_id}")["modalities"]["text"]["basis"]
+        return found
+
+    def event(user: str, item: str, kind: str, day: int) -> dict[str, str]:
+        return {"user": user, "item": item, "type": kind, "timestamp": f"2026-03-{day:02d}T00:00:00Z"}
+
+    def tell(*events: dict[str, str]) -> None:
+        alone.post("/feedback", {"feedback": list(events)})
+        alone.settle()
+
+    # Of these nothing depends on users.
+    model = alone.engine.active.dgmrec
+    known = [model.items.id(row) for row in np.flatnonzero(model.tables["observed"].all(axis=1)).tolist()[:4]]
+    one, other = fresh_id("user"), fresh_id("user")
+    alone.settle()
+    before = alone.vector(item_id, "text"), final_of(alone, item_id)
+    tell(event(one, item_id, "view", 5))
+    assert basis() == ["image", "neighbours"]
+    tell(event(one, known[0], "view", 6))  # later
+    assert basis() == ["image", "neighbours"]
+    assert (alone.vector(item_id, "text"), final_of(alone, item_id)) == before
+    tell(event(one, known[1], "dislike", 3), event(other, known[2], "view", 1), event(other, item_id, "view", 2))
+    assert basis() == ["image", "neighbours", "users"]
+    told = alone.vector(item_id, "text"), final_of(alone, item_id)
+    assert told[0] != before[0]
+    assert told[1] != before[1]
+    tell(event(one, known[3], "view", 7), event(other, known[3], "view", 7))
+    assert (alone.vector(item_id, "text"), final_of(alone, item_id)) == told
+    tell(event(one, known[0], "click", 4))  # before: now both tell of it
+    assert alone.vector(item_id, "text") != told[0]
+    alone.check_index()
+    alone.ask("DELETE", "/feedback", params={"user": one, "item": known[0]})
+    alone.settle()
+    assert (alone.vector(item_id, "text"), final_of(alone, item_id)) == told
+    alone.ask("DELETE", f"/items/{known[2]}", status=204)
+    alone.settle()
+    assert basis() == ["image", "neighbours"]
+    alone.check_index()
+
+
+def test_what_training_generated_stays_until_an_item_has_twice_the_users(alone: Running) -> None:
+    model, catalogue = alone.engine.active.dgmrec, alone.engine.memory.catalogue
+    observed, degrees = model.tables["observed"], model.tables["item_degree"]
+    rows = [row for row in range(len(model.items)) if not observed[row].all() and 1 <= degrees[row] <= 5]
+    row = next(row for row in rows if catalogue.popularity[catalogue.key(model.items.id(row))] <= degrees[row])
+    item_id, key = model.items.id(row), catalogue.key(model.items.id(row))
+    name = next(name for column, name in enumerate(model.names) if not observed[row, column])
+
+    def is_kept() -> bool:
+        alone.check_index()
+        return np.array_equal(catalogue.rows.get(f"feature.{name}", key), model.tables[f"feature.{name}"][row])
+
+    assert is_kept()
+    missing = int(2 * degrees[row] - catalogue.popularity[key])
+    known = {event["user"] for event in alone.get("/feedback", item=item_id, limit=500)["items"]}
+    others = [user for user in (f"shopper-{number:03d}" for number in range(40)) if user not in known]
+    alone.view(item_id, *others[:missing])
+    assert is_kept()
+    alone.view(item_id, others[missing])
+    assert not is_kept()
+    alone.ask("DELETE", "/feedback", params={"user": others[0], "item": item_id})
+    alone.settle()
+    assert is_kept()
+
+
+def final_of(service: Running, item_id: str) -> list[float]:
+    """The vector that an item is ranked by."""
+    catalogue = service.engine.memory.catalogue
+    final: list[list[float]] = catalogue.final(catalogue.keys([item_id])).tolist()
+    return final[0]

@@ -13,7 +13,7 @@ import pytest
 from tests.service.running import Running, settings_for
 
 HIDDEN, LEFT, USER, TITLE = "hidden-mug", "left-mug", "somebody", "Red mug with dots"
-KEYS = {role: f"{role}-secret" for role in ("read", "write", "admin")}
+KEYS = {role: f"{role}-secret-0123456789" for role in ("read", "write", "admin")}
 
 
 @pytest.fixture(scope="module")

@@ -73,12 +73,12 @@ def test_one_star_makes_nothing_popular(anywhere: Running) -> None:
     crowd = [fresh_id("crowd") for _ in range(int(best["score"]) + 5)]
     for user in crowd:
         rate(anywhere, user, [item], 1)
-    anywhere.settle()
+    anywhere.wait_until_idle()
     assert anywhere.get(f"/recommend/{fresh_id()}", n=1)["items"][0]["id"] != item
     found = {hit["id"]: hit["score"] for hit in anywhere.get(f"/recommend/{fresh_id()}", n=500)["items"]}
     assert found[item] == 0
     rate(anywhere, crowd[0], [item], 5)
-    anywhere.settle()
+    anywhere.wait_until_idle()
     found = {hit["id"]: hit["score"] for hit in anywhere.get(f"/recommend/{fresh_id()}", n=500)["items"]}
     assert found[item] == 1
     anywhere.ask("DELETE", f"/items/{item}", status=204)

@@ -53,7 +53,7 @@ def counted(service: Running, **query: Any) -> tuple[int, list[Any]]:
 
 
 def test_a_list_is_made_once_until_anything_moves_on(service: Running) -> None:
-    service.settle()
+    service.wait_until_idle()
     made, first = counted(service)
     again, kept = counted(service)
     assert (made, again, kept) == (1, 0, first)  # to the last bit of every score
@@ -70,7 +70,7 @@ def test_a_list_is_made_once_until_anything_moves_on(service: Running) -> None:
         write()
         made, _ = counted(service)  # at once, before the log is followed
         assert made == 1
-        service.settle()
+        service.wait_until_idle()
         counted(service)
         assert counted(service)[0] == 0
     ids = {hit["id"] for hit in counted(service)[1]}
@@ -80,7 +80,7 @@ def test_a_list_is_made_once_until_anything_moves_on(service: Running) -> None:
 
 
 def test_fallbacks_and_other_models_are_not_kept(service: Running) -> None:
-    service.settle()
+    service.wait_until_idle()
     for _ in range(2):
         assert service.get("/recommend/nobody")["fallback"] == "popular"
         assert service.get(f"/recommend/{USER}", model="latest")["model"] == "latest"

@@ -47,7 +47,7 @@ def crowded(seeded_file: Path, demo_bundle: Path, demo_folder: Path, tmp_path_fa
         rows += [{"id": fresh_id("blank"), "categories": ["twins"]} for _ in range(60)]
         answer = service.post("/items/batch", {"items": rows})
         assert {row["status"] for row in answer["items"]} == {201}
-        service.settle()
+        service.wait_until_idle()
         yield service
 
 
@@ -107,7 +107,7 @@ def test_pages_are_parts_of_one_list(crowded: Running) -> None:
 def test_neither_a_merge_nor_a_restart_changes_the_order(
     crowded: Running, demo_bundle: Path, demo_folder: Path, tmp_path: Path
 ) -> None:
-    crowded.settle()
+    crowded.wait_until_idle()
     before = {path: ask(crowded, path, 500) for path in LISTS}
     for index in crowded.engine.memory.catalogue.indexes.values():
         assert isinstance(index, FaissIndex)
@@ -128,7 +128,7 @@ def test_neither_a_merge_nor_a_restart_changes_the_order(
 
 
 def test_a_list_from_the_cache_is_the_list(crowded: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    crowded.settle()
+    crowded.wait_until_idle()
     paths = [path for path in LISTS if path.startswith(f"/recommend/{USER}")]
     first = {path: ask(crowded, path, 33) for path in paths}
     crowded.run(crowded.engine.runtime.drain())

@@ -75,7 +75,7 @@ def settle_accounts(service: Running, shops: Sequence[Shop]) -> None:
     """Everything that was acknowledged is there once and whole, what was refused is not there by half, and what is in
     memory is what is stored."""
     within(60, lambda: service.get("/stats")["awaiting_regeneration"] == 0 or None)
-    service.settle()
+    service.wait_until_idle()
     states, wrong = asyncio.run(read(service.settings.database_url, [shop.name for shop in shops]))
     assert wrong == []
     for shop in shops:

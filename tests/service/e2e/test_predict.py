@@ -132,7 +132,7 @@ def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> N
     user, item = fresh_id(), rating.create(title="a pick")["id"]
     unknown = rating.get(f"/predict/nobody/{item}")
     review(rating, user, item, 1)
-    rating.settle()
+    rating.wait_until_idle()
     encoded = rating.engine.runtime.writer
     calls: list[object] = []
     submit = encoded.submit
@@ -145,7 +145,7 @@ def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> N
     assert known["rating"] != unknown["rating"]
     rows = len(traces(rating, rating.engine.active.ratings.identity)["review_vectors"])  # type: ignore[union-attr]
     rating.ask("DELETE", f"/users/{user}", status=204)
-    rating.settle()
+    rating.wait_until_idle()
     left = traces(rating, rating.engine.active.ratings.identity)["review_vectors"]  # type: ignore[union-attr]
     assert len(left) == rows - 1
     assert rating.get(f"/predict/nobody/{item}")["rating"] == unknown["rating"]
@@ -158,13 +158,13 @@ def test_another_worker_predicts_with_what_came_in_here(rating_bundle: Path, dem
         before = other.get(f"/predict/late/{item}")
         review(one, "late", "demo-0003", 1)
         review(one, "early", item, 1)
-        other.settle()
+        other.wait_until_idle()
         after = other.get(f"/predict/late/{item}")
         assert before["unknown"] == ["user", "item"]
         assert after["unknown"] == []
         assert after["rating"] == one.get(f"/predict/late/{item}")["rating"]
         one.ask("DELETE", "/items/demo-0003", status=204)
-        other.settle()
+        other.wait_until_idle()
         assert other.get(f"/predict/late/{item}")["unknown"] == ["user"]
         assert one.get(f"/predict/late/{item}")["unknown"] == ["user"]
 

@@ -70,7 +70,7 @@ def busy(service: Running) -> None:
     service.patch("told", {"modalities": {"image": base64_of(picture("red")), "text": None}})
     service.ask("DELETE", "/items/gone", status=204)
     service.ask("DELETE", "/users/shopper-006", status=204)
-    service.settle()
+    service.wait_until_idle()
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])

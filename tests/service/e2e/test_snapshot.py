@@ -81,7 +81,7 @@ def test_a_start_from_a_snapshot_answers_as_one_from_the_database(
         service.ask("DELETE", "/items/again", status=204)
         service.create(id="again", title="Green hat")
         service.patch("before", {"title": "Striped hat", "available": False})
-        service.settle()
+        service.wait_until_idle()
         before = answers(service)
     harm(path, path.read_bytes(), settings.database_url)
     caplog.set_level("INFO")

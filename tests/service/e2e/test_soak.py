@@ -51,5 +51,5 @@ def test_a_steady_load_of_everything_is_answered(running: Running) -> None:
     assert window.statuses.total() == 180
     assert set(window.statuses) <= {"200", "201", "204", "404", "409", "422"}
     assert window.statuses["200"] > 100
-    running.settle()
+    running.wait_until_idle()
     running.check_index()

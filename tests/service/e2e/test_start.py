@@ -110,7 +110,7 @@ def test_a_database_that_is_none(
     assert refusal(capsys, *options, f"sqlite+aiosqlite:///{file}") == (
         f"LACUNA_DATABASE_URL names the SQLite file {file}, which cannot be used: file is not a database."
     )
-    said = refusal(capsys, *options, "postgresql+asyncpg://me:s3cret@127.0.0.1:1/x")
+    said = refusal(capsys, *options, "postgresql+asyncpg://me@127.0.0.1:1/x")
     named = "LACUNA_DATABASE_URL names the PostgreSQL database 'x' at 127.0.0.1:1"
     assert said == f"{named}, which cannot be used: Connection refused."
     assert "LACUNA_DATABASE_URL" in refusal(capsys, *options, "mysql://somewhere")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -106,15 +106,19 @@ def resolved() -> list[str]:
     return []
 
 
-@pytest.fixture
-def fetcher(resolved: list[str]) -> UrlFetcher:
+def fetching(resolved: list[str], is_public: Callable[[str], bool]) -> UrlFetcher:
     async def resolve(host: str, _: int) -> list[str]:
         resolved.append(host)
         if host not in NAMES and not host.replace(".", "").isdecimal():
             raise OSError("no such name")
         return NAMES.get(host, [host])
 
-    return UrlFetcher(seconds=2, max_bytes=LIMIT, resolve=resolve, is_public=lambda address: address == PUBLIC)
+    return UrlFetcher(seconds=2, max_bytes=LIMIT, resolve=resolve, is_public=is_public)
+
+
+@pytest.fixture
+def fetcher(resolved: list[str]) -> UrlFetcher:
+    return fetching(resolved, lambda address: address == PUBLIC)
 
 
 @pytest.mark.parametrize("path", ["picture", "untyped", "moved/picture", "moved/moved/picture"])
@@ -124,8 +128,8 @@ async def test_a_picture_is_fetched(fetcher: UrlFetcher, resolved: list[str], po
     assert resolved == ["pictures.example"] * (1 + path.count("moved"))
 
 
-async def test_the_next_address_is_tried(fetcher: UrlFetcher, port: int) -> None:
-    fetcher._backend._is_public = lambda _: True
+async def test_the_next_address_is_tried(resolved: list[str], port: int) -> None:
+    fetcher = fetching(resolved, lambda _: True)
     assert await fetcher.fetch(f"http://old-first.example:{port}/picture") == PICTURE
 
 

@@ -24,7 +24,7 @@ from service.adapters.sql import database as sql_engine
 from service.adapters.sql.store import MIGRATIONS, SqlStore
 from service.adapters.sql.tables import metadata
 from service.domain import StoreUnavailableError
-from service.ports import Answer, GeneratedWrite
+from service.ports import Answer, GeneratedWrite, Seen
 from tests.contracts.stores import NOON, create, emptied, empty, event, item
 
 ROOT = Path(__file__).parents[3]
@@ -60,8 +60,12 @@ EVERY_METHOD: dict[str, Call] = {
     "save_generated": lambda store: store.save_generated([GeneratedWrite("a", 1, {}, "v", b"")]),
     "existing": lambda store: store.existing(["a"]),
     "pending": lambda store: store.pending(),
-    "count_pending": lambda store: store.count_pending(),
-    "dequeue": lambda store: store.dequeue({"a": 1}),
+    "backlog": lambda store: store.backlog(),
+    "enqueue_all": lambda store: store.enqueue_all(),
+    "feature_changes": lambda store: store.feature_changes(),
+    "finish_changes": lambda store: store.finish_changes([1], ["a"]),
+    "later_items": lambda store: store.later_items(["a"]),
+    "dequeue": lambda store: store.dequeue({"a": 1}, Seen(1)),
     "claim": lambda store: store.claim("k", "f", lease_s=1),
     "answered": lambda store: store.answered("k", Answer(200, b"")),
     "release": lambda store: store.release("k"),
@@ -73,7 +77,7 @@ EVERY_METHOD: dict[str, Call] = {
     "list_feedback": lambda store: store.list_feedback(limit=1),
     "delete_feedback": lambda store: store.delete_feedback(user="u"),
     "user_items": lambda store: store.user_items("u", min_rating=None),
-    "interested_users": lambda store: store.interested_users("a", limit=1, min_rating=None),
+    "interested_users": lambda store: store.interested_users(["a"], limit=1, min_rating=None),
     "item_users": lambda store: store.item_users("a", limit=1),
     "item_counts": lambda store: store.item_counts(min_rating=None),
     "documents": lambda store: store.documents("user", ["u"], encoder="e", limit=1),

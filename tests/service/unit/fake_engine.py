@@ -386,7 +386,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
 async def client_of(app: Any, **options: Any) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the app, without a socket. A failure of the app is an answer, as it is behind a server."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://test", **options) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost", **options) as client:
         yield client
 
 

@@ -284,7 +284,10 @@ SHOP = "https://shop.example"
 
 @pytest.fixture
 async def shop(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
-    app = create_app(settings_of(cors_origins=f"{SHOP}, http://localhost:3000", api_keys="w:write:abc"), engine=engine)
+    app = create_app(
+        settings_of(cors_origins=f"{SHOP}, http://localhost:3000", api_keys="w:write:abc-abc-abc-abc-abc"),
+        engine=engine,
+    )
     async with fake_engine.client_of(app, headers={"origin": SHOP}) as client:
         yield client
 
@@ -296,13 +299,13 @@ async def test_pages_of_a_named_origin_may_call(shop: httpx.AsyncClient, engine:
     assert preflight.headers["access-control-allow-origin"] == SHOP
     assert "PUT" in preflight.headers["access-control-allow-methods"]
     assert preflight.headers["access-control-allow-headers"] == "authorization,content-type"
-    response = await shop.put("/items/a", json={}, headers={"authorization": "Bearer abc"})
+    response = await shop.put("/items/a", json={}, headers={"authorization": "Bearer abc-abc-abc-abc-abc"})
     assert response.status_code == 201
     exposed = response.headers["access-control-expose-headers"]
     assert {name.strip() for name in exposed.split(",")} == {POSITION, "X-Request-ID", "Retry-After"}
     engine.failure = RuntimeError("inner workings")
     refused = [await shop.get("/items"), await shop.get("/nope"), await shop.get("/items?q=%ff"), await shop.get(
-        "/items/a", headers={"x-api-key": "abc"}
+        "/items/a", headers={"x-api-key": "abc-abc-abc-abc-abc"}
     )]  # fmt: skip
     for response, status in zip([*refused, preflight], (401, 404, 400, 500, 200), strict=True):
         assert response.status_code == status

@@ -17,7 +17,7 @@ from tests.models.test_iris import contents, reranker
 
 ITEMS = 2_100
 RERANKER = reranker()
-SHAPE = Shape({"text": 3, "image": 2, "audio": 2}, 2, 1, RERANKER.shapes)
+SHAPE = Shape({"text": 3, "image": 2, "audio": 2}, 2, 1, sides=RERANKER.shapes)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,10 @@ def catalogue() -> Catalogue:
     ids = [f"i{row}" for row in range(ITEMS)]
     sides = RERANKER.sides(features, present, ids)
     catalogue = Catalogue(SHAPE, BruteForceIndex)
-    catalogue.put([(entry(row, present[row]), derived(row, sides)) for row in range(ITEMS)])
+    final = np.random.default_rng(1).standard_normal((ITEMS, SHAPE.size)).astype(np.float32)
+    rows = [(entry(row, present[row]), derived(row, sides)) for row in range(ITEMS)]
+    catalogue.put(rows)
+    catalogue.write_layer(np.arange(ITEMS), {"final": final})
     return catalogue
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -26,20 +26,32 @@ from service.pipeline.catalogue import FINAL, Catalogue, Derived, Entry, Shape
 from service.pipeline.encode import media_type
 from service.pipeline.impute import ImputationInput, UserEvidence, _basis, _factors, _fallback_chain, _fallback_guess
 from service.pipeline.patch import merged
-from service.pipeline.regenerate import depends_on_users
+from service.pipeline.regenerate import may_depend
 from service.pipeline.runtime import Runtime
+from service.ports import Keys
 from tests.fakes import BruteForceIndex
 from tests.models.worlds import ITEMS, SMALL, online_of, world
 
-SHAPE = Shape({"text": 3, "image": 2}, 2, 1)
+SHAPE = Shape({"text": 3, "image": 2}, 2, 1, neighbours=2, kernel=3)
+VECTORS = SHAPE.layer_fields() | {"kernel": (2, 3), "kernel.cosines": (2, 3), "kernel.reach": (2,)}
 
 
-def derived(seed: int = 0, *, modal: tuple[float, float] = (0.0, 0.0)) -> Derived:
+class Whole(NamedTuple):
+    """What is stored of an item, and its vectors by field of a layer."""
+
+    derived: Derived
+    vectors: dict[str, NDArray[Any]]
+
+
+def whole(seed: int = 0, *, modal: tuple[float, float] = (0.0, 0.0)) -> Whole:
     rng = np.random.default_rng(seed)
-    made = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPE.fields().items()}
-    features = {name: made.pop(f"feature.{name}") for name in SHAPE.names}
-    made["modal"] = np.array(modal, dtype=np.float32)
-    return Derived(features, **made)
+    stored = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPE.fields().items()}
+    made: dict[str, NDArray[Any]] = {
+        name: rng.standard_normal(shape).astype(np.float32) for name, shape in VECTORS.items()
+    }
+    made |= {name: rng.integers(9, size=VECTORS[name]).astype(np.int32) for name in ("near", "kernel")}
+    made |= {"modal": np.array(modal, dtype=np.float32), "warm": np.array(True)}
+    return Whole(Derived.of(stored), made)
 
 
 def entry(
@@ -52,10 +64,19 @@ def entry(
     return Entry(place, item_id, item_id.upper(), categories, available, 1, created, states, {})
 
 
-def catalogue(*rows: tuple[Entry, Derived]) -> Catalogue:
+def catalogue(*rows: tuple[Entry, Whole]) -> Catalogue:
     made = Catalogue(SHAPE, BruteForceIndex)
-    made.put(rows)
+    put(made, *rows)
     return made
+
+
+def put(made: Catalogue, *rows: tuple[Entry, Whole]) -> None:
+    """Put items, with these vectors instead of computed ones."""
+
+    def write(keys: Keys) -> None:
+        made.write_layer(keys, {name: np.stack([row.vectors[name] for _, row in rows]) for name in rows[0][1].vectors})
+
+    made.put([(entry, row.derived) for entry, row in rows], write)
 
 
 # --- ranking ------------------------------------------------------------------------------------------------------
@@ -63,7 +84,7 @@ def catalogue(*rows: tuple[Entry, Derived]) -> Catalogue:
 
 def test_diversity_takes_twins_apart() -> None:
     made = catalogue(
-        (entry("a"), derived(modal=(1, 0))), (entry("b"), derived(modal=(1, 0))), (entry("c"), derived(modal=(-1, 0)))
+        (entry("a"), whole(modal=(1, 0))), (entry("b"), whole(modal=(1, 0))), (entry("c"), whole(modal=(-1, 0)))
     )
     keys, scores = np.arange(3), np.array([3, 2.9, 1], dtype=np.float32)
 
@@ -78,7 +99,7 @@ def test_diversity_takes_twins_apart() -> None:
 
 
 def test_diversity_of_equals_and_of_nothing() -> None:
-    made = catalogue(*((entry(name), derived()) for name in "abc"))
+    made = catalogue(*((entry(name), whole()) for name in "abc"))
     equal = np.ones(3, dtype=np.float32)
     assert rank.diversified(made, np.arange(3), equal, 3, 0.5)[0].tolist() == [0, 1, 2]
     nothing = rank.diversified(made, np.arange(0), np.ones(0, dtype=np.float32), 3, 0.5)
@@ -86,9 +107,7 @@ def test_diversity_of_equals_and_of_nothing() -> None:
 
 
 def test_popular_items_with_as_many_users_are_in_order_of_age() -> None:
-    made = catalogue(
-        *((entry(name, created=age), derived()) for name, age in zip("abcde", (5, 9, 9, 1, 7), strict=True))
-    )
+    made = catalogue(*((entry(name, created=age), whole()) for name, age in zip("abcde", (5, 9, 9, 1, 7), strict=True)))
     made.set_popularity({"a": 2, "b": 1, "c": 1, "d": 1, "e": 1, "gone": 5})
     for n in range(1, 6):
         keys, users = rank.popular(made, n, made.eligible())
@@ -98,7 +117,7 @@ def test_popular_items_with_as_many_users_are_in_order_of_age() -> None:
 
 
 def test_of_items_created_at_once_the_later_row_is_the_newer() -> None:
-    made = catalogue(*((entry(name, created=9.0), derived()) for name in "abcd"))
+    made = catalogue(*((entry(name, created=9.0), whole()) for name in "abcd"))
     for n in range(1, 5):
         assert rank.latest(made, n, made.eligible())[0].tolist() == [3, 2, 1, 0][:n]
         assert rank.popular(made, n, made.eligible())[0].tolist() == [0, 1, 2, 3][:n]
@@ -107,9 +126,9 @@ def test_of_items_created_at_once_the_later_row_is_the_newer() -> None:
 def crowd(count: int = 700) -> Catalogue:
     """Items many of which are alike."""
     rng = np.random.default_rng(3)
-    kinds = [derived(seed, modal=(rng.normal(), rng.normal())) for seed in range(90)]
+    kinds = [whole(seed, modal=(rng.normal(), rng.normal())) for seed in range(90)]
     made = Catalogue(SHAPE, FaissIndex)
-    made.put([(entry(f"i{key}", key=key), kinds[rng.integers(90)]) for key in range(count)])
+    put(made, *((entry(f"i{key}", key=key), kinds[rng.integers(90)]) for key in range(count)))
     return made
 
 
@@ -146,7 +165,9 @@ def reranked_crowd(n: int, diversity: float = 0.0) -> tuple[list[int], list[floa
     rng = np.random.default_rng(5)
     made = Catalogue(replace(SHAPE, sides=shapes), FaissIndex)
     kinds = [{name: rng.normal(size=dims).astype(np.float32) for name, dims in shapes.items()} for _ in range(12)]
-    made.put([(entry(f"i{key}", key=key), replace(derived(key % 30), sides=kinds[key % 12])) for key in range(60)])
+    for key in range(60):
+        one = whole(key % 30)
+        put(made, (entry(f"i{key}", key=key), one._replace(derived=replace(one.derived, sides=kinds[key % 12]))))
     past, vector = history.past_of(made, np.array([1, 2])), np.array([0.6, -0.8], dtype=np.float32)
     reranker = cast(IRISServing, Plain())
     keys, scores = rank.reranked(made, reranker, vector, past, n, made.eligible(), diversity)
@@ -174,7 +195,7 @@ def test_between_items_that_iris_cannot_tell_apart_the_key_decides() -> None:
 
 def test_the_score_of_the_latest_is_their_time_to_the_second() -> None:
     now = 1_790_000_000.0
-    made = catalogue(*((entry(name, created=now + step), derived()) for step, name in enumerate("abc")))
+    made = catalogue(*((entry(name, created=now + step), whole()) for step, name in enumerate("abc")))
     keys, times = rank.latest(made, 2, made.eligible())
     assert keys.tolist() == [2, 1]
     assert times.tolist() == [now + 2, now + 1]
@@ -183,42 +204,51 @@ def test_the_score_of_the_latest_is_their_time_to_the_second() -> None:
 # --- the catalogue ------------------------------------------------------------------------------------------------
 
 
+def assert_kept(made: Catalogue, key: int, kept: Whole) -> None:
+    """Everything of an item is as it was put."""
+    for name, value in kept.derived.fields().items():
+        np.testing.assert_array_equal(made.rows.get(name, key), value, err_msg=name)
+    for name, value in kept.vectors.items():
+        np.testing.assert_array_equal(made.read_layer(np.array([key]), name)[0], value, err_msg=name)
+
+
 def test_rows_survive_the_growth_of_the_arrays() -> None:
-    made = catalogue((entry("first", "kept", key=0), derived(1)))
+    made = catalogue((entry("first", "kept", key=0), whole(1)))
     made.set_popularity({"first": 3})
-    made.put([(entry(f"n{number}", "many", key=number + 1), derived(number)) for number in range(2500)])
+    put(made, *((entry(f"n{number}", "many", key=number + 1), whole(number)) for number in range(2500)))
     assert made.capacity >= 2501
     assert len(made) == 2501
     key = made.key("first")
     assert key == 0
     assert made.popularity[key] == 3
     assert made.observed[key].tolist() == [True, False]
-    np.testing.assert_array_equal(made.rows.get("preference", key), derived(1).preference)
-    np.testing.assert_array_equal(made.final(made.keys(["n2400"]))[0], derived(2400).final)
+    assert_kept(made, key, whole(1))
+    assert_kept(made, 2401, whole(2400))
+    np.testing.assert_array_equal(made.final(made.keys(["n2400"]))[0], whole(2400).vectors["final"])
     assert made.count_categories() == {"many": 2500, "kept": 1}
 
 
 def test_an_item_that_is_created_again_has_another_key() -> None:
-    made = catalogue((entry("a", "x"), derived(1)), (entry("b", "x", "y"), derived(2)))
+    made = catalogue((entry("a", "x"), whole(1)), (entry("b", "x", "y"), whole(2)))
     made.remove("a")
     made.remove("never there")
     assert "a" not in made
     assert made.entry("a") is None
     assert all(0 not in index for index in made.indexes.values())
     assert made.count_categories() == {"x": 1, "y": 1}
-    made.put([(entry("a", key=2), derived(3))])
+    put(made, (entry("a", key=2), whole(3)))
     assert made.key("a") == 2
     assert made.keys(["a", "gone", "b"]).tolist() == [2, 1]
-    made.put([(entry("a", "z", key=3), derived(4))])  # another worker deleted and created it
+    put(made, (entry("a", "z", key=3), whole(4)))  # another worker deleted and created it
     assert np.flatnonzero(made.eligible()).tolist() == [1, 3]
     assert all(2 not in index for index in made.indexes.values())
     assert len(made) == 2
 
 
 def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
-    made = catalogue((entry("a", "x", "y"), derived(1)), (entry("b", "x"), derived(2)))
+    made = catalogue((entry("a", "x", "y"), whole(1)), (entry("b", "x"), whole(2)))
     assert 0 in made.indexes["image"]
-    made.put([(entry("a", "y", "z", available=False, absent=True), derived(1))])
+    put(made, (entry("a", "y", "z", available=False, absent=True), whole(1)))
     assert made.key("a") == 0
     assert 0 not in made.indexes["image"]
     assert made.count_states()["image"] == {"absent": 1, "observed": 0, "generated": 1}
@@ -229,7 +259,7 @@ def test_a_replaced_item_leaves_its_categories_and_lost_modalities() -> None:
 
 def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "SPARE", 2)
-    made = catalogue(*((entry(name, "x"), derived(row, modal=(row, 1))) for row, name in enumerate("abcdef")))
+    made = catalogue(*((entry(name, "x"), whole(row, modal=(row, 1))) for row, name in enumerate("abcdef")))
     before = made.final(np.array([5]))
     for gone, name in enumerate("abcd", 1):
         made.remove(name)
@@ -241,18 +271,24 @@ def test_removed_items_take_memory_for_a_while_only(monkeypatch: pytest.MonkeyPa
 
 def test_memory_follows_the_items_that_are_there_not_those_that_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "SPARE", 8)
-    made = catalogue((entry("kept", key=1), derived(1)))
+    made = catalogue((entry("kept", key=1), whole(1)))
     for key in range(2, 500):
-        made.put([(entry("again", key=key), derived(key))])
-        assert np.array_equal(made.rows.get("preference", key), derived(key).preference)
+        put(made, (entry("again", key=key), whole(key)))
+        assert_kept(made, key, whole(key))
         made.remove("again")
-    assert made.rows.nbytes <= 16 * SHAPE.length * 4
-    assert np.array_equal(made.rows.get("preference", 1), derived(1).preference)
-    assert not made.rows.get("preference", np.array([-1, 0, 2, 490])).any()
+    floats = SHAPE.length + sum(int(np.prod(shape)) for name, shape in VECTORS.items() if name != "warm")
+    assert sum(part.nbytes for part in (made.rows, made.near, made.kernel, made.kernel_cosines)) <= 16 * floats * 4
+    assert_kept(made, 1, whole(1))
+    gone = np.array([-1, 0, 2, 490])
+    for name in (*SHAPE.fields(), "modal", "final"):
+        assert not made.rows.get(name, gone).any()
+    for name in ("near", "kernel"):
+        assert (made.read_layer(gone, name) == -1).all()
+    assert not made.warm[gone[1:]].any()
 
 
 def test_what_is_eligible_and_observed() -> None:
-    made = catalogue(*((entry(name, "x"), derived(row)) for row, name in enumerate("abc")))
+    made = catalogue(*((entry(name, "x"), whole(row)) for row, name in enumerate("abc")))
     assert np.flatnonzero(made.eligible(["x"], np.array([1]))).tolist() == [0, 2]
     assert np.flatnonzero(made.eligible(["unheard-of"])).tolist() == []
     assert np.flatnonzero(made.having("text", excluded=2)).tolist() == [0, 1]
@@ -260,8 +296,8 @@ def test_what_is_eligible_and_observed() -> None:
 
 
 def test_items_are_found_by_their_final_vectors() -> None:
-    made = catalogue(*((entry(name), derived(seed)) for seed, name in enumerate("abc")))
-    expected = np.stack([derived(seed).final for seed in range(3)])
+    made = catalogue(*((entry(name), whole(seed)) for seed, name in enumerate("abc")))
+    expected = np.stack([whole(seed).vectors["final"] for seed in range(3)])
     np.testing.assert_array_equal(made.final(np.arange(3)), expected)
     _, scores = made.indexes[FINAL].search(expected[1:2], 3)
     np.testing.assert_allclose(scores[0], np.sort(expected @ expected[1])[::-1], rtol=1e-5)
@@ -277,18 +313,19 @@ def test_an_id_leads_to_a_row_only_once_the_row_is_complete() -> None:
             super().upsert(keys, vectors)
 
     made = Catalogue(SHAPE, Watching)
-    made.put([(entry("new", key=0), derived())])
+    put(made, (entry("new", key=0), whole()))
     assert made.key("new") == 0
     assert 0 in made.indexes[FINAL]
 
 
 def test_packed_state_comes_back_to_the_bit() -> None:
-    one = derived(7, modal=(0.1, -2))
+    one = whole(7).derived
     packed = one.pack()
     again = Derived.unpack(packed, SHAPE)
     assert again is not None
     assert again.pack() == packed
-    np.testing.assert_array_equal(again.parts, one.parts)
+    for name, value in one.fields().items():
+        np.testing.assert_array_equal(again.fields()[name], value)
     for wrong in (b"", packed[:-1], packed[:-4], packed + b"\0\0\0\0"):
         assert Derived.unpack(wrong, SHAPE) is None
     assert Derived.unpack(packed, Shape({"text": 3}, 2, 1)) is None
@@ -384,8 +421,13 @@ class SlowStore:
         return found
 
 
-def interaction(item: str, *, interested: bool = True) -> Interaction:
-    return Interaction(item, datetime(2026, 1, 1, tzinfo=UTC), interested)
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def interaction(item: str, *, interested: bool = True, minute: int = 0) -> Interaction:
+    """First of that minute, and decided an hour later."""
+    first = NOON + timedelta(minutes=minute)
+    return Interaction(item, first + timedelta(hours=1), interested, first)
 
 
 def histories_of(store: SlowStore, **options: int) -> history.Histories:
@@ -453,9 +495,26 @@ async def test_looking_at_the_cached_histories_is_no_use_of_them() -> None:
 
 def test_a_history_is_all_that_was_seen_and_the_newest_that_are_liked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(history, "PROFILE", 2)
-    items = [interaction("a"), interaction("b", interested=False), interaction("c"), interaction("d")]
-    assert history.of_items(items) == history.History(("a", "b", "c", "d"), ("a", "c"), ("b",))
+    items = [interaction("a", minute=3), interaction("b", interested=False), interaction("c"), interaction("d")]
+    found, noon = history.of_items(items), NOON.timestamp()
+    assert found == history.History(("a", "b", "c", "d"), ("a", "c", "d"), ("b",), (noon + 180, noon, noon))
+    assert found.profile == ("a", "c")
     assert history.of_items([]) == history.History((), (), ())
+
+
+def test_what_a_user_was_interested_in_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time of the first event with an item; the last of it where it is much."""
+    minutes = {"a": 4, "b": 2, "c": 3, "d": 1, "e": 2}  # in the order of the events that decide
+    items = [interaction(item, minute=minute) for item, minute in minutes.items()]
+    found = history.of_items([interaction("no", interested=False, minute=0), *items])
+    assert found.earlier("a") == ["b", "c", "d", "e"]
+    assert found.earlier("b") == ["d", "e"]  # e in the same minute
+    assert found.earlier("e") == ["b", "d"]
+    assert found.earlier("d") == []
+    assert found.earlier("no") is None
+    assert found.earlier("never") is None
+    monkeypatch.setattr(history, "EARLIER", 2)
+    assert sorted(found.earlier("a") or ()) == ["c", "e"]
 
 
 # --- regeneration -------------------------------------------------------------------------------------------------
@@ -463,12 +522,14 @@ def test_a_history_is_all_that_was_seen_and_the_newest_that_are_liked(monkeypatc
 
 def test_what_users_of_an_item_change() -> None:
     """Generated parts, and the collaborative part of an item that training did not see."""
-    made = catalogue(
-        (replace(entry("a"), confidence={"image": 0.5}), derived()), (entry("b"), derived()), (entry("c"), derived())
-    )
-    model = cast(DGMRecServing, SimpleNamespace(trained_row=lambda item: {"a": 0, "b": 1}.get(item)))
-    answers = {item: depends_on_users(model, made, item) for item in "abcd"}
-    assert answers == {"a": True, "b": False, "c": True, "d": True}  # d: nobody knows here yet
+    made = Catalogue(SHAPE, BruteForceIndex, lambda item: {"a": 0, "b": 1}.get(item))
+    all_observed = dict.fromkeys(SHAPE.names, State.OBSERVED)
+    lacks_nothing = [replace(entry(name), states=all_observed) for name in "bc"]
+    put(made, (entry("a"), whole()), *((one, whole()) for one in lacks_nothing), (entry("e"), whole()))
+    # b alone does not: training knew it, and nothing is generated; d, whose key is 3, nobody knows here yet
+    assert may_depend(made, [0, 1, 2, 3, 4]) == [0, 2, 3, 4]
+    made.remove("b")
+    assert may_depend(made, [1]) == [1]
 
 
 # --- small things -------------------------------------------------------------------------------------------------
@@ -545,7 +606,7 @@ def test_the_graph_is_read_as_in_training() -> None:
     """A cell of a known item, told by its users, is that of the catalogue's own guesses; later items tell nothing."""
     w, (model, known_items) = world(), chain_parts()
     propagated = propagate_features(w.evidence.own, w.batch.observed, w.graphs, "multi-hop", {"hops": 2})
-    guesses = propagated.guesses(w.graphs)["m1"]
+    guesses = propagated.imputations(w.graphs)["m1"]
     histories = w.graphs.user_mean.matrix.toarray() > 0
     compared = 0
     for item in np.flatnonzero(~w.batch.observed[:, 1].numpy() & histories.any(axis=0)):

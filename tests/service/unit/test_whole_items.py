@@ -17,9 +17,9 @@ from models.dgmrec.serving import DGMRecServing
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from service.domain import State
+from service.pipeline import vectors
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
-from service.pipeline.embed import embed
 from service.pipeline.impute import DGMREC, Completed, ImputationInput, UserEvidence, impute
 from tests.fakes import BruteForceIndex
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard
@@ -64,23 +64,30 @@ class Trained:
         return np.stack(layers)
 
     def catalogue(self) -> Catalogue:
-        """Every item with the state that the trained model has of it."""
-        catalogue = Catalogue(Shape(self.online.ranks, self.online.size, self.online.layers), BruteForceIndex)
-        layers, out, message = self.layers(), self.out, self.online.tables["item_message"]
+        """Every item with what training completed it to; the vectors are computed from that."""
+        config = self.online.config
+        shape = Shape(
+            self.online.ranks, self.online.size, self.online.layers, config.neighbours, config.cold_neighbours
+        )
+        catalogue = Catalogue(shape, BruteForceIndex, self.online.trained_row)
+        nobody = np.zeros(self.online.size, dtype=np.float32)
+        reach = np.full(len(self.online.names), np.inf, dtype=np.float32)
         for row in range(ITEMS):
             features = {name: block[row].numpy() for name, block in self.content.features.items()}
-            derived = Derived(
-                features, layers[:, :, row], out.preference[:, row].numpy(), out.items[row].numpy(), message[row],
-                out.item_modal[row].numpy(),
-            )  # fmt: skip
             observed = self.batch.observed[row].tolist()
             states = {
                 name: State.OBSERVED if have else State.GENERATED
                 for name, have in zip(self.online.names, observed, strict=True)
             }
-            catalogue.put([(Entry(FIRST_KEY + row, f"i{row}", None, (), True, 1, 0.0, states, {}), derived)])
-        catalogue.set_popularity({f"i{row}": int(count) for row, count in enumerate(self.histories.sum(axis=0))})
+            entry = Entry(FIRST_KEY + row, f"i{row}", None, (), True, 1, 0.0, states, {})
+            catalogue.put([(entry, Derived(features, nobody, 0.0, reach))])
+        for _ in vectors.derive(self.online, catalogue):
+            pass
         return catalogue
+
+    def vectors(self, name: str) -> NDArray[np.float32]:
+        """A field of the vectors of all items `[n, ...]`."""
+        return self.items.read_layer(np.arange(FIRST_KEY, FIRST_KEY + ITEMS), name)
 
     def input_of(self, row: int) -> ImputationInput:
         """An item as the service sees it: its observed features and its users."""
@@ -147,7 +154,6 @@ def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None
             completed += impute(online, trained.items, inputs)
         generated = 0
         for row, item in enumerate(completed):
-            np.testing.assert_allclose(item.preference, trained.out.preference[:, row], **CLOSE)
             for column, name in enumerate(model.names):
                 if trained.batch.observed[row, column]:
                     np.testing.assert_allclose(item.features[name], trained.content.evidence.own[name][row], **CLOSE)
@@ -167,30 +173,36 @@ def test_imputation(trained: Trained, trust: float | None, at_once: int) -> None
             model.tower(name).trust.copy_(kept[name])
 
 
-def test_embedding(trained: Trained) -> None:
-    """What was imputed leads to the same parts, before and after each layer of propagation, modal parts and final
+def test_vectors(trained: Trained) -> None:
+    """What was completed leads to the same parts, before and after each layer of propagation, modal parts and final
     vectors."""
-    inputs = [trained.input_of(row) for row in range(ITEMS)]
-    completed = impute(trained.online, trained.items, inputs)
-    derived = embed(trained.active, trained.items, [f"i{row}" for row in range(ITEMS)], inputs, completed)
     layers, out = trained.layers(), trained.out
-    final = expected_vectors(trained)
-    for row, state in enumerate(derived):
-        np.testing.assert_allclose(state.parts, layers[:, :, row], rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(state.modal, out.item_modal[row], rtol=1e-3, atol=1e-4)
-        np.testing.assert_allclose(state.final, final[row], rtol=1e-3, atol=1e-4)
-        if trained.histories[:, row].any():
-            np.testing.assert_allclose(state.final, out.items[row], atol=1e-4)
+    for number, layer in enumerate(layers):
+        parts = trained.vectors(f"parts.{number}").swapaxes(0, 1)
+        np.testing.assert_allclose(parts, layer, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(trained.vectors("modal"), out.item_modal, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(trained.vectors("final"), out.items, rtol=1e-3, atol=1e-4)
 
 
-def expected_vectors(trained: Trained) -> torch.Tensor:
-    """The final vectors; those of cold items from their neighbours' final vectors, which is what a service has of these
-    (training reads them as they were before they were shrunk)."""
-    model, content, degree = trained.task.module, trained.content, trained.task.interactions.item_degree
-    cold_start = model.cold_start
-    neighbours = cold_start.neighbours(content.features, content.evidence.observed, degree) @ trained.out.items
-    cold = cold_start.predict(content.features, neighbours) + cold_start.offset * cold_start.popularity_axis
-    return torch.where((degree > 0)[:, None], trained.out.items, cold)
+def test_preferences_of_cold_items(trained: Trained) -> None:
+    """They are expected from the trained ones among an item's neighbours, as training does."""
+    rows = np.flatnonzero(~trained.histories.any(axis=0))
+    keys = FIRST_KEY + rows
+    near = trained.items.near.get("near", keys)
+    preference = vectors.expected_preference(trained.online, trained.items, near, trained.items.observed[keys])
+    np.testing.assert_allclose(preference.swapaxes(0, 1), trained.out.preference[:, rows], **CLOSE)
+
+
+def test_what_is_stored_does_not_depend_on_the_order_of_the_modalities(trained: Trained) -> None:
+    """An item's observed features come in the order of a request or of the store's rows."""
+    for row in range(ITEMS):
+        item = trained.input_of(row)
+        turned = replace(item, features=dict(reversed(item.features.items())), raw=dict(reversed(item.raw.items())))
+        one, other = (impute(trained.online, trained.items, [each])[0] for each in (item, turned))
+        assert list(one.features) == list(other.features) == list(trained.online.names)
+        nobody = np.zeros(trained.online.size, dtype=np.float32)
+        packed = {Derived(each.features, nobody, 0.0, each.reach).pack(trained.items.shape) for each in (one, other)}
+        assert len(packed) == 1
 
 
 def test_another_neighbour_changes_an_item(trained: Trained) -> None:
@@ -198,9 +210,14 @@ def test_another_neighbour_changes_an_item(trained: Trained) -> None:
     row = HALF_COLD
     before = impute(trained.online, trained.items, [trained.input_of(row)])[0]
     catalogue = trained.catalogue()
-    key, name = before.neighbours["audio"][0][0], trained.online.names[1]
-    entry = catalogue.entries[int(key)]
-    fields = {field: catalogue.rows.get(field, int(key)) for field in catalogue.shape.fields()}
+    name, other = trained.online.names[1], trained.online.names[0]
+    keys = np.arange(FIRST_KEY, FIRST_KEY + ITEMS)
+    both = keys[catalogue.observed[keys].all(axis=1)]
+    features = catalogue.rows.get(f"feature.{other}", both)
+    own = catalogue.rows.get(f"feature.{other}", FIRST_KEY + row)
+    nearest = both[np.argmax(features @ own / np.linalg.norm(features, axis=1))]
+    entry = catalogue.entries[int(nearest)]
+    fields = {field: catalogue.rows.get(field, int(nearest)) for field in catalogue.shape.fields()}
     fields[f"feature.{name}"] = -fields[f"feature.{name}"]
     catalogue.put([(replace(entry), Derived.of(fields))])
     after = impute(trained.online, catalogue, [trained.input_of(row)])[0]

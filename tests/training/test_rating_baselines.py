@@ -1,4 +1,4 @@
-"""Peers of rating prediction, and the protocol that runs them."""
+"""Baselines of rating prediction, and the protocol that runs them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from training.baselines.rating import RATING_PEERS, PeerRatings, RatingPeer, rmse, tune_rating_peer
+from training.baselines.rating import RATING_BASELINES, BaselineRatings, RatingBaseline, rmse, tune_rating_baseline
 from training.datasets import load_dataset, write_dataset
 from training.datasets.base import TEST, TRAIN, VALID
 from training.evaluate.rating import errors
@@ -29,19 +29,19 @@ def ratings(seed: int = 0) -> Ratings:
     return Ratings(user, item, value, time, text, np.arange(len(user)), USERS, ITEMS)
 
 
-def data(seed: int = 0, world: Ratings | None = None) -> PeerRatings:
+def data(seed: int = 0, world: Ratings | None = None) -> BaselineRatings:
     world = world or ratings()
     split = np.random.default_rng(seed).choice([TRAIN, VALID, TEST], size=len(world), p=[0.6, 0.2, 0.2])
-    return PeerRatings(world, RatingParts.of(split))
+    return BaselineRatings(world, RatingParts.of(split))
 
 
-@pytest.mark.parametrize("name", [name for name in RATING_PEERS if name not in ("offset", "nmf")])
-def test_a_peer_learns_what_it_can(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in RATING_BASELINES if name not in ("offset", "nmf")])
+def test_a_baseline_learns_what_it_can(name: str) -> None:
     world = data()
     truth = world.ratings.value[world.parts.test]
-    peer = RATING_PEERS[name]
-    found = tune_rating_peer(RatingPeer(peer.fit, peer.grid[:2]), world)
-    alone = tune_rating_peer(RATING_PEERS["offset"], world)
+    baseline = RATING_BASELINES[name]
+    found = tune_rating_baseline(RatingBaseline(baseline.fit, baseline.grid[:2]), world)
+    alone = tune_rating_baseline(RATING_BASELINES["offset"], world)
     assert rmse(truth, found.predict(world.parts.test)) < 0.9 * rmse(truth, alone.predict(world.parts.test))
 
 
@@ -61,33 +61,35 @@ def test_the_newest_ratings_of_an_item_are_left() -> None:
 
 def test_nmf_runs() -> None:
     world = data()
-    found = tune_rating_peer(RatingPeer(RATING_PEERS["nmf"].fit, ({"factors": 2},)), world)
+    found = tune_rating_baseline(RatingBaseline(RATING_BASELINES["nmf"].fit, ({"factors": 2},)), world)
     assert np.isfinite(found.predict(world.parts.test)).all()
 
 
-@pytest.mark.parametrize("name", RATING_PEERS)
-def test_nothing_outside_training_reaches_a_peer(name: str) -> None:
+@pytest.mark.parametrize("name", RATING_BASELINES)
+def test_nothing_outside_training_reaches_a_baseline(name: str) -> None:
     """Other values and texts in validation and test change no prediction."""
     world = data()
-    peer = RATING_PEERS[name]
-    setting = peer.grid[0]
+    baseline = RATING_BASELINES[name]
+    setting = baseline.grid[0]
     held = np.concatenate([world.parts.valid, world.parts.test])
     value, text = world.ratings.value.copy(), list(world.ratings.text)
     value[held] = 1.0
     for row in held:
         text[row] = "something else altogether"
     changed = Ratings(**{**vars(world.ratings), "value": value, "text": tuple(text)})
-    other = PeerRatings(changed, world.parts)
-    np.testing.assert_allclose(peer.fit(world, **setting)(held), peer.fit(other, **setting)(held), rtol=0, atol=1e-9)
+    other = BaselineRatings(changed, world.parts)
+    np.testing.assert_allclose(
+        baseline.fit(world, **setting)(held), baseline.fit(other, **setting)(held), rtol=0, atol=1e-9
+    )
 
 
 def test_the_setting_with_the_lowest_validation_error_is_kept() -> None:
-    def fit(_: PeerRatings, *, constant: float) -> Any:
+    def fit(_: BaselineRatings, *, constant: float) -> Any:
         return lambda rows: np.full(len(rows), constant)
 
     steps: list[tuple[int, int]] = []
-    peer = RatingPeer(fit, ({"constant": 1.0}, {"constant": 3.0}, {"constant": 5.0}))
-    found = tune_rating_peer(peer, data(), lambda done, total: steps.append((done, total)))
+    baseline = RatingBaseline(fit, ({"constant": 1.0}, {"constant": 3.0}, {"constant": 5.0}))
+    found = tune_rating_baseline(baseline, data(), lambda done, total: steps.append((done, total)))
     assert found.setting == {"constant": 3.0}
     assert steps == [(1, 3), (2, 3), (3, 3)]
 

@@ -15,7 +15,7 @@ from models.arrays import Rows
 from models.iris.config import IRISConfig
 from models.iris.serving import IRISServing
 from models.modality import ModalBatch
-from training.baselines.ranking import PEERS, PeerData, tune
+from training.baselines.ranking import BASELINES, BaselineData, tune
 from training.content import DataOptions, no_content, prepare_features
 from training.datasets.base import Dataset
 from training.evaluate.result import Measured, result_of, run_record, training_record
@@ -27,7 +27,7 @@ from training.splits import Parts
 from training.trainer import TrainerConfig
 
 IRIS = "iris"
-LEFT_OUT = (IRIS, *PEERS)
+LEAVE_ONE_OUT_MODELS = (IRIS, *BASELINES)
 METRIC = "ndcg@10"
 FIXED = "random"  # the published split that stands for the first of the random ones
 EXPLAINED_USERS = 500  # of whom the explanations are checked
@@ -35,7 +35,7 @@ EXPLAINED_USERS = 500  # of whom the explanations are checked
 
 @dataclass(frozen=True)
 class LeaveOneOutPlan:
-    """What to measure: one of `LEFT_OUT`; for IRIS its settings and how content becomes features.
+    """What to measure: one of `LEAVE_ONE_OUT_MODELS`; for IRIS its settings and how content becomes features.
 
     Attributes:
         split: a published split that every run uses; None: random ones, the first of them the dataset's own where it
@@ -50,13 +50,13 @@ class LeaveOneOutPlan:
     split: str | None = None
 
 
-def evaluate_left_out(
+def evaluate_leave_one_out(
     dataset: Dataset, plan: LeaveOneOutPlan, *, seeds: int, variant: str | None, command: str, terminal: Terminal
 ) -> dict[str, Any]:
     """Train and test for seeds 1, 2, ...
 
     Raises:
-        LeaveOneOutError: the dataset cannot be split so. PeerError, and what `prepare_features` raises.
+        LeaveOneOutError: the dataset cannot be split so. BaselineError, and what `prepare_features` raises.
     """
     run = _runner(dataset, plan, terminal)
     runs = [run(seed) for seed in range(1, seeds + 1)]
@@ -76,7 +76,7 @@ def split_of(dataset: Dataset, seed: int, split: str | None) -> tuple[str, HeldO
 def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
     split = {"split": plan.split}
     if plan.model != IRIS:
-        return split | {"grid": [dict(setting) for setting in PEERS[plan.model].grid]}
+        return split | {"grid": [dict(setting) for setting in BASELINES[plan.model].grid]}
     return split | {
         "model": plan.config.model_dump(mode="json") | plan.training.model_dump(),
         "trainer": plan.trainer.model_dump(exclude={"seed"}),
@@ -88,7 +88,7 @@ def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
 
 def _runner(dataset: Dataset, plan: LeaveOneOutPlan, terminal: Terminal) -> Callable[[int], dict[str, Any]]:
     """What runs one seed. Encoders learn nothing from interactions and run once for all."""
-    reads = PEERS[plan.model].content if plan.model != IRIS else plan.config.reads != ()
+    reads = BASELINES[plan.model].content if plan.model != IRIS else plan.config.reads != ()
     read = reads and dataset.modalities
     content = prepare_features(dataset, plan.options, terminal).batch if read else no_content(dataset)
 
@@ -96,7 +96,7 @@ def _runner(dataset: Dataset, plan: LeaveOneOutPlan, terminal: Terminal) -> Call
         begin = time.perf_counter()
         name, held_out = split_of(dataset, seed, plan.split)
         terminal.say(f"seed {seed}, split {name}")
-        outcome = (_iris if plan.model == IRIS else _peer)(dataset, plan, held_out, content, seed, terminal)
+        outcome = (_iris if plan.model == IRIS else _baseline)(dataset, plan, held_out, content, seed, terminal)
         return run_record(seed, begin, {"split": name, **outcome})
 
     return run
@@ -106,17 +106,17 @@ def _valid(metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"valid {name}": value for name, value in metrics.items()}
 
 
-# --- peers -----------------------------------------------------------------------------------------------------------
+# --- baselines ------------------------------------------------------------------------------------------------------
 
 
-def _peer(
+def _baseline(
     dataset: Dataset, plan: LeaveOneOutPlan, held_out: HeldOut, content: ModalBatch, seed: int, terminal: Terminal
 ) -> dict[str, Any]:
-    del seed  # peers start from a seed of their own
+    del seed  # baselines start from a seed of their own
     parts = Parts(held_out.train, held_out.valid.pairs, held_out.test.pairs)
     tuned = tune(
-        PEERS[plan.model],
-        PeerData(parts, len(dataset.users), len(dataset.items), content),
+        BASELINES[plan.model],
+        BaselineData(parts, len(dataset.users), len(dataset.items), content),
         metric=METRIC,
         progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),
         measure=lambda scores: measured(_of_pairs(scores), held_out.valid),

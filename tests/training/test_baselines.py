@@ -1,4 +1,4 @@
-"""Peers against slow readings of their formulas, and their tuning on validation."""
+"""Baselines against slow readings of their formulas, and their tuning on validation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import training.baselines.ranking as module
 from models.modality import ModalBatch
 from tests.training.tiny import ITEMS, USERS, checkerboard
 from training.baselines.ranking import (
-    PEERS,
-    Peer,
-    PeerData,
-    PeerError,
+    BASELINES,
+    Baseline,
+    BaselineData,
+    BaselineError,
     content_profile,
     ease,
     fitted_als,
@@ -30,13 +30,13 @@ from training.metrics import ScoreFunction, Scores, evaluate_ranking
 
 
 @pytest.fixture(scope="module")
-def data() -> PeerData:
+def data() -> BaselineData:
     tiny = checkerboard()
-    return PeerData(tiny.parts, USERS, ITEMS, tiny.batch)
+    return BaselineData(tiny.parts, USERS, ITEMS, tiny.batch)
 
 
 @pytest.fixture(scope="module")
-def r(data: PeerData) -> NDArray[np.float64]:
+def r(data: BaselineData) -> NDArray[np.float64]:
     """R, dense."""
     table = np.zeros((USERS, ITEMS))
     table[tuple(data.parts.train.T)] = 1
@@ -44,7 +44,7 @@ def r(data: PeerData) -> NDArray[np.float64]:
 
 
 @pytest.mark.parametrize(("hops", "popularity"), [(1, 0.0), (3, 0.5)])
-def test_graph_filter(data: PeerData, r: NDArray[np.float64], hops: int, popularity: float) -> None:
+def test_graph_filter(data: BaselineData, r: NDArray[np.float64], hops: int, popularity: float) -> None:
     users, items = (np.maximum(r.sum(axis=axis), 1) for axis in (1, 0))
     normalised = r / np.sqrt(users[:, None] * items)
     once = normalised.T @ normalised
@@ -53,9 +53,9 @@ def test_graph_filter(data: PeerData, r: NDArray[np.float64], hops: int, popular
     np.testing.assert_allclose(found, normalised @ total * items**popularity, rtol=1e-4, atol=1e-6)
 
 
-def test_graph_filter_of_many_items(data: PeerData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_graph_filter_of_many_items(data: BaselineData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EASE_ITEMS", 5)
-    with pytest.raises(PeerError, match="dense items x items"):
+    with pytest.raises(BaselineError, match="dense items x items"):
         graph_filter(data, hops=1, popularity=0.0)
 
 
@@ -64,20 +64,20 @@ def all_scores(scores: ScoreFunction) -> Scores:
     return np.concatenate([scores(np.arange(10)), scores(np.arange(10, USERS))])
 
 
-def test_popularity(data: PeerData, r: NDArray[np.float64]) -> None:
+def test_popularity(data: BaselineData, r: NDArray[np.float64]) -> None:
     np.testing.assert_array_equal(all_scores(popularity(data)), np.tile(r.sum(axis=0), (USERS, 1)))
 
 
 @pytest.mark.parametrize(("k", "shrinkage"), [(3, 0.0), (3, 10.0), (ITEMS, 1.0), (500, 1.0)])
 def test_item_knn(
-    data: PeerData, r: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch, k: int, shrinkage: float
+    data: BaselineData, r: NDArray[np.float64], monkeypatch: pytest.MonkeyPatch, k: int, shrinkage: float
 ) -> None:
     monkeypatch.setattr(module, "SIMILAR_BLOCK", 7)
     counts = r.T @ r
     length = np.sqrt(np.diagonal(counts))
     np.fill_diagonal(counts, 0)
     similarity = counts / np.maximum(np.outer(length, length) + shrinkage, 1e-12)
-    found = module._most_similar(data.train, k, shrinkage).toarray()
+    found = module.most_similar(data.train, k, shrinkage).toarray()
     for item in range(ITEMS):
         kept = found[item] > 0
         np.testing.assert_allclose(found[item][kept], similarity[item][kept], rtol=1e-5)
@@ -90,7 +90,7 @@ def test_item_knn(
 
 
 @pytest.mark.parametrize("l2", [0.5, 100.0])
-def test_ease(data: PeerData, r: NDArray[np.float64], l2: float) -> None:
+def test_ease(data: BaselineData, r: NDArray[np.float64], l2: float) -> None:
     """Each column of B is the ridge regression of the item on all the others."""
     gram = r.T @ r
     expected = np.zeros((ITEMS, ITEMS))
@@ -100,7 +100,7 @@ def test_ease(data: PeerData, r: NDArray[np.float64], l2: float) -> None:
     np.testing.assert_allclose(all_scores(ease(data, l2=l2)), r @ expected, atol=1e-4)
 
 
-def test_scaled_ease_is_ease_of_the_scaled_matrix(data: PeerData, r: NDArray[np.float64]) -> None:
+def test_scaled_ease_is_ease_of_the_scaled_matrix(data: BaselineData, r: NDArray[np.float64]) -> None:
     scale = np.maximum(r.sum(axis=0), 1) ** 0.5
     gram = (r / scale).T @ (r / scale)
     expected = np.zeros((ITEMS, ITEMS))
@@ -111,7 +111,7 @@ def test_scaled_ease_is_ease_of_the_scaled_matrix(data: PeerData, r: NDArray[np.
     np.testing.assert_allclose(scores, r / scale @ expected * scale, atol=1e-4)
 
 
-def test_als_solves_each_user(data: PeerData, r: NDArray[np.float64]) -> None:
+def test_als_solves_each_user(data: BaselineData, r: NDArray[np.float64]) -> None:
     """A user's factors are the weighted ridge regression of what the user met on the items' factors."""
     users, items = fitted_als(data.train, factors=4, regularization=2.0, alpha=3.0, seed=0)
     again, _ = fitted_als(data.train, factors=4, regularization=2.0, alpha=3.0, seed=0)
@@ -124,14 +124,14 @@ def test_als_solves_each_user(data: PeerData, r: NDArray[np.float64]) -> None:
         assert cosine > 0.999
 
 
-def test_ease_refuses_what_it_cannot_invert(data: PeerData, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ease_refuses_what_it_cannot_invert(data: BaselineData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "EASE_ITEMS", ITEMS - 1)
-    with pytest.raises(PeerError, match="60 items are more than the 59"):
+    with pytest.raises(BaselineError, match="60 items are more than the 59"):
         ease(data, l2=1.0)
 
 
 @pytest.mark.parametrize("centred", [True, False])
-def test_content_profile(data: PeerData, r: NDArray[np.float64], centred: bool) -> None:
+def test_content_profile(data: BaselineData, r: NDArray[np.float64], centred: bool) -> None:
     assert data.batch is not None
     blocks = []
     for column, feature in enumerate(data.batch.features.values()):
@@ -150,41 +150,41 @@ def test_content_profile(data: PeerData, r: NDArray[np.float64], centred: bool) 
     assert (scale > 0).all()
 
 
-def test_content_profile_without_features(data: PeerData) -> None:
+def test_content_profile_without_features(data: BaselineData) -> None:
     for batch in (None, ModalBatch({}, torch.zeros(ITEMS, 0, dtype=torch.bool))):
-        with pytest.raises(PeerError, match="needs features"):
-            content_profile(PeerData(data.parts, USERS, ITEMS, batch), centred=True)
+        with pytest.raises(BaselineError, match="needs features"):
+            content_profile(BaselineData(data.parts, USERS, ITEMS, batch), centred=True)
 
 
 @pytest.mark.parametrize("placeholder", [7.0, torch.nan])
-def test_content_profile_reads_no_placeholder(data: PeerData, placeholder: float) -> None:
-    noisy = PeerData(data.parts, USERS, ITEMS, checkerboard(placeholder).batch)
+def test_content_profile_reads_no_placeholder(data: BaselineData, placeholder: float) -> None:
+    noisy = BaselineData(data.parts, USERS, ITEMS, checkerboard(placeholder).batch)
     np.testing.assert_array_equal(*(all_scores(content_profile(x, centred=True)) for x in (data, noisy)))
 
 
-@pytest.mark.parametrize("name", PEERS)
-def test_peers_find_the_groups(data: PeerData, name: str) -> None:
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_find_the_groups(data: BaselineData, name: str) -> None:
     """All but popularity tell the two groups of the checkerboard apart."""
-    peer = PEERS[name]
+    baseline = BASELINES[name]
     if name == "als":  # its penalties are for more than two dozen users
-        peer = replace(peer, grid=({"factors": 4, "regularization": 1.0, "alpha": 5.0},))
+        baseline = replace(baseline, grid=({"factors": 4, "regularization": 1.0, "alpha": 5.0},))
     seen: list[tuple[int, int]] = []
-    found = tune(peer, data, progress=lambda done, total: seen.append((done, total)))
-    assert found.setting in peer.grid
-    assert seen == [(number, len(peer.grid)) for number in range(1, len(peer.grid) + 1)]
+    found = tune(baseline, data, progress=lambda done, total: seen.append((done, total)))
+    assert found.setting in baseline.grid
+    assert seen == [(number, len(baseline.grid)) for number in range(1, len(baseline.grid) + 1)]
     assert found.valid == evaluate_ranking(found.scores, data.parts.valid, data.parts.train)
     rival = evaluate_ranking(popularity(data), data.parts.test, data.parts.train)["ndcg@20"]
     mine = evaluate_ranking(found.scores, data.parts.test, data.parts.train)["ndcg@20"]
     assert mine == rival if name == "popularity" else mine > 1.2 * rival
 
 
-def test_tune_takes_the_best_on_validation(data: PeerData) -> None:
+def test_tune_takes_the_best_on_validation(data: BaselineData) -> None:
     """Not the one that knows the answers of the test part."""
 
-    def oracle(data: PeerData, *, knows: str) -> ScoreFunction:
+    def oracle(data: BaselineData, *, knows: str) -> ScoreFunction:
         table = np.zeros((USERS, ITEMS), dtype=np.float32)
         table[tuple(getattr(data.parts, knows).T)] = 1
         return lambda rows: table[rows]
 
     grid: tuple[dict[str, Any], ...] = ({"knows": "test"}, {"knows": "valid"})
-    assert tune(Peer(oracle, grid), data).setting == {"knows": "valid"}
+    assert tune(Baseline(oracle, grid), data).setting == {"knows": "valid"}

@@ -1,0 +1,398 @@
+"""Does derived state depend on the order of writes, and what does it cost that it does not?
+
+    python benchmarks/convergence.py import --bundle build/demo-bundle --json FILE
+    python benchmarks/convergence.py load --bundle build/demo-bundle --items 10000 --json FILE
+
+`import`: a service is seeded with the bundle's catalogue, and new items are written to it. Its items and feedback are
+exported and imported into an empty service with the same bundle, once items first and then feedback, and once feedback
+a second time over. Compared are every user's list of 20, and how many of the items that nobody has touched stand in it.
+
+`load`: a catalogue of so many items, which are synthetic: the demo's features with noise, each lacking every modality
+with probability 1/3. Then, for a minute, ten writes a second: eight events of feedback, and new, replaced and deleted
+items. Reported are the writes' latencies, the share of the time that background work took (`background_share`: wall
+time of its steps, an upper bound of a core's share), and how long after a write nothing was pending any more
+(`spread_*`). At the end the whole state is checked, and derived from nothing by a restart (`start_seconds`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+
+from models.bundle import CATALOGUE_FEATURES, Bundle
+from tests.service.processes import REPOSITORY, free_port
+from training.evaluate.machine import machine
+
+BATCH = 500
+RATE, SECONDS = 10.0, 60.0
+MIX = {"event": 8, "create": 1, "replace": 0.6, "delete": 0.4}
+START_S = 3600.0
+
+
+class Service:
+    """The service in a process of its own, with a database of its own."""
+
+    def __init__(self, bundle: Path, folder: Path, **settings: Any) -> None:
+        self.port = free_port()
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(REPOSITORY),
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "LACUNA_BUNDLE": str(bundle),
+            "LACUNA_PORT": str(self.port),
+            "LACUNA_DATA_DIR": str(folder),
+            "LACUNA_DATABASE_URL": f"sqlite+aiosqlite:///{folder}/lacuna.db",
+            **{f"LACUNA_{name.upper()}": str(value) for name, value in settings.items()},
+        }
+        self.environment = environment
+        self.log = (folder / "log").open("ab")
+        begin = time.monotonic()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service"], env=environment, stdout=self.log, stderr=subprocess.STDOUT
+        )
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=600)
+        while not self._is_ready():
+            if self.process.poll() is not None or time.monotonic() - begin > START_S:
+                raise RuntimeError(f"the service did not start; its log is {folder}/log")
+            time.sleep(0.05)
+        self.start_seconds = time.monotonic() - begin
+
+    def _is_ready(self) -> bool:
+        try:
+            return self.client.get("/health/ready").status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def __enter__(self) -> Service:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.process.terminate()
+        self.process.wait(60)
+        self.log.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self.client.get(path, params=query).raise_for_status().json()
+
+    def post(self, path: str, body: Any, **query: Any) -> Any:
+        return self.client.post(path, json=body, params=query).raise_for_status().json()
+
+    def is_idle(self) -> bool:
+        """Whether nothing is pending."""
+        return self.get("/stats")["awaiting_regeneration"] == 0
+
+    def wait_until_idle(self) -> float:
+        """Seconds until nothing was pending."""
+        begin = time.monotonic()
+        while not self.is_idle():
+            time.sleep(0.05)
+        return time.monotonic() - begin
+
+    def background_seconds(self) -> float:
+        """Wall time of background work since the start."""
+        found = re.search(r'lacuna_step_seconds_sum\{step="background"\} (\S+)', self.client.get("/metrics").text)
+        return float(found[1]) if found else 0.0
+
+    @property
+    def processor_seconds(self) -> float:
+        times = psutil.Process(self.process.pid).cpu_times()
+        return float(times.user + times.system)
+
+    @property
+    def memory_mb(self) -> float:
+        return psutil.Process(self.process.pid).memory_info().rss / 2**20
+
+
+# --- import ----------------------------------------------------------------------------------------------------------
+
+
+def lists(service: Service, users: list[str]) -> dict[str, dict[str, float]]:
+    """Every user's list of 20: items and scores."""
+    return {
+        user: {hit["id"]: hit["score"] for hit in service.get(f"/recommend/{user}", n=20)["items"]} for user in users
+    }
+
+
+def users_of(folder: Path) -> list[str]:
+    lines = (folder / "feedback.jsonl").read_text("utf-8").splitlines()
+    return sorted({json.loads(line)["user"] for line in lines})
+
+
+def untouched(folder: Path) -> set[str]:
+    items = {json.loads(line)["id"] for line in (folder / "items.jsonl").read_text("utf-8").splitlines()}
+    return items - {json.loads(line)["item"] for line in (folder / "feedback.jsonl").read_text("utf-8").splitlines()}
+
+
+def command(service: Service, *arguments: str) -> None:
+    """Run `lacuna` against a service, or its database."""
+    environment = service.environment | {"LACUNA_URL": f"http://127.0.0.1:{service.port}"}
+    environment.pop("LACUNA_PORT")
+    subprocess.run([sys.executable, "-m", "training", *arguments], env=environment, check=True)
+
+
+def compare_imports(options: argparse.Namespace) -> dict[str, float]:
+    """Lists before an export and after two imports."""
+    metrics: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for part in ("seeded", "items-first", "mixed"):
+            (folder / part).mkdir()
+        with Service(options.bundle, folder / "seeded") as seeded:
+            rng = random.Random(1)
+            for number in range(options.new):  # with a text alone, as a shop's new items come
+                words = " ".join(rng.sample(WORDS, 5))
+                seeded.post("/items", {"id": f"new-{number}", "modalities": {"text": f"A {words}."}})
+            seeded.wait_until_idle()
+            command(seeded, "export", str(folder / "export"))
+            users, never = users_of(folder / "export"), untouched(folder / "export")
+            before = lists(seeded, users)
+            metrics["never_touched_in_20[seeded]"] = _never(before, never)
+        files = folder / "export" / "items.jsonl", folder / "export" / "feedback.jsonl"
+        for order in ("items-first", "mixed"):
+            with Service(options.bundle, folder / order, seed_catalogue=0) as empty:
+                if order == "items-first":
+                    command(empty, "import", "items", str(files[0]))
+                    command(empty, "import", "feedback", str(files[1]))
+                else:
+                    _import_mixed(empty, *files)
+                metrics[f"seconds_until_idle[{order}]"] = empty.wait_until_idle()
+                after = lists(empty, users)
+                metrics |= {f"{name}[{order}]": value for name, value in _agreement(before, after).items()}
+                metrics[f"never_touched_in_20[{order}]"] = _never(after, never)
+                metrics[f"differing[{order}]"] = empty.post("/admin/check", None)["differing"]
+    return metrics | {"users": len(users), "new_items": options.new}
+
+
+def _import_mixed(service: Service, items: Path, feedback: Path) -> None:
+    """Items in random order, each followed by a part of the feedback that is possible by then; refused events last."""
+    rng = random.Random(2)
+    bodies = [json.loads(line) for line in items.read_text("utf-8").splitlines()]
+    events = [json.loads(line) for line in feedback.read_text("utf-8").splitlines()]
+    rng.shuffle(bodies)
+    rng.shuffle(events)
+    share = len(events) // (len(bodies) // BATCH + 1) + 1
+    for start in range(0, len(bodies), BATCH):
+        service.post("/items/batch", {"items": bodies[start : start + BATCH]})
+        part, events = events[:share], events[share:]
+        rejected = service.post("/feedback", {"feedback": part})["rejected"] if part else []
+        events += [part[row["index"]] for row in rejected]
+    for start in range(0, len(events), 5000):
+        service.post("/feedback", {"feedback": events[start : start + 5000]})
+
+
+def _agreement(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]]) -> dict[str, float]:
+    shared = [len(before[user].keys() & after[user].keys()) for user in before]
+    gaps = [
+        abs(before[user][item] - after[user][item])
+        for user in before
+        for item in before[user].keys() & after[user].keys()
+    ]
+    return {"shared_of_20": float(np.mean(shared)), "least_shared": float(min(shared)), "largest_score_gap": max(gaps)}
+
+
+def _never(found: dict[str, dict[str, float]], never: set[str]) -> float:
+    return float(np.mean([len(items.keys() & never) for items in found.values()]))
+
+
+WORDS = ("red", "teal", "mug", "lamp", "sneaker", "cushion", "canvas", "knit", "striped", "dotted", "wool", "frosted")
+
+# --- load ------------------------------------------------------------------------------------------------------------
+
+
+class Catalogue:
+    """Synthetic items: a bundle's features with noise."""
+
+    def __init__(self, bundle: Path, seed: int) -> None:
+        loaded = Bundle.load(bundle)
+        tensors = loaded.tensors(CATALOGUE_FEATURES)
+        self.features = {
+            modality.name: np.asarray(tensors[modality.name], np.float32)[
+                np.asarray(tensors[f"{modality.name}.observed"]).astype(bool)
+            ]
+            for modality in loaded.manifest.modalities
+        }
+        self.rng = np.random.default_rng(seed)
+
+    def body(self, item: str) -> dict[str, Any]:
+        modalities = {}
+        for name, block in self.features.items():
+            if self.rng.random() < 2 / 3:
+                noise = self.rng.standard_normal(block.shape[1]) * block.std() * 0.5
+                vector = block[self.rng.integers(len(block))] + noise
+                modalities[name] = {"vector": [round(float(value), 5) for value in vector]}
+        return {"id": item, "modalities": modalities}
+
+
+def load(options: argparse.Namespace) -> dict[str, float]:
+    """Fill, write at a rate, check, start again."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        catalogue = Catalogue(options.bundle, 1)
+        settings = {"seed_catalogue": 0, "snapshot_minutes": 0}
+        with Service(options.bundle, folder, **settings) as service:
+            begin = time.monotonic()
+            for start in range(0, options.items, BATCH):
+                rows = [catalogue.body(f"i{number}") for number in range(start, min(start + BATCH, options.items))]
+                service.post("/items/batch", {"items": rows})
+            filled = time.monotonic()
+            _feedback(service, options)
+            waited = service.wait_until_idle()
+            metrics = {
+                "items": float(options.items),
+                "fill_seconds": filled - begin,
+                "seconds_until_idle_after_filling": waited,
+                "memory_mb": service.memory_mb,
+            }
+            metrics |= _writes(service, catalogue, options)
+            metrics["seconds_until_idle_after_writes"] = service.wait_until_idle()
+            begin = time.monotonic()
+            metrics["differing"] = float(service.post("/admin/check", None)["differing"])
+            metrics["check_seconds"] = time.monotonic() - begin
+        with Service(options.bundle, folder, **settings) as again:
+            metrics["start_seconds"] = again.start_seconds
+        _forget_derived(folder / "lacuna.db")
+        with Service(options.bundle, folder, **settings) as anew:
+            metrics["start_without_derived_seconds"] = anew.start_seconds
+    return metrics
+
+
+def _forget_derived(database: Path) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute("UPDATE items SET derived = x'', model_version = ''")
+        connection.execute("DELETE FROM generated_features")
+        connection.execute("DELETE FROM meta WHERE key = 'bundle'")
+
+
+def _feedback(service: Service, options: argparse.Namespace) -> None:
+    """Ten events a user of a tenth as many users as items, as they came."""
+    rng = random.Random(3)
+    events = [
+        {
+            "user": f"u{rng.randrange(max(options.items // 10, 10))}",
+            "item": f"i{int(options.items * rng.random() ** 2)}",
+            "type": "view",
+            "timestamp": f"2026-01-{1 + number * 27 // options.items:02d}T{number // 60 % 24:02d}:{number % 60:02d}Z",
+        }
+        for number in range(options.items)
+    ]
+    for start in range(0, len(events), 5000):
+        service.post("/feedback", {"feedback": events[start : start + 5000]})
+
+
+def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace) -> dict[str, float]:
+    """Ten writes a second."""
+    rng = random.Random(4)
+    latencies: dict[str, list[float]] = {kind: [] for kind in MIX}
+    written: list[float] = []
+    idle: list[float] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
+            while not done.is_set():
+                asked = time.monotonic()
+                if client.get("/stats").json()["awaiting_regeneration"] == 0:
+                    idle.append(asked)
+                time.sleep(0.05)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    background, processor, begin = service.background_seconds(), service.processor_seconds, time.monotonic()
+    for number, kind in enumerate(_kinds(rng, int(RATE * options.seconds))):
+        time.sleep(max(0.0, begin + number / RATE - time.monotonic()))
+        started = time.monotonic()
+        _write(service, catalogue, kind, number, rng, options)
+        written.append(time.monotonic())
+        latencies[kind].append(written[-1] - started)
+    took = time.monotonic() - begin
+    background, processor = service.background_seconds() - background, service.processor_seconds - processor
+    service.wait_until_idle()
+    time.sleep(0.2)
+    done.set()
+    watching.join()
+    spread = [min(moment for moment in idle if moment >= at) - at for at in written]
+    return {
+        "writes_per_second": len(written) / took,
+        "background_share": background / took,
+        "processor_share": processor / took,
+        **{f"spread_{name}_seconds": float(np.percentile(spread, at)) for name, at in (("p50", 50), ("p99", 99))},
+        **{
+            f"{kind}_{name}_ms": float(np.percentile(times, at)) * 1000
+            for kind, times in latencies.items()
+            for name, at in (("p50", 50), ("p99", 99))
+        },
+    }
+
+
+def _kinds(rng: random.Random, count: int) -> Iterator[str]:
+    yield from rng.choices(list(MIX), list(MIX.values()), k=count)
+
+
+def _write(
+    service: Service, catalogue: Catalogue, kind: str, number: int, rng: random.Random, options: argparse.Namespace
+) -> None:
+    item = f"i{int(options.items * rng.random() ** 2)}"
+    if kind == "event":
+        user = f"u{rng.randrange(max(options.items // 10, 10))}"
+        service.post("/feedback", {"feedback": [{"user": user, "item": item, "type": "view"}]})
+    elif kind == "create":
+        service.post("/items", catalogue.body(f"new-{number}"))
+    elif kind == "replace":
+        body = catalogue.body(item)
+        service.client.put(f"/items/{item}", json={"modalities": body["modalities"]}).raise_for_status()
+    else:
+        service.client.delete(f"/items/{item}")
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("import", "load"))
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--new", type=int, default=100, help="items that are written to the seeded service")
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.bundle = options.bundle.resolve()
+    begin = time.perf_counter()
+    metrics = compare_imports(options) if options.what == "import" else load(options)
+    for name, value in metrics.items():
+        print(f"{name}: {value:.4g}")
+    result = {
+        "protocol": "service",
+        "dataset": "demo",
+        "synthetic": True,
+        "model": "dgmrec",
+        "variant": f"convergence-{options.what}",
+        "config": {"items": options.items, "rate": RATE, "mix": MIX},
+        "command": " ".join(["python", *sys.argv]),
+        "machine": machine(),
+        "runs": [{"seed": 1, "metrics": metrics, "seconds": round(time.perf_counter() - begin, 1)}],
+        "mean": metrics,
+        "std": dict.fromkeys(metrics, 0.0),
+    }
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Which items' generated features follow from the observed features of an item that has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from models.arrays import Array, Mask
+from models.dgmrec.serving import DGMRecServing
+from service.domain import Observed
+from service.pipeline.catalogue import Catalogue, Entry
+from service.pipeline.evidence import projected
+from service.pipeline.vectors import TOLERANCE
+from service.ports import FeatureChange, Keys
+
+
+def pack(model: DGMRecServing, observed: Mapping[str, Observed]) -> bytes:
+    """Observed features, projected, as `FeatureChange` keeps them: float32, those of every modality in order, NaN where
+    there is none; nothing where there is none at all."""
+    if not observed:
+        return b""
+    features = projected(model, observed)
+    nothing = {name: np.full(rank, np.nan, dtype=np.float32) for name, rank in model.ranks.items()}
+    return np.concatenate([features.get(name, nothing[name]) for name in model.names]).astype("<f4").tobytes()
+
+
+def unpack(model: DGMRecServing, before: bytes) -> dict[str, Array]:
+    """The reverse of `pack`, by modality `[r_m]`; nothing where another bundle packed it."""
+    flat = np.frombuffer(before, dtype="<f4").astype(np.float32)
+    bounds = np.cumsum([0, *model.ranks.values()])
+    if len(flat) != bounds[-1]:
+        return {}
+    blocks = {name: flat[start:end] for name, (start, end) in zip(model.names, pairwise(bounds), strict=True)}
+    return {name: block for name, block in blocks.items() if not np.isnan(block).any()}
+
+
+def find(model: DGMRecServing, catalogue: Catalogue, changes: Sequence[FeatureChange]) -> list[Entry]:
+    """The items that are generated from the former or the present features of items that have changed, or would be."""
+    features: dict[str, list[Array]] = {name: [] for name in model.names}
+    useful: dict[str, list[Mask]] = {name: [] for name in model.names}
+    for change in changes:
+        key = catalogue.key(change.item)
+        states = [unpack(model, change.before)]
+        if key is not None:
+            states.append(
+                {
+                    name: catalogue.rows.get(f"feature.{name}", key)
+                    for column, name in enumerate(model.names)
+                    if catalogue.observed[key, column]
+                }
+            )
+        for state in states:
+            for name, feature in state.items():
+                features[name].append(feature)
+                useful[name].append(_may_say(model, change.item, state))
+    keys = [
+        _reached(catalogue, name, np.stack(features[name]), np.stack(useful[name]))
+        for name in model.names
+        if features[name]
+    ]
+    unique = np.unique(np.concatenate(keys)) if keys else np.empty(0, dtype=np.int64)
+    return [entry for key in unique.tolist() if (entry := catalogue.entries.get(key)) is not None]
+
+
+def _may_say(model: DGMRecServing, item: str, state: Mapping[str, Array]) -> Mask:
+    """Of which modalities `[M]` an item with these features says anything to one that lacks them: of those it has, and
+    a trained one, by its preference, of all."""
+    trained = model.trained_row(item) is not None
+    return np.array([trained or name in state for name in model.names], dtype=np.bool_)
+
+
+def _reached(catalogue: Catalogue, name: str, features: Array, useful: Mask) -> Keys:
+    """Keys of the items whose `Derived.reach` by a modality any of some features `[c, r_m]` passes, and that lack what
+    it says something of `[c, M]`."""
+    owners, rows = catalogue.rows.all(f"feature.{name}")
+    _, reach = catalogue.rows.all("reach")
+    waiting = (owners >= 0) & (reach[:, catalogue.names.index(name)] < np.inf)
+    if not waiting.any():
+        return owners[:0]
+    owners, rows, reach = owners[waiting], rows[waiting], reach[waiting, catalogue.names.index(name)]
+    length = np.linalg.norm(rows, axis=1)
+    directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
+    near = rows @ directions.T >= ((reach - TOLERANCE) * np.maximum(length, 1e-6))[:, None]
+    lacking = (~catalogue.observed[owners]) @ useful.T.astype(np.int64) > 0
+    reached: Keys = owners[(near & lacking).any(axis=1)]
+    return reached

@@ -1,0 +1,366 @@
+"""From completed features to the vectors that items are ranked by (step 5 of the design), in layers of which none reads
+what a later one made.
+
+0. `content` and `base`: what its features alone lead to expect of a later item (`DGMRecServing.content_vectors`), and
+   what it passes on to its users before anybody has met it; a trained item passes on what training found.
+1. `near`: by each modality the k items nearest to an item's feature, real or generated, among those that have the
+   modality observed.
+2. `parts`: general and specific parts (eq. 1-3), gated by the preference that training found, and for a later item by
+   the mean of those of its nearest trained items.
+3. Propagation over the item graph (eq. 5, with the graph that refinement, eq. 16, converges to), and `modal` (eq. 17).
+4. `own`: what an item's users and its content make of it (eq. 18); nothing for a cold item.
+5. `kernel`: the warm items nearest to a later item by each modality.
+6. `final` and `message`: for a trained item shrunk towards what training predicted; for a later one what its content
+   and layer 4 of its kernel neighbours lead to expect, giving way to its own vector.
+
+`derive` computes all of it from what is stored, and that is the definition. Afterwards `put` computes an item's own
+rows at once, `Catalogue.stale` notes which others read them, and `renew` computes these, a few at a time, in the same
+order with the same functions, so that the outcome is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.arrays import Array, Mask
+from models.dgmrec.inference import mean_of_gathered
+from models.dgmrec.serving import DGMRecServing
+from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry
+from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED
+from service.ports import Keys
+
+CHUNK = 256  # items derived at once
+BLOCK = 16  # rows of every matrix product
+FEW = 64  # items renewed at once, so that a write never waits long for the thread
+TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rather than missed
+
+
+def put(model: DGMRecServing, catalogue: Catalogue, rows: Sequence[tuple[Entry, Derived]]) -> None:
+    """Insert or replace items, each id once; when this returns, every index knows them."""
+
+    def compute_all(keys: Keys, moved: Mask) -> None:
+        for layer in layers(model):
+            # An item whose feature is as it was has the neighbours that it had: others have not moved.
+            groups = _by_names(model, moved) if layer in (NEAR, KERNEL) else [((), slice(None))]
+            changed = [_compute(layer, model, catalogue, keys[rows], names) for names, rows in groups]
+            _note_readers(catalogue, layer, np.concatenate(changed))
+
+    catalogue.put(rows, compute_all)
+
+
+def _by_names(model: DGMRecServing, moved: Mask) -> list[tuple[tuple[str, ...], Any]]:
+    """Which modalities' features have changed, of which rows: from `[n, M]`."""
+    kinds, which = np.unique(moved, axis=0, return_inverse=True)
+    return [
+        (tuple(name for name, is_moved in zip(model.names, kind, strict=True) if is_moved), which.ravel() == number)
+        for number, kind in enumerate(kinds)
+    ]
+
+
+def derive(model: DGMRecServing, catalogue: Catalogue, chosen: Sequence[str] = ()) -> Iterator[float]:
+    """Compute all vectors of the catalogue from what is stored of its items, layer by layer, or the `chosen` layers;
+    answers the share that is done after each chunk. Nothing is to be written to the catalogue meanwhile."""
+    keys = np.array(sorted(catalogue.entries), dtype=np.int64)
+    todo = chosen or layers(model)
+    for number, layer in enumerate(todo):
+        for start in range(0, len(keys), CHUNK):
+            _compute(layer, model, catalogue, keys[start : start + CHUNK])
+            yield (number + start / len(keys)) / len(todo)
+    if not chosen:
+        catalogue.stale.clear()
+
+
+def renew(model: DGMRecServing, catalogue: Catalogue) -> bool:
+    """Compute again the first layer of a few of the items that are stale; False where none are left."""
+    stale = catalogue.stale
+    for change in (DEPARTED, ARRIVED):
+        if changed := stale.take_features(change, FEW):
+            for name, keys in changed.items():
+                _note_features(catalogue, name, keys, departed=change == DEPARTED)
+            return True
+    for layer in layers(model):
+        if layer == KERNEL:
+            for change in (COOLED, WARMED):
+                if len(keys := stale.take(change, FEW)):
+                    _note_warmth(catalogue, keys, cooled=change == COOLED)
+                    return True
+        if len(keys := stale.take(layer, FEW)):
+            keys = np.array([key for key in keys.tolist() if key in catalogue.entries], dtype=np.int64)
+            _note(catalogue, layer, _compute(layer, model, catalogue, keys))
+            return True
+    return False
+
+
+def distrust(model: DGMRecServing, catalogue: Catalogue) -> None:
+    """Note that every layer of every item has to be computed again."""
+    for layer in layers(model):
+        catalogue.stale.add(layer, list(catalogue.entries))
+
+
+# --- the layers and who reads them -----------------------------------------------------------------------------------
+
+CONTENT, NEAR, PARTS, OWN, KERNEL, FINAL = "content", "near", "parts", "own", "kernel", "final"
+
+
+def propagated(layer: int) -> str:
+    """The name of a layer of propagation; the last one makes the modal part."""
+    return f"propagated.{layer}"
+
+
+def layers(model: DGMRecServing) -> list[str]:
+    """All layers, in order."""
+    return [CONTENT, NEAR, PARTS, *(propagated(layer) for layer in range(1, model.layers + 1)), OWN, KERNEL, FINAL]
+
+
+def compute(
+    layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str] | None = None
+) -> dict[str, NDArray[Any]]:
+    """One layer of some items `[n]`, by field `[n, ...]`; nothing is written. Of neighbours, those by the modalities
+    `names` are looked up, all by default, and the others are as they were.
+
+    It has the same bits whichever items are computed together: a matrix product may round a row another way in another
+    number of rows, so that it is always of BLOCK rows.
+    """
+    if layer in (NEAR, KERNEL):  # what an index answers does not depend on what else is asked
+        search = _near if layer == NEAR else _kernel
+        return search(catalogue, keys, model.names if names is None else names)
+    blocks = []
+    for start in range(0, len(keys), BLOCK):
+        block = keys[start : start + BLOCK]
+        whole = np.resize(block, BLOCK)
+        if layer.startswith("propagated."):
+            fields = _propagated(model, catalogue, whole, int(layer.rpartition(".")[2]))
+        else:
+            fields = _LAYERS[layer](model, catalogue, whole)
+        blocks.append({name: values[: len(block)] for name, values in fields.items()})
+    return {name: np.concatenate([fields[name] for fields in blocks]) for name in blocks[0]}
+
+
+def _compute(
+    layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str] | None = None
+) -> Keys:
+    """Compute and write one layer of items `[n]`; those of which it has changed."""
+    if layer == KERNEL:
+        keys = keys[catalogue.trained[keys] < 0]
+    if not len(keys):
+        return keys
+    return catalogue.write_layer(keys, compute(layer, model, catalogue, keys, names))
+
+
+def _note(catalogue: Catalogue, layer: str, changed: Keys) -> None:
+    """Note what has to be computed again because a layer of these items has changed: their own later layers, and those
+    of the items that read it."""
+    following = {NEAR: (PARTS, propagated(1)), PARTS: (propagated(1),), OWN: (FINAL,), KERNEL: (FINAL,)}
+    if layer.startswith("propagated."):
+        number = int(layer.rpartition(".")[2])
+        following[layer] = (OWN, FINAL) if number == catalogue.shape.layers else (propagated(number + 1),)
+    for later in following.get(layer, ()):
+        catalogue.stale.add(later, changed)
+    _note_readers(catalogue, layer, changed)
+
+
+def _note_readers(catalogue: Catalogue, layer: str, changed: Keys) -> None:
+    """Note which other items read this layer of these, in which it has changed."""
+    if not len(changed):
+        return
+    if layer == OWN:
+        catalogue.stale.add(FINAL, catalogue.expected_from(changed))
+    elif layer == PARTS or layer.startswith("propagated."):
+        number = 0 if layer == PARTS else int(layer.rpartition(".")[2])
+        if number < catalogue.shape.layers:
+            catalogue.stale.add(propagated(number + 1), catalogue.near_to(changed))
+
+
+def _note_features(catalogue: Catalogue, name: str, keys: Keys, *, departed: bool) -> None:
+    """Note whose neighbours by a modality these items are no more, or may be from now on."""
+    column = catalogue.names.index(name)
+    if departed:
+        catalogue.stale.add(NEAR, catalogue.near_to(keys, column))
+        catalogue.stale.add(KERNEL, catalogue.expected_from(keys, column))
+        return
+    near, kernel = _within_reach(catalogue, name, keys)
+    catalogue.stale.add(NEAR, near)
+    catalogue.stale.add(KERNEL, kernel)
+
+
+def _note_warmth(catalogue: Catalogue, keys: Keys, *, cooled: bool) -> None:
+    """Note whose vectors these items no longer help to expect, or may help from now on."""
+    for column, name in enumerate(catalogue.names):
+        if cooled:
+            catalogue.stale.add(KERNEL, catalogue.expected_from(keys, column))
+            continue
+        having = keys[catalogue.observed[keys, column]]
+        if len(having):
+            catalogue.stale.add(KERNEL, _within_reach(catalogue, name, having)[1])
+
+
+def _within_reach(catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Keys]:
+    """Which items' neighbours by a modality these items are or could be: of the item graph, and, for warm ones of
+    these, of the kernel."""
+    column = catalogue.names.index(name)
+    owners, features = catalogue.rows.all(f"feature.{name}")
+    _, near_reach = catalogue.rows.all("near.reach")
+    directions = _directions(catalogue.rows.get(f"feature.{name}", keys))
+    products = features @ directions.T
+    slack = TOLERANCE * np.linalg.norm(features, axis=1)
+    near = (products.max(axis=1) >= near_reach[:, column] - slack) & (owners >= 0)
+    warm = catalogue.warm[keys]
+    if not warm.any():
+        return owners[near], owners[:0]
+    kernel_reach = catalogue.kernel_cosines.get("reach", owners, column)
+    later = (owners >= 0) & (catalogue.trained[owners] < 0)
+    kernel = (products[:, warm].max(axis=1) >= kernel_reach - slack) & later
+    return owners[near], owners[kernel]
+
+
+# --- computing -------------------------------------------------------------------------------------------------------
+
+
+def nearest(catalogue: Catalogue, name: str, features: Array, k: int, allowed: Mask) -> tuple[Keys, Array]:
+    """Keys and cosines `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`; -1 and -inf where
+    there are too few.
+
+    A zero feature, which says nothing, has no neighbours.
+    """
+    keys = np.full((len(features), k), -1, dtype=np.int64)
+    cosines = np.full((len(features), k), -np.inf, dtype=np.float32)
+    rows = np.flatnonzero(np.linalg.norm(features, axis=1) > 1e-6)
+    if len(rows) and allowed.any():
+        keys[rows], cosines[rows] = catalogue.indexes[name].search(_directions(features[rows]), k, allowed)
+    return keys, cosines
+
+
+def neighbours_of(
+    catalogue: Catalogue, name: str, features: Array, keys: Keys, k: int, allowed: Mask
+) -> tuple[Keys, Array]:
+    """As `nearest`, of items with these keys `[b]` (-1 for none), no item its own neighbour."""
+    near, cosines = nearest(catalogue, name, features, k + 1, allowed)
+    itself = (near == keys[:, None]) & (near >= 0)
+    near[itself], cosines[itself] = -1, -np.inf
+    order = np.argsort(itself, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(near, order, axis=1), np.take_along_axis(cosines, order, axis=1)
+
+
+def expected_preference(model: DGMRecServing, catalogue: Catalogue, near: Keys, observed: Mask) -> Array:
+    """The preference `[n, M, d]` to be expected of items from their neighbours `[n, M, k]` by what is observed of them
+    `[n, M]`: the mean of the trained ones', each modality's neighbours weighing the same; without any, everybody's."""
+    present = (near >= 0) & observed[:, :, None]
+    weights = present / np.maximum(present.sum(axis=2, keepdims=True), 1)
+    rows = np.where(present, catalogue.trained[near], -1)
+    weights = (weights * (rows >= 0)).astype(np.float32)
+    total = weights.sum(axis=(1, 2))
+    mean = np.einsum("nmk,nmkcd->ncd", weights, model.tables["item_preference"][rows])
+    everybody = model.tables["mean_preference"]
+    known = total[:, None, None] > 0
+    return np.asarray(np.where(known, mean / np.maximum(total, 1e-6)[:, None, None], everybody), dtype=np.float32)
+
+
+def _near(catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    near, reach = (catalogue.read_layer(keys, name) for name in ("near", "near.reach"))
+    for name in names:
+        column = catalogue.names.index(name)
+        features = catalogue.rows.get(f"feature.{name}", keys)
+        allowed = catalogue.having(name)
+        near[:, column], cosines = neighbours_of(catalogue, name, features, keys, near.shape[2], allowed)
+        reach[:, column] = _reach(features, cosines)
+    return {"near": near, "near.reach": reach}
+
+
+def _reach(features: Array, cosines: Array) -> Array:
+    """The inner product `[n]` of a feature `[n, r_m]` and another's direction beyond which that is among the neighbours
+    whose cosines these are `[n, k]`; infinite for a feature that says nothing."""
+    length = np.linalg.norm(features, axis=1)
+    return np.where(length > 1e-6, cosines[:, -1] * np.maximum(length, 1e-6), np.inf).astype(np.float32)
+
+
+def _content(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
+    features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
+    new = np.array([catalogue.entries[key].id not in model.items for key in keys.tolist()], dtype=np.bool_)
+    content = model.content_vectors(features, new)
+    observed = catalogue.observed[keys]
+    given = {name: block * observed[:, [column]] for column, (name, block) in enumerate(features.items())}
+    nobody = np.zeros((len(keys), model.size), dtype=np.float32)
+    base = model.item_messages(model.content_vectors(given, new), nobody, nobody[:, 0])
+    trained = catalogue.trained[keys]
+    return {"content": content, "base": _trained_or(trained, model.tables["item_message"][trained], base)}
+
+
+def _parts(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
+    trained = catalogue.trained[keys]
+    expected = expected_preference(model, catalogue, catalogue.near.get("near", keys), catalogue.observed[keys])
+    preference = _trained_or(trained, model.tables["item_preference"][trained], expected)
+    features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
+    return {"parts.0": model.encode(features, preference.swapaxes(0, 1)).swapaxes(0, 1)}
+
+
+def _trained_or(trained: Keys, known: Array, later: Array) -> Array:
+    """Rows `[n, ...]` of the items that training knew, and of those that came later."""
+    return np.where((trained >= 0).reshape(-1, *[1] * (known.ndim - 1)), known, later)
+
+
+def _propagated(model: DGMRecServing, catalogue: Catalogue, keys: Keys, layer: int) -> dict[str, NDArray[Any]]:
+    near = catalogue.near.get("near", keys)
+    parts = catalogue.rows.get("parts", keys, 0)  # without neighbours, the item's own
+    for column in range(len(model.names)):
+        below = catalogue.rows.get("parts", near[:, column], layer - 1, column)
+        mean, valid = mean_of_gathered(below, near[:, column])
+        parts[valid, column] = mean[valid]
+    if layer < model.layers:
+        return {f"parts.{layer}": parts}
+    return {"modal": model.fuse(parts.swapaxes(0, 1))}
+
+
+def _own(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
+    trained, users = catalogue.trained[keys], catalogue.rows.get("users", keys)
+    modal = catalogue.rows.get("modal", keys)
+    folded = model.combine(catalogue.rows.get("folded", keys), modal)
+    own = _trained_or(trained, model.trained_vectors(trained, modal), folded)
+    warm = (trained >= 0) | (users > 0)
+    return {"own": np.where(warm[:, None], own, np.float32(0)), "warm": warm}
+
+
+def _kernel(catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    near, cosines, reach = (catalogue.read_layer(keys, name) for name in KERNEL_FIELDS)
+    for name in names:
+        column = catalogue.names.index(name)
+        features = catalogue.rows.get(f"feature.{name}", keys)
+        allowed = catalogue.having(name) & catalogue.warm
+        near[:, column], cosines[:, column] = neighbours_of(catalogue, name, features, keys, near.shape[2], allowed)
+        reach[:, column] = _reach(features, cosines[:, column])
+    return dict(zip(KERNEL_FIELDS, (near, cosines, reach), strict=True))
+
+
+def _final(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
+    trained, users = catalogue.trained[keys], catalogue.rows.get("users", keys)
+    expected = _expected(model, catalogue, keys)
+    known = model.warm_vectors(trained, catalogue.rows.get("modal", keys))
+    later = model.final_vectors(expected, catalogue.rows.get("own", keys), users)
+    message = model.item_messages(expected, catalogue.rows.get("folded", keys), users)
+    return {
+        "final": _trained_or(trained, known, later),
+        "message": _trained_or(trained, model.tables["item_message"][trained], message),
+    }
+
+
+def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
+    """The vectors `[n, d]` to be expected of later items as long as they have no users."""
+    if (catalogue.trained[keys] >= 0).all():
+        return np.zeros((len(keys), model.size), dtype=np.float32)
+    near = catalogue.kernel.get("keys", keys).reshape(len(keys), -1).astype(np.int64)
+    cosines = catalogue.kernel_cosines.get("cosines", keys).reshape(len(keys), -1)
+    rows = catalogue.trained[near]
+    degree = np.where(rows >= 0, model.tables["item_degree"][rows], catalogue.rows.get("users", near))
+    degree = np.where(near >= 0, degree, 0)
+    return model.expected_vectors(catalogue.rows.get("content", keys), catalogue.rows.get("own", near), cosines, degree)
+
+
+def _directions(features: Array) -> Array:
+    length = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.asarray(features / np.maximum(length, 1e-6), dtype=np.float32)
+
+
+_LAYERS = {CONTENT: _content, PARTS: _parts, OWN: _own, FINAL: _final}
