@@ -1,10 +1,12 @@
-FROM python:3.11-slim AS dependencies
+# By tag, or by digest (deploy/images.env).
+ARG PYTHON_IMAGE=python:3.11-slim
+FROM $PYTHON_IMAGE AS dependencies
 ARG PIP_RETRIES=5
 ENV PIP_RETRIES=$PIP_RETRIES PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
 RUN python -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 COPY requirements-torch.txt requirements.txt ./
-RUN pip install --no-compile --no-deps -r requirements-torch.txt && pip install --no-compile --no-deps -r requirements.txt
+RUN pip install --no-compile --no-deps -r requirements-torch.txt && pip install --no-compile --no-deps --require-hashes -r requirements.txt
 # What only compiling against these libraries, or testing them, would need.
 RUN cd /opt/venv/lib/python3.11/site-packages \
     && rm -rf torch/include torch/share torch/test torch/lib/*.a caffe2 \
@@ -18,7 +20,7 @@ COPY . .
 RUN pip wheel --no-deps --no-build-isolation --wheel-dir /dist .
 
 # What stands before several replicas; see docker-compose.yml.
-FROM python:3.11-slim AS proxy
+FROM $PYTHON_IMAGE AS proxy
 RUN apt-get update && apt-get install -y --no-install-recommends haproxy && rm -rf /var/lib/apt/lists/*
 COPY deploy/haproxy.cfg /etc/haproxy/haproxy.cfg
 RUN haproxy -c -f /etc/haproxy/haproxy.cfg
@@ -29,7 +31,7 @@ HEALTHCHECK --interval=2s --timeout=5s --start-period=10s --retries=30 \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health/ready', timeout=4)"]
 CMD ["haproxy", "-db", "-f", "/etc/haproxy/haproxy.cfg"]
 
-FROM python:3.11-slim
+FROM $PYTHON_IMAGE
 RUN groupadd --gid 10001 lacuna \
     && useradd --uid 10001 --gid 10001 --home-dir /data --no-create-home --shell /usr/sbin/nologin lacuna \
     && install -d -o lacuna -g lacuna /data /bundles

@@ -34,8 +34,8 @@ check: $(VENV)/.dev ## Lint, formatting, types, directions of import
 	$(BIN)/lint-imports
 
 lock: $(VENV)/.dev ## Rewrite requirements*.txt from requirements*.in (ARGS=--upgrade takes newer versions)
-	grep == requirements-torch.txt | $(BIN)/uv pip compile --quiet requirements.in - --output-file requirements.txt $(ARGS)
-	$(BIN)/uv pip compile --quiet requirements-dev.in --output-file requirements-dev.txt $(ARGS)
+	grep == requirements-torch.txt | $(BIN)/uv pip compile --quiet --generate-hashes requirements.in - --output-file requirements.txt $(ARGS)
+	$(BIN)/uv pip compile --quiet --generate-hashes requirements-dev.in --output-file requirements-dev.txt $(ARGS)
 
 clean: ## Remove what builds, checks and tests left behind (the virtual environment stays)
 	rm -rf build *.egg-info .mypy_cache .ruff_cache .import_linter_cache .pytest_cache .hypothesis .schemathesis schemathesis-report .coverage*
@@ -49,7 +49,7 @@ $(BIN)/python:
 # The stamps make a second call instant. --no-deps: the two files together are the whole closure.
 $(VENV)/.runtime: requirements-torch.txt requirements.txt requirements.in pyproject.toml | $(BIN)/python
 	$(PIP) install --no-deps -r requirements-torch.txt
-	$(PIP) install --no-deps -r requirements.txt
+	$(PIP) install --no-deps --require-hashes -r requirements.txt
 	@$(BIN)/python -c 'import torch' 2>/dev/null || { \
 		echo "PyTorch is installed but cannot be loaded. Where the index of its CPU builds (requirements-torch.txt) is out" \
 			"of reach, PyPI's builds need more than themselves: run '$(PIP) install -r requirements-torch.txt'," \
@@ -58,5 +58,5 @@ $(VENV)/.runtime: requirements-torch.txt requirements.txt requirements.in pyproj
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.runtime
-	$(PIP) install --no-deps -r requirements-dev.txt
+	$(PIP) install --no-deps --require-hashes -r requirements-dev.txt
 	@touch $@

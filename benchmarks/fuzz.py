@@ -105,6 +105,7 @@ def rounds_of(options: argparse.Namespace, watched: Watched, database_url: str, 
     shop = Shop("fuzz", {one["name"]: one["dim"] for one in modalities}, random.Random(options.seed))
     started = time.monotonic()
     while not watched.resident or time.monotonic() - started < options.minutes * 60:
+        known = len(found.failures)
         seed = options.seed + len(watched.resident) + 1
         for operation in operations:
             fuzz(operation, watched.url, found, options.examples, seed)
@@ -112,7 +113,7 @@ def rounds_of(options: argparse.Namespace, watched: Watched, database_url: str, 
         found.right = dict(shop.acknowledged)
         watched.resident.append(watched.memory_mib("VmRSS"))
         said = f"{found.statuses.total()} requests, {len(found.failures)} failures, {watched.resident[-1]:.0f} MiB"
-        print(f"round {len(watched.resident)}: {said}", flush=True)
+        print(f"round {len(watched.resident)}: {said}", *found.failures[known:], sep="\n", flush=True)
     return len(operations)
 
 

@@ -37,7 +37,7 @@ def requirements(name: str) -> dict[str, str]:
     """Distribution -> version specifier, as a requirements file lists them."""
     lines = (line.split(" #")[0].strip() for line in read(name).splitlines())
     found = (re.match(r"([A-Za-z0-9._-]+)(?:\[[a-z,]+\])?(.*)", line) for line in lines if line[:1].isalnum())
-    return {normalised(match[1]): match[2].strip() for match in found if match}
+    return {normalised(match[1]): match[2].strip(" \\") for match in found if match}
 
 
 def assigned(text: str) -> set[str]:
@@ -253,7 +253,7 @@ def test_service_waits_for_its_database_cache_and_bundle(compose: dict[str, Any]
     services = compose["services"]
     awaited = {name: rule["condition"] for name, rule in services["service"]["depends_on"].items()}
     assert awaited == {
-        "postgres": "service_healthy",
+        "database": "service_completed_successfully",
         "redis": "service_healthy",
         "demo-bundle": "service_completed_successfully",
     }
@@ -271,6 +271,10 @@ def test_containers_of_the_image_are_confined(compose: dict[str, Any], name: str
 
 def test_every_container_has_its_memory_bounded(compose: dict[str, Any]) -> None:
     assert all("mem_limit" in container for container in compose["services"].values())
+
+
+def test_every_container_has_its_processes_bounded(compose: dict[str, Any]) -> None:
+    assert all("pids_limit" in container for container in compose["services"].values())
 
 
 def test_service_is_published_on_loopback_by_default(compose: dict[str, Any]) -> None:

@@ -140,8 +140,7 @@ def _turned(data: bytes, image: ImageFile.ImageFile) -> bytes:
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         options |= {"qtables": image.quantization, "subsampling": JpegImagePlugin.get_sampling(image)}
     elif isinstance(image, WebPImagePlugin.WebPImageFile):
-        is_lossless = b"VP8L" in data[:64]
-        options |= {"lossless": is_lossless, "method": 0, "quality": _QUALITY}
+        options |= {"lossless": b"VP8L" in data, "method": 0, "quality": _QUALITY}
     made = io.BytesIO()
     _upright(image, image).save(made, image.format, **options)
     return made.getvalue()

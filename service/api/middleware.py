@@ -36,7 +36,7 @@ _DEFAULTS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
-    (b"referrer-policy", b"no-referrer"),
+    (b"referrer-policy", b"same-origin"),  # `no-referrer` would take its Origin from a page's own form
 )
 _CLIENT_CLOSED = 499  # no answer was sent; the number that nginx made customary
 

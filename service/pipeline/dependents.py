@@ -1,4 +1,5 @@
-"""Which items' generated features follow from the observed features of an item that has changed."""
+"""Which items' generated features follow from the observed features of an item that has changed: those that it says
+something of as a neighbour, and those whose preference is expected from neighbours among which it has a place."""
 
 from __future__ import annotations
 
@@ -54,9 +55,9 @@ def find(model: DGMRecServing, catalogue: Catalogue, changes: Sequence[FeatureCh
         for state in states:
             for name, feature in state.items():
                 features[name].append(feature)
-                useful[name].append(_may_say(model, change.item, state))
+                useful[name].append(np.array([other in state for other in model.names], dtype=np.bool_))
     keys = [
-        _reached(catalogue, name, np.stack(features[name]), np.stack(useful[name]))
+        _reached(model, catalogue, name, np.stack(features[name]), np.stack(useful[name]))
         for name in model.names
         if features[name]
     ]
@@ -64,25 +65,23 @@ def find(model: DGMRecServing, catalogue: Catalogue, changes: Sequence[FeatureCh
     return [entry for key in unique.tolist() if (entry := catalogue.entries.get(key)) is not None]
 
 
-def _may_say(model: DGMRecServing, item: str, state: Mapping[str, Array]) -> Mask:
-    """Of which modalities `[M]` an item with these features says anything to one that lacks them: of those it has, and
-    a trained one, by its preference, of all."""
-    trained = model.trained_row(item) is not None
-    return np.array([trained or name in state for name in model.names], dtype=np.bool_)
-
-
-def _reached(catalogue: Catalogue, name: str, features: Array, useful: Mask) -> Keys:
-    """Keys of the items whose `Derived.reach` by a modality any of some features `[c, r_m]` passes, and that lack what
-    it says something of `[c, M]`."""
+def _reached(model: DGMRecServing, catalogue: Catalogue, name: str, features: Array, useful: Mask) -> Keys:
+    """Keys of the items that any of some features `[c, r_m]` is near enough to, by `Derived.reach` where they lack what
+    it says something of (`useful` `[c, M]`), or by the item graph where they read preferences."""
+    column = catalogue.names.index(name)
     owners, rows = catalogue.rows.all(f"feature.{name}")
-    _, reach = catalogue.rows.all("reach")
-    waiting = (owners >= 0) & (reach[:, catalogue.names.index(name)] < np.inf)
-    if not waiting.any():
+    reach, near_reach, users = (catalogue.rows.all(field)[1] for field in ("reach", "near.reach", "users"))
+    lacking = ~catalogue.observed[owners]
+    reading = np.array([model.reads_preference(other) for other in model.names], dtype=np.bool_)
+    expecting = (catalogue.trained[owners] < 0) & (users == 0) & (lacking & reading).any(axis=1)
+    chosen = (owners >= 0) & catalogue.observed[owners, column] & ((reach[:, column] < np.inf) | expecting)
+    if not chosen.any():
         return owners[:0]
-    owners, rows, reach = owners[waiting], rows[waiting], reach[waiting, catalogue.names.index(name)]
-    length = np.linalg.norm(rows, axis=1)
+    length = np.linalg.norm(rows[chosen], axis=1, keepdims=True)
     directions = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-6)
-    near = rows @ directions.T >= ((reach - TOLERANCE) * np.maximum(length, 1e-6))[:, None]
-    lacking = (~catalogue.observed[owners]) @ useful.T.astype(np.int64) > 0
-    reached: Keys = owners[(near & lacking).any(axis=1)]
+    products = rows[chosen] @ directions.T
+    said = products >= (reach[chosen, column, None] - TOLERANCE) * np.maximum(length, 1e-6)
+    said &= lacking[chosen].astype(np.int64) @ useful.T.astype(np.int64) > 0
+    placed = (products >= near_reach[chosen, column, None] - TOLERANCE * length) & expecting[chosen, None]
+    reached: Keys = owners[chosen][(said | placed).any(axis=1)]
     return reached

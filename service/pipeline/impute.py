@@ -258,7 +258,7 @@ def _neighbour_evidence(
     neighbour_mean: dict[str, Array] = {}
     near_duplicates: dict[str, Array] = {}
     valid = np.zeros_like(observed)
-    reach = _reach(model, inputs, features, observed, neighbours)
+    reach = np.full(observed.shape, np.inf, dtype=np.float32)
     for target, name in enumerate(model.names):
         total = np.zeros((2, len(inputs), model.ranks[name]), dtype=np.float32)
         count = np.zeros(len(inputs), dtype=np.float32)
@@ -275,24 +275,6 @@ def _neighbour_evidence(
         neighbour_mean[name], near_duplicates[name] = total / np.maximum(count, 1)[:, None]
         valid[:, target] = count > 0
     return neighbour_mean, near_duplicates, valid, reach
-
-
-def _reach(
-    model: DGMRecServing,
-    inputs: Sequence[ImputationInput],
-    features: Mapping[str, Array],
-    observed: Mask,
-    neighbours: Mapping[str, Neighbours],
-) -> Array:
-    """By modality `[b, M]` the cosine of the last neighbour that a preference is taken from; infinite where none is."""
-    reach = np.full(observed.shape, np.inf, dtype=np.float32)
-    reading = np.array([model.reads_preference(name) for name in model.names], dtype=np.bool_)
-    cold = np.array([not item.users and item.preference is None for item in inputs], dtype=np.bool_)
-    waiting = cold & (~observed & reading).any(axis=1)
-    for column, name in enumerate(model.names):
-        speaks = observed[:, column] & waiting & (np.linalg.norm(features[name], axis=1) > 1e-6)
-        reach[speaks, column] = neighbours[name][1][speaks, model.config.neighbours - 1]
-    return reach
 
 
 def _mean_of(gathered: Array, keys: Keys) -> MeanOf:

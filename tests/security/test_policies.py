@@ -51,7 +51,7 @@ async def test_no_answer_is_kept_or_framed(api: httpx.AsyncClient, path: str, st
     assert answer.headers["x-frame-options"] == "DENY"
     assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
     assert answer.headers["x-content-type-options"] == "nosniff"
-    assert answer.headers["referrer-policy"] == "no-referrer"
+    assert answer.headers["referrer-policy"] == "same-origin"
 
 
 async def test_pictures_have_policies_of_their_own(api: httpx.AsyncClient) -> None:

@@ -57,6 +57,13 @@ def somewhere(case: schemathesis.Case) -> bool:
     return bool(known) and case.method != "DELETE"
 
 
+def sparing(case: schemathesis.Case) -> schemathesis.Case:
+    """The request, but for one that deletes all events of a type: others have written some, and look for them."""
+    if case.method == "DELETE" and case.path == "/feedback" and set(case.query or {}) == {"type"}:
+        case.query["user"] = KNOWN["user"]
+    return case
+
+
 @dataclass
 class Found:
     """What was answered."""
@@ -68,7 +75,7 @@ class Found:
 
     def note(self, case: schemathesis.Case, url: str) -> None:
         """Send a request and note what became of it."""
-        response = without_waiting(case).call(base_url=url)
+        response = sparing(without_waiting(case)).call(base_url=url)
         self.statuses[f"{case.method} {case.operation.path} {response.status_code}"] += 1
         try:
             self.not_served += is_asked_for(response)

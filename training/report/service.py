@@ -121,13 +121,15 @@ def soak(results: Sequence[ServiceResult]) -> Table:
 
 def fuzz(results: Sequence[ServiceResult]) -> Table:
     """What made-up requests were answered."""
-    header = ("run", "requests", "answers", "5xx", "other failures", "tracebacks in the log")
+    header = ("run", "requests", "answers", "5xx", "other failures", "tracebacks in the log", "longest stall", "peak",
+              "growth")  # fmt: skip
     rows = []
     for content in (result.content for result in results):
         statuses = ", ".join(f"{count} {name}" for name, count in content["statuses"].items())
         run = f"{content['seconds'] / 60:.0f} minutes, {content['operations']} operations"
         rows.append((run, content["requests"], statuses, content["server_errors"], content["failures"],
-                     content["tracebacks_in_the_log"]))  # fmt: skip
+                     content["tracebacks_in_the_log"], f"{content['own_stall_ms']:.0f} ms", f"{content['peak_mib']:.0f} MiB",
+                     f"{content['growth']:+.1%}"))  # fmt: skip
     return Table.plain("Made-up requests", header, rows)
 
 
