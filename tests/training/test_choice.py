@@ -65,6 +65,15 @@ def test_what_is_pinned_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(epochs <= EPOCHS for _, epochs in tried)
 
 
+def test_inner_products_have_no_closed_form_beside_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = scripted(monkeypatch, lambda settings, epochs: 0.1 + 0.01 * len(settings))  # noqa: ARG005
+    config = CONFIG.model_copy(update={"ranking": "bpr"})
+    found = Chooser(checkerboard(), (config, SETTINGS), frozenset({"ranking"}), 1000.0).choose()
+    assert tried
+    assert not any("linear_size" in settings for settings, _ in tried)
+    assert found.apply(config, SETTINGS)[0].ranking == "bpr"
+
+
 def test_it_ends_with_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     tried = scripted(monkeypatch, lambda settings, epochs: 0.1)  # noqa: ARG005
     found = chooser(3.0).choose()

@@ -107,7 +107,7 @@ def with_settings(
     """Both configurations with those of the settings that each has."""
     own = {name: value for name, value in settings.items() if name in DGMRecConfig.model_fields}
     rest = {name: value for name, value in settings.items() if name not in own}
-    return config.model_copy(update=own), trainer.model_copy(update=rest)
+    return DGMRecConfig.model_validate(config.model_dump() | own), trainer.model_copy(update=rest)
 
 
 class Chooser:
@@ -171,7 +171,7 @@ class Chooser:
         """The best autoencoder with the best closed form beside it, if that is better than the best."""
         trained = [trial for trial in self.trials if trial.settings.get("collaborative") == "autoencoder"]
         closed = [trial for trial in self.trials if self._is_closed(trial)]
-        if not trained or not closed:
+        if not trained or not closed or self.config.ranking != "softmax":
             return best
         own = max(trained, key=lambda trial: (trial.epochs, trial.score)).settings
         penalty = max(closed, key=lambda trial: trial.score).settings.get("linear_penalty", self.config.linear_penalty)
