@@ -44,7 +44,7 @@ REFINEMENTS: tuple[Settings, ...] = (
     {"polyak_averaging": 2.0},
 )
 LINEAR_SIZE = 64
-LINEAR_WEIGHTS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+LINEAR_WEIGHTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 FIRST_SHARE = 1 / 3  # of the epochs, in the first round
 SURVIVORS = 2
 GAIN = 0.005  # by which a refinement must be better, relatively: less is chance
@@ -151,11 +151,11 @@ class Chooser:
         forms = [{**form, **batch} if form else form for form in TRAINED]
         first = self._fitted(forms, max(1, round(epochs * FIRST_SHARE)))
         survivors = sorted(first, key=lambda trial: -trial.score)[:SURVIVORS]
-        full = self._fitted(CLOSED, 1) + self._fitted([trial.settings for trial in survivors], epochs)
+        closed = self._fitted(CLOSED, 1)
+        full = closed + self._fitted([self._beside_linear(trial.settings, closed) for trial in survivors], epochs)
         if not full:
             return Choice(survivors[0].settings if survivors else {}, tuple(self.trials))
-        best = self._beside_linear(max(full, key=lambda trial: trial.score))
-        best = self._refined(self._longer(best))
+        best = self._refined(self._longer(max(full, key=lambda trial: trial.score)))
         longer = {"epochs": best.epochs} if not self._is_closed(best) and best.epochs != epochs else {}
         return Choice({**best.settings, **longer}, tuple(self.trials))
 
@@ -167,18 +167,14 @@ class Chooser:
                     best = trial if trial.score > best.score * (1 + GAIN) else best
         return best
 
-    def _beside_linear(self, best: Trial) -> Trial:
-        """The best autoencoder with the best closed form beside it, if that is better than the best."""
-        trained = [trial for trial in self.trials if trial.settings.get("collaborative") == "autoencoder"]
-        closed = [trial for trial in self.trials if self._is_closed(trial)]
-        if not trained or not closed or self.config.ranking != "softmax":
-            return best
-        own = max(trained, key=lambda trial: (trial.epochs, trial.score)).settings
+    def _beside_linear(self, settings: Settings, closed: Sequence[Trial]) -> dict[str, Any]:
+        """An autoencoder's settings with the best closed form beside it; those of another form as they are."""
+        form = settings.get("collaborative", self.config.collaborative)
+        if form != "autoencoder" or not closed or self.config.ranking != "softmax" or "embedding_size" in self.pinned:
+            return dict(settings)
         penalty = max(closed, key=lambda trial: trial.score).settings.get("linear_penalty", self.config.linear_penalty)
-        size = own.get("embedding_size", self.config.embedding_size) + LINEAR_SIZE
-        beside = {"embedding_size": size, "linear_size": LINEAR_SIZE, "linear_penalty": penalty}
-        both = self._fitted([{**own, **beside}], self.trainer.epochs)
-        return max([best, *both], key=lambda trial: trial.score)
+        size = settings.get("embedding_size", self.config.embedding_size) + LINEAR_SIZE
+        return {**settings, "embedding_size": size, "linear_size": LINEAR_SIZE, "linear_penalty": penalty}
 
     def _longer(self, best: Trial) -> Trial:
         """The same for twice the epochs, and again, for as long as that is better."""
@@ -215,7 +211,7 @@ class Chooser:
         config, trainer = with_settings(self.config, self.trainer, {**settings, "epochs": epochs})
         task = DGMRecTask(self.data, config, trainer)
         outcomes = [(dict(settings), train(task, trainer).best)]
-        if config.linear_size:
+        if config.linear_size:  # the weight is free: one training tells of all of them
             outcomes = []
             for weight in LINEAR_WEIGHTS:
                 task.weigh_linear(weight)
