@@ -120,6 +120,11 @@ class ColdStartSettings(BaseModel):
     cold_popularity: float = Field(0.5, ge=0, le=2, description="p of that kernel")
     popularity_slope: float = Field(1.25, ge=0, description="by what predicted differences in popularity are widened")
     popularity_offset: float = Field(0.6, ge=0, description="how much more popular a new item counts than predicted")
+    catalogue_offset: float | None = Field(
+        None,
+        description="likewise of cold items of the training catalogue, in standard deviations of the warm ones' "
+        "popularity; null: the former, as far as there are more than chance would leave",
+    )
     feature_shrinkage: float = Field(
         2.0, ge=0, description="weight of a warm item's generated features beside its observed ones"
     )

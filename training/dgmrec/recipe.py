@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -125,7 +125,10 @@ def serving_model(task: DGMRecTask, users: Vocabulary, items: Vocabulary) -> DGM
     model, fallback = task.module, task.propagated_features(task.content.evidence)
     out, prediction = task.final_embeddings()
     tables = serving_tables(model, task.interactions, task.content, out, prediction, task.user_factors, fallback)
-    model.config = model.config.model_copy(update={"fallback_imputer": task.fallback_imputer[0]})
+    offset = model.config.popularity_offset * model.cold_start.unit  # of this model's own axis
+    model.config = model.config.model_copy(
+        update={"fallback_imputer": task.fallback_imputer[0], "popularity_offset": offset}
+    )
     return DGMRecServing(model.cpu(), tables, users, items)
 
 
@@ -153,6 +156,17 @@ def chosen_settings(
     for line in choice.table if choice.trials else ():
         terminal.say(line)
     return choice
+
+
+def with_chosen_offset(trained: TrainedDGMRec, pinned: frozenset[str], terminal: Terminal) -> TrainedDGMRec:
+    """The same with the cold items of the catalogue placed where validation has them (`choose_catalogue_offset`)."""
+    if pinned & {"catalogue_offset", "popularity_offset"}:
+        return trained
+    offset = trained.task.choose_catalogue_offset()
+    if offset is None:
+        return trained
+    terminal.say(f"chosen: catalogue_offset={offset}")
+    return replace(trained, metrics=trained.metrics | trained.task.test())
 
 
 def refit(
@@ -215,6 +229,9 @@ class DGMRecRecipe:
         trained = train_dgmrec(
             dataset, opened.content, *configs, parts=parts, checkpoint=checkpoints.model, terminal=terminal
         )
+        if self.budget:
+            trained = with_chosen_offset(trained, self.pinned, terminal)
+            configs = (trained.task.config, configs[1])
         if self.on_all:
             shown = ", ".join(f"{name} {trained.metrics[name]:.4f}" for name in self.headline)
             terminal.say(f"held-out fit: test {shown}; now fitted on all feedback")

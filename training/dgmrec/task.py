@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,8 @@ CONTENT_ROWS = 512
 CONTENT_EVERY = 4  # steps: the content losses converge long before the ranking does
 Q_STEPS = 3
 WAYS = 4  # in which a held-out cell is generated: with its evidence, and without parts of it
+CATALOGUE_OFFSETS = (1.0, 0.5, 0.0, -0.5, -1.0)
+OFFSET_TOLERANCE = 0.005  # of the validation metric, for a cold item to stand higher
 TRUST = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -413,6 +415,29 @@ class DGMRecTask:
     def weigh_linear(self, weight: float) -> None:
         """Give the components of the linear form a weight beside the others, as soon as these are trained."""
         self.module.config = self.module.config.model_copy(update={"linear_weight": weight})
+
+    def choose_catalogue_offset(self) -> float | None:
+        """Place the cold items of the catalogue lower (`catalogue_offset`) if the validation part is ranked the better
+        for it, among all items; answers where, None where they stay."""
+        cold = self.interactions.item_degree == 0
+        if self.content is None or not cold.any():
+            return None
+        out, module = self.final_embeddings()[0], self.module
+        start, axis = float(module.cold_start.offset), module.cold_start.popularity_axis
+        own, scores = start / module.cold_start.spread, {}
+        for offset in (own, *(lower for lower in CATALOGUE_OFFSETS if lower < own)):
+            moved = cold[:, None] * (offset * module.cold_start.spread - start) * axis
+            found = self._ranking(replace(out, items=out.items + moved), self.data.parts.valid, self.data.parts.train)
+            scores[offset] = (found["recall@20"] * found["ndcg@20"]) ** 0.5
+        best = max(scores.values())
+        chosen = next(offset for offset, score in scores.items() if score >= best * (1 - OFFSET_TOLERANCE))
+        if chosen == own:
+            return None
+        update = {"catalogue_offset": chosen}
+        self.config = self.config.model_copy(update=update)
+        module.config = module.config.model_copy(update=update)
+        module.cold_start.config = module.cold_start.config.model_copy(update=update)
+        return chosen
 
     def weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none

@@ -21,7 +21,7 @@ from training.baselines.ranking import BASELINES, BaselineData, tune
 from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Trial
-from training.dgmrec.recipe import chosen_settings, split_parts, train_dgmrec
+from training.dgmrec.recipe import chosen_settings, split_parts, train_dgmrec, with_chosen_offset
 from training.dgmrec.task import DGMRecTask
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.evaluate.result import Measured, result_of, run_record, training_record
@@ -302,6 +302,8 @@ def _fit(
     config, trainer = choice.apply(*configs)
     config = config.model_copy(update={"modal": config.modal and bool(prepared.batch.names)})
     trained = train_dgmrec(dataset, prepared.batch, config, trainer, parts=parts, terminal=terminal)
+    if plan.budget:
+        trained = with_chosen_offset(trained, plan.pinned, terminal)
     out, _ = trained.task.final_embeddings()
     users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
     setting = choice.settings if plan.budget else None
