@@ -90,7 +90,9 @@ def test_the_best_goes_on_for_as_long_as_that_helps(monkeypatch: pytest.MonkeyPa
 
 def test_a_closed_form_may_win(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, lambda settings, epochs: 1.0 + (settings.get("linear_penalty") == 1000.0))  # noqa: ARG005
-    assert chooser().choose().settings == {"collaborative": "linear", "linear_penalty": 1000.0}
+    chosen = {"collaborative": "linear", "linear_penalty": 1000.0}
+    assert chooser().choose().settings == {**chosen, "epochs": EPOCHS // 3}
+    assert chooser(pinned=frozenset({"epochs"})).choose().settings == chosen
 
 
 def test_an_interrupted_choice_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,8 +156,12 @@ class Chooser:
         if not full:
             return Choice(survivors[0].settings if survivors else {}, tuple(self.trials))
         best = self._refined(self._longer(max(full, key=lambda trial: trial.score)))
-        longer = {"epochs": best.epochs} if not self._is_closed(best) and best.epochs != epochs else {}
-        return Choice({**best.settings, **longer}, tuple(self.trials))
+        if self._is_closed(best):  # what is left to train is content, and soon too well
+            wanted = max(1, round(epochs * FIRST_SHARE))
+        else:
+            wanted = best.epochs
+        changed = {"epochs": wanted} if wanted != epochs and "epochs" not in self.pinned else {}
+        return Choice({**best.settings, **changed}, tuple(self.trials))
 
     def _refined(self, best: Trial) -> Trial:
         wider = best.settings.get("embedding_size", self.config.embedding_size) + LINEAR_SIZE

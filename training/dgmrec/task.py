@@ -42,7 +42,7 @@ CONTENT_ROWS = 512
 CONTENT_EVERY = 4  # steps: the content losses converge long before the ranking does
 Q_STEPS = 3
 WAYS = 4  # in which a held-out cell is generated: with its evidence, and without parts of it
-CATALOGUE_OFFSETS = (1.0, 0.5, 0.0, -0.5, -1.0)
+CATALOGUE_OFFSETS = (1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
 OFFSET_TOLERANCE = 0.005  # of the validation metric, for a cold item to stand higher
 TRUST = (0.25, 0.5, 0.75, 1.0)
 
