@@ -156,10 +156,8 @@ class Chooser:
         if not full:
             return Choice(survivors[0].settings if survivors else {}, tuple(self.trials))
         best = self._refined(self._longer(max(full, key=lambda trial: trial.score)))
-        if self._is_closed(best):  # what is left to train is content, and soon too well
-            wanted = max(1, round(epochs * FIRST_SHARE))
-        else:
-            wanted = best.epochs
+        # Beside a closed form only content is trained, and soon too well.
+        wanted = max(1, round(epochs * FIRST_SHARE)) if self._is_closed(best) else best.epochs
         changed = {"epochs": wanted} if wanted != epochs and "epochs" not in self.pinned else {}
         return Choice({**best.settings, **changed}, tuple(self.trials))
 
