@@ -6,9 +6,9 @@ above 250 ms, memory that does not grow and stays below 1.5 GiB.
 schemathesis makes requests up from the service's own OpenAPI document, right ones and wrong ones, with another seed in
 each round; names that lead somewhere are put into some of them. Between rounds, shops write what is right and must be
 answered so, and what is stored must be what they were told. The service runs in a process of its own, watched from
-within (`benchmarks/watched.py`). Its memory is its resident size after each round, and its highest. It is flat if the
-median of the last third of the rounds is not above that of the middle third by more than 2 %; the first third fills
-caches.
+within (`benchmarks/watched.py`), and the items of a round are deleted at its end. Its memory is its resident
+size after each round, and its highest. It is flat if the median of the last third of the rounds is not above that of
+the middle third by more than 2 %; the first third fills caches.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -24,10 +25,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import schemathesis
@@ -54,6 +56,7 @@ class Watched:
     pid: int
     log: Path
     stalls: Path
+    operations: int = 0
     resident: list[float] = field(default_factory=list)  # MiB after each round
 
     def memory_mib(self, name: str) -> float:
@@ -97,24 +100,45 @@ def _is_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> bool:
         return False
 
 
-def rounds_of(options: argparse.Namespace, watched: Watched, database_url: str, found: Found) -> int:
-    """Ask, for as long as is wanted; the number of operations."""
+def catalogue(url: str) -> set[str]:
+    """The items that there are."""
+    found: set[str] = set()
+    query: dict[str, Any] = {"limit": 500}
+    while True:
+        page = httpx.get(f"{url}/items", params=query, timeout=60).json()
+        found |= {item["id"] for item in page["items"]}
+        if page["next_cursor"] is None:
+            return found
+        query["cursor"] = page["next_cursor"]
+
+
+def clear(url: str, known: set[str]) -> None:
+    """Delete the items that a round has made, so that the catalogue does not grow with the rounds."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        for item in catalogue(url) - known:
+            client.delete(f"/items/{quote(item, safe='')}").raise_for_status()
+
+
+def rounds_of(options: argparse.Namespace, watched: Watched, database_url: str, found: Found) -> None:
+    """Ask, for as long as is wanted."""
     schema = schemathesis.openapi.from_dict(httpx.get(f"{watched.url}/openapi.json").json())
     operations = [operation.ok() for operation in schema.get_all_operations()]
+    watched.operations = len(operations)
     modalities = httpx.get(f"{watched.url}/models").json()["models"][0]["modalities"]
-    shop = Shop("fuzz", {one["name"]: one["dim"] for one in modalities}, random.Random(options.seed))
+    known, dims = catalogue(watched.url), {one["name"]: one["dim"] for one in modalities}
     started = time.monotonic()
     while not watched.resident or time.monotonic() - started < options.minutes * 60:
-        known = len(found.failures)
+        told = len(found.failures)
         seed = options.seed + len(watched.resident) + 1
         for operation in operations:
             fuzz(operation, watched.url, found, options.examples, seed)
+        shop = Shop(f"fuzz{seed}", dims, random.Random(seed))  # of a round's own, as its items do not outlive it
         found.failures += trade(shop, watched.url, database_url)
-        found.right = dict(shop.acknowledged)
+        found.right += shop.acknowledged
+        clear(watched.url, known)
         watched.resident.append(watched.memory_mib("VmRSS"))
         said = f"{found.statuses.total()} requests, {len(found.failures)} failures, {watched.resident[-1]:.0f} MiB"
-        print(f"round {len(watched.resident)}: {said}", *found.failures[known:], sep="\n", flush=True)
-    return len(operations)
+        print(f"round {len(watched.resident)}: {said}", *found.failures[told:], sep="\n", flush=True)
 
 
 def growth(resident: Sequence[float]) -> float:
@@ -124,21 +148,23 @@ def growth(resident: Sequence[float]) -> float:
     return last / middle - 1
 
 
-def account(options: argparse.Namespace, watched: Watched, found: Found) -> dict[str, Any]:
+def account(options: argparse.Namespace, watched: Watched, found: Found, seconds: float) -> dict[str, Any]:
     """What there is to tell."""
     by_class = Counter[str]()
     for name, count in found.statuses.items():
         by_class[f"{name.rpartition(' ')[2][0]}xx"] += count
     return {
-        "what": f"every endpoint fuzzed for {options.minutes:g} minutes, {options.database}",
+        "what": f"every endpoint fuzzed for {seconds / 60:.0f} minutes, {options.database}",
         "command": " ".join(["python", "-m", "benchmarks.fuzz", *sys.argv[1:]]),
         "machine": {"cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "seconds": round(seconds),
         "rounds": len(watched.resident),
+        "operations": watched.operations,
         "requests": found.statuses.total(),
         "statuses": dict(sorted(by_class.items())),
         "server_errors": by_class["5xx"] - found.not_served,
         "not_served": found.not_served,
-        "right_requests": found.right,
+        "right_requests": dict(found.right),
         "tracebacks_in_the_log": watched.log.read_text().count("Traceback"),
         "failures": len(found.failures),
         "first_failures": found.failures[:KEPT],
@@ -173,15 +199,16 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     found, started = Found(), time.monotonic()
     with (
         tempfile.TemporaryDirectory() as folder,
         database(options.database, Path(folder)) as (url, _),
         service(options.bundle, Path(folder), url) as watched,
     ):
-        operations = rounds_of(options, watched, url, found)
-        result = account(options, watched, found)
-    result |= {"seconds": round(time.monotonic() - started), "operations": operations}
+        with suppress(KeyboardInterrupt):  # what was found by then is told
+            rounds_of(options, watched, url, found)
+        result = account(options, watched, found, time.monotonic() - started)
     wrong = faults(result)
     print(
         json.dumps({name: value for name, value in result.items() if name not in ("answers", "resident_mib")}, indent=1)

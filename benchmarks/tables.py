@@ -426,6 +426,54 @@ def _service(pattern: str, key: str = "what") -> list[ServiceResult]:
     return [ServiceResult(file.name, file.stem, content) for file, content in found if key in content]
 
 
+def imports() -> str:
+    """Lists before an export and after imports."""
+    found = _load("service/convergence-import.json")["mean"]
+    lines = [
+        f"| {found['users']:.0f} users' lists of 20 beside the seeded service's | items first, then feedback | mixed |",
+        "|---|---|---|",
+    ]
+    rows = (
+        ("items of 20 shared, mean", "shared_of_20", ".2f"),
+        ("least", "least_shared", ".0f"),
+        ("largest difference of a score", "largest_score_gap", ".1e"),
+        (f"never-touched items in a list (seeded: {found['never_touched_in_20[seeded]']:.2f})", "never_touched_in_20",
+         ".2f"),
+        ("items that `check` finds to differ", "differing", ".0f"),
+    )  # fmt: skip
+    for label, name, form in rows:
+        lines.append(f"| {label} | {found[f'{name}[items-first]']:{form}} | {found[f'{name}[mixed]']:{form}} |")
+    return "\n".join(lines)
+
+
+def load() -> str:
+    """What it costs that derived state follows, by size."""
+    files = sorted(RESULTS.glob("service/convergence-load-*.json"), key=lambda file: int(file.stem.rpartition("-")[2]))
+    found = [json.loads(file.read_text("utf-8"))["mean"] for file in files]
+    if not found:
+        return ""
+    lines = [
+        "| " + " | ".join(["", *(f"{size['items']:,.0f} items" for size in found)]) + " |",
+        "|---" * (len(found) + 1) + "|",
+    ]
+    for label, name, form in (
+        ("background work, share of the time", "background_share", ".1%"),
+        ("processor of the service, all work, share of a core", "processor_share", ".1%"),
+        ("time until nothing was pending after a write, p50", "spread_p50_seconds", ".2f"),
+        ("p99", "spread_p99_seconds", ".2f"),
+        ("an event, p50 / ms", "event_p50_ms", ".1f"),
+        ("a new item, p50 / ms", "create_p50_ms", ".1f"),
+        ("a replaced item, p50 / ms", "replace_p50_ms", ".1f"),
+        ("a start from what is stored / s", "start_seconds", ".1f"),
+        ("a start from a snapshot / s", "start_from_snapshot_seconds", ".1f"),
+        ("a start that derives everything / s", "start_without_derived_seconds", ".1f"),
+        ("memory / MiB", "memory_mb", ",.0f"),
+        ("items that `check` finds to differ", "differing", ".0f"),
+    ):
+        lines.append("| " + " | ".join([label, *(f"{size[name]:{form}}" for size in found)]) + " |")
+    return "\n".join(lines)
+
+
 def replicas() -> str:
     """The composition with two replicas, driven from outside."""
     found = _load("service/compose.json")
@@ -477,6 +525,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "linear": lambda: service.linear(_service("faults/linear-*.json")).markdown(),
     "replicas": replicas,
     "abuse": abuse,
+    "imports": imports,
+    "load": load,
     "soak": lambda: service.soak(_service("faults/soak.json")).markdown(),
     "fuzz": lambda: service.fuzz(_service("faults/fuzz.json")).markdown(),
     "staleness": lambda: service.staleness(_service("faults/staleness-*.json")).markdown(),

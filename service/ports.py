@@ -145,8 +145,9 @@ Claim = Literal["mine", "busy", "other"] | Answer  # other: the key was used for
 class Change:
     """An entry of the change log. `position` grows with every committed write, in the order of the commits.
 
-    Under an item's id: `item`, `item-generated`, `item-deleted`, and `item-feedback` where its users changed. Under a
-    user's id: `feedback`, `feedback-deleted`, `user-deleted`. Under no id: `rebuild`, all that is derived is made anew.
+    Under an item's id: `item`, `item-generated`, and `item-feedback` where its users changed; under its row, for its id
+    is erased, `item-deleted`. Under a user's id: `feedback`, `feedback-deleted`; under a digest of it (see
+    `Store.erased_users`) `user-deleted`. Under no id: `rebuild`, all that is derived is made anew.
     """
 
     position: int
@@ -296,6 +297,9 @@ class Store(Protocol):
         """Erase all that is stored of a user; False where there was nothing. The user's items are enqueued for
         regeneration."""
 
+    async def erased_users(self, digests: Collection[str], users: Collection[str]) -> list[str]:
+        """Those of some users whom `user-deleted` entries of the change log, under these digests, are about."""
+
     async def changes(self, since: int, *, limit: int = 1000) -> list[Change]:
         """Entries of the change log after a position, in order.
 
@@ -352,6 +356,9 @@ class VectorIndex(Protocol):
     def search(self, queries: Array, k: int, allowed: Mask | None = None) -> tuple[Keys, Array]:
         """Keys `[q, k]` and inner products `[q, k]`, best first, ties by smaller key; short rows padded with -1 and
         -inf. `allowed[key]` False (or beyond the array's end) keeps a key out."""
+
+    def products(self, queries: Array, vectors: Array) -> Array:
+        """Inner products `[q, n]` of queries `[q, dim]` and vectors `[n, dim]`, to the bit as `search` answers them."""
 
     def __len__(self) -> int: ...
 

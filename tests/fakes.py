@@ -37,6 +37,10 @@ class BruteForceIndex:
                 keys[row, column], scores[row, column] = key, -score
         return keys, scores
 
+    def products(self, queries: NDArray[np.float32], vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        products = [[float(vector @ query) for vector in vectors] for query in queries]
+        return np.array(products, np.float32).reshape(len(queries), len(vectors))
+
     def __len__(self) -> int:
         return len(self._vectors)
 

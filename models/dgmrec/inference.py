@@ -271,7 +271,9 @@ def confidence(tower: Tower, facts: Numbers) -> Numbers:
 
 def across(rows: Numbers, axis: Numbers) -> Numbers:
     """What of the rows `[..., d]` lies across the axis of popularity `[d]`."""
-    return rows - (rows @ axis)[..., None] * axis
+    # Not a product of matrices, which rounds a row another way among other rows.
+    along = rows @ axis if isinstance(rows, Tensor) else (rows * axis).sum(axis=-1)
+    return rows - along[..., None] * axis
 
 
 def content_row(features: Mapping[str, Numbers]) -> Numbers:

@@ -294,7 +294,7 @@ class DGMRecServing:
         """
         weights = inference.kernel_weight(self.config, cosines, degree)
         weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-12))
-        mean = np.einsum("bk,bkd->bd", weights, neighbours)
+        mean = (weights[:, None].astype(np.float32) @ neighbours)[:, 0]
         return np.asarray(
             content + self.config.cold_kernel_weight * inference.across(mean, self._axis), dtype=np.float32
         )

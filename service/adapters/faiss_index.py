@@ -184,6 +184,14 @@ class FaissIndex:
             keys, scores = np.concatenate([keys, more[0]], axis=1), np.concatenate([scores, more[1]], axis=1)
         return _best(keys, scores, k)
 
+    def products(self, queries: Array, vectors: Array) -> Array:
+        """Inner products `[q, n]` of queries `[q, dim]` and vectors `[n, dim]`, to the bit as `search` answers them."""
+        queries, vectors = self._checked(queries), self._checked(vectors)
+        places, scores = _kernel(vectors, queries, len(vectors), None)
+        products = np.empty_like(scores)
+        np.put_along_axis(products, places, scores, axis=1)
+        return products
+
     def __len__(self) -> int:
         return len(self._state)
 

@@ -35,6 +35,10 @@ class MemoryLimiter:
         self._counts[name] = self._counts.get(name, 0) + 1
         return _wait(self._counts[name], self._per_minute, now)
 
+    def __len__(self) -> int:
+        """How many names are counted just now."""
+        return len(self._counts)
+
     async def close(self) -> None:
         self._counts.clear()
 

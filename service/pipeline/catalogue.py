@@ -66,7 +66,7 @@ class Shape:
     def vectors(self) -> dict[str, tuple[int, ...]]:
         """Shape of each part that depends on other items: see `service.pipeline.vectors`."""
         count, d = len(self.ranks), self.size
-        parts = {"parts": (self.layers, count, 2 * d), "near.reach": (count,)}
+        parts = {"parts": (self.layers, count, 2 * d), "near.reach": (count,), "degree": ()}
         return parts | dict.fromkeys(("modal", "own", "content", "base", "final", "message"), (d,))
 
     def layer_fields(self) -> dict[str, tuple[int, ...]]:
@@ -76,7 +76,7 @@ class Shape:
         lists = {"near": (count, self.neighbours), "near.reach": (count,)}
         parts = {f"parts.{layer}": (count, 2 * d) for layer in range(self.layers)}
         vectors = dict.fromkeys(("content", "base", "modal", "own", "final", "message"), (d,))
-        return {**lists, **parts, **vectors, "warm": ()}
+        return {**lists, **parts, **vectors, "degree": (), "warm": ()}
 
     @property
     def length(self) -> int:

@@ -7,6 +7,7 @@ what a derivation from nothing gives. Items that are pending, or are being writt
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,10 @@ from service.pipeline.catalogue import FINAL, Catalogue, Derived
 from service.pipeline.complete import Computed, Content, complete, with_users
 from service.pipeline.engine import Engine
 
+log = logging.getLogger(__name__)
+
 CHUNK = 64
+SWEPT = 16  # items that a sweep looks at at once
 TOLERANCE = 1e-4  # largest difference, in shares of the largest number of a field
 NAMED = 100  # differing items that an answer names
 ATTEMPTS, PAUSE_S = 3, 0.5  # at an item that differs, for it may just have been written
@@ -74,6 +78,21 @@ async def rebuild(engine: Engine) -> int:
     await follow.catch_up(engine)
     regenerate.look_up(engine)
     return count
+
+
+async def sweep(engine: Engine, after: int) -> int:
+    """Check the next few items, by key, and have those that differ derived anew; the last key, or -1 after the last
+    item. A safety net: nothing is known to make an item differ."""
+    catalogue = engine.memory.catalogue
+    keys = sorted(key for key in list(catalogue.entries) if key > after)[:SWEPT]
+    differing = await _differences(engine, catalogue.ids(keys))
+    if differing:
+        ids = [difference.id for difference in differing]
+        log.warning("%d items were not as they are derived and are derived anew: %s", len(ids), ", ".join(ids))
+        await engine.store.finish_changes((), ids)
+        await engine.runtime.compute(vectors.distrust, engine.active.dgmrec, catalogue, catalogue.keys(ids).tolist())
+        regenerate.enqueue(engine, ids)
+    return keys[-1] if len(keys) == SWEPT else -1
 
 
 async def _differences(engine: Engine, ids: Sequence[str]) -> list[Difference]:

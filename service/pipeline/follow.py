@@ -25,8 +25,8 @@ ITEMS = 100  # held locked and read at once
 REACH_S, RETRY_S = 2.0, 0.05  # longest wait for a position of the log, and between two looks for it
 LOG = "/log"  # name of a lock, which no item's id can be
 
-_ITEM = frozenset({"item", "item-generated", "item-deleted"})
-_USER = frozenset({"feedback", "feedback-deleted", "user-deleted"})
+_ITEM = frozenset({"item", "item-generated"})
+_USER = frozenset({"feedback", "feedback-deleted"})
 
 
 async def start(engine: Engine) -> None:
@@ -102,17 +102,31 @@ def _stamp(entry: Change) -> str:
 async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
     foreign = [entry for entry in entries if entry.position not in engine.runtime.followed.applied]
     items = {entry.key: entry.position for entry in foreign if entry.kind in _ITEM}
+    deleted = _deleted(engine, foreign)
+    items |= {item: at for item, at in deleted.items() if item not in items}
     for portion in _portions(items):
         await refresh(engine, portion, items)
-    deleted = {entry.key for entry in foreign if entry.kind == "item-deleted"}
     if deleted:
         await _forget_deleted(engine, deleted)
     engine.memory.forget_users({entry.key for entry in foreign if entry.kind in _USER})
+    erased = {entry.key for entry in foreign if entry.kind == "user-deleted"}
+    if erased:
+        engine.memory.forget_users(await engine.store.erased_users(erased, engine.memory.known_users()))
     engine.memory.forget_items({entry.key for entry in foreign if entry.kind == "item-feedback"})
     if any(entry.kind == "rebuild" for entry in foreign):
         await engine.runtime.compute(vectors.distrust, engine.active.dgmrec, engine.memory.catalogue)
     await _count(engine, {entry.key for entry in entries if entry.kind == "item-feedback"})
     engine.runtime.timer.observe_lag([time.time() - entry.at.timestamp() for entry in foreign])
+
+
+def _deleted(engine: Engine, entries: Sequence[Change]) -> dict[str, int]:
+    """Deleted items that are in memory, with the positions of their deletions."""
+    known = engine.memory.catalogue.entries
+    return {
+        known[int(entry.key)].id: entry.position
+        for entry in entries
+        if entry.kind == "item-deleted" and int(entry.key) in known
+    }
 
 
 def _portions(items: Iterable[str]) -> Iterator[list[str]]:

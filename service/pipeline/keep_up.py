@@ -7,7 +7,7 @@ import time
 from datetime import UTC, datetime
 
 from service.domain import LacunaError
-from service.pipeline import regenerate
+from service.pipeline import check, regenerate
 from service.pipeline.engine import Engine
 from service.pipeline.follow import catch_up
 from service.pipeline.runtime import Followed
@@ -20,10 +20,12 @@ TRIM_S = 600.0
 
 async def keep_up(engine: Engine, interval_s: float, log_s: float) -> None:
     """Keep up with the change log until cancelled: every `interval_s`, and whenever another worker notifies of changes.
-    Now and then, take over what others have left undone, and trim entries of the log older than `log_s`."""
+    Now and then, take over what others have left undone, check a few items, and trim entries of the log older than
+    `log_s`."""
     runtime = engine.runtime
     seen: dict[str | int, int] = {}
     swept = trimmed = time.monotonic()
+    checked = -1
     while True:
         await runtime.notifier.wait(interval_s)
         try:
@@ -33,6 +35,8 @@ async def keep_up(engine: Engine, interval_s: float, log_s: float) -> None:
             if now - swept > SWEEP_S:
                 swept = now
                 seen = await regenerate.adopt_abandoned(engine, seen)
+                if not regenerate.is_waiting(engine):
+                    checked = await check.sweep(engine, checked)
             if now - trimmed > TRIM_S:
                 trimmed = now
                 await engine.store.trim_changes(datetime.fromtimestamp(runtime.clock() - log_s, UTC))

@@ -19,6 +19,11 @@ class Memory:
     histories: Histories
     profiles: Profiles | None = None
 
+    def known_users(self) -> set[str]:
+        """Users of whom anything is in memory."""
+        users = {user for user, _ in self.histories.cached()} | self.histories.loading.keys()
+        return users if self.profiles is None else users | self.profiles.users()
+
     def forget_users(self, users: Iterable[str]) -> None:
         """Drop histories and rating profiles of users, after a write that changes them."""
         users = list(users)

@@ -57,6 +57,10 @@ class Profiles:
         for key in keys:
             self._cached.pop((side, key), None)
 
+    def users(self) -> set[str]:
+        """Users whose profiles are cached."""
+        return {key for side, key in list(self._cached) if side == "user"}
+
     def erase(self, item: str) -> None:
         """Drop the content of a deleted item."""
         self._contents.pop(item, None)

@@ -33,7 +33,7 @@ ADOPTED = 10_000  # of the items that other workers have left pending, taken ove
 CHANGES = 64  # changes of features that are looked at at once
 AT_ONCE = 64  # items completed at once
 SLICE_S = 0.02  # longest time of the writer's thread in one go, as far as the steps allow
-SHARE, BUSY_S = 0.25, 1.0  # of the time, for so long after a request that needed the writer's thread
+SHARE, BUSY_S = 0.5, 1.0  # of the time, for so long after a request that needed the writer's thread
 QUEUE = "/parts"  # name of a lock, which no item's id can be
 
 
@@ -130,8 +130,7 @@ async def _spread(engine: Engine) -> bool:
     changes = changes[:CHANGES]
     await _reach(engine, changes[-1].position)
     reached = await runtime.compute(dependents.find, engine.active.dgmrec, engine.memory.catalogue, changes)
-    replaced = [change.item for change in changes if change.before]
-    later = await engine.store.later_items(replaced) if replaced else []
+    later = await engine.store.later_items([change.item for change in changes])
     items = dict.fromkeys([*(entry.id for entry in reached), *later])
     queued = await engine.store.finish_changes([change.position for change in changes], items)
     for change in changes:

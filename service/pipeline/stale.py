@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from models.arrays import Mask
 from service.ports import Keys
 
 ARRIVED, DEPARTED = "arrived", "departed"  # items of which an observed feature is new, or a former one is gone
@@ -26,13 +27,18 @@ class Stale:
         return sum(map(len, waiting))
 
     def add(self, layer: str, keys: Keys | Iterable[int]) -> None:
-        """Note items under a layer, or under WARMED or COOLED."""
+        """Note items under a layer or what else is said of them, such as WARMED or COOLED."""
         values = keys.tolist() if isinstance(keys, np.ndarray) else keys
         self._items[layer].update(dict.fromkeys(values))
 
     def take(self, layer: str, count: int) -> Keys:
         """Take the first items `[<= count]` from under a layer."""
         return _take(self._items[layer], count)
+
+    def holds(self, layer: str, keys: Keys) -> Mask:
+        """Which of some items `[n]` are under a layer."""
+        items = self._items[layer]
+        return np.array([key in items for key in keys.tolist()], dtype=np.bool_)
 
     def add_feature(self, change: str, modality: str, key: int) -> None:
         """Note that an item's observed feature has ARRIVED, or a former one has DEPARTED."""

@@ -8,7 +8,7 @@ what a later one made.
 2. `parts`: general and specific parts (eq. 1-3), gated by the preference that training found, and for a later item by
    the mean of those of its nearest trained items.
 3. Propagation over the item graph (eq. 5, with the graph that refinement, eq. 16, converges to), and `modal` (eq. 17).
-4. `own`: what an item's users and its content make of it (eq. 18); nothing for a cold item.
+4. `own`: what an item's users and its content make of it (eq. 18), and `degree`, of how many; nothing for a cold item.
 5. `kernel`: the warm items nearest to a later item by each modality.
 6. `final` and `message`: for a trained item shrunk towards what training predicted; for a later one what its content
    and layer 4 of its kernel neighbours lead to expect, giving way to its own vector.
@@ -35,7 +35,9 @@ from service.ports import Keys
 
 CHUNK = 256  # items derived at once
 BLOCK = 16  # rows of every matrix product
-FEW = 64  # items renewed at once, so that a write never waits long for the thread
+READERS = 4096  # changed items whose readers are looked for at once
+FEW, SEARCHES = 256, 32  # items renewed at once, so that a write never waits long for the thread, and looked up at once
+LAST = np.iinfo(np.int64).max  # sorts behind every key
 TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rather than missed
 
 
@@ -78,27 +80,64 @@ def renew(model: DGMRecServing, catalogue: Catalogue) -> bool:
     """Compute again the first layer of a few of the items that are stale; False where none are left."""
     stale = catalogue.stale
     for change in (DEPARTED, ARRIVED):
-        if changed := stale.take_features(change, FEW):
+        if changed := stale.take_features(change, SEARCHES):
             for name, keys in changed.items():
                 _note_features(catalogue, name, keys, departed=change == DEPARTED)
             return True
-    for layer in layers(model):
-        if layer == KERNEL:
-            for change in (COOLED, WARMED):
-                if len(keys := stale.take(change, FEW)):
-                    _note_warmth(catalogue, keys, cooled=change == COOLED)
-                    return True
-        if len(keys := stale.take(layer, FEW)):
-            keys = np.array([key for key in keys.tolist() if key in catalogue.entries], dtype=np.int64)
-            _note(catalogue, layer, _compute(layer, model, catalogue, keys))
-            return True
+    return any(_renew_layer(layer, model, catalogue) for layer in layers(model))
+
+
+def _renew_layer(layer: str, model: DGMRecServing, catalogue: Catalogue) -> bool:
+    """As `renew`, one layer, first noting who reads what has changed."""
+    stale = catalogue.stale
+    if layer in (NEAR, KERNEL):
+        for change in (COOLED, WARMED) if layer == KERNEL else ():
+            if len(keys := stale.take(change, SEARCHES)):
+                _note_warmth(catalogue, keys, cooled=change == COOLED)
+                return True
+        for name in model.names:
+            if len(keys := stale.take(_by(layer, name), SEARCHES)):
+                _note(catalogue, layer, _compute(layer, model, catalogue, _present(catalogue, keys), [name]))
+                return True
+        return False
+    below = _read_by(layer)
+    if below is not None and len(keys := stale.take(_readers_of(below), READERS)):
+        readers = catalogue.expected_from(keys) if layer == FINAL else catalogue.near_to(keys)
+        stale.add(layer, readers)
+        return True
+    if len(keys := stale.take(layer, FEW)):
+        _note(catalogue, layer, _compute(layer, model, catalogue, _present(catalogue, keys)))
+        return True
     return False
 
 
-def distrust(model: DGMRecServing, catalogue: Catalogue) -> None:
-    """Note that every layer of every item has to be computed again."""
+def _present(catalogue: Catalogue, keys: Keys) -> Keys:
+    return np.array([key for key in keys.tolist() if key in catalogue.entries], dtype=np.int64)
+
+
+def _by(layer: str, name: str) -> str:
+    """The name, among what is stale, of a layer of neighbours by one modality."""
+    return f"{layer} by {name}"
+
+
+def _readers_of(layer: str) -> str:
+    """The name, among what is stale, of those that read a layer of some items."""
+    return f"readers of {layer}"
+
+
+def _read_by(layer: str) -> str | None:
+    """The layer of other items that a layer reads, as far as that is not noted at once."""
+    if layer.startswith("propagated."):
+        number = int(layer.rpartition(".")[2])
+        return PARTS if number == 1 else propagated(number - 1)
+    return OWN if layer == FINAL else None
+
+
+def distrust(model: DGMRecServing, catalogue: Catalogue, keys: Sequence[int] | None = None) -> None:
+    """Note that every layer of these items, or of all, has to be computed again."""
     for layer in layers(model):
-        catalogue.stale.add(layer, list(catalogue.entries))
+        for name in (_by(layer, name) for name in model.names) if layer in (NEAR, KERNEL) else (layer,):
+            catalogue.stale.add(name, list(catalogue.entries) if keys is None else keys)
 
 
 # --- the layers and who reads them -----------------------------------------------------------------------------------
@@ -122,21 +161,23 @@ def compute(
     """One layer of some items `[n]`, by field `[n, ...]`; nothing is written. Of neighbours, those by the modalities
     `names` are looked up, all by default, and the others are as they were.
 
-    It has the same bits whichever items are computed together: a matrix product may round a row another way in another
-    number of rows, so that it is always of BLOCK rows.
+    It has the same bits whichever items are computed together: what an index answers, and what is computed row by row,
+    does not depend on the other rows. A matrix product may round a row another way in another number of rows, so that
+    it is always of BLOCK rows.
     """
-    if layer in (NEAR, KERNEL):  # what an index answers does not depend on what else is asked
+    if layer in (NEAR, KERNEL):
         search = _near if layer == NEAR else _kernel
         return search(catalogue, keys, model.names if names is None else names)
+    if layer not in (CONTENT, PARTS):
+        if layer.startswith("propagated."):
+            return _propagated(model, catalogue, keys, int(layer.rpartition(".")[2]))
+        return (_own if layer == OWN else _final)(model, catalogue, keys)
+    make = _content if layer == CONTENT else _parts
     blocks = []
     for start in range(0, len(keys), BLOCK):
         block = keys[start : start + BLOCK]
-        whole = np.resize(block, BLOCK)
-        if layer.startswith("propagated."):
-            fields = _propagated(model, catalogue, whole, int(layer.rpartition(".")[2]))
-        else:
-            fields = _LAYERS[layer](model, catalogue, whole)
-        blocks.append({name: values[: len(block)] for name, values in fields.items()})
+        made = make(model, catalogue, np.resize(block, BLOCK))
+        blocks.append({name: values[: len(block)] for name, values in made.items()})
     return {name: np.concatenate([fields[name] for fields in blocks]) for name in blocks[0]}
 
 
@@ -152,8 +193,8 @@ def _compute(
 
 
 def _note(catalogue: Catalogue, layer: str, changed: Keys) -> None:
-    """Note what has to be computed again because a layer of these items has changed: their own later layers, and those
-    of the items that read it."""
+    """Note what has to be computed again because a layer of these items has changed: their own later layers, and, once
+    their time comes, those of the items that read it."""
     following = {NEAR: (PARTS, propagated(1)), PARTS: (propagated(1),), OWN: (FINAL,), KERNEL: (FINAL,)}
     if layer.startswith("propagated."):
         number = int(layer.rpartition(".")[2])
@@ -164,38 +205,32 @@ def _note(catalogue: Catalogue, layer: str, changed: Keys) -> None:
 
 
 def _note_readers(catalogue: Catalogue, layer: str, changed: Keys) -> None:
-    """Note which other items read this layer of these, in which it has changed."""
-    if not len(changed):
-        return
-    if layer == OWN:
-        catalogue.stale.add(FINAL, catalogue.expected_from(changed))
-    elif layer == PARTS or layer.startswith("propagated."):
-        number = 0 if layer == PARTS else int(layer.rpartition(".")[2])
-        if number < catalogue.shape.layers:
-            catalogue.stale.add(propagated(number + 1), catalogue.near_to(changed))
+    """Note that the readers of a layer of these items, if it has any, are to be looked for."""
+    if layer in (PARTS, OWN, *(propagated(number) for number in range(1, catalogue.shape.layers))):
+        catalogue.stale.add(_readers_of(layer), changed)
 
 
 def _note_features(catalogue: Catalogue, name: str, keys: Keys, *, departed: bool) -> None:
     """Note whose neighbours by a modality these items are no more, or may be from now on."""
     column = catalogue.names.index(name)
     if departed:
-        catalogue.stale.add(NEAR, catalogue.near_to(keys, column))
-        catalogue.stale.add(KERNEL, catalogue.expected_from(keys, column))
+        catalogue.stale.add(_by(NEAR, name), catalogue.near_to(keys, column))
+        catalogue.stale.add(_by(KERNEL, name), catalogue.expected_from(keys, column))
         return
     near, kernel = _within_reach(catalogue, name, keys)
-    catalogue.stale.add(NEAR, near)
-    catalogue.stale.add(KERNEL, kernel)
+    catalogue.stale.add(_by(NEAR, name), near)
+    _insert(catalogue, name, kernel, keys[catalogue.warm[keys]])
 
 
 def _note_warmth(catalogue: Catalogue, keys: Keys, *, cooled: bool) -> None:
     """Note whose vectors these items no longer help to expect, or may help from now on."""
     for column, name in enumerate(catalogue.names):
         if cooled:
-            catalogue.stale.add(KERNEL, catalogue.expected_from(keys, column))
+            catalogue.stale.add(_by(KERNEL, name), catalogue.expected_from(keys, column))
             continue
-        having = keys[catalogue.observed[keys, column]]
+        having = keys[catalogue.observed[keys, column] & catalogue.warm[keys]]  # still
         if len(having):
-            catalogue.stale.add(KERNEL, _within_reach(catalogue, name, having)[1])
+            _insert(catalogue, name, _within_reach(catalogue, name, having)[1], having)
 
 
 def _within_reach(catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Keys]:
@@ -215,6 +250,28 @@ def _within_reach(catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Ke
     later = (owners >= 0) & (catalogue.trained[owners] < 0)
     kernel = (products[:, warm].max(axis=1) >= kernel_reach - slack) & later
     return owners[near], owners[kernel]
+
+
+def _insert(catalogue: Catalogue, name: str, keys: Keys, new: Keys) -> None:
+    """Give new warm items `[c]` their places among the kernel neighbours by a modality of items `[n]`, as looking these
+    up again would."""
+    keys = keys[~catalogue.stale.holds(_by(KERNEL, name), keys)]  # those will be
+    if not len(keys) or not len(new):
+        return
+    column = catalogue.names.index(name)
+    near, cosines, reach = (catalogue.read_layer(keys, field) for field in KERNEL_FIELDS)
+    features = catalogue.rows.get(f"feature.{name}", keys)
+    others = _directions(catalogue.rows.get(f"feature.{name}", new))
+    products = catalogue.indexes[name].products(_directions(features), others)
+    known = (new[None, :, None] == near[:, None, column]).any(axis=2) | (new == keys[:, None])
+    all_keys = np.concatenate([near[:, column], np.where(known, -1, new)], axis=1)
+    all_cosines = np.concatenate([cosines[:, column], np.where(known, np.float32(-np.inf), products)], axis=1)
+    order = np.lexsort((np.where(all_keys < 0, LAST, all_keys), -all_cosines), axis=-1)[:, : near.shape[2]]
+    near[:, column] = np.take_along_axis(all_keys, order, axis=1)
+    cosines[:, column] = np.take_along_axis(all_cosines, order, axis=1)
+    reach[:, column] = _reach(features, cosines[:, column])
+    changed = catalogue.write_layer(keys, dict(zip(KERNEL_FIELDS, (near, cosines, reach), strict=True)))
+    _note(catalogue, KERNEL, changed)
 
 
 # --- computing -------------------------------------------------------------------------------------------------------
@@ -320,7 +377,8 @@ def _own(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, ND
     folded = model.combine(catalogue.rows.get("folded", keys), modal)
     own = _trained_or(trained, model.trained_vectors(trained, modal), folded)
     warm = (trained >= 0) | (users > 0)
-    return {"own": np.where(warm[:, None], own, np.float32(0)), "warm": warm}
+    degree = np.where(trained >= 0, model.tables["item_degree"][trained], users)
+    return {"own": np.where(warm[:, None], own, np.float32(0)), "degree": degree, "warm": warm}
 
 
 def _kernel(catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -352,15 +410,10 @@ def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
         return np.zeros((len(keys), model.size), dtype=np.float32)
     near = catalogue.kernel.get("keys", keys).reshape(len(keys), -1).astype(np.int64)
     cosines = catalogue.kernel_cosines.get("cosines", keys).reshape(len(keys), -1)
-    rows = catalogue.trained[near]
-    degree = np.where(rows >= 0, model.tables["item_degree"][rows], catalogue.rows.get("users", near))
-    degree = np.where(near >= 0, degree, 0)
-    return model.expected_vectors(catalogue.rows.get("content", keys), catalogue.rows.get("own", near), cosines, degree)
+    own, degree = catalogue.rows.get("own", near), catalogue.rows.get("degree", near)
+    return model.expected_vectors(catalogue.rows.get("content", keys), own, cosines, degree)
 
 
 def _directions(features: Array) -> Array:
     length = np.linalg.norm(features, axis=1, keepdims=True)
     return np.asarray(features / np.maximum(length, 1e-6), dtype=np.float32)
-
-
-_LAYERS = {CONTENT: _content, PARTS: _parts, OWN: _own, FINAL: _final}

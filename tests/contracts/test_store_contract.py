@@ -450,14 +450,19 @@ async def test_user_is_erased(store: SqlStore) -> None:
     assert not (await store.delete_user("u1")).value
     assert not (await store.delete_user("nobody")).value
     assert await store.get_user("u1") is None
-    assert await kinds(store) == [
+    log = await kinds(store)
+    ((_, digest),) = [entry for entry in log if entry[0] == "user-deleted"]
+    assert log == [
         ("item", "a"),
         ("item", "u1"),
         ("feedback", "u2"),
         ("item-feedback", "a"),
+        ("user-deleted", digest),
         ("item-feedback", "a"),
-        ("user-deleted", "u1"),
     ]
+    assert "u1" not in digest
+    assert await store.erased_users([digest], ["u2", "u1", "u3"]) == ["u1"]
+    assert await store.erased_users(["another"], ["u1"]) == []
 
 
 # --- change log, errors, meta ------------------------------------------------------------------------------------
@@ -723,7 +728,8 @@ async def test_one_process_at_a_time_is_alone(url: str, store: SqlStore) -> None
 
 async def test_every_write_is_logged_once_in_order(store: SqlStore) -> None:
     start = await store.last_change()
-    await store.write_items([*create(item("a"), item("b"), item("a")), ItemWrite(item("b", version=2), "upsert", 1)])
+    twice = [*create(item("a"), item("b"), item("a")), ItemWrite(item("b", version=2), "upsert", 1)]
+    written = await store.write_items(twice)
     await store.write_items(create(item("a")))
     await store.add_feedback([event("u1"), event("u2"), event("u1", minute=1)])
     await store.add_feedback([event("u1")])
@@ -734,7 +740,7 @@ async def test_every_write_is_logged_once_in_order(store: SqlStore) -> None:
         ("feedback", "u1"),
         ("feedback", "u2"),
         ("item-feedback", "a"),
-        ("item-deleted", "b"),
+        ("item-deleted", str(written.value.rows["b"])),
     ]
     positions = [change.position for change in log]
     assert positions == sorted(set(positions))

@@ -122,9 +122,9 @@ def cluster() -> Iterator[Postgres]:
 def run(cluster: Postgres) -> None:
     environment = os.environ | {
         "POSTGRES_PASSWORD": PASSWORD,
-        "PGHOST": str(cluster._folder),
+        "PGHOST": str(cluster.folder),
         "PGPORT": str(cluster.port),
-        "PATH": f"{cluster._programs}:{os.environ['PATH']}",
+        "PATH": f"{cluster.programs}:{os.environ['PATH']}",
     }
     subprocess.run(["sh", SCRIPT], env=environment, check=True)
 

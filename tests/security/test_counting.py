@@ -126,7 +126,7 @@ async def test_names_without_end_take_no_memory_without_end() -> None:
     limiter = MemoryLimiter(2, clock=lambda: NOON)
     for number in range(MOST_NAMES + 1000):
         await limiter.take(f"address:{number}")
-    assert len(limiter._counts) == MOST_NAMES + 1
+    assert len(limiter) == MOST_NAMES + 1
     assert await limiter.take("address:new")  # those that came last share a count
     assert not await limiter.take("address:1")
 

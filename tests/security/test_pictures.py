@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -250,12 +251,13 @@ def test_a_large_webp_that_is_broken_is_refused() -> None:
         decode_image(told, max_pixels=LIMIT)
 
 
-def test_a_process_that_dies_or_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_dies_or_hangs_is_no_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     data = plain("WEBP", "RGBA", (2000, 2000), lossless=True, method=0)
-    with monkeypatch.context() as moved:
-        moved.setattr(decoding, "__file__", "/nowhere")
-        with pytest.raises(ImageError, match="cannot be decoded"):
-            decode_image(data, max_pixels=LIMIT)
+    monkeypatch.setattr(decoding, "__file__", "/nowhere")
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        decode_image(data, max_pixels=LIMIT)
+    (tmp_path / "hanging").write_text("import time\ntime.sleep(60)")
+    monkeypatch.setattr(decoding, "__file__", str(tmp_path / "hanging"))
     monkeypatch.setattr(decoding, "APART_SECONDS", 0.01)
     with pytest.raises(ImageError, match="longer than"):
         decode_image(data, max_pixels=LIMIT)

@@ -71,7 +71,7 @@ class Found:
     statuses: Counter[str] = field(default_factory=Counter)
     not_served: int = 0
     failures: list[str] = field(default_factory=list)
-    right: dict[str, int] = field(default_factory=dict)  # requests that were, by kind
+    right: Counter[str] = field(default_factory=Counter)  # requests that were, by kind
 
     def note(self, case: schemathesis.Case, url: str) -> None:
         """Send a request and note what became of it."""

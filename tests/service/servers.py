@@ -64,35 +64,35 @@ class Postgres:
         programs += sorted(Path("/usr/lib/postgresql").glob("*/bin"))
         if not programs:
             raise UnavailableError("PostgreSQL's programs are not installed")
-        self._programs = programs[-1]
+        self.programs = programs[-1]
         self._user = _postgres_user() if os.getuid() == 0 else None
-        self._folder = Path(tempfile.mkdtemp(prefix="lacuna-postgres-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="lacuna-postgres-"))
         if self._user is not None:
-            shutil.chown(self._folder, self._user)
+            shutil.chown(self.folder, self._user)
         self.port = free_port()
         self.url = f"postgresql+asyncpg://postgres@127.0.0.1:{self.port}/postgres"
-        self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", "--pgdata", self._folder / "data")
+        self._run("initdb", "--no-sync", "--auth=trust", "--username=postgres", "--pgdata", self.folder / "data")
         self.start()
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = f"-p {self.port} -k {self._folder} -c listen_addresses=127.0.0.1 -c max_connections=300"
-        self._run("pg_ctl", "-D", self._folder / "data", "-o", options, "-l", self._folder / "log", "-w", "start")
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c max_connections=300"
+        self._run("pg_ctl", "-D", self.folder / "data", "-o", options, "-l", self.folder / "log", "-w", "start")
 
     def stop(self, mode: str = "immediate") -> None:
         """Stop it: `immediate` is as good as a crash, `fast` ends connections in an orderly way."""
-        self._run("pg_ctl", "-D", self._folder / "data", "-m", mode, "-w", "stop")
+        self._run("pg_ctl", "-D", self.folder / "data", "-m", mode, "-w", "stop")
 
     def admit(self, rule: str) -> None:
         """Let in whom this rule of pg_hba.conf lets in, and nobody else."""
-        (self._folder / "data" / "pg_hba.conf").write_text(f"{rule}\n")
-        self._run("pg_ctl", "-D", self._folder / "data", "reload")
+        (self.folder / "data" / "pg_hba.conf").write_text(f"{rule}\n")
+        self._run("pg_ctl", "-D", self.folder / "data", "reload")
 
     def encrypt(self) -> Path:
         """Offer TLS, with a certificate of its own for localhost; the certificate."""
         if shutil.which("openssl") is None:
             raise UnavailableError("openssl is not installed")
-        data = self._folder / "data"
+        data = self.folder / "data"
         key, certificate = data / "server.key", data / "server.crt"
         names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
         made = ["-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", str(key), "-out", str(certificate)]
@@ -104,14 +104,14 @@ class Postgres:
 
     def close(self) -> None:
         """Stop it where it runs, and remove all of it."""
-        if (self._folder / "data" / "postmaster.pid").exists():
+        if (self.folder / "data" / "postmaster.pid").exists():
             self.stop()
-        shutil.rmtree(self._folder)
+        shutil.rmtree(self.folder)
 
     def _run(self, program: str | Path, *arguments: str | Path) -> None:
-        command = [self._programs / program, *arguments]
+        command = [self.programs / program, *arguments]
         done = subprocess.run(
-            command, user=self._user, cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
+            command, user=self._user, cwd=self.folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False
         )
         assert done.returncode == 0, done.stderr.decode()
 

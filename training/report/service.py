@@ -128,8 +128,8 @@ def fuzz(results: Sequence[ServiceResult]) -> Table:
         statuses = ", ".join(f"{count} {name}" for name, count in content["statuses"].items())
         run = f"{content['seconds'] / 60:.0f} minutes, {content['operations']} operations"
         rows.append((run, content["requests"], statuses, content["server_errors"], content["failures"],
-                     content["tracebacks_in_the_log"], f"{content['own_stall_ms']:.0f} ms", f"{content['peak_mib']:.0f} MiB",
-                     f"{content['growth']:+.1%}"))  # fmt: skip
+                     content["tracebacks_in_the_log"], f"{content['own_stall_ms']:.0f} ms",
+                     f"{content['peak_mib']:.0f} MiB", f"{content['growth']:+.1%}"))  # fmt: skip
     return Table.plain("Made-up requests", header, rows)
 
 

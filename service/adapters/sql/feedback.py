@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
+import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -26,6 +29,7 @@ from service.adapters.sql.changes import log
 from service.adapters.sql.cursors import decode_cursor, decode_number, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
+from service.adapters.sql.meta import get_setting, set_setting
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
 from service.adapters.sql.regeneration import enqueue, later_rows
 from service.adapters.sql.tables import changes, feedback, items, review_vectors
@@ -33,6 +37,7 @@ from service.domain import Event, InvalidInputError, Page, User
 from service.ports import Committed, EventResult, Keep
 
 CURSOR = "feedback"
+SECRET = "erasure secret"  # the setting that digests of erased ids are made with
 USER_KINDS = ("feedback", "feedback-deleted", "user-deleted")
 YEAR_ONE = datetime.min.replace(tzinfo=UTC)
 EVENT_COLUMNS = (
@@ -191,7 +196,8 @@ class FeedbackQueries(Queries):
 
     @writes
     def delete_user(self, connection: Connection, user: str) -> Committed[bool]:
-        """Erase all that is stored of a user, but for one `user-deleted` entry, by which other workers forget too."""
+        """Erase all that is stored of a user, but for one `user-deleted` entry with a digest of the id, by which other
+        workers forget too."""
         touched = _items_of(connection, [feedback.c.user_id == user])
         events = connection.execute(delete(feedback).where(feedback.c.user_id == user)).rowcount
         entries = connection.execute(
@@ -199,9 +205,29 @@ class FeedbackQueries(Queries):
         ).rowcount
         if not (events or entries):
             return Committed(False)
-        positions = log(connection, user_deleted=[user], item_feedback=touched)
+        positions = log(connection, user_deleted=[digest_of(_secret(connection), user)], item_feedback=touched)
         enqueue(connection, touched.values(), positions.stop - 1)
         return Committed(events > 0, positions)
+
+    @reads
+    def erased_users(self, connection: Connection, digests: Collection[str], users: Collection[str]) -> list[str]:
+        """Those of some users whom `user-deleted` entries of the change log are about."""
+        secret = bytes.fromhex(get_setting(connection, SECRET) or "")
+        return [user for user in users if digest_of(secret, user) in digests]
+
+
+def digest_of(secret: bytes, user: str) -> str:
+    """What stands for an erased user: an HMAC-SHA256 of the id, which without the secret cannot be tried for."""
+    return hmac.new(secret, user.encode(), hashlib.sha256).hexdigest()
+
+
+def _secret(connection: Connection) -> bytes:
+    """The secret of this database, made when it is first needed."""
+    secret = get_setting(connection, SECRET)
+    if secret is None:
+        secret = secrets.token_hex(32)
+        set_setting(connection, SECRET, secret)
+    return bytes.fromhex(secret)
 
 
 def _correct(connection: Connection, values: Mapping[Key, Mapping[str, Any]]) -> list[Key]:

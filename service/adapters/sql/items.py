@@ -127,7 +127,8 @@ class ItemQueries(Queries):
 
     @writes
     def delete_item(self, connection: Connection, item_id: str, before: bytes = b"") -> Committed[bool]:
-        """Erase an item and all that hangs on it, but for one `item-deleted` entry, by which other workers forget."""
+        """Erase an item and all that hangs on it, but for one `item-deleted` entry with its row, by which other workers
+        forget."""
         rows = item_rows(connection, [item_id])
         if not rows:
             return Committed(False)
@@ -137,7 +138,7 @@ class ItemQueries(Queries):
         _drop_unreferenced(connection, held)
         connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
         connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
-        positions = log(connection, item_deleted=[item_id])
+        positions = log(connection, item_deleted=[str(rows[item_id])])
         enqueue(connection, [row for row in later if row != rows[item_id]], positions.start)
         if before:
             note_changes(connection, {positions.start: (item_id, before)})

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.pipeline import vectors
+from service.pipeline import check, vectors
 from service.pipeline.catalogue import KERNEL_FIELDS
 from tests.service.running import Running, fresh_id, settings_for
 
@@ -239,6 +239,22 @@ def test_a_check_names_what_differs_and_a_rebuild_mends_it(one: Running) -> None
     one.wait_until_idle()
     np.testing.assert_allclose(catalogue.final(key), final, atol=1e-6)  # completed with others at once
     assert one.post("/admin/check", None)["differing"] == 0
+
+
+def test_a_sweep_finds_what_differs_in_the_end(one: Running, caplog: pytest.LogCaptureFixture) -> None:
+    catalogue = one.engine.memory.catalogue
+    one.wait_until_idle()
+    key = np.array([catalogue.key("demo-0007")])
+    own = catalogue.read_layer(key, "own")
+    catalogue.rows.put_all("own", key, -own)
+    after, rounds = -1, 0
+    while after != -1 or not rounds:
+        after, rounds = one.run(check.sweep(one.engine, after)), rounds + 1
+    assert rounds > 1
+    assert "were not as they are derived and are derived anew" in caplog.text  # and so were those that read it
+    assert "demo-0007" in caplog.text
+    one.wait_until_idle()
+    np.testing.assert_array_equal(catalogue.read_layer(key, "own"), own)
 
 
 def test_what_a_killed_worker_left_is_taken_up(one: Running) -> None:

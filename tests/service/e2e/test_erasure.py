@@ -42,9 +42,7 @@ def test_a_user_is_erased_everywhere(anywhere: Running) -> None:
     anywhere.ask("DELETE", f"/users/{user}", status=204)
     anywhere.wait_until_idle()
     left = traces(anywhere, "xk-erased", text)
-    assert set(left) == {"changes"}
-    assert [row for row in left["changes"] if "user-deleted" not in row] == []
-    assert len(left["changes"]) == 1
+    assert left == {}  # the log has a digest of the id
     assert "users" not in anywhere.get(f"/items/{item}")["modalities"]["image"]["basis"]
     anywhere.get(f"/users/{user}", status=404)
     anywhere.get(f"/recommend/{user}", status=404, strict=True)
@@ -66,9 +64,7 @@ def test_an_item_is_erased_everywhere(alone: Running, tmp_path: Any) -> None:
     alone.ask("DELETE", f"/items/{item}", status=204)
     alone.wait_until_idle()
     left = traces(alone, "zq-erased", text)
-    assert set(left) == {"changes"}
-    assert len(left["changes"]) == 1
-    assert "item-deleted" in left["changes"][0]
+    assert left == {}  # the log has the item's row
     assert alone.run(alone.engine.store.get_media(media)) is None
     alone.post("/admin/snapshot", None)
     assert b"zq-erased" not in (tmp_path / NAME).read_bytes()

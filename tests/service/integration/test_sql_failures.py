@@ -64,6 +64,7 @@ EVERY_METHOD: dict[str, Call] = {
     "enqueue_all": lambda store: store.enqueue_all(),
     "feature_changes": lambda store: store.feature_changes(),
     "finish_changes": lambda store: store.finish_changes([1], ["a"]),
+    "erased_users": lambda store: store.erased_users(["x"], ["u"]),
     "later_items": lambda store: store.later_items(["a"]),
     "dequeue": lambda store: store.dequeue({"a": 1}, Seen(1)),
     "claim": lambda store: store.claim("k", "f", lease_s=1),

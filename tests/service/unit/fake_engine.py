@@ -358,6 +358,7 @@ async def stats(engine: FakeEngine) -> dict[str, Any]:
         "items": len(engine.items),
         "modalities": {"text": {"observed": len(engine.items), "generated": 0, "absent": 0}},
         "indexes": {"items": {"base": len(engine.items), "delta": 0, "tombstones": 0}},
+        "pending": {"items": 0, "changes": 0, "oldest_seconds": 0.0, "vectors": 0},
     }
 
 

@@ -49,7 +49,7 @@ def derived(row: int, sides: ItemSides) -> Derived:
 def test_sides_are_packed_and_come_back_to_the_bit(catalogue: Catalogue) -> None:
     features, present = contents(ITEMS)
     one = derived(7, RERANKER.sides(features, present, [f"i{row}" for row in range(ITEMS)]))
-    again = Derived.unpack(one.pack(), SHAPE)
+    again = Derived.unpack(one.pack(SHAPE), SHAPE)
     assert again is not None
     assert again.sides.keys() == RERANKER.shapes.keys()
     for name, side in one.sides.items():

@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from models.arrays import Mask
 from models.dgmrec.serving import DGMRecServing
 from models.evidence import ImputationEvidence
 from models.feedback import Interaction
@@ -73,7 +74,7 @@ def catalogue(*rows: tuple[Entry, Whole]) -> Catalogue:
 def put(made: Catalogue, *rows: tuple[Entry, Whole]) -> None:
     """Put items, with these vectors instead of computed ones."""
 
-    def write(keys: Keys) -> None:
+    def write(keys: Keys, _moved: Mask) -> None:
         made.write_layer(keys, {name: np.stack([row.vectors[name] for _, row in rows]) for name in rows[0][1].vectors})
 
     made.put([(entry, row.derived) for entry, row in rows], write)
@@ -320,10 +321,10 @@ def test_an_id_leads_to_a_row_only_once_the_row_is_complete() -> None:
 
 def test_packed_state_comes_back_to_the_bit() -> None:
     one = whole(7).derived
-    packed = one.pack()
+    packed = one.pack(SHAPE)
     again = Derived.unpack(packed, SHAPE)
     assert again is not None
-    assert again.pack() == packed
+    assert again.pack(SHAPE) == packed
     for name, value in one.fields().items():
         np.testing.assert_array_equal(again.fields()[name], value)
     for wrong in (b"", packed[:-1], packed[:-4], packed + b"\0\0\0\0"):
