@@ -115,6 +115,42 @@ def validation_only() -> str:
     return "\n".join(lines)
 
 
+STRANGER_SETS = {"ml-100k": "ML-100K", "ml-1m": "ML-1M", "lfm2k": "Last.fm-2K", "tiktok": "TikTok"} | {
+    "musical-instruments": "Musical Instruments"
+}
+SIMPLE = ("popularity", "item-knn", "ease", "graph-filter")
+
+
+def stranger() -> str:
+    """The plain command on every dataset and split, beside the simple models."""
+    rows = []
+    for dataset, label in STRANGER_SETS.items():
+        for suffix, split in (("", "random"), ("-time", "by time")):
+            found = {name: _found(f"stranger/{dataset}/{name}{suffix}.json") for name in (*SIMPLE, "dgmrec")}
+            if not all(found.values()):
+                continue
+            cells = [_pair(found[name], "") for name in found]
+            gains = [
+                found["dgmrec"]["mean"][metric] / max(found[name]["mean"][metric] for name in SIMPLE) - 1
+                for metric in ("recall@20", "ndcg@20")
+            ]
+            minutes = found["dgmrec"]["runs"][0]["seconds"] / 60
+            rows.append([label, split, *cells, " / ".join(f"{gain:+.0%}" for gain in gains), f"{minutes:.0f}"])
+    header = ["Recall@20 / NDCG@20", "split", *SIMPLE, "Lacuna", "against the best of these", "minutes"]
+    return _table(header, rows)
+
+
+def stranger_choices() -> str:
+    """What the validation part chose."""
+    rows = []
+    for dataset, label in STRANGER_SETS.items():
+        for suffix, split in (("", "random"), ("-time", "by time")):
+            for run in (_found(f"stranger/{dataset}/dgmrec{suffix}.json") or {"runs": []})["runs"]:
+                words = ", ".join(f"`{name}={value}`" for name, value in run["setting"].items()) or "the defaults"
+                rows.append([label, split, words, str(len(run["trials"]))])
+    return _table(["chosen", "split", "settings", "trials"], rows)
+
+
 def retrieval() -> str:
     """Imputed against true features, by modality and by how many modalities the item lacks."""
     lines = [
@@ -468,6 +504,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "top-n": top_n,
     "imputation": imputation,
     "ranking": ranking,
+    "stranger": stranger,
+    "stranger-choices": stranger_choices,
     "new-items": new_items,
     "validation_only": validation_only,
     "retrieval": retrieval,

@@ -89,6 +89,10 @@ class ModelEntry(_Part):
     config: dict[str, Any]
     metrics: dict[str, float]
     file: str
+    refitted: bool = Field(
+        False,
+        description="the metrics are of a fit without the held-out feedback, the weights of the same fit on all of it",
+    )
 
 
 class Manifest(_Part):

@@ -21,6 +21,7 @@ from training.datasets.base import Dataset
 from training.features import catalogue_pictures, encode_dataset
 from training.masking import mask_cells, mask_levels
 from training.progress import Terminal
+from training.splits import SplitName
 
 WEIGHTS = "image_encoder.safetensors"
 MOBILENET = "torchvision:mobilenet_v2"
@@ -42,6 +43,7 @@ class DataOptions:
         image_weights: a local file with the weights of the torchvision network.
         cache: where features of fixed encoders are kept between runs.
         min_rating: ratings below it show no interest (None: all do); AUTO for what the dataset says.
+        split: how interactions are divided; AUTO for the dataset's published split, or a random one.
         levels: withhold so that equal shares of the items lack 0, 1, ..., M modalities, instead of `missing`.
     """
 
@@ -54,6 +56,7 @@ class DataOptions:
     seed: int = 0
     levels: bool = False
     min_rating: MinRating = AUTO
+    split: SplitName = SplitName.AUTO
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.arrays import Rows
-from training.datasets.base import TEST, TRAIN, VALID
+from models.arrays import Double, Rows
+from models.feedback import deciding_events
+from training.datasets.base import TEST, TRAIN, VALID, Dataset
 
 FEWEST = 3  # a user with fewer interactions has nothing to spare
+
+
+class SplitName(StrEnum):
+    """How interactions are divided into training, validation and test."""
+
+    AUTO = "auto"
+    RANDOM = "random"
+    TIME = "time"
+
 
 Pairs = Rows
 Split = NDArray[np.uint8]
@@ -47,19 +58,36 @@ def random_split(pairs: Pairs, rng: np.random.Generator, *, valid: float = 0.1, 
     Returns:
         TRAIN, VALID or TEST of each pair, `[n]`.
     """
-    place, count = _random_places(pairs[:, 0], rng)
-    n_test = _at_least_one(count, test)
-    n_valid = _at_least_one(count, valid)
-    split = np.full(len(pairs), TRAIN, dtype=np.uint8)
-    split[place < n_test + n_valid] = VALID
-    split[place < n_test] = TEST
-    split[count < FEWEST] = TRAIN
-    return split
+    return _split_by_place(*_places(pairs[:, 0], None, rng), valid, test)
+
+
+def time_split(
+    pairs: Pairs, times: Double, rng: np.random.Generator, *, valid: float = 0.1, test: float = 0.2
+) -> Split:
+    """Split each user's interactions by time: the last are the test part, those before them the validation part.
+
+    Args:
+        times: of the pairs `[n]`; what has none (nan) counts as the oldest. Ties are in random order.
+        valid, test: shares, as for `random_split`.
+    """
+    place, count = _places(pairs[:, 0], np.nan_to_num(-times, nan=np.inf), rng)
+    return _split_by_place(place, count, valid, test)
+
+
+def pair_times(dataset: Dataset) -> Double:
+    """When each of the dataset's pairs came about `[n]`, in epoch seconds: the time of the event that decides it; nan
+    where it has none."""
+    events, n_items = dataset.interactions, len(dataset.items)
+    keys = events.user * n_items + events.item
+    newest = deciding_events(keys, events.type, events.timestamp)  # in the order of the keys
+    user, item = dataset.pairs().T
+    times: Double = events.timestamp[newest][np.searchsorted(keys[newest], user * n_items + item)]
+    return times
 
 
 def leave_one_out(pairs: Pairs, rng: np.random.Generator) -> Split:
     """One random interaction of each user for test, another for validation; otherwise as `random_split`."""
-    place, count = _random_places(pairs[:, 0], rng)
+    place, count = _places(pairs[:, 0], None, rng)
     split = np.full(len(pairs), TRAIN, dtype=np.uint8)
     split[place == 1] = VALID
     split[place == 0] = TEST
@@ -92,9 +120,22 @@ def validation_parts(whole: Parts, held: Parts) -> Parts:
     return Parts(held.train, held.valid, np.concatenate([whole.train[~np.isin(keys, left)], held.valid])).evaluable()
 
 
-def _random_places(users: Rows, rng: np.random.Generator) -> tuple[Rows, Rows]:
-    """Each interaction's place in a random order of its user's interactions, and how many that user has."""
-    order = np.lexsort((rng.random(len(users)), users))
+def _split_by_place(place: Rows, count: Rows, valid: float, test: float) -> Split:
+    """The first places for test, those after them for validation."""
+    n_test = _at_least_one(count, test)
+    n_valid = _at_least_one(count, valid)
+    split = np.full(len(place), TRAIN, dtype=np.uint8)
+    split[place < n_test + n_valid] = VALID
+    split[place < n_test] = TEST
+    split[count < FEWEST] = TRAIN
+    return split
+
+
+def _places(users: Rows, by: Double | None, rng: np.random.Generator) -> tuple[Rows, Rows]:
+    """Each interaction's place among its user's interactions, in random order or by a number `[n]`, smallest first, and
+    how many that user has."""
+    chance = rng.random(len(users))
+    order = np.lexsort((chance, users) if by is None else (chance, by, users))
     _, start, inverse, count = np.unique(users[order], return_index=True, return_inverse=True, return_counts=True)
     place = np.empty(len(users), dtype=np.int64)
     place[order] = np.arange(len(users)) - start[inverse]

@@ -36,6 +36,7 @@ from models.dgmrec import inference
 from models.dgmrec.config import DGMRecConfig
 from models.graph import Graph, nearest, rescaled, weighted_graph
 
+USUAL_SPREAD = 0.4  # of warm items along the axis of popularity in LightGCN's form, which `popularity_offset` is for
 SURE_DEGREE = 10.0  # users at which an item's vector is known half as surely as it can be
 
 
@@ -56,6 +57,7 @@ class ColdStart(nn.Module):
         self.register_buffer("slopes", torch.zeros(sum(ranks.values()), d))
         self.register_buffer("intercept", torch.zeros(d))
         self.register_buffer("offset", torch.zeros(()))  # of cold items of the training catalogue, along the axis
+        self.spread = USUAL_SPREAD  # of the warm items along the axis, see `unit`
         self.register_buffer("pseudo_count", torch.zeros(()))  # as many users as an item's content counts for
 
     @torch.no_grad()
@@ -169,15 +171,24 @@ class ColdStart(nn.Module):
                 prediction[held] = self._across(content[held] @ slopes + intercept)
         return prediction
 
+    @property
+    def unit(self) -> float:
+        """What a `popularity_offset` of 1 is along the axis: other forms than LightGCN's have other lengths."""
+        return 1.0 if self.config.collaborative == "lightgcn" else self.spread / USUAL_SPREAD
+
     def _fit_offset(self, popularity: Tensor, degree: Tensor) -> None:
         """Fit how much more or less popular cold items of the training catalogue are than their content predicts, from
         items' places on the axis of popularity `[n]`: new ones, and those that are just ignored, as items that one user
         has met are."""
+        self.spread = float(popularity[degree > 0].std(correction=0))
+        if self.config.catalogue_offset is not None:
+            self.offset.fill_(self.config.catalogue_offset * self.spread)
+            return
         once = popularity[degree == 1]
         mean = popularity[degree > 0].mean()
         ignored = (once.mean() - mean).clamp_max(0) if len(once) else popularity.new_zeros(())
         new = share_of_new(degree)
-        self.offset.copy_(new * self.config.popularity_offset + (1 - new) * ignored)
+        self.offset.copy_(new * self.config.popularity_offset * self.unit + (1 - new) * ignored)
 
 
 def share_of_new(degree: Tensor) -> float:

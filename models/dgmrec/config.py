@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from models.renamed import OldNames
 
@@ -31,9 +31,25 @@ class GraphSettings(BaseModel):
     """Embeddings, the user-item graph, and the item graphs (eq. 2, 4-6, 16, 18)."""
 
     embedding_size: int = Field(64, ge=2, description="d, of embeddings and parts")
+    collaborative: Literal["lightgcn", "autoencoder", "linear"] = Field(
+        "lightgcn",
+        description="form of the collaborative part: LightGCN's embeddings, or of each item a message to its users and "
+        "a target for them, trained or in closed form",
+    )
+    history_dropout: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="share of the histories hidden at a step of training; LightGCN's form reads them whole",
+    )
+    linear_penalty: float = Field(300.0, gt=0, description="l of EASE, which the linear form is cut from")
+    linear_size: int = Field(
+        0, ge=0, description="so many of the d components of the autoencoder's form hold the linear one beside it"
+    )
+    linear_weight: float = Field(1.0, ge=0, description="of the cosine of these beside that of the others")
     layers: int = Field(2, ge=1, description="LightGCN layers over the user-item graph (eq. 18)")
     initialisation: Literal["spectral", "random"] = Field(
-        "spectral", description="of the ID embeddings: leading singular vectors of the interactions, or noise"
+        "spectral", description="of the embeddings: leading singular vectors of the interactions, or noise"
     )
     neighbours: int = Field(10, ge=1, description="k of the item graphs (eq. 4)")
     item_layers: int = Field(1, ge=1, description="L, layers over each modality's item graph (eq. 5)")
@@ -44,7 +60,7 @@ class GraphSettings(BaseModel):
 class GeneratorSettings(BaseModel):
     """Parts, what fills unobserved cells, and the generator (eq. 1, 3, 12-15, 17)."""
 
-    modal: bool = Field(True, description="False leaves LightGCN alone, without any modality")
+    modal: bool = Field(True, description="False leaves the collaborative part alone, without any modality")
     modal_weight: float = Field(0.1, gt=0, description="of each modality's parts in eq. 17, before it is learned")
     activation: Literal["tanh", "sigmoid"] = Field("tanh", description="of the parts (eq. 1)")
     gate: Literal["sigmoid", "tanh", "none"] = Field("sigmoid", description="how preference gates parts (eq. 3)")
@@ -104,6 +120,11 @@ class ColdStartSettings(BaseModel):
     cold_popularity: float = Field(0.5, ge=0, le=2, description="p of that kernel")
     popularity_slope: float = Field(1.25, ge=0, description="by what predicted differences in popularity are widened")
     popularity_offset: float = Field(0.6, ge=0, description="how much more popular a new item counts than predicted")
+    catalogue_offset: float | None = Field(
+        None,
+        description="likewise of cold items of the training catalogue, in standard deviations of the warm ones' "
+        "popularity; null: the former, as far as there are more than chance would leave",
+    )
     feature_shrinkage: float = Field(
         2.0, ge=0, description="weight of a warm item's generated features beside its observed ones"
     )
@@ -115,3 +136,11 @@ class DGMRecConfig(ColdStartSettings, RankingSettings, LossSettings, GeneratorSe
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _linear_beside_the_autoencoder(self) -> Self:
+        if self.linear_size and (self.collaborative != "autoencoder" or self.ranking != "softmax"):
+            raise ValueError("linear_size is for collaborative=autoencoder with ranking=softmax")
+        if self.linear_size == 1 or self.linear_size > self.embedding_size - 2:
+            raise ValueError("linear_size leaves 2 of the d components to the others, and takes 2 itself")
+        return self

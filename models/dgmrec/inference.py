@@ -152,9 +152,16 @@ def fuse(parts: Numbers, weight: Numbers) -> Numbers:
 
 
 def combine(config: DGMRecConfig, collaborative: Numbers, modal: Numbers) -> Numbers:
-    """e of eq. 18 `[..., d]`: the sum of both parts, at unit length where cosines are the scores."""
+    """e of eq. 18 `[..., d]`: the sum of both parts, at unit length where cosines are the scores. Components of the
+    linear form (`linear_size`) take no part in the sum: their cosine stands beside that of the others."""
     total = collaborative + modal
-    return linalg.unit(total) if config.ranking == "softmax" else total
+    if config.ranking != "softmax":
+        return total
+    if not config.linear_size:
+        return linalg.unit(total)
+    joint = linalg.unit(total[..., : -config.linear_size])
+    linear = linalg.unit(collaborative[..., -config.linear_size :]) * config.linear_weight**0.5
+    return library(total).concatenate([joint, linear], axis=-1) / (1 + config.linear_weight) ** 0.5
 
 
 # --- generation (eq. 12-15) ------------------------------------------------------------------------------------------

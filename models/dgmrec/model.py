@@ -32,7 +32,6 @@ service computes with as well. Where the paper leaves a gap:
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -41,11 +40,13 @@ import torch
 from torch import Tensor, nn
 
 from models import losses
-from models.dgmrec import inference
+from models.dgmrec import collaborative, inference
 from models.dgmrec.cold_start import ColdStart
+from models.dgmrec.collaborative import Collaborative, Histories
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.generator import Generation, ModalityTower
 from models.dgmrec.inference import Towers
+from models.dgmrec.linear import messages_and_targets
 from models.evidence import Evidence
 from models.graph import Graph, InteractionGraphs, propagate, spectral_embedding
 from models.modality import ModalBatch, ModalitySpec
@@ -81,16 +82,16 @@ class Embeddings:
 
     users: Tensor  # [U, d], e_u of eq. 18
     items: Tensor  # [n, d], e_i of eq. 18
-    user_id: Tensor  # [U, d], LightGCN's
-    item_id: Tensor  # [n, d], LightGCN's
+    user_id: Tensor  # [U, d], the collaborative part
+    item_id: Tensor  # [n, d], likewise
     user_modal: Tensor  # [U, d]
     item_modal: Tensor  # [n, d]
     parts: Tensor  # [M, n, 2d], before propagation
     preference: Tensor  # [M, n, d], p_i^m of items
     cold: Tensor  # bool [n], items without interactions
-    user_degree: Tensor  # [U], number of training interactions
+    histories: Histories  # what the users are made of
     user_residual: Tensor  # [U, d] and
-    item_message: Tensor  # [n, d], see `fold_in_tables`
+    item_message: Tensor  # [n, d], see `Collaborative`
 
 
 @dataclass(frozen=True)
@@ -112,16 +113,18 @@ class DGMRec(nn.Module):
         self.names = tuple(spec.name for spec in specs)
         if not self.names and config.modal:
             raise ValueError("DGMRec needs at least one modality (or modal=False)")
-        d, count = config.embedding_size, len(specs)
+        d = config.embedding_size
         self.ranks = ranks = {spec.name: min(spec.dim, config.rank) for spec in specs}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.users = nn.Embedding(n_users, d)
+            # The one thing that is propagated beside the items: users, or what items add to them.
+            name, count = ("users", n_users) if config.collaborative == "lightgcn" else ("messages", n_items)
+            self.add_module(name, nn.Embedding(count, d))
             self.items = nn.Embedding(n_items, d)
-            nn.init.normal_(self.users.weight, std=INITIAL_SIZE)
-            nn.init.normal_(self.items.weight, std=INITIAL_SIZE)
+            for embedding in self._embeddings:
+                nn.init.normal_(embedding.weight, std=INITIAL_SIZE)
             self.towers = nn.ModuleDict({spec.name: ModalityTower(spec, config, ranks, n_items) for spec in specs})
-            self.weight = nn.Parameter(torch.full((count,), config.modal_weight).log())
+            self.weight = nn.Parameter(torch.full((len(specs),), config.modal_weight).log())
             self.general = nn.Linear(d, d)  # F, shared by all modalities
         self.cold_start = ColdStart(config, ranks)
 
@@ -159,55 +162,74 @@ class DGMRec(nn.Module):
             for column, (name, own) in enumerate(features.items())
         }
 
-    # --- collaborative part (LightGCN, eq. 18) -----------------------------------------------------------------
+    # --- collaborative part (eq. 18) ---------------------------------------------------------------------------
+
+    @property
+    def _embeddings(self) -> tuple[nn.Embedding, nn.Embedding]:
+        """Users or messages, and items."""
+        first = self.get_submodule("users" if self.config.collaborative == "lightgcn" else "messages")
+        assert isinstance(first, nn.Embedding)
+        return first, self.items
 
     @torch.no_grad()
     def initialise(self, interactions: InteractionGraphs) -> None:
-        """Let the embeddings begin as the leading singular vectors of the interactions, if the configuration says so.
+        """Let the embeddings begin as the leading singular vectors of the interactions, if the configuration says so;
+        those of the linear form are set for good.
 
         Where data are dense, training then needs a fraction of the epochs.
         """
-        if self.config.initialisation == "random":
-            return
-        degrees = interactions.user_degree, interactions.item_degree
-        vectors = spectral_embedding(interactions, self.config.embedding_size)
-        for embedding, singular, degree in zip((self.users, self.items), vectors, degrees, strict=True):
-            # A small catalogue has fewer columns, and not all of it hangs together; what is left stays random.
-            given = singular.any(dim=0) & (singular.any(dim=1) | (degree == 0))[:, None]
-            embedding.weight.copy_(torch.where(given, singular * INITIAL_SIZE, embedding.weight))
+        c, (first, items) = self.config, self._embeddings
+        if c.initialisation == "spectral" and c.collaborative != "linear":
+            of_users, of_items = spectral_embedding(interactions, c.embedding_size)
+            given = (of_items, interactions.item_degree)
+            self._begin(first, *((of_users, interactions.user_degree) if c.collaborative == "lightgcn" else given))
+            self._begin(items, *given)
+        linear = c.embedding_size if c.collaborative == "linear" else c.linear_size
+        if linear:
+            matrix = interactions.binary.matrix
+            for embedding, rows in zip(
+                (first, items), messages_and_targets(matrix, c.linear_penalty, linear), strict=True
+            ):
+                embedding.weight[:, -linear:] = torch.from_numpy(rows)
+                embedding.requires_grad_(linear < c.embedding_size)
 
-    def collaborate(self, interactions: InteractionGraphs) -> tuple[Tensor, Tensor]:
-        """LightGCN: the mean over layers of the propagated embeddings. `[U, d]`, `[n, d]`."""
-        return _mean_of_layers(self._propagated(interactions))
+    def _begin(self, embedding: nn.Embedding, singular: Tensor, degree: Tensor) -> None:
+        # A small catalogue has fewer columns, and not all of it hangs together; what is left stays random.
+        given = singular.any(dim=0) & (singular.any(dim=1) | (degree == 0))[:, None]
+        embedding.weight.copy_(torch.where(given, singular * INITIAL_SIZE, embedding.weight))
 
-    def _propagated(self, interactions: InteractionGraphs) -> tuple[list[Tensor], list[Tensor]]:
-        users, items = [self.users.weight], [self.items.weight]
-        for _ in range(self.config.layers):
-            step = interactions.symmetric @ items[-1], interactions.symmetric.transposed @ users[-1]
-            users.append(step[0])
-            items.append(step[1])
-        return users, items
+    def collaborate(self, interactions: InteractionGraphs, histories: Histories | None = None) -> Collaborative:
+        """The collaborative part in the configured form.
+
+        Args:
+            histories: with part of them hidden; LightGCN's form reads them whole.
+        """
+        first, items = (self._without_gradient_of_linear(embedding.weight) for embedding in self._embeddings)
+        if self.config.collaborative == "lightgcn":
+            return collaborative.lightgcn(first, items, interactions, self.config.layers)
+        return collaborative.autoencoder(first, items, histories or Histories.whole(interactions))
+
+    def _without_gradient_of_linear(self, rows: Tensor) -> Tensor:
+        size = self.config.linear_size
+        return torch.cat([rows[:, :-size], rows[:, -size:].detach()], dim=1) if size else rows
 
     @torch.no_grad()
     def fold_in_tables(self, interactions: InteractionGraphs) -> dict[str, Tensor]:
-        """What reproduces LightGCN one node at a time, for histories that grow after training.
+        """What reproduces the collaborative part one node at a time, for histories that grow after training.
 
         e_u = user_residual_u + |H_u|^-1/2 sum_{i in H_u} item_message_i equals `collaborate` on the training
-        histories, and likewise for items with `user_message`.
+        histories; what an item's users add to it in the same way is `user_message`. Without embeddings of users, two
+        maps say what new users and items pass on (`fold_in_maps`).
         """
-        user_layers, item_layers = self._propagated(interactions)
-        return {
-            "user_residual": self._residual(user_layers),
-            "user_message": self._message(user_layers, interactions.user_degree),
-            "item_message": self._message(item_layers, interactions.item_degree),
-        }
-
-    def _residual(self, layers: list[Tensor]) -> Tensor:
-        return layers[0] / len(layers)
-
-    def _message(self, layers: list[Tensor], degree: Tensor) -> Tensor:
-        """What a node passes on to each of its neighbours over all layers, but for their own degree."""
-        return _sum(layers[:-1]) * (degree.clamp_min(1).rsqrt()[:, None] / len(layers))
+        part = self.collaborate(interactions)
+        tables = {"user_residual": part.residual, "item_message": part.messages}
+        if self.config.collaborative == "lightgcn":
+            users, items = (embedding.weight for embedding in self._embeddings)
+            messages = collaborative.lightgcn_user_messages(users, items, interactions, self.config.layers)
+            return tables | {"user_message": messages}
+        target_map, message_map = collaborative.fold_in_maps(part, interactions)
+        maps = {"target_map": target_map, "message_map": message_map}
+        return tables | {"user_message": part.users @ target_map} | maps
 
     # --- modality parts (eq. 1-6, 17) --------------------------------------------------------------------------
 
@@ -278,16 +300,19 @@ class DGMRec(nn.Module):
         total: Tensor = inference.combine(self.config, collaborative, modal)
         return total
 
-    def forward(self, interactions: InteractionGraphs, content: ItemContent | None) -> Embeddings:
+    def forward(
+        self, interactions: InteractionGraphs, content: ItemContent | None, histories: Histories | None = None
+    ) -> Embeddings:
         """All users and items (eq. 1-6, 17-18), as training sees them: `final_embeddings` comes after it.
 
         Args:
             interactions: the training interactions.
             content: of the catalogue; None only with `modal=False`.
+            histories: what users are made of; all of the interactions by default, and always for LightGCN's part.
         """
-        layers = self._propagated(interactions)
-        user_id, item_id = _mean_of_layers(layers)
-        residual, message = self._residual(layers[0]), self._message(layers[1], interactions.item_degree)
+        histories = histories or Histories.whole(interactions)
+        part = self.collaborate(interactions, histories)
+        user_id, item_id = part.users, part.items
         cold = interactions.item_degree == 0
         if content is None:
             none = user_id.new_zeros(0, 0, 0)
@@ -298,7 +323,7 @@ class DGMRec(nn.Module):
             preference = self.item_preference(users, interactions, content.neighbour_graph, cold)  # [M, n, d]
             parts = self.encode(content.features, preference)  # [M, n, 2d]
             item_modal = self._item_modal(content, parts)
-            user_modal = interactions.user_mean @ item_modal
+            user_modal = histories.mean @ item_modal
         return Embeddings(
             users=self.combine(user_id, user_modal),
             items=self.combine(item_id, item_modal),
@@ -309,9 +334,9 @@ class DGMRec(nn.Module):
             parts=parts,
             preference=preference,
             cold=cold,
-            user_degree=interactions.user_degree,
-            user_residual=residual,
-            item_message=message,
+            histories=histories,
+            user_residual=part.residual,
+            item_message=part.messages,
         )
 
     def _item_modal(self, content: ItemContent, parts: Tensor) -> Tensor:
@@ -339,7 +364,7 @@ class DGMRec(nn.Module):
         observed, shrunk = content.evidence.observed, None
         if self.config.feature_shrinkage and base:
             shrunk = self.shrunk_features(content.features, base, observed)
-        users = out.users[out.user_degree > 0]
+        users = out.users[out.histories.degree > 0]
         items, prediction = self.cold_start.fit(users, out.items, content.features, observed, degree, shrunk)
         return replace(out, items=items), prediction
 
@@ -425,8 +450,11 @@ class DGMRec(nn.Module):
         """
         c = self.config
         warm = int((interactions.item_degree > 0).sum())
-        ranking = self._ranking(out, users, positives, negatives, warm, excluded)
-        norms = losses.l2(self.users.weight[users], self.items.weight[positives], self.items.weight[negatives])
+        weights = interactions.user_degree[users].pow(-c.user_power)
+        ranking = self._ranking(out, users, positives, negatives, warm, excluded, weights)
+        first, items = (embedding.weight for embedding in self._embeddings)
+        own = first[users if c.collaborative == "lightgcn" else positives]
+        norms = losses.l2(own, items[positives], items[negatives])
         terms = {"ranking": ranking, "l2": c.l2 * norms}
         if content is None:
             return terms
@@ -439,12 +467,18 @@ class DGMRec(nn.Module):
         return terms
 
     def _ranking(
-        self, out: Embeddings, users: Tensor, positives: Tensor, negatives: Tensor, warm: int, excluded: Tensor | None
+        self,
+        out: Embeddings,
+        users: Tensor,
+        positives: Tensor,
+        negatives: Tensor,
+        warm: int,
+        excluded: Tensor | None,
+        weights: Tensor,
     ) -> Tensor:
-        """BPR (eq. 23), or the softmax over the negatives, which stand for all `warm` items."""
+        """BPR (eq. 23), or the softmax over the negatives, which stand for all `warm` items; pairs weigh `[b]`."""
         c = self.config
         u, i, j = self._without_positive(out, users, positives), out.items[positives], out.items[negatives]
-        weights = out.user_degree[users].pow(-c.user_power)
 
         def softmax(positive: Tensor, negative: Tensor, rows: slice) -> Tensor:
             others = None if excluded is None else excluded[rows]
@@ -463,11 +497,11 @@ class DGMRec(nn.Module):
         """
         if not self.config.leave_positive_out:
             return out.users[users]
-        degree = out.user_degree[users][:, None]
-        others = (degree - 1).clamp_min(1)
+        degree, held = out.histories.degree[users][:, None], out.histories.holds(users, positives)[:, None]
+        others = (degree - held).clamp_min(1)
         own = out.user_residual[users]
-        folded = ((out.user_id[users] - own) * degree.sqrt() - out.item_message[positives]) / others.sqrt()
-        modal = (out.user_modal[users] * degree - out.item_modal[positives]) / others
+        folded = ((out.user_id[users] - own) * degree.sqrt() - held * out.item_message[positives]) / others.sqrt()
+        modal = (out.user_modal[users] * degree - held * out.item_modal[positives]) / others
         return self.combine(own + folded, modal)
 
     def _behaviour(self, out: Embeddings, users: Tensor, items: Tensor) -> Tensor:
@@ -582,13 +616,3 @@ class DGMRec(nn.Module):
                 self.tower(name).mean_general.copy_(
                     out.parts[column][present, : self.config.embedding_size].mean(dim=0)
                 )
-
-
-def _mean_of_layers(layers: tuple[list[Tensor], list[Tensor]]) -> tuple[Tensor, Tensor]:
-    users, items = layers
-    return _sum(users) / len(users), _sum(items) / len(items)
-
-
-def _sum(tensors: Sequence[Tensor]) -> Tensor:
-    """Without stacking them first, which copies each there and back."""
-    return functools.reduce(torch.add, tensors)

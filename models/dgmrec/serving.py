@@ -32,7 +32,7 @@ TABLES = (
     "user_residual",  # [U, d], see DGMRec.fold_in_tables; zero rows for users without training interactions
     "user_message",  # [U, d]
     "item_message",  # [n, d]
-    "item_id",  # [n, d], LightGCN's collaborative part
+    "item_id",  # [n, d], the collaborative part
     "id_length",  # [1], the mean length of the collaborative parts of warm items
     "item_content_prediction",  # [n, d], see ColdStart.fit
     "item_degree",  # [n], number of training interactions
@@ -45,6 +45,7 @@ TABLES = (
     "confidence",  # [n, M], of the generated cells
     "fallback_weight",  # [n, M], see imputers.PropagatedFeatures
 )
+MAPS = ("target_map", "message_map")  # [d, d], of the forms without embeddings of users, see DGMRec.fold_in_tables
 BY_MODALITY = (
     "feature",  # [n, r_m], completed and projected
     "fallback",  # [n, r_m], see imputers.PropagatedFeatures
@@ -136,7 +137,8 @@ class DGMRecServing:
             weights = {key: torch.from_numpy(array) for key, array in _below("model.", arrays).items()}
             model.load_state_dict(weights)
             own = [f"{table}.{name}" for table in BY_MODALITY for name in model.names]
-            tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *own)}
+            maps = () if config.collaborative == "lightgcn" else MAPS
+            tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *maps, *own)}
         return cls(model, tables, users, items)
 
     def save(self, writer: BundleWriter, metrics: Mapping[str, float]) -> ModelEntry:
@@ -318,8 +320,8 @@ class DGMRecServing:
     def user_id(self, user: str | None, messages: Array, weights: Array | None = None) -> Array:
         """A user's collaborative part `[d]` from the messages `[k, d]` of the items of the history.
 
-        Exactly LightGCN's for a user of the training set with the training history. For a user that training never
-        saw, the embedding's own layer is taken to be the mean of the propagated ones.
+        Exactly that of training for a user of the training set with the training history. In LightGCN's form, the own
+        layer of a user that training never saw is taken to be the mean of the propagated ones.
         """
         if weights is None:
             weights = np.ones(len(messages), dtype=np.float32)
@@ -339,6 +341,8 @@ class DGMRecServing:
         row = self.users.get(user)
         if row is not None and self.tables["user_message"][row].any():
             return np.asarray(self.tables["user_message"][row], dtype=np.float32)
+        if "target_map" in self.tables:
+            return np.asarray(user_id @ self.tables["target_map"], dtype=np.float32)
         return np.asarray(user_id / self._own_layer_scale / np.sqrt(max(degree, 1)), dtype=np.float32)
 
     def folded(self, messages: Array) -> Array:
@@ -356,6 +360,8 @@ class DGMRecServing:
         """What items that came after training pass on to a user `[b, d]`: by the expected vectors `[b, d]`, giving way
         to the collaborative parts that their users made `[b, d]` as the number of users `[b]` grows."""
         collaborative = _fold_in(expected * self.tables["id_length"], folded, count)
+        if "message_map" in self.tables:
+            return np.asarray(collaborative @ self.tables["message_map"], dtype=np.float32)
         scale = self._own_layer_scale * np.sqrt(np.maximum(count, 1))
         return np.asarray(collaborative / scale[:, None], dtype=np.float32)
 
@@ -371,7 +377,10 @@ class DGMRecServing:
 
     @property
     def _own_layer_scale(self) -> float:
-        """By what the mean of the propagated layers grows where it stands in for the embedding's own layer as well."""
+        """By what the mean of the propagated layers grows where it stands in for the embedding's own layer as well; 1
+        where there are none."""
+        if self.config.collaborative != "lightgcn":
+            return 1.0
         return (self.config.layers + 1) / self.config.layers
 
 

@@ -62,7 +62,7 @@ def fitted(
 ) -> tuple[Tensor, Tensor]:
     """What `ColdStart.fit` answers."""
     return w.model.cold_start.fit(
-        out.users[out.user_degree > 0],
+        out.users[out.histories.degree > 0],
         out.items,
         w.content.features if features is None else features,
         w.batch.observed,

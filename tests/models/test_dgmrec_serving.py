@@ -339,7 +339,7 @@ def history_of(w: World, user: int) -> NDArray[np.int64]:
 
 
 def test_user_id_of_a_trained_user(w: World, online: DGMRecServing) -> None:
-    ids, _ = w.model.collaborate(w.graphs)
+    ids = w.model.collaborate(w.graphs).users
     for user in range(USERS - 1):
         messages = online.tables["item_message"][history_of(w, user)]
         np.testing.assert_allclose(online.user_id(f"u{user}", messages), ids[user], atol=1e-6)
@@ -365,7 +365,7 @@ def test_user_id_with_weights(online: DGMRecServing) -> None:
 
 
 def test_messages_of_trained_users(w: World, online: DGMRecServing) -> None:
-    ids, _ = w.model.collaborate(w.graphs)
+    ids = w.model.collaborate(w.graphs).users
     message = online.user_message("u0", ids[0].numpy(), 99)
     assert np.array_equal(message, online.tables["user_message"][0])
 

@@ -21,6 +21,7 @@ from training.baselines.ranking import (
     content_profile,
     ease,
     fitted_als,
+    graph_filter,
     item_knn,
     popularity,
     tune,
@@ -40,6 +41,22 @@ def r(data: BaselineData) -> NDArray[np.float64]:
     table = np.zeros((USERS, ITEMS))
     table[tuple(data.parts.train.T)] = 1
     return table
+
+
+@pytest.mark.parametrize(("hops", "popularity"), [(1, 0.0), (3, 0.5)])
+def test_graph_filter(data: BaselineData, r: NDArray[np.float64], hops: int, popularity: float) -> None:
+    users, items = (np.maximum(r.sum(axis=axis), 1) for axis in (1, 0))
+    normalised = r / np.sqrt(users[:, None] * items)
+    once = normalised.T @ normalised
+    total = sum(np.linalg.matrix_power(once, hop) for hop in range(1, hops + 1))
+    found = all_scores(graph_filter(data, hops=hops, popularity=popularity))
+    np.testing.assert_allclose(found, normalised @ total * items**popularity, rtol=1e-4, atol=1e-6)
+
+
+def test_graph_filter_of_many_items(data: BaselineData, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EASE_ITEMS", 5)
+    with pytest.raises(BaselineError, match="dense items x items"):
+        graph_filter(data, hops=1, popularity=0.0)
 
 
 def all_scores(scores: ScoreFunction) -> Scores:

@@ -27,7 +27,7 @@ from training.content import DataOptions
 from training.datasets import load_dataset, write_dataset
 from training.recipe import Recipe
 
-TINY = ["--threads", "1"]
+TINY = ["--threads", "1", "--budget", "0"]
 for setting in ("epochs=2", "batch_size=64", "embedding_size=8", "rank=4", "neighbours=4", "layers=2"):
     TINY += ["--set", setting]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from training.datasets.base import TEST, TRAIN, VALID
-from training.splits import Parts, draw_new_items, hold_out_items, leave_one_out, random_split
+from training.splits import Parts, draw_new_items, hold_out_items, leave_one_out, random_split, time_split
 
 
 def pairs_of(*counts: int) -> np.ndarray:
@@ -40,6 +40,28 @@ def test_random_split_takes_every_place_alike() -> None:
 def test_random_split_without_validation() -> None:
     split = random_split(pairs_of(10, 20), np.random.default_rng(1), valid=0.0)
     assert np.bincount(split, minlength=3).tolist() == [27, 0, 3]
+
+
+def test_time_split_takes_the_last() -> None:
+    pairs = pairs_of(2, 3, 10, 40)
+    times = 1000.0 * pairs[:, 0] + pairs[:, 1]
+    split = time_split(pairs, times, np.random.default_rng(0))
+    for user, (train, valid, test) in enumerate([(2, 0, 0), (1, 1, 1), (7, 1, 2), (28, 4, 8)]):
+        own = pairs[:, 0] == user
+        in_order = split[own][np.argsort(times[own])]
+        assert in_order.tolist() == [TRAIN] * train + [VALID] * valid + [TEST] * test
+
+
+def test_time_split_without_some_times() -> None:
+    """What has no time is the oldest; ties are in random order."""
+    pairs = np.array([[0, item] for item in range(10)])
+    times = np.array([np.nan] * 5 + [7.0] * 5)
+    seen = set()
+    for seed in range(20):
+        split = time_split(pairs, times, np.random.default_rng(seed))
+        assert (split[:5] == TRAIN).all()
+        seen.add(tuple(split[5:].tolist()))
+    assert len(seen) > 5
 
 
 def test_leave_one_out() -> None:

@@ -21,11 +21,12 @@ from training import content
 from training.catalogue_encoder import TooFewPairsError
 from training.content import DataOptions, TrainingDataError, prepare_features, withheld_cells
 from training.datasets import Dataset, DatasetError, load_dataset, write_dataset
-from training.datasets.base import PublishedMask
+from training.datasets.base import Interactions, PublishedMask
 from training.demo.catalogue import prepare_demo
 from training.dgmrec.recipe import DGMRecRecipe, fingerprint, split_parts, train_dgmrec
 from training.progress import Terminal
 from training.recipe import train_into_bundle
+from training.splits import SplitName, pair_times
 
 OPTIONS = DataOptions(missing=0.4, threads=1)
 SHORT = TRAINER.model_copy(update={"epochs": 3})
@@ -122,6 +123,26 @@ def test_random_split(dataset: Dataset) -> None:
     assert not np.array_equal(parts.test, split_parts(unsplit, seed=4).test)
 
 
+def test_split_by_time(dataset: Dataset) -> None:
+    """The last feedback is the test part, whatever split is published."""
+    with pytest.raises(TrainingDataError, match="cannot be split by time: its feedback has no times"):
+        split_parts(replace(dataset, interactions=timed(dataset, np.nan)), 0, how=SplitName.TIME)
+    events = timed(dataset, np.random.default_rng(0).permutation(len(dataset.interactions)).astype(np.float64))
+    world = replace(dataset, interactions=events)
+    parts = split_parts(world, 0, how=SplitName.TIME)
+    times = {tuple(pair): time for pair, time in zip(world.pairs(), pair_times(world), strict=True)}
+    for user in range(USERS):
+        train, valid, test = (
+            [times[tuple(pair)] for pair in part[part[:, 0] == user]] for part in (parts.train, parts.valid, parts.test)
+        )
+        assert max(train) < min(valid)
+        assert max(valid) < min(test)
+
+
+def timed(dataset: Dataset, times: Any) -> Interactions:
+    return replace(dataset.interactions, timestamp=np.broadcast_to(times, len(dataset.interactions)).copy())
+
+
 @pytest.mark.parametrize("most", [1, 2])
 def test_too_little_feedback(tmp_path: Path, most: int) -> None:
     few = [event for user in range(5) for event in events()[user * EACH : user * EACH + most]]
@@ -164,8 +185,10 @@ def test_fingerprint_names_what_the_result_depends_on(dataset: Dataset, terminal
         fingerprint(dataset, content, CONFIG, TRAINER.model_copy(update={"learning_rate": 0.5})),
         fingerprint(dataset, content, CONFIG, TRAINER.model_copy(update={"epochs": 99})),
         fingerprint(replace(dataset, fingerprint="other"), content, CONFIG, TRAINER),
+        fingerprint(dataset, content, CONFIG, TRAINER, split_parts(dataset, 0)),
+        fingerprint(dataset, content, CONFIG, TRAINER, split_parts(dataset, 0, how=SplitName.RANDOM)),
     ]
-    assert len({base, *changed}) == 6
+    assert len({base, *changed}) == 8
 
 
 # --- bundles -------------------------------------------------------------------------------------------------------
@@ -176,6 +199,23 @@ def bundle_of(folder: Path, out: Path, terminal: Any, **more: Any) -> Manifest:
     return train_into_bundle(
         recipe, load_dataset(folder), out, OPTIONS, terminal=terminal, **{"source": folder, **more}
     )
+
+
+def test_a_bundle_is_fitted_on_all_feedback(dataset: Dataset, folder: Path, tmp_path: Path, terminal: Terminal) -> None:
+    """Its metrics are those of the fit without the held-out parts, and it says so."""
+    options, out = replace(OPTIONS, split=SplitName.RANDOM), tmp_path / "bundle"
+    recipe = DGMRecRecipe(CONFIG, SHORT, on_all=True)
+    manifest = train_into_bundle(recipe, dataset, out, options, terminal=terminal, source=folder)
+    entry = manifest.models["dgmrec"]
+    assert entry.refitted
+    assert np.array_equal(
+        DGMRecServing.load(Bundle.load(out)).tables["item_degree"],
+        np.bincount(dataset.pairs()[:, 1], minlength=len(dataset.items)),
+    )
+    part = replace(recipe, on_all=False)
+    held_out = train_into_bundle(part, dataset, out, options, terminal=terminal, source=folder).models["dgmrec"]
+    assert entry.metrics == held_out.metrics
+    assert not held_out.refitted
 
 
 def tensors(out: Path) -> dict[str, Any]:

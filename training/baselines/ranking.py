@@ -140,6 +140,34 @@ def _ease_weights(train: Matrix, l2: float) -> Array:
     return weights
 
 
+def graph_filter(data: BaselineData, *, hops: int, popularity: float) -> ScoreFunction:
+    """A linear low-pass filter over the interaction graph (after GF-CF, Shen et al., CIKM 2021): with
+    R~ = D_u^-1/2 R D_i^-1/2 and P = R~^T R~, scores R~ (P + ... + P^hops) D_i^popularity.
+
+    Raises:
+        BaselineError: more than `EASE_ITEMS` items; P is dense.
+    """
+    if data.n_items > EASE_ITEMS:
+        raise BaselineError(
+            f"the graph filter is a dense items x items matrix: more than the {EASE_ITEMS} items it takes"
+        )
+    train = data.train
+    by_user, by_item = (np.maximum(np.asarray(train.sum(axis=axis)).ravel(), 1.0) for axis in (1, 0))
+    normalised = sp.csr_array(sp.diags_array(by_user**-0.5) @ train @ sp.diags_array(by_item**-0.5)).astype(np.float32)
+    once = (normalised.T @ normalised).toarray()
+    total = power = once
+    for _ in range(hops - 1):
+        power = power @ once
+        total = total + power
+    weights = total * (by_item**popularity).astype(np.float32)
+
+    def scores(rows: Rows) -> Scores:
+        table: Scores = normalised[rows] @ weights
+        return table
+
+    return scores
+
+
 def als(data: BaselineData, *, factors: int, regularization: float, alpha: float) -> ScoreFunction:
     """Implicit ALS (Hu et al., ICDM 2008) of the package implicit."""
     users, items = fitted_als(data.train, factors=factors, regularization=regularization, alpha=alpha, seed=SEED)
@@ -223,6 +251,10 @@ BASELINES: Mapping[str, Baseline] = {
             for scaling, found in ((0.2, (30.0, 100.0, 300.0)), (0.5, (1.0, 3.0, 10.0)), (0.8, (0.03, 0.1, 0.3)))
             for l2 in found
         ),
+    ),
+    "graph-filter": Baseline(
+        graph_filter,
+        tuple({"hops": hops, "popularity": popularity} for popularity, hops in product((0.0, 0.25, 0.5), (1, 2, 3))),
     ),
     "als": Baseline(
         als,

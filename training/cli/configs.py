@@ -39,7 +39,7 @@ KINDS: dict[str, tuple[type[BaseModel], ...]] = {
 }
 # In the order in which `all` trains them: what comes later reads what came before.
 RECIPES: dict[str, Callable[[dict[str, Any]], Recipe]] = {
-    DGMRecRecipe.name: lambda settings: DGMRecRecipe(*dgmrec_configs(settings)),
+    DGMRecRecipe.name: lambda settings: DGMRecRecipe(*dgmrec_configs(settings), pinned=frozenset(settings)),
     IRISRecipe.name: lambda settings: IRISRecipe(*iris_configs(settings)),
     LRMMRecipe.name: lambda settings: LRMMRecipe(*lrmm_configs(settings)),
 }

@@ -26,6 +26,7 @@ from training.cli.options import (
     Settings,
     Threads,
     cache_of,
+    parse_budget,
     parse_device,
     parse_settings,
     print_json,
@@ -46,6 +47,7 @@ from training.evaluate import (
 )
 from training.progress import Terminal
 from training.report.page import make_report
+from training.splits import SplitName
 
 
 def evaluate_command(
@@ -73,8 +75,15 @@ def evaluate_command(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, max=1000, help="Number of runs, with seeds 1, 2, ...")] = 3,
     split: Annotated[
-        str | None, typer.Option(help="Under leave-one-out: a published split for all seeds, instead of random ones.")
+        str | None,
+        typer.Option(
+            help="Under leave-one-out: a published split for all seeds, instead of random ones. Under the rankings: "
+            f"{', '.join(SplitName)} (see `lacuna train`)."
+        ),
     ] = None,
+    budget: Annotated[
+        str, typer.Option(help="Under stranger: how long dgmrec chooses its settings, as in `lacuna train`.")
+    ] = "0",
     validation_only: Annotated[
         bool,
         typer.Option(
@@ -114,9 +123,18 @@ def evaluate_command(
         _check_model(model, protocol, LEAVE_ONE_OUT_MODELS)
         run = partial(evaluate_leave_one_out, plan=LeaveOneOutPlan(model, *iris_configs(chosen), options, split))
     else:
-        levels = missing is None and mask is None and protocol is not Protocol.RATIO
-        configs = dgmrec_configs({**chosen, "device": parse_device(device)})
-        plan = Plan(model, protocol, replace(options, levels=levels), configs, imputer, validation_only)
+        levels = missing is None and mask is None and protocol not in (Protocol.RATIO, Protocol.STRANGER)
+        given = {**chosen, "device": parse_device(device)}
+        plan = Plan(
+            model,
+            protocol,
+            replace(options, levels=levels, split=_split(protocol, split)),
+            dgmrec_configs(given),
+            imputer,
+            validation_only,
+            parse_budget(budget) if model == "dgmrec" else 0.0,
+            frozenset(given),
+        )
         run = partial(evaluate, plan=plan)
     dataset = load_dataset(data)
     with Terminal() as terminal:
@@ -127,6 +145,12 @@ def evaluate_command(
 def _check_model(model: str, protocol: Protocol, models: Sequence[str]) -> None:
     if model not in models:
         raise CommandError(f"the protocol {protocol.value} has no model {model!r}; it has {', '.join(models)}")
+
+
+def _split(protocol: Protocol, split: str | None) -> SplitName:
+    if split not in (None, *SplitName):
+        raise CommandError(f"the protocol {protocol.value} has no split {split!r}; it has {', '.join(SplitName)}")
+    return SplitName(split or SplitName.AUTO)
 
 
 def _check_place(file: Path | None) -> None:

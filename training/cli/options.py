@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 
 from models.bundle import BundleError, read_manifest
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
+from training.splits import SplitName
 
 MOST, LARGEST = 2**31 - 1, 1e30  # of a setting that is a whole number, and of any other
 
@@ -50,6 +52,33 @@ def _place(path: Path | None) -> Path | None:
 Data = Annotated[Path, typer.Option("--data", callback=_place, help="A prepared dataset (`lacuna prepare` makes one).")]
 Out = Annotated[
     Path, typer.Option("--out", callback=_place, help="Where the result goes; replaced if it is one already.")
+]
+BUDGET = re.compile(r"(\d+(?:\.\d+)?)([smh]?)")
+UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_budget(text: str) -> float:
+    """Seconds of `90`, `90s`, `10m` or `1h`."""
+    found = BUDGET.fullmatch(text.strip().lower())
+    if found is None:
+        raise CommandError(f"--budget takes a time such as 90s, 10m or 1h, or 0, not {text!r}")
+    return float(found[1]) * UNITS[found[2]]
+
+
+Budget = Annotated[
+    str,
+    typer.Option(
+        help="For dgmrec: about how long to choose settings by the validation part, as 90s, 10m or 1h; what --set "
+        "gives stays. 0 takes the defaults.",
+    ),
+]
+Split = Annotated[
+    SplitName,
+    typer.Option(
+        "--split",
+        help="For dgmrec: what its metrics and choices are measured on. auto: the dataset's published split, or a "
+        "random one; time: each user's last fifth is the test part, the tenth before it the validation part.",
+    ),
 ]
 Seed = Annotated[int, typer.Option(min=0, max=MOST, help="Seed of everything random.")]
 Missing = Annotated[float, typer.Option(min=0, max=0.95, help="Share of item-modality cells to withhold.")]

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +24,7 @@ from models.feedback import AUTO
 from models.rows import ANY_LENGTH
 from training.cli.configs import RECIPES, all_recipes
 from training.cli.options import (
+    Budget,
     CommandError,
     Device,
     ImageEncoderName,
@@ -33,11 +35,13 @@ from training.cli.options import (
     Out,
     Seed,
     Settings,
+    Split,
     Threads,
     _place,
     cache_of,
     interest_sentence,
     is_bundle,
+    parse_budget,
     parse_device,
     parse_min_rating,
     parse_settings,
@@ -51,10 +55,12 @@ from training.datasets.base import FEEDBACK, ITEMS
 from training.datasets.native import prepare_files
 from training.demo.catalogue import NAME as DEMO_NAME
 from training.demo.catalogue import prepare_demo
+from training.dgmrec.recipe import DGMRecRecipe
 from training.held_out import LeaveOneOutError
 from training.lrmm.ratings import RatingDataError
 from training.progress import Terminal
 from training.recipe import Recipe, train_into_bundle
+from training.splits import SplitName
 
 DEMO_SEED = 7
 
@@ -132,6 +138,8 @@ def train_command(
         bool, typer.Option(help="Ship the catalogue in the bundle, to fill an empty service with.")
     ] = True,
     fresh: Annotated[bool, typer.Option("--fresh", help="Ignore the checkpoint of an interrupted run.")] = False,
+    budget: Budget = "5m",
+    split: Split = SplitName.AUTO,
     device: Device = "auto",
     threads: Threads = 2,
     seed: Seed = 0,
@@ -140,18 +148,23 @@ def train_command(
 ) -> None:
     """Train a model and export a bundle; lrmm and iris join the bundle that is there, dgmrec and all replace it.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command goes on where it was. dgmrec chooses its settings within --budget, is measured by a
+    fit without the test part, and is then fitted on all feedback.
     """
     if sum(source is not None for source in (data, from_db, from_db_file)) != 1:
         raise CommandError("training needs its data: either --data DIR or --from-db URL, or --from-db-file FILE")
     data = data or _from_database(_url(from_db, from_db_file), out)
     least = parse_min_rating(min_rating)
-    options = DataOptions(missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least)
+    options = DataOptions(
+        missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least, split=split
+    )
     chosen = {"seed": seed, **parse_settings(settings)}
     on_device = "dgmrec.device" if model is Model.ALL else "device"
     if model in (Model.DGMREC, Model.ALL):
         chosen[on_device] = parse_device(device)
     recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
+    seconds = parse_budget(budget)
+    recipes = [replace(r, budget=seconds, on_all=True) if isinstance(r, DGMRecRecipe) else r for r in recipes]
     train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
     if as_json:
         print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))

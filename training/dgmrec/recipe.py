@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
 from models.arrays import Rows
+from models.bundle import BundleWriter, ModelEntry
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from training.bundles import new_bundle, run_fingerprint
-from training.content import DataOptions, TrainingDataError, prepare_features
+from training.content import DataOptions, TrainingDataError, no_content, prepare_features
 from training.datasets.base import Dataset
+from training.dgmrec.choice import Choice, Chooser
 from training.dgmrec.task import DGMRecTask, TopNData
 from training.progress import Terminal
 from training.recipe import Checkpoints, Trained
-from training.splits import Parts, hold_out_items, random_split
+from training.splits import Parts, Split, SplitName, hold_out_items, pair_times, random_split, time_split
 from training.trainer import TrainerConfig, TrainingResult, train
 
 
-def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None) -> Parts:
-    """The dataset's published split, or a random one by user; users without training pairs are left out.
+def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None, how: SplitName = SplitName.AUTO) -> Parts:
+    """The dataset's interactions in parts; users without training pairs are left out.
 
     Args:
         new_items: rows of items whose training pairs join the test part.
+        how: AUTO for the dataset's published split, or a random one by user.
 
     Raises:
         TrainingDataError: too little feedback to train on.
     """
-    pairs = dataset.pairs()
-    split = dataset.split if dataset.split is not None else random_split(pairs, np.random.default_rng(seed))
+    pairs, split = dataset.pairs(), _split(dataset, seed, how)
     if new_items is not None:
         split = hold_out_items(pairs, split, new_items)
     parts = Parts.of(pairs, split).evaluable()
@@ -48,6 +51,18 @@ def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None) -> P
             "validation and test each need one of"
         )
     return parts
+
+
+def _split(dataset: Dataset, seed: int, how: SplitName) -> Split:
+    pairs, rng = dataset.pairs(), np.random.default_rng(seed)
+    if how is SplitName.AUTO and dataset.split is not None:
+        return dataset.split
+    if how is not SplitName.TIME:
+        return random_split(pairs, rng)
+    times = pair_times(dataset)
+    if not np.isfinite(times).any():
+        raise TrainingDataError(f"the dataset {dataset.name} cannot be split by time: its feedback has no times")
+    return time_split(pairs, times, rng)
 
 
 @dataclass(frozen=True)
@@ -68,8 +83,9 @@ def train_dgmrec(
     parts: Parts | None = None,
     checkpoint: Path | None = None,
     terminal: Terminal | None = None,
+    tested: bool = True,
 ) -> TrainedDGMRec:
-    """Train, regenerate, calibrate, test, on these parts or those of `split_parts`."""
+    """Train, regenerate, calibrate, and test unless told not to, on these parts or those of `split_parts`."""
     if parts is None:
         parts = split_parts(dataset, trainer.seed)
     data = TopNData(content, parts, len(dataset.users), len(dataset.items))
@@ -77,20 +93,23 @@ def train_dgmrec(
     result = train(
         task,
         trainer,
-        fingerprint=fingerprint(dataset, content, config, trainer),
+        fingerprint=fingerprint(dataset, content, config, trainer, parts),
         checkpoint_path=checkpoint,
         progress=terminal,
     )
-    return TrainedDGMRec(task, result, task.finish() | task.test())
+    return TrainedDGMRec(task, result, task.finish() | (task.test() if tested else {}))
 
 
-def fingerprint(dataset: Dataset, content: ModalBatch, config: DGMRecConfig, trainer: TrainerConfig) -> str:
+def fingerprint(
+    dataset: Dataset, content: ModalBatch, config: DGMRecConfig, trainer: TrainerConfig, parts: Parts | None = None
+) -> str:
     """Names everything a run's result depends on, so that a checkpoint of another run is not continued."""
     settings = {
         "data": dataset.fingerprint,
         "min_rating": dataset.min_rating,
         "config": config.model_dump(),
         "trainer": trainer.model_dump(exclude={"patience"}),
+        "parts": None if parts is None else hashlib.sha256(parts.train.tobytes()).hexdigest(),
     }
     return run_fingerprint(content, settings)
 
@@ -106,16 +125,86 @@ def serving_model(task: DGMRecTask, users: Vocabulary, items: Vocabulary) -> DGM
     model, fallback = task.module, task.propagated_features(task.content.evidence)
     out, prediction = task.final_embeddings()
     tables = serving_tables(model, task.interactions, task.content, out, prediction, task.user_factors, fallback)
-    model.config = model.config.model_copy(update={"fallback_imputer": task.fallback_imputer[0]})
+    offset = model.config.popularity_offset * model.cold_start.unit  # of this model's own axis
+    model.config = model.config.model_copy(
+        update={"fallback_imputer": task.fallback_imputer[0], "popularity_offset": offset}
+    )
     return DGMRecServing(model.cpu(), tables, users, items)
+
+
+def chosen_settings(
+    dataset: Dataset,
+    parts: Parts,
+    configs: tuple[DGMRecConfig, TrainerConfig],
+    pinned: frozenset[str],
+    budget: float,
+    *,
+    terminal: Terminal,
+    file: Path | None = None,
+) -> Choice:
+    """What the validation part chooses (`Chooser`), said in a table.
+
+    Args:
+        pinned: names of settings that are not to be chosen. budget: seconds; 0 for the configurations as they are.
+        file: keeps what an interrupted choice has tried.
+    """
+    content = no_content(dataset)
+    data = TopNData(content, parts, len(dataset.users), len(dataset.items))
+    name = fingerprint(dataset, content, *configs, parts)
+    chooser = Chooser(data, configs, pinned, budget, fingerprint=name, file=file, progress=terminal.say)
+    choice = chooser.choose()
+    for line in choice.table if choice.trials else ():
+        terminal.say(line)
+    return choice
+
+
+def with_chosen_offset(trained: TrainedDGMRec, pinned: frozenset[str], terminal: Terminal) -> TrainedDGMRec:
+    """The same with the cold items of the catalogue placed where validation has them (`choose_catalogue_offset`)."""
+    if pinned & {"catalogue_offset", "popularity_offset"}:
+        return trained
+    offset = trained.task.choose_catalogue_offset()
+    if offset is None:
+        return trained
+    terminal.say(f"chosen: catalogue_offset={offset}")
+    return replace(trained, metrics=trained.metrics | trained.task.test())
+
+
+def refit(
+    dataset: Dataset,
+    content: ModalBatch,
+    trained: TrainedDGMRec,
+    config: DGMRecConfig,
+    trainer: TrainerConfig,
+    *,
+    checkpoint: Path | None = None,
+    terminal: Terminal | None = None,
+) -> TrainedDGMRec:
+    """The same on all interactions, for as many epochs as were best; the metrics stay those of the fit before."""
+    pairs = dataset.pairs()
+    epochs = max(trained.result.best_epoch, 1)
+    whole = trainer.model_copy(update={"epochs": epochs, "evaluate_every": epochs})
+    everything = Parts(pairs, pairs[:0], pairs[:0])
+    again = train_dgmrec(
+        dataset, content, config, whole, parts=everything, checkpoint=checkpoint, terminal=terminal, tested=False
+    )
+    return TrainedDGMRec(again.task, again.result, trained.metrics)
 
 
 @dataclass(frozen=True)
 class DGMRecRecipe:
-    """A bundle always begins anew with DGMRec, whose training data are what its encoders are trained on."""
+    """A bundle always begins anew with DGMRec, whose training data are what its encoders are trained on.
+
+    Attributes:
+        pinned: names of settings that are not to be chosen.
+        budget: seconds to choose the others in; 0 takes them as they are.
+        on_all: whether the bundle is fitted anew on all interactions once its metrics are known.
+    """
 
     config: DGMRecConfig
     trainer: TrainerConfig
+    pinned: frozenset[str] = frozenset()
+    budget: float = 0.0
+    on_all: bool = False
 
     name: ClassVar[str] = "dgmrec"
     headline: ClassVar[tuple[str, ...]] = ("recall@20", "ndcg@20")
@@ -130,9 +219,28 @@ class DGMRecRecipe:
             TrainingDataError: there is too little to learn from. What `prepare_features` raises.
         """
         del out
+        parts = split_parts(dataset, self.trainer.seed, how=options.split)
         opened = new_bundle(prepare_features(dataset, options, terminal))
-        trained = train_dgmrec(
-            dataset, opened.content, self.config, self.trainer, checkpoint=checkpoints.model, terminal=terminal
+        configs = (self.config, self.trainer)
+        choice = chosen_settings(
+            dataset, parts, configs, self.pinned, self.budget, terminal=terminal, file=checkpoints.member(0)
         )
+        configs = choice.apply(*configs)
+        trained = train_dgmrec(
+            dataset, opened.content, *configs, parts=parts, checkpoint=checkpoints.model, terminal=terminal
+        )
+        if self.budget:
+            trained = with_chosen_offset(trained, self.pinned, terminal)
+            configs = (trained.task.config, configs[1])
+        if self.on_all:
+            shown = ", ".join(f"{name} {trained.metrics[name]:.4f}" for name in self.headline)
+            terminal.say(f"held-out fit: test {shown}; now fitted on all feedback")
+            trained = refit(
+                dataset, opened.content, trained, *configs, checkpoint=checkpoints.member(1), terminal=terminal
+            )
         serving = serving_model(trained.task, dataset.users, dataset.items)
-        return Trained(opened, len(dataset.pairs()), lambda writer: serving.save(writer, trained.metrics))
+
+        def save(writer: BundleWriter) -> ModelEntry:
+            return serving.save(writer, trained.metrics).model_copy(update={"refitted": self.on_all})
+
+        return Trained(opened, len(dataset.pairs()), save)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.dgmrec.collaborative import Histories
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemContent
 from models.evidence import Evidence, collaborative_factors, gather_evidence, user_factors
@@ -41,6 +42,8 @@ CONTENT_ROWS = 512
 CONTENT_EVERY = 4  # steps: the content losses converge long before the ranking does
 Q_STEPS = 3
 WAYS = 4  # in which a held-out cell is generated: with its evidence, and without parts of it
+CATALOGUE_OFFSETS = (1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
+OFFSET_TOLERANCE = 0.005  # of the validation metric, for a cold item to stand higher
 TRUST = (0.25, 0.5, 0.75, 1.0)
 
 
@@ -69,7 +72,9 @@ class DGMRecTask:
         self.sampler = NegativeSampler(train, data.n_users, data.n_items)
         self.warm = np.unique(train[:, 1])
         self.interactions = InteractionGraphs.build(train[:, 0], train[:, 1], data.n_users, data.n_items, self.device)
-        self._module = DGMRec(config, data.batch.specs if config.modal else (), data.n_users, data.n_items)
+        # Closed forms know what they are to predict in training; with them the others would not learn it.
+        alone = config.model_copy(update={"linear_weight": 0.0})
+        self._module = DGMRec(alone, data.batch.specs if config.modal else (), data.n_users, data.n_items)
         self._module.to(self.device)
         self._module.initialise(self.interactions)
         self.content: ItemContent | None = None
@@ -244,7 +249,7 @@ class DGMRecTask:
             excluded = self.sampler.interacted(users, negative)
         self.steps += 1
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.casts):
-            out = self.module(self.interactions, self.content)
+            out = self.module(self.interactions, self.content, self._histories())
             terms = self.module.ranking_losses(
                 out, users, positives, negative, self.interactions, self.content, excluded
             )
@@ -253,9 +258,16 @@ class DGMRecTask:
                 terms |= self.module.content_losses(out, self.content, order, self.cells, self.generator)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
-        self.optimiser.step()
+        if loss.requires_grad:  # the linear form without content has nothing to train
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's backward is untyped
+            self.optimiser.step()
         return {key: value.item() for key, value in terms.items()}
+
+    def _histories(self) -> Histories:
+        """What users are made of at a step."""
+        if self.config.collaborative == "lightgcn" or not self.config.history_dropout:
+            return Histories.whole(self.interactions)
+        return Histories.thinned(self.interactions, self.config.history_dropout, self.rng)
 
     @property
     def casts(self) -> bool:
@@ -374,11 +386,12 @@ class DGMRecTask:
         return generation.facts, projection.back(generation.features) - projection.mean
 
     def finish(self) -> dict[str, float]:
-        """After training: regenerate, calibrate the confidence on the held-out cells.
+        """After training: bring the linear form in, regenerate, calibrate the confidence on the held-out cells.
 
         Returns the calibration's quality by modality: `cosine[m]` and `calibration_error[m]`, the expected calibration
         error over ten bins, each half of the held-out cells judged by the fit on the other half.
         """
+        self.weigh_linear(self.config.linear_weight)
         if self.content is None or self.config.imputation != "generate":
             return {}
         self.base = self.module.fit_base(self.content.evidence, self.cells)  # as in training, if called again
@@ -398,6 +411,33 @@ class DGMRecTask:
         self.base = self.module.fit_base(self.content.evidence, self.raw.observed)
         self._regenerate(self.embed(), share=1.0)
         return report
+
+    def weigh_linear(self, weight: float) -> None:
+        """Give the components of the linear form a weight beside the others, as soon as these are trained."""
+        self.module.config = self.module.config.model_copy(update={"linear_weight": weight})
+
+    def choose_catalogue_offset(self) -> float | None:
+        """Place the cold items of the catalogue lower (`catalogue_offset`) if the validation part is ranked the better
+        for it, among all items; answers where, None where they stay."""
+        cold = self.interactions.item_degree == 0
+        if self.content is None or not cold.any():
+            return None
+        out, module = self.final_embeddings()[0], self.module
+        start, axis = float(module.cold_start.offset), module.cold_start.popularity_axis
+        own, scores = start / module.cold_start.spread, {}
+        for offset in (own, *(lower for lower in CATALOGUE_OFFSETS if lower < own)):
+            moved = cold[:, None] * (offset * module.cold_start.spread - start) * axis
+            found = self._ranking(replace(out, items=out.items + moved), self.data.parts.valid, self.data.parts.train)
+            scores[offset] = (found["recall@20"] * found["ndcg@20"]) ** 0.5
+        best = max(scores.values())
+        chosen = next(offset for offset, score in scores.items() if score >= best * (1 - OFFSET_TOLERANCE))
+        if chosen == own:
+            return None
+        update = {"catalogue_offset": chosen}
+        self.config = self.config.model_copy(update=update)
+        module.config = module.config.model_copy(update=update)
+        module.cold_start.config = module.cold_start.config.model_copy(update=update)
+        return chosen
 
     def weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -20,7 +20,8 @@ from models.modality import ModalBatch
 from training.baselines.ranking import BASELINES, BaselineData, tune
 from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
-from training.dgmrec.recipe import split_parts, train_dgmrec
+from training.dgmrec.choice import Choice, Trial
+from training.dgmrec.recipe import chosen_settings, split_parts, train_dgmrec, with_chosen_offset
 from training.dgmrec.task import DGMRecTask
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.evaluate.result import Measured, result_of, run_record, training_record
@@ -38,6 +39,7 @@ class Protocol(StrEnum):
     NEW_ITEMS = "new-items"
     RATIO = "ratio"
     RETRIEVAL = "retrieval"
+    STRANGER = "stranger"
     RATING = "rating"
     LEAVE_ONE_OUT = "leave-one-out"
 
@@ -65,6 +67,8 @@ class Plan:
         validation_only: new items are drawn for each seed among the items that the dataset does not publish as new, and
             the test part stays unseen: what they are ranked for is their training interactions and the validation part.
             Settings for new items are chosen so.
+        budget: under the protocol stranger, seconds for dgmrec to choose its settings in.
+        pinned: names of the settings that it does not choose.
 
     Raises:
         EvaluationError: the parts do not fit together.
@@ -76,6 +80,8 @@ class Plan:
     configs: tuple[DGMRecConfig, TrainerConfig]
     imputer: str | None = None
     validation_only: bool = False
+    budget: float = 0.0
+    pinned: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.protocol is Protocol.RATING:
@@ -95,7 +101,12 @@ class Plan:
             raise EvaluationError(
                 f"the protocol {self.protocol.value} has no new items to draw others for validation only"
             )
-        if self.protocol is Protocol.RATIO and (self.options.missing or self.options.mask or self.options.levels):
+        withheld = bool(self.options.missing or self.options.mask or self.options.levels)
+        if self.protocol is Protocol.STRANGER and withheld:
+            raise EvaluationError("the protocol stranger withholds no cells")
+        if self.budget and self.protocol is not Protocol.STRANGER:
+            raise EvaluationError(f"the protocol {self.protocol.value} takes settings as they are given")
+        if self.protocol is Protocol.RATIO and withheld:
             raise EvaluationError("the protocol ratio chooses the shares of missing cells itself")
 
     @property
@@ -103,7 +114,7 @@ class Plan:
         """Whether the model looks at features at all."""
         if self.model in BASELINES:
             return BASELINES[self.model].content
-        return self.model != "lightgcn"
+        return self.model != "lightgcn" and self.configs[0].modal
 
     def seeded(self, seed: int) -> Plan:
         """The same for one seed."""
@@ -124,6 +135,7 @@ class Outcome:
     metrics: dict[str, float]
     training: TrainingResult | None = None
     setting: Mapping[str, Any] | None = None
+    trials: Sequence[Trial] = ()
 
 
 def evaluate(
@@ -153,6 +165,8 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
     if plan.model in LEARNED:
         model, trainer = plan.seeded(0).configs
         config |= {"model": model.model_dump(exclude={"seed"}), "trainer": trainer.model_dump(exclude={"seed"})}
+        if plan.budget:
+            config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs]}
     else:
         grid = BASELINES[plan.model].grid if plan.model in BASELINES else IMPUTERS[plan.model].settings
         config |= {"grid": [dict(setting) for setting in grid]}
@@ -163,6 +177,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         "levels": plan.options.levels,
         "imputer": plan.imputer,
         **({"validation_only": True} if plan.validation_only else {}),
+        **({"split": plan.options.split.value, "budget": plan.budget} if plan.protocol is Protocol.STRANGER else {}),
         "image_encoder": plan.options.image_encoder,
     }
 
@@ -189,6 +204,8 @@ def _account(outcome: Outcome) -> dict[str, Any]:
         account |= training_record(outcome.training)
     if outcome.setting is not None:
         account["setting"] = dict(outcome.setting)
+    if outcome.trials:
+        account["trials"] = [asdict(trial) for trial in outcome.trials]
     return account
 
 
@@ -212,7 +229,7 @@ def _merged(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     new_items = new_items_of(dataset, plan)
-    parts = split_parts(dataset, plan.options.seed, new_items)
+    parts = split_parts(dataset, plan.options.seed, new_items, plan.options.split)
     if plan.validation_only:
         parts = validation_parts(split_parts(dataset, plan.options.seed), parts)
     prepared = prepared_content(dataset, plan, parts, terminal)
@@ -220,6 +237,9 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     ranks = rank_all(scores, parts.test, parts.train)
     if new_items is not None:
         return replace(outcome, metrics=outcome.metrics | ranking_of_new(ranks, new_items))
+    if plan.protocol is Protocol.STRANGER:
+        hits = {"hits@20": float(ranks.hits(20).sum())}
+        return replace(outcome, metrics=outcome.metrics | summarise(ranks) | hits)
     if plan.protocol is not Protocol.MISSING:
         return replace(outcome, metrics=outcome.metrics | summarise(ranks))
     level = levels(dataset.observed() & ~prepared.withheld)
@@ -241,7 +261,7 @@ def new_items_of(dataset: Dataset, plan: Plan) -> Rows | None:
 
 def prepared_content(dataset: Dataset, plan: Plan, parts: Parts, terminal: Terminal) -> Prepared:
     """Features with holes for the models that read them, filled if an imputer is asked for."""
-    if not plan.reads_content:
+    if not plan.reads_content or (plan.protocol is Protocol.STRANGER and not dataset.modalities):
         nothing = no_content(dataset)
         return Prepared(nothing, nothing, withheld_cells(dataset, plan.options), {})
     prepared = prepare_features(dataset, plan.options, terminal)
@@ -276,10 +296,18 @@ def _fit(
         )
         metrics = {f"valid {name}": value for name, value in tuning.valid.items()}
         return tuning.scores, Outcome(metrics, setting=tuning.setting)
-    trained = train_dgmrec(dataset, prepared.batch, *plan.configs, parts=parts, terminal=terminal)
+    configs, choice = plan.configs, Choice()
+    if plan.budget:
+        choice = chosen_settings(dataset, parts, configs, plan.pinned, plan.budget, terminal=terminal)
+    config, trainer = choice.apply(*configs)
+    config = config.model_copy(update={"modal": config.modal and bool(prepared.batch.names)})
+    trained = train_dgmrec(dataset, prepared.batch, config, trainer, parts=parts, terminal=terminal)
+    if plan.budget:
+        trained = with_chosen_offset(trained, plan.pinned, terminal)
     out, _ = trained.task.final_embeddings()
     users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
-    return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result)
+    setting = choice.settings if plan.budget else None
+    return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result, setting, choice.trials)
 
 
 # --- E2: retrieval ---------------------------------------------------------------------------------------------------

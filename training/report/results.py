@@ -126,6 +126,8 @@ class Result(BaseModel):
         """Which split it was and what was withheld: what results must have in common to stand in one table."""
         if self.config.validation_only:
             return "validation only: other items held out as new, to choose settings by"
+        if self.protocol == "stranger":
+            return {"time": "split by time", "random": "random split"}.get(self.config.split or "", "")
         if self.config.split:
             return f"published split {self.config.split}"
         if self.config.trained_on:

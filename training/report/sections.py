@@ -43,6 +43,7 @@ GROWING = {
 }
 IMPUTATION = ("cosine", "neighbourhood_hit@10", "self_hit@10", "self_mrr", "calibration_error")
 TITLES = {
+    "stranger": "What a stranger gets",
     "missing": "Top-N with missing modalities",
     "new-items": "New items",
     "ratio": "Top-N by share of missing cells",
@@ -52,6 +53,7 @@ TITLES = {
     "growth": "Growth of training with the data",
 }
 ABOUT = {
+    "stranger": "Settings are chosen by each model itself, on the validation part; nothing is withheld.",
     "missing": "Every item that a user has not seen in training is ranked. The withheld cells reached no loss, graph, "
     "statistic or encoder.",
     "new-items": "The training interactions of the new items have joined the test part. All: every test interaction; "

@@ -14,6 +14,7 @@ MODELS = {
     "lightgcn": "LightGCN",
     "ease": "EASE",
     "ease-scaled": "EASE, columns scaled",
+    "graph-filter": "Graph filter",
     "als": "ALS",
     "bpr": "BPR",
     "item-knn": "Item-kNN",

@@ -184,7 +184,7 @@ def test_what_was_erased_is_in_no_bundle_trained_afterwards(
     alone.ask("DELETE", f"/users/{ERASED_USER}", status=204)
     alone.ask("DELETE", f"/items/{ERASED_ITEM}", status=204)
     out = tmp_path / "next"
-    small = ["--set", "epochs=1", "--set", "embedding_size=8", "--threads", "1"]
+    small = ["--set", "epochs=1", "--set", "embedding_size=8", "--threads", "1", "--budget", "0"]
     command = ["lacuna", "train", "dgmrec", "--from-db", alone.settings.database_url, "--out", str(out), *small]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as done:
