@@ -361,7 +361,8 @@ class DGMRecServing:
         to the collaborative parts that their users made `[b, d]` as the number of users `[b]` grows."""
         collaborative = _fold_in(expected * self.tables["id_length"], folded, count)
         if "message_map" in self.tables:
-            return np.asarray(collaborative @ self.tables["message_map"], dtype=np.float32)
+            # Row by row: one product of all rows would round them otherwise among others.
+            return np.asarray((collaborative[:, None] @ self.tables["message_map"])[:, 0], dtype=np.float32)
         scale = self._own_layer_scale * np.sqrt(np.maximum(count, 1))
         return np.asarray(collaborative / scale[:, None], dtype=np.float32)
 

@@ -13,15 +13,15 @@ from service.domain import State
 from service.pipeline import vectors
 from service.pipeline.catalogue import COSINE, FINAL, KERNEL_FIELDS, Catalogue, Derived, Entry, Shape
 from tests.fakes import BruteForceIndex
-from tests.service.unit.test_whole_items import Trained
+from tests.service.unit.test_whole_items import FORMS, Trained
 
 KEYS = 60
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one item layer", "two item layers"])
+@pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
 def model(request: pytest.FixtureRequest) -> DGMRecServing:
-    return Trained(request.param).online
+    return Trained(**request.param).online
 
 
 def empty(model: DGMRecServing) -> Catalogue:

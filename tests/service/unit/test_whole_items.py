@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -36,12 +36,12 @@ CLOSE = {"rtol": 1e-3, "atol": 2e-5}
 class Trained:
     """A small training, and the service's pipeline over the same catalogue."""
 
-    def __init__(self, item_layers: int) -> None:
+    def __init__(self, item_layers: int, **settings: Any) -> None:
         whole = checkerboard()
         missing = torch.zeros_like(whole.batch.observed)
         missing[HALF_COLD, 1] = True
         data = TopNData(whole.batch.masked(missing), whole.parts, USERS, ITEMS)
-        self.task = DGMRecTask(data, CONFIG.model_copy(update={"item_layers": item_layers}), TRAINER)
+        self.task = DGMRecTask(data, CONFIG.model_copy(update={"item_layers": item_layers, **settings}), TRAINER)
         train(self.task, TRAINER)
         self.task.finish()
         assert self.task.content is not None
@@ -113,10 +113,18 @@ class Trained:
         )
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one item layer", "two item layers"])
+FORMS: dict[str, dict[str, Any]] = {
+    "one item layer": {"item_layers": 1},
+    "two item layers": {"item_layers": 2},
+    "autoencoder": {"item_layers": 1, "collaborative": "autoencoder"},
+    "linear": {"item_layers": 1, "collaborative": "linear"},
+}
+
+
+@pytest.fixture(scope="module", params=FORMS.values(), ids=FORMS)
 def trained(request: pytest.FixtureRequest) -> Trained:
     torch.set_num_threads(1)
-    return Trained(request.param)
+    return Trained(**request.param)
 
 
 def test_the_catalogue_has_all_kinds_of_items(trained: Trained) -> None:
