@@ -158,9 +158,9 @@ def power_cut_after(chunks: int) -> Callable[..., Any]:
 def test_what_feedback_asks_for_is_finished_after_a_restart(
     demo_bundle: Path, demo_folder: Path, seeded_file: Path, tmp_path: Path
 ) -> None:
-    items = [{"id": f"new-{number}", "modalities": {"text": f"{LANGUAGE} Number {number}."}} for number in range(60)]
+    items = [{"id": f"new-{number}", "modalities": {"text": f"{LANGUAGE} Number {number}."}} for number in range(200)]
     events = [
-        {"user": f"shopper-{user:03d}", "item": item["id"], "type": "view"} for item in items for user in range(20)
+        {"user": f"shopper-{user:03d}", "item": item["id"], "type": "view"} for item in items for user in range(6)
     ]
     settings = settings_for(demo_bundle, demo_folder, Path(shutil.copy(seeded_file, tmp_path / "lacuna.db")))
     with Running(settings) as service:
