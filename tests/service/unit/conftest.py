@@ -1,14 +1,5 @@
-"""The fake of the engine, in the place of the pipeline's functions."""
+"""An engine over an empty database, for the app in the test's own process."""
 
 from __future__ import annotations
 
-import pytest
-
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake_engine.install(monkeypatch)
-    return FakeEngine()
+from tests.service.asgi import active, empty_file, engine, store  # noqa: F401

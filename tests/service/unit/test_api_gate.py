@@ -3,59 +3,69 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
 
-from service.api import recommend as routes
+from service.adapters.sql.store import SqlStore
+from service.domain import User
 from service.main import create_app
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
+from service.pipeline.active import Active
+from service.ports import Store
+from tests.service.asgi import Failing, client_of, engine_over, settings_of
 
 KEYS = "reader:read:key-of-the-reader,other:read:key-of-another-reader"
 Serve = Callable[..., Any]
 
 
-class Slow:
-    """A pipeline that answers when it is told to."""
+class Slow(Failing):
+    """A store that says what it has of a user when it is told to."""
 
-    def __init__(self, then: Callable[..., Any]) -> None:
+    def __init__(self, store: SqlStore) -> None:
+        super().__init__(store)
         self.go = asyncio.Event()
         self.begun = 0
         self.cancelled = 0
-        self._then = then
 
-    async def __call__(self, *arguments: Any, **options: Any) -> Any:
+    async def get_user(self, user: str) -> User | None:
         self.begun += 1
         try:
             await self.go.wait()
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
-        return await self._then(*arguments, **options)
+        found: User | None = await super().__getattr__("get_user")(user)
+        return found
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
-    fake_engine.install(monkeypatch)
-    one = Slow(routes.recommend.recommend_user)
-    monkeypatch.setattr(routes.recommend, "recommend_user", one)
-    return one
+async def slow(empty_file: Path, tmp_path: Path) -> Slow:
+    file = shutil.copy(empty_file, tmp_path / "lacuna.db")
+    return Slow(await SqlStore.open(f"sqlite+aiosqlite:///{file}"))
 
 
 @pytest.fixture
-def serve() -> Serve:
+async def serve(active: Active, slow: Slow) -> AsyncIterator[Serve]:
+    """Apps over one engine, in which there is a user `u`."""
+    engine = await engine_over(active, cast(Store, slow))
+
     def start(**settings: Any) -> Any:
-        return fake_engine.client_of(create_app(settings_of(**settings), engine=FakeEngine()))
+        return client_of(create_app(settings_of(**settings), engine=engine))
 
-    return start
+    async with start() as api:
+        await api.put("/items/a", json={})
+        await api.post("/feedback", json={"feedback": [{"user": "u", "item": "a", "type": "view"}]})
+    yield start
+    await engine.close()
 
 
 async def test_more_requests_than_can_be_worked_on_are_refused_at_once(slow: Slow, serve: Serve) -> None:
     async with serve(max_concurrency=2) as api:
-        working = [asyncio.create_task(api.get("/recommend/u")) for _ in range(2)]
+        working = [asyncio.create_task(api.get("/users/u")) for _ in range(2)]
         while slow.begun < 2:
             await asyncio.sleep(0)
         refused = await api.get("/items")
@@ -72,27 +82,20 @@ async def test_more_requests_than_can_be_worked_on_are_refused_at_once(slow: Slo
 async def test_a_request_has_its_time(slow: Slow, serve: Serve) -> None:
     async with serve(max_concurrency=1, request_seconds=0.05) as api:
         for _ in range(2):
-            late = await api.get("/recommend/u")
+            late = await api.get("/users/u")
             assert (late.status_code, late.json()["type"]) == (503, "/problems/timed-out")
             assert "retry-after" in late.headers
         assert slow.cancelled == 2
         slow.go.set()
-        assert (await api.get("/recommend/u")).status_code == 200
+        assert (await api.get("/users/u")).status_code == 200
 
 
-async def test_a_timeout_of_something_else_is_a_fault(
-    monkeypatch: pytest.MonkeyPatch, slow: Slow, serve: Serve
-) -> None:
-    async def fail(*_: Any, **__: Any) -> None:
-        raise TimeoutError
-
-    monkeypatch.setattr(routes.recommend, "recommend_user", fail)
+async def test_a_timeout_of_something_else_is_a_fault(slow: Slow, serve: Serve) -> None:
+    slow.failure = TimeoutError()
     async with serve() as api:
-        assert (await api.get("/recommend/u")).json()["type"] == "/problems/internal-error"
-    assert slow.begun == 0
+        assert (await api.get("/items/a")).json()["type"] == "/problems/internal-error"
 
 
-@pytest.mark.usefixtures("slow")
 async def test_a_key_has_so_many_requests_a_minute(serve: Serve) -> None:
     async with serve(api_keys=KEYS, rate_limit=3) as api:
 

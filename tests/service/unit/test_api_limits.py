@@ -9,15 +9,14 @@ import httpx
 import pytest
 
 from service.main import create_app
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
+from service.pipeline.engine import Engine
+from tests.service.asgi import client_of, settings_of
 
 
 @pytest.fixture
-async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
-    fake_engine.install(monkeypatch)
+async def api(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
     settings = settings_of(max_n=600, max_batch=2, max_feedback=1, max_text_chars=5, max_body_bytes=2_000)
-    async with fake_engine.client_of(create_app(settings, engine=FakeEngine())) as client:
+    async with client_of(create_app(settings, engine=engine)) as client:
         yield client
 
 
