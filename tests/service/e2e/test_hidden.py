@@ -69,6 +69,11 @@ def test_neighbours_and_reasons_are_whole_for_those_who_may_hide(service: Runnin
     told = ask(service, role, "GET", f"/explain/{USER}/{LEFT}").json()
     assert {reason["item"] for reason in told["reasons"]} == {HIDDEN, "demo-0001"}
     assert ask(service, role, "GET", f"/explain/{USER}/{HIDDEN}").status_code == 200
+    listed = ask(service, role, "GET", f"/recommend/{USER}?explain=true&n=500")
+    session = {"items": [{"id": HIDDEN}, {"id": "demo-0001"}], "explain": True, "n": 500}
+    for answer in (listed, ask(service, role, "POST", "/recommend", json=session)):
+        hit = next(hit for hit in answer.json()["items"] if hit["id"] == LEFT)
+        assert HIDDEN in {reason["item"] for reason in hit["reasons"]}
 
 
 def test_a_hidden_item_counts_for_readers_too(service: Running) -> None:

@@ -6,20 +6,25 @@ import asyncio
 import logging
 import re
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
 
 import httpx
 import pytest
 
-from service import domain, main
+from service import domain
+from service.adapters.sql.store import SqlStore
 from service.api.errors import DESCRIPTIONS, STATUSES, problem_of
 from service.main import create_app
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, pointers, settings_of
+from service.pipeline.engine import Engine
+from service.settings import Settings, SettingsError
+from tests.service.asgi import Failing, client_of, pointers, settings_of
+from tests.service.running import settings_for
 
 
 @pytest.fixture
-async def api(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
-    async with fake_engine.client_of(create_app(settings_of(), engine=engine)) as client:
+async def api(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(create_app(settings_of(), engine=engine)) as client:
         yield client
 
 
@@ -38,22 +43,25 @@ def test_every_domain_error_has_a_status_and_a_description(kind: type[domain.Lac
     assert problem.slug in DESCRIPTIONS
 
 
-@pytest.mark.parametrize("kind", [domain.NotReadyError, domain.StoreUnavailableError])
-async def test_unavailable_says_when_to_retry(
-    api: httpx.AsyncClient, engine: FakeEngine, kind: type[domain.LacunaError]
-) -> None:
-    engine.failure = kind("away")
+async def test_unavailable_says_when_to_retry(api: httpx.AsyncClient, engine: Engine, store: Failing) -> None:
+    store.failure = domain.StoreUnavailableError("away")
     for path in ("/recommend/u1", "/items/a", "/health/ready"):
-        response = await api.get(path)
-        assert response.status_code == 503
-        assert response.json()["detail"] == "away"
-        assert int(response.headers["retry-after"]) > 0
+        _assert_unavailable(await api.get(path), "away")
+    store.failure = None
+    engine.runtime.superseded = "Another bundle serves this database."
+    _assert_unavailable(await api.get("/health/ready"), "Another bundle serves this database. Restart this worker")
+
+
+def _assert_unavailable(response: httpx.Response, why: str) -> None:
+    assert response.status_code == 503
+    assert response.json()["detail"].startswith(why)
+    assert int(response.headers["retry-after"]) > 0
 
 
 async def test_unexpected_failure_is_a_bare_500_and_is_logged_with_its_id(
-    api: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+    api: httpx.AsyncClient, store: Failing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine.failure = RuntimeError("secret inner workings")
+    store.failure = RuntimeError("secret inner workings")
     with caplog.at_level(logging.ERROR, "service.api.middleware"):
         response = await api.get("/items/a", headers={"x-request-id": "req-7"})
     assert response.status_code == 500
@@ -71,13 +79,11 @@ async def test_unknown_path_is_a_problem(api: httpx.AsyncClient) -> None:
         assert response.json()["type"] == "/problems/not-found"
 
 
-async def test_a_slash_at_the_end_of_a_path_leads_where_it_leads_without(
-    api: httpx.AsyncClient, engine: FakeEngine
-) -> None:
+async def test_a_slash_at_the_end_of_a_path_leads_where_it_leads_without(api: httpx.AsyncClient) -> None:
     assert (await api.post("/items/", json={"id": "a"})).status_code == 201
     for path in ("/items/?limit=5", "/items/a/", "/items/a/similar/", "/health/live/", "/recommend/u/", "/docs/"):
         assert (await api.get(path)).status_code == 200
-    assert engine.calls[-1]["user"] == "u"
+    assert (await api.get("/recommend/u/")).json()["user"] == "u"
     assert (await api.head("/items/a/")).status_code == 200
     assert (await api.delete("/items/a/")).status_code == 204
     text = (await api.get("/metrics/")).text
@@ -142,9 +148,9 @@ SECRETS = {role: f"{role}-secret-0123456789" for role in ("read", "write", "admi
 
 
 @pytest.fixture
-async def locked(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+async def locked(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
     keys = ",".join(f"{role}er:{role}:{secret}" for role, secret in SECRETS.items())
-    async with fake_engine.client_of(create_app(settings_of(api_keys=keys), engine=engine)) as client:
+    async with client_of(create_app(settings_of(api_keys=keys), engine=engine)) as client:
         yield client
 
 
@@ -180,9 +186,8 @@ async def test_without_a_known_key_nothing_opens(locked: httpx.AsyncClient, head
         assert response.json()["type"] == "/problems/unauthorized"
 
 
-async def test_keys_come_before_the_body(locked: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_keys_come_before_the_body(locked: httpx.AsyncClient) -> None:
     assert (await locked.post("/items", content=b"{")).status_code == 401
-    assert not engine.calls
 
 
 async def test_health_and_docs_are_open(locked: httpx.AsyncClient) -> None:
@@ -218,35 +223,41 @@ WRITES = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), WRITES)
-async def test_every_write_tells_its_position(api: httpx.AsyncClient, method: str, path: str, body: object) -> None:
+async def test_every_write_tells_its_position(
+    api: httpx.AsyncClient, engine: Engine, method: str, path: str, body: object
+) -> None:
     await api.put("/items/a", json={})
+    before = await engine.store.last_change()
     response = await api.request(method, path, json=body)
+    after = await engine.store.last_change()
     assert response.status_code < 500
-    assert response.headers[POSITION] == "7"
+    position = int(response.headers[POSITION])
+    assert before < position <= after if after > before else position == before
 
 
-async def test_only_writes_tell_a_position(api: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_only_writes_tell_a_position(api: httpx.AsyncClient, store: Failing) -> None:
     for response in (await api.get("/items"), await api.post("/impute", json={}), await api.get("/health/ready")):
         assert response.status_code == 200
         assert POSITION not in response.headers
-    engine.failure = domain.StoreUnavailableError("away")
+    store.failure = domain.StoreUnavailableError("away")
     assert POSITION not in (await api.put("/items/a", json={})).headers
     response = await api.post("/items", json={"id": "no such id"})  # refused before the store is asked
     assert (response.status_code, POSITION in response.headers) == (422, False)
 
 
-@pytest.mark.parametrize("path", ["/items", "/recommend/u", "/stats", "/metrics"])
-async def test_a_request_waits_for_the_position_that_it_names(
-    api: httpx.AsyncClient, engine: FakeEngine, path: str
-) -> None:
-    assert (await api.get(path, headers={POSITION: "5"})).status_code == 200
-    assert engine.calls[0] == {"position": 5}
-    response = await api.get(path, headers={POSITION: "8"})
-    assert response.status_code == 503
-    assert response.json()["type"] == "/problems/not-followed"
-    assert int(response.headers["retry-after"]) > 0
-    assert (await api.put("/items/a", json={}, headers={POSITION: "8"})).status_code == 503
-    assert engine.items == {}
+async def test_a_request_waits_for_the_position_that_it_names(api: httpx.AsyncClient, engine: Engine) -> None:
+    position = int((await api.put("/items/a", json={})).headers[POSITION])
+    paths = ("/items", "/recommend/u", "/stats", "/metrics")
+    for path in paths:
+        assert (await api.get(path, headers={POSITION: str(position)})).status_code == 200
+    assert engine.runtime.followed.position >= position
+    late = {POSITION: str(position + 1000)}
+    asked = [api.get(path, headers=late) for path in paths]
+    for response in await asyncio.gather(*asked, api.put("/items/b", json={}, headers=late)):
+        assert response.status_code == 503
+        assert response.json()["type"] == "/problems/not-followed"
+        assert int(response.headers["retry-after"]) > 0
+    assert (await api.get("/items/b")).status_code == 404
 
 
 @pytest.mark.parametrize("sent", ["", "x", "-1", "1.5", "٣", "1, 2", "9" * 19, "1" * 20, "0x1"])
@@ -258,10 +269,10 @@ async def test_what_is_no_position_is_refused(api: httpx.AsyncClient, sent: str)
     assert twice.status_code == 422
 
 
-async def test_strangers_wait_for_nothing(locked: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_strangers_wait_for_nothing(locked: httpx.AsyncClient, store: Failing) -> None:
+    store.failure = domain.StoreUnavailableError("away")  # which nobody asks
     for sent in ("5", "x"):
         assert (await locked.get("/items", headers={POSITION: sent})).status_code == 401
-    assert not engine.calls
 
 
 async def test_positions_are_documented(api: httpx.AsyncClient) -> None:
@@ -283,16 +294,16 @@ SHOP = "https://shop.example"
 
 
 @pytest.fixture
-async def shop(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+async def shop(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(
         settings_of(cors_origins=f"{SHOP}, http://localhost:3000", api_keys="w:write:abc-abc-abc-abc-abc"),
         engine=engine,
     )
-    async with fake_engine.client_of(app, headers={"origin": SHOP}) as client:
+    async with client_of(app, headers={"origin": SHOP}) as client:
         yield client
 
 
-async def test_pages_of_a_named_origin_may_call(shop: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_pages_of_a_named_origin_may_call(shop: httpx.AsyncClient, store: Failing) -> None:
     asked = {"access-control-request-method": "PUT", "access-control-request-headers": "authorization,content-type"}
     preflight = await shop.options("/items/a", headers=asked)
     assert preflight.status_code == 200
@@ -303,7 +314,7 @@ async def test_pages_of_a_named_origin_may_call(shop: httpx.AsyncClient, engine:
     assert response.status_code == 201
     exposed = response.headers["access-control-expose-headers"]
     assert {name.strip() for name in exposed.split(",")} == {POSITION, "X-Request-ID", "Retry-After"}
-    engine.failure = RuntimeError("inner workings")
+    store.failure = RuntimeError("inner workings")
     refused = [await shop.get("/items"), await shop.get("/nope"), await shop.get("/items?q=%ff"), await shop.get(
         "/items/a", headers={"x-api-key": "abc-abc-abc-abc-abc"}
     )]  # fmt: skip
@@ -321,27 +332,10 @@ async def test_pages_of_other_origins_may_not(shop: httpx.AsyncClient, api: http
         assert not [name for name in response.headers if name.startswith("access-control")]  # none by default
 
 
-async def test_pages_of_any_origin_may_call_where_the_setting_says_so(engine: FakeEngine) -> None:
-    async with fake_engine.client_of(create_app(settings_of(cors_origins="*"), engine=engine)) as client:
+async def test_pages_of_any_origin_may_call_where_the_setting_says_so(engine: Engine) -> None:
+    async with client_of(create_app(settings_of(cors_origins="*"), engine=engine)) as client:
         response = await client.get("/items", headers={"origin": SHOP})
         assert response.headers["access-control-allow-origin"] == "*"
-
-
-@pytest.mark.parametrize(("role", "hidden"), [("read", False), ("write", True), ("admin", True)])
-async def test_hidden_items_are_named_to_those_who_hide_them(
-    locked: httpx.AsyncClient, engine: FakeEngine, role: str, hidden: bool
-) -> None:
-    await locked.put("/items/a", json={}, headers={"x-api-key": SECRETS["write"]})
-    for method, path, body in (
-        ("GET", "/items/a/modalities/text", None),
-        ("POST", "/impute", {}),
-        ("GET", "/recommend/u?explain=true", None),
-        ("POST", "/recommend", {"items": [{"id": "a"}], "explain": True}),
-        ("GET", "/explain/u/a", None),
-    ):
-        response = await locked.request(method, path, json=body, headers={"x-api-key": SECRETS[role]})
-        assert response.status_code == 200
-        assert engine.calls[-1]["hidden"] is hidden
 
 
 # --- start and end ------------------------------------------------------------------------------------------------
@@ -356,69 +350,69 @@ async def _until_answer(client: httpx.AsyncClient, path: str, status: int) -> ht
     raise AssertionError(f"{path} never answered {status}")
 
 
-async def test_app_answers_while_the_engine_starts(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = asyncio.Event()
+@pytest.fixture
+def startable(demo_bundle: Path, demo_folder: Path, tmp_path: Path) -> Settings:
+    """Settings of an app over a database of its own without items."""
+    return settings_for(demo_bundle, demo_folder, tmp_path / "started.db", seed_catalogue=False)
 
-    async def bootstrap(_: object) -> FakeEngine:
-        await gate.wait()
-        return engine
 
-    monkeypatch.setattr(main, "bootstrap", bootstrap)
-    ready: list[object] = []
+async def test_app_answers_while_the_engine_starts(startable: Settings) -> None:
+    ready: list[Engine] = []
 
-    async def on_ready(started: object) -> None:
+    async def on_ready(started: Engine) -> None:
         ready.append(started)
 
-    app = create_app(settings_of(), on_ready=on_ready)
-    async with app.router.lifespan_context(app), fake_engine.client_of(app) as client:
-        assert (await client.get("/health/live")).status_code == 200
-        assert (await client.get("/metrics")).status_code == 200
-        for path in ("/health/ready", "/recommend/u1", "/items"):
-            response = await client.get(path)
-            assert response.status_code == 503
-            assert response.json()["type"] == "/problems/not-ready"
-            assert "retry-after" in response.headers
-        gate.set()
-        await _until_answer(client, "/health/ready", 200)
-    assert ready == [engine]
-    assert engine.is_closed
+    app = create_app(startable, on_ready=on_ready)
+    other = await SqlStore.open(startable.database_url)
+    async with client_of(app) as client, AsyncExitStack() as starting:
+        await starting.enter_async_context(other.alone())  # as a worker that prepares the database
+        async with app.router.lifespan_context(app):
+            assert (await client.get("/health/live")).status_code == 200
+            assert (await client.get("/metrics")).status_code == 200
+            for path in ("/health/ready", "/recommend/u1", "/items"):
+                response = await client.get(path)
+                assert response.status_code == 503
+                assert response.json()["type"] == "/problems/not-ready"
+                assert "retry-after" in response.headers
+            await starting.aclose()
+            await _until_answer(client, "/health/ready", 200)
+    await other.close()
+    (engine,) = ready
+    assert engine is app.state.engine
+    assert engine.runtime.is_closing
 
 
-async def test_failed_start_is_handed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def bootstrap(_: object) -> FakeEngine:
-        raise ValueError("no bundle there")
-
-    monkeypatch.setattr(main, "bootstrap", bootstrap)
+async def test_failed_start_is_handed_on() -> None:
     failures: list[Exception] = []
     app = create_app(settings_of(), on_failure=failures.append)
-    async with app.router.lifespan_context(app), fake_engine.client_of(app) as client:
-        await asyncio.sleep(0)
+    async with app.router.lifespan_context(app), client_of(app) as client:
+        while not failures:
+            await asyncio.sleep(0.01)
         assert (await client.get("/health/ready")).status_code == 503
-    assert [str(failure) for failure in failures] == ["no bundle there"]
+    (failure,) = failures
+    assert isinstance(failure, SettingsError)
+    assert str(failure).startswith("LACUNA_BUNDLE is not set")
 
 
-async def test_stop_while_starting_ends_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    ended = asyncio.Event()
-
-    async def bootstrap(_: object) -> FakeEngine:
-        try:
-            await asyncio.sleep(60)
-        finally:
-            ended.set()
-        raise AssertionError("unreachable")
-
-    monkeypatch.setattr(main, "bootstrap", bootstrap)
-    app = create_app(settings_of())
-    async with app.router.lifespan_context(app):
-        await asyncio.sleep(0)
-    assert ended.is_set()
+async def test_stop_while_starting_ends_the_start(startable: Settings) -> None:
+    other = await SqlStore.open(startable.database_url)
+    app = create_app(startable)
+    async with other.alone():
+        before = asyncio.all_tasks()
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0.1)
+            assert asyncio.all_tasks() > before
+        assert asyncio.all_tasks() == before
+    assert app.state.engine is None
+    await other.close()
 
 
-async def test_engine_that_was_handed_in_stays_its_owners(engine: FakeEngine) -> None:
+async def test_engine_that_was_handed_in_stays_its_owners(engine: Engine) -> None:
     app = create_app(settings_of(), engine=engine)
     async with app.router.lifespan_context(app):
         pass
-    assert not engine.is_closed
+    assert not engine.runtime.is_closing
+    await engine.store.ping()
 
 
 # --- metrics, models, docs ----------------------------------------------------------------------------------------
@@ -435,35 +429,35 @@ async def test_metrics_count_by_route_and_show_the_engine(api: httpx.AsyncClient
     assert 'lacuna_index_vectors{index="items",part="base"} 0.0' in text
 
 
-async def test_steps_of_the_pipeline_are_measured(api: httpx.AsyncClient, engine: FakeEngine) -> None:
+async def test_steps_of_the_pipeline_are_measured(api: httpx.AsyncClient, engine: Engine) -> None:
     engine.runtime.timer.observe_step("encode", 0.004)
     text = (await api.get("/metrics")).text
     assert 'lacuna_step_seconds_bucket{le="0.003",step="encode"} 0.0' in text
     assert 'lacuna_step_seconds_bucket{le="0.005",step="encode"} 1.0' in text
 
 
-async def test_metrics_are_told_while_the_store_is_away(api: httpx.AsyncClient, engine: FakeEngine) -> None:
-    engine.failure = domain.StoreUnavailableError("away")
+async def test_metrics_are_told_while_the_store_is_away(api: httpx.AsyncClient, store: Failing) -> None:
+    store.failure = domain.StoreUnavailableError("away")
     response = await api.get("/metrics")
     assert response.status_code == 200
     assert "lacuna_requests_total" in response.text
 
 
 async def test_the_log_says_why_the_store_is_away_and_the_answer_does_not(
-    api: httpx.AsyncClient, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+    api: httpx.AsyncClient, store: Failing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine.failure = domain.StoreUnavailableError("The database does not answer.", 'role "shop" does not exist')
+    store.failure = domain.StoreUnavailableError("The database does not answer.", 'role "shop" does not exist')
     response = await api.get("/items/a")
     assert (response.status_code, response.json()["detail"]) == (503, "The database does not answer.")
     assert 'The database does not answer: role "shop" does not exist' in caplog.text
     caplog.clear()
-    engine.failure = domain.ItemNotFoundError("There is no such item.")
+    store.failure = None
     assert (await api.get("/items/a")).status_code == 404
     assert caplog.text == ""
 
 
-async def test_models_and_stats(api: httpx.AsyncClient) -> None:
-    assert (await api.get("/models")).json()["models"][0]["version"] == "2026-01-02.1"
+async def test_models_and_stats(api: httpx.AsyncClient, engine: Engine) -> None:
+    assert (await api.get("/models")).json()["models"][0]["version"] == engine.model_version
     assert (await api.get("/stats")).json()["modalities"]["text"]["observed"] == 0
 
 
