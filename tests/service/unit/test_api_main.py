@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import pytest
 
-from models.bundle import BundleError
+from models.bundle import Bundle
 from service import __main__ as program
-from service import main
 from service.settings import describe_settings
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine
 
 
 @pytest.fixture(autouse=True)
@@ -70,13 +69,11 @@ def test_taken_port_is_one_sentence(capsys: pytest.CaptureFixture[str], taken: i
     assert capsys.readouterr().err.startswith(f"Cannot listen on 127.0.0.1 port {taken}: ")
 
 
-def test_failed_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    async def bootstrap(_: object) -> FakeEngine:
-        raise BundleError("The bundle is damaged:\n its manifest is missing.")
-
-    monkeypatch.setattr(main, "bootstrap", bootstrap)
-    assert program.main(["--port", "0"]) == 2
-    assert capsys.readouterr().err == "The bundle is damaged: its manifest is missing.\n"
+def test_failed_start_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert program.main(["--port", "0", "--bundle", str(tmp_path / "no\nbundle"), "--data-dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "no bundle" in said
+    assert said.count("\n") == 1
 
 
 def test_a_fault_is_one_sentence_that_says_where(
@@ -101,13 +98,11 @@ def test_interrupted_before_it_serves(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert capsys.readouterr().err == ""
 
 
-def test_serves_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    engine, port = FakeEngine(), _free_port()
+def test_serves_until_it_is_interrupted(
+    demo_bundle: Path, demo_folder: Path, seeded_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, port = Path(shutil.copy(seeded_file, tmp_path / "lacuna.db")), _free_port()
     answers: list[httpx.Response] = []
-    fake_engine.install(monkeypatch)
-
-    async def bootstrap(_: object) -> FakeEngine:
-        return engine
 
     def ask_and_interrupt() -> None:
         for _ in range(500):
@@ -118,13 +113,19 @@ def test_serves_until_it_is_interrupted(monkeypatch: pytest.MonkeyPatch, caplog:
             time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(main, "bootstrap", bootstrap)
+    given = {
+        "port": port,
+        "bundle": demo_bundle,
+        "data-dir": demo_folder,
+        "database-url": f"sqlite+aiosqlite:///{file}",
+    }
     asking = threading.Thread(target=ask_and_interrupt)
     asking.start()
     with caplog.at_level(logging.INFO, "service"):
-        assert program.main(["--port", port]) == 0
+        assert program.main([f"--{name}={value}" for name, value in given.items()]) == 0
     asking.join()
     assert answers[-1].status_code == 200
     assert "server" not in answers[-1].headers
-    assert engine.is_closed
-    assert f"Serving 0 items with bundle 2026-01-02.1 at http://127.0.0.1:{port}; the docs are at" in caplog.text
+    assert not file.with_name("lacuna.db-wal").exists()  # whoever closes a database last leaves none
+    version = Bundle.load(demo_bundle).manifest.version
+    assert f"Serving 120 items with bundle {version} at http://127.0.0.1:{port}; the docs are at" in caplog.text
