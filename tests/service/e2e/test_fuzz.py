@@ -10,9 +10,9 @@ import hypothesis
 import schemathesis
 
 from service.main import create_app
+from tests.service.asgi import settings_of
 from tests.service.fuzz import somewhere, validate, without_waiting
 from tests.service.running import Running
-from tests.service.unit.fake_engine import settings_of
 
 schema = schemathesis.openapi.from_dict(create_app(settings_of()).openapi())
 

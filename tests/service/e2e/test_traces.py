@@ -13,8 +13,8 @@ import pytest
 
 from service.main import create_app
 from service.settings import SettingsError
+from tests.service.asgi import settings_of
 from tests.service.running import Running, settings_for
-from tests.service.unit.fake_engine import settings_of
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 
