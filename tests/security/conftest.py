@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.service.asgi import active, empty_file, engine, startable, store  # noqa: F401
 from tests.service.conftest import (  # noqa: F401
     data_dir,
     demo_bundle,

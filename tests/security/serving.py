@@ -5,11 +5,18 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
+
 from service.connections import ConnectionLimits
+from service.main import create_app
+from service.settings import Settings
 from service.workers import server_of
+from tests.service.processes import within
 
 
 class Served:
@@ -42,6 +49,14 @@ class Served:
     def connect(self, source: str = "127.0.0.1", seconds: float = 20) -> socket.socket:
         """A connection, from any of this machine's own addresses."""
         return socket.create_connection(self.address, timeout=seconds, source_address=(source, 0))
+
+
+@contextmanager
+def serving(settings: Settings, around: Callable[[Any], Any] = lambda app: app) -> Iterator[Served]:
+    """The app with the engine that it starts itself, and what is put around it."""
+    with Served(around(create_app(settings))) as service:
+        within(60, lambda: httpx.get(f"{service.url}/health/ready").status_code == 200 or None)
+        yield service
 
 
 def answer_of(client: socket.socket) -> tuple[bytes, bytes]:

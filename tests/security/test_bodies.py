@@ -10,18 +10,16 @@ import time
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
-from service.main import create_app
-from service.ports import Answer
-from tests.security.serving import Served, answer_of
-from tests.service.running import problem_of
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
+from service.settings import Settings
+from tests.security.serving import Served, answer_of, serving
+from tests.service.running import fresh_id, problem_of, settings_for
 
 MIB = 1 << 20
 JSON = {"Content-Type": "application/json"}
@@ -31,29 +29,18 @@ MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
 KEYS = "reader:read:key-of-the-reader,writer:write:key-of-the-writer"
 
 
-class Keeping(FakeEngine):
-    """Idempotency keys that are always free."""
-
-    async def claim(self, key: str, fingerprint: str, *, lease_s: float) -> None:
-        """Free."""
-
-    async def answered(self, key: str, answer: Answer) -> None:
-        """Forgotten."""
-
-    async def release(self, key: str) -> None:
-        """Free as it was."""
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake_engine.install(monkeypatch)
-    return Keeping()
-
-
-@pytest.fixture
-def served(engine: FakeEngine) -> Iterator[Served]:
-    with Served(create_app(settings_of(max_body_bytes=MIB), engine=engine)) as service:
+@pytest.fixture(scope="module")
+def served(demo_bundle: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    file = tmp_path_factory.mktemp("served") / "lacuna.db"
+    settings = settings_for(demo_bundle, demo_folder, file, seed_catalogue=False, max_body_bytes=MIB)
+    with serving(settings) as service:
         yield service
+
+
+def without_item(served: Served) -> Served:
+    """The service without the item that these tests post."""
+    assert httpx.delete(f"{served.url}/items/a").status_code in (204, 404)
+    return served
 
 
 def pieces(body: bytes, size: int = 1 << 16) -> Iterator[bytes]:
@@ -122,9 +109,9 @@ def test_a_body_that_says_to_be_endless_is_not_waited_for(served: Served) -> Non
     ],
 )
 def test_whatever_is_answered_the_body_is_read_first(
-    engine: FakeEngine, path: str, headers: dict[str, str], status: int
+    startable: Callable[..., Settings], path: str, headers: dict[str, str], status: int
 ) -> None:
-    with Served(create_app(settings_of(api_keys=KEYS), engine=engine)) as service:
+    with serving(startable(api_keys=KEYS)) as service:
         assert refusal(f"{service.url}{path}", bytes(30 * MIB), JSON | headers)[0] == status
 
 
@@ -140,9 +127,9 @@ def test_a_client_that_asks_first_need_not_send(served: Served) -> None:
     assert b"connection: close" in head
 
 
-def test_a_slow_body_is_cut(engine: FakeEngine) -> None:
+def test_a_slow_body_is_cut(startable: Callable[..., Settings]) -> None:
     with (
-        Served(create_app(settings_of(request_seconds=1), engine=engine)) as service,
+        serving(startable(request_seconds=1)) as service,
         socket.create_connection(service.address, timeout=30) as client,
     ):
         begun = time.monotonic()
@@ -161,9 +148,8 @@ def test_a_slow_body_is_cut(engine: FakeEngine) -> None:
         assert 1 <= time.monotonic() - begun < 5
 
 
-def test_slow_bodies_that_nobody_wants_are_cut_and_take_no_place(engine: FakeEngine) -> None:
-    app = create_app(settings_of(request_seconds=2, api_keys=KEYS, max_concurrency=1), engine=engine)
-    with Served(app) as service:
+def test_slow_bodies_that_nobody_wants_are_cut_and_take_no_place(startable: Callable[..., Settings]) -> None:
+    with serving(startable(request_seconds=2, api_keys=KEYS, max_concurrency=1)) as service:
         begun = time.monotonic()
         clients = [service.connect() for _ in range(5)]
         for client in clients:
@@ -198,21 +184,22 @@ CODED = {
 
 
 @pytest.mark.parametrize("name", CODED)
-@pytest.mark.parametrize("key", [None, "a-key"])
-def test_a_compressed_body(served: Served, engine: FakeEngine, name: str, key: str | None) -> None:
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_a_compressed_body(served: Served, name: str, idempotent: bool) -> None:
     coding, body = CODED[name]
-    headers = JSON | {"Content-Encoding": coding} | ({"Idempotency-Key": key} if key else {})
+    headers = JSON | {"Content-Encoding": coding}
     for content in (body, pieces(body, 7)):
-        engine.items.clear()
-        answer = httpx.post(f"{served.url}/items", content=content, headers=headers)
+        if idempotent:
+            headers["Idempotency-Key"] = fresh_id("key")
+        answer = httpx.post(f"{without_item(served).url}/items", content=content, headers=headers)
         assert answer.status_code == 201
-        assert engine.items["a"].title == "A red shoe"
+        assert "idempotency-replayed" not in answer.headers
+        assert httpx.get(f"{served.url}/items/a").json()["title"] == "A red shoe"
 
 
 def test_a_compressed_upload(served: Served) -> None:
-    answer = httpx.post(
-        f"{served.url}/items", content=gzip.compress(PARTS), headers=MULTIPART | {"Content-Encoding": "gzip"}
-    )
+    headers = MULTIPART | {"Content-Encoding": "gzip"}
+    answer = httpx.post(f"{without_item(served).url}/items", content=gzip.compress(PARTS), headers=headers)
     assert answer.status_code == 201
 
 
@@ -254,9 +241,9 @@ def test_an_unknown_coding(served: Served, coding: str) -> None:
     ],
     ids=["cut", "cut short", "plain", "empty", "cut deflate", "wrong sum", "more behind it", "many members"],
 )
-@pytest.mark.parametrize("key", [None, "a-key"])
-def test_a_body_that_is_not_in_its_coding(served: Served, coding: str, body: bytes, key: str | None) -> None:
-    headers = JSON | {"Content-Encoding": coding} | ({"Idempotency-Key": key} if key else {})
+@pytest.mark.parametrize("idempotent", [False, True])
+def test_a_body_that_is_not_in_its_coding(served: Served, coding: str, body: bytes, idempotent: bool) -> None:
+    headers = JSON | {"Content-Encoding": coding} | ({"Idempotency-Key": fresh_id("key")} if idempotent else {})
     answer = httpx.post(f"{served.url}/items", content=body or pieces(body), headers=headers)
     assert (answer.status_code, problem_of(answer)["type"]) == (400, "/problems/malformed-request")
 
@@ -264,20 +251,21 @@ def test_a_body_that_is_not_in_its_coding(served: Served, coding: str, body: byt
 # --- cut off, and followed --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kept", [len(PARTS) - 4, len(PARTS) - 8, len(PARTS) - 12, 30])
-def test_an_upload_that_ends_early(served: Served, engine: FakeEngine, kept: int) -> None:
-    answer = httpx.post(f"{served.url}/items", content=PARTS[:kept], headers=MULTIPART)
+@pytest.mark.parametrize("length", [len(PARTS) - 4, len(PARTS) - 8, len(PARTS) - 12, 30])
+def test_an_upload_that_ends_early(served: Served, length: int) -> None:
+    answer = httpx.post(f"{without_item(served).url}/items", content=PARTS[:length], headers=MULTIPART)
     assert (answer.status_code, problem_of(answer)["type"]) == (400, "/problems/malformed-request")
-    assert not engine.items
+    assert httpx.get(f"{served.url}/items/a").status_code == 404
 
 
 @pytest.mark.parametrize("end", [b"", b"\r\n", b"\r\nan epilogue"])
 def test_an_upload_that_is_whole(served: Served, end: bytes) -> None:
-    answer = httpx.post(f"{served.url}/items", content=PARTS.removesuffix(b"\r\n") + end, headers=MULTIPART)
+    body = PARTS.removesuffix(b"\r\n") + end
+    answer = httpx.post(f"{without_item(served).url}/items", content=body, headers=MULTIPART)
     assert answer.status_code == 201
 
 
-def test_trailers_are_no_headers(engine: FakeEngine) -> None:
+def test_trailers_are_no_headers(startable: Callable[..., Settings]) -> None:
     seen: list[list[tuple[bytes, bytes]]] = []
 
     class Watching:
@@ -288,8 +276,10 @@ def test_trailers_are_no_headers(engine: FakeEngine) -> None:
             await self._app(scope, receive, send)
             seen.append(scope["headers"]) if scope["type"] == "http" else None
 
-    app = create_app(settings_of(), engine=engine)
-    with Served(Watching(app)) as service, socket.create_connection(service.address, timeout=30) as client:
+    with (
+        serving(startable(), Watching) as service,
+        socket.create_connection(service.address, timeout=30) as client,
+    ):
         client.sendall(
             b"POST /items HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -299,7 +289,7 @@ def test_trailers_are_no_headers(engine: FakeEngine) -> None:
         client.sendall(b"0\r\nX-API-Key: secret\r\nContent-Encoding: br\r\n\r\n")
         head, _ = answer_of(client)
         assert head.startswith(b"HTTP/1.1 201")
-    names = [name for name, _ in seen[0]]
+    names = [name for name, _ in seen[-1]]
     assert names == [b"host", b"content-type", b"transfer-encoding"]
 
 

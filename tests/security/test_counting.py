@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +23,20 @@ from service.api.limits import network_of
 from service.bootstrap import limiter_of
 from service.domain import StoreUnavailableError
 from service.main import create_app
+from service.pipeline.engine import Engine
 from service.ports import Answer
-from tests.security.serving import Served, answer_of
+from service.settings import Settings
+from tests.security.serving import Served, answer_of, serving
+from tests.service.asgi import Failing, client_of, settings_of
 from tests.service.processes import within
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
 
 READER, WRITER = "a-key-of-the-reader", "a-key-of-the-writer"
 KEYS = f"reader:read:{READER},writer:write:{WRITER}"
 NOON = 1_767_225_600.0  # a whole minute
 
 
-class Keeping(FakeEngine):
-    """Idempotency keys in a dict."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.answers: dict[str, Answer | None] = {}
-
-    async def claim(self, key: str, fingerprint: str, *, lease_s: float) -> Any:  # noqa: ARG002
-        if self.answers.get(key) is not None:
-            return self.answers[key]
-        self.answers[key] = None
-        return "mine"
-
-    async def answered(self, key: str, answer: Answer) -> None:
-        self.answers[key] = answer
-
-    async def release(self, key: str) -> None:
-        if self.answers.get(key) is None:
-            self.answers.pop(key, None)
-
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Keeping:
-    fake_engine.install(monkeypatch)
-    return Keeping()
-
-
-def serve(engine: FakeEngine, **settings: Any) -> Any:
-    return fake_engine.client_of(create_app(settings_of(**settings), engine=engine))
+def serve(engine: Engine, **settings: Any) -> Any:
+    return client_of(create_app(settings_of(**settings), engine=engine))
 
 
 async def statuses(api: httpx.AsyncClient, times: int, path: str = "/items", **headers: str) -> list[int]:
@@ -73,16 +47,16 @@ async def statuses(api: httpx.AsyncClient, times: int, path: str = "/items", **h
 # --- what is counted --------------------------------------------------------------------------------------------------
 
 
-async def test_a_replayed_answer_counts(engine: Keeping) -> None:
+async def test_a_replayed_answer_counts(engine: Engine) -> None:
     async with serve(engine, api_keys=KEYS, rate_limit=3) as api:
         headers = {"X-API-Key": WRITER, "Idempotency-Key": "one"}
         answers = [await api.post("/items", json={"id": "a"}, headers=headers) for _ in range(5)]
         assert [answer.status_code for answer in answers] == [201, 201, 201, 429, 429]
         assert answers[1].headers["idempotency-replayed"] == "true"
-        assert engine.answers["writer:one"].status == 201  # type: ignore[union-attr]
+        assert await engine.store.claim("writer:one", "of another request", lease_s=1) == "other"
 
 
-async def test_wrong_keys_count_by_address_and_take_nothing_from_right_ones(engine: Keeping) -> None:
+async def test_wrong_keys_count_by_address_and_take_nothing_from_right_ones(engine: Engine) -> None:
     async with serve(engine, api_keys=KEYS, rate_limit=3) as api:
         assert await statuses(api, 5, x_api_key="guessed") == [401, 401, 401, 429, 429]
         assert await statuses(api, 2, x_api_key="another guess", path="/metrics") == [429, 429]
@@ -93,7 +67,7 @@ async def test_wrong_keys_count_by_address_and_take_nothing_from_right_ones(engi
         assert await statuses(api, 1, x_api_key=READER, path="/metrics") == [429]
 
 
-async def test_a_key_whose_role_does_not_reach_counts_too(engine: Keeping) -> None:
+async def test_a_key_whose_role_does_not_reach_counts_too(engine: Engine) -> None:
     async with serve(engine, api_keys=KEYS, rate_limit=2) as api:
         answers = [await api.delete("/items/a", headers={"X-API-Key": READER}) for _ in range(3)]
         assert [answer.status_code for answer in answers] == [403, 403, 429]
@@ -139,9 +113,7 @@ async def test_names_without_end_take_no_memory_without_end() -> None:
     [(201, True), (422, True), (409, True), (429, False), (503, False), (507, False), (408, False)],
 )
 @pytest.mark.parametrize("headers", [{}, {"Retry-After": "1"}])
-async def test_only_final_answers_are_kept(
-    engine: Keeping, status: int, is_kept: bool, headers: dict[str, str]
-) -> None:
+async def test_only_final_answers_are_kept(engine: Engine, status: int, is_kept: bool, headers: dict[str, str]) -> None:
     app = create_app(settings_of(), engine=engine)
     answers = iter([status, 202])
 
@@ -153,19 +125,19 @@ async def test_only_final_answers_are_kept(
     async def within_the_app(scope: Scope, receive: Receive, send: Send) -> None:
         await once({**scope, "app": app}, receive, send)
 
-    async with fake_engine.client_of(within_the_app) as api:
+    async with client_of(within_the_app) as api:
         first, second = [await api.post("/items", headers={"Idempotency-Key": "one"}) for _ in range(2)]
     is_kept = is_kept and not headers
     assert (first.status_code, second.status_code) == (status, status if is_kept else 202)
     assert ("idempotency-replayed" in second.headers) == is_kept
 
 
-async def test_a_write_that_the_database_refused_is_done_the_second_time(engine: Keeping) -> None:
+async def test_a_write_that_the_database_refused_is_done_the_second_time(engine: Engine, store: Failing) -> None:
     async with serve(engine) as api:
         headers = {"Idempotency-Key": "one"}
-        engine.failure = StoreUnavailableError("away")
+        store.failure, store.failing = StoreUnavailableError("away"), ["write_items"]
         assert (await api.post("/items", json={"id": "a"}, headers=headers)).status_code == 503
-        engine.failure = None
+        store.failure = None
         assert (await api.post("/items", json={"id": "a"}, headers=headers)).status_code == 201
 
 
@@ -178,7 +150,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
+async def anywhere(url: str) -> AsyncIterator[SqlStore]:
     opened = await SqlStore.open(url)
     yield opened
     await opened.close()
@@ -191,37 +163,37 @@ async def kept_of(store: SqlStore, sender: str) -> tuple[int, int]:
     return int(count), int(total)
 
 
-async def test_the_answers_of_a_sender_have_a_limit(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_answers_of_a_sender_have_a_limit(anywhere: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "MOST_ANSWERS", 50)
-    await store.claim("other:first", "f", lease_s=60)
-    await store.answered("other:first", Answer(201, b"x"))
-    await store.claim("me:under way", "f", lease_s=60)
+    await anywhere.claim("other:first", "f", lease_s=60)
+    await anywhere.answered("other:first", Answer(201, b"x"))
+    await anywhere.claim("me:under way", "f", lease_s=60)
     for number in range(200):
-        await store.claim(f"me:{number}", "f", lease_s=60)
-        await store.answered(f"me:{number}", Answer(201, b"x"))
-        assert (await kept_of(store, "me"))[0] <= 50 + kept.LOOK
-    assert await store.claim("me:199", "f", lease_s=60) == Answer(201, b"x")
-    assert await store.claim("me:under way", "f", lease_s=60) == "busy"
-    assert await store.claim("other:first", "f", lease_s=60) == Answer(201, b"x")
-    assert await store.claim("me:0", "f", lease_s=60) == "mine"
+        await anywhere.claim(f"me:{number}", "f", lease_s=60)
+        await anywhere.answered(f"me:{number}", Answer(201, b"x"))
+        assert (await kept_of(anywhere, "me"))[0] <= 50 + kept.LOOK
+    assert await anywhere.claim("me:199", "f", lease_s=60) == Answer(201, b"x")
+    assert await anywhere.claim("me:under way", "f", lease_s=60) == "busy"
+    assert await anywhere.claim("other:first", "f", lease_s=60) == Answer(201, b"x")
+    assert await anywhere.claim("me:0", "f", lease_s=60) == "mine"
 
 
-async def test_and_so_have_their_bytes(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_and_so_have_their_bytes(anywhere: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "MOST_BYTES", 100_000)
     for number in range(100):
-        await store.claim(f"large:{number}", "f", lease_s=60)
-        await store.answered(f"large:{number}", Answer(201, b"x" * 5000))
-        assert (await kept_of(store, "large"))[1] <= 100_000 + kept.LOOK * 5000
-    assert (await kept_of(store, "large"))[0] >= 10
+        await anywhere.claim(f"large:{number}", "f", lease_s=60)
+        await anywhere.answered(f"large:{number}", Answer(201, b"x" * 5000))
+        assert (await kept_of(anywhere, "large"))[1] <= 100_000 + kept.LOOK * 5000
+    assert (await kept_of(anywhere, "large"))[0] >= 10
 
 
 # --- places -----------------------------------------------------------------------------------------------------------
 
 
-def test_slow_bodies_of_one_key_leave_places_to_the_others(engine: Keeping) -> None:
-    app = create_app(settings_of(api_keys=KEYS, max_concurrency=6, max_key_concurrency=3), engine=engine)
+def test_slow_bodies_of_one_key_leave_places_to_the_others(startable: Callable[..., Settings]) -> None:
+    settings = startable(api_keys=KEYS, max_concurrency=6, max_key_concurrency=3)
     slow = b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nX-API-Key: %s\r\n" % WRITER.encode()
-    with Served(app) as service:
+    with serving(settings) as service:
         held = [service.connect() for _ in range(8)]
         for client in held:
             client.sendall(slow + b"Content-Length: 1000\r\n\r\n{")
@@ -238,17 +210,17 @@ def _is_refused(service: Served, key: str) -> bool:
     return httpx.get(f"{service.url}/items", headers={"X-API-Key": key}).status_code == 503
 
 
-async def test_an_only_key_has_all_places(engine: Keeping) -> None:
+async def test_an_only_key_has_all_places(engine: Engine) -> None:
     async with serve(engine, api_keys=f"w:write:{WRITER}", max_concurrency=4, max_key_concurrency=1) as api:
         headers = {"X-API-Key": WRITER}
         answers = await asyncio.gather(*(api.get("/items", headers=headers) for _ in range(4)))
         assert {answer.status_code for answer in answers} == {200}
 
 
-def test_an_address_without_a_key_has_its_share_too(engine: Keeping) -> None:
-    settings = settings_of(allow_anonymous=True, max_concurrency=6, max_key_concurrency=2, proxies="::1")
+def test_an_address_without_a_key_has_its_share_too(startable: Callable[..., Settings]) -> None:
+    settings = startable(allow_anonymous=True, max_concurrency=6, max_key_concurrency=2, proxies="::1")
     slow = b"POST /items HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"
-    with Served(create_app(settings, engine=engine)) as service:
+    with serving(settings) as service:
         held = [service.connect() for _ in range(4)]
         for client in held:
             client.sendall(slow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,8 @@ from sqlalchemy import insert
 from service.adapters.sql import database
 from service.adapters.sql.store import SqlStore
 from service.adapters.sql.tables import feedback, items
-from tests.service.unit.fake_engine import NOW
 
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 TEXT = "the words of somebody who left"
 SOON_S = 0.1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,15 @@ from service.adapters.sql import database
 from service.adapters.sql.database import RefusedStatementError
 from service.adapters.sql.store import SqlStore
 from service.adapters.sql.tables import feedback, idempotency, items
-from service.api import recommend as routes
 from service.domain import StoreUnavailableError
 from service.logging import RequestIdFilter, TextFormatter
 from service.main import create_app
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import NOW, FakeEngine, settings_of
+from service.pipeline.engine import Engine
+from tests.service.asgi import Failing, client_of, settings_of
 
 FORGED = "2026-01-01 00:00:00,000 INFO    service [-] all is well"
 USER = "alice-of-the-secret-life"
+NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -127,13 +128,9 @@ def test_reasons_are_the_first_line_that_postgresql_says() -> None:
     assert database.reason_of(RefusedError("duplicate key value")) == "duplicate key value"
 
 
-async def test_a_fault_names_the_route_and_not_the_user(monkeypatch: pytest.MonkeyPatch, log: io.StringIO) -> None:
-    async def fail(*_: Any, **__: Any) -> None:
-        raise RuntimeError("surprise")
-
-    fake_engine.install(monkeypatch)
-    monkeypatch.setattr(routes.recommend, "recommend_user", fail)
-    async with fake_engine.client_of(create_app(settings_of(), engine=FakeEngine())) as api:
+async def test_a_fault_names_the_route_and_not_the_user(engine: Engine, store: Failing, log: io.StringIO) -> None:
+    store.failure = RuntimeError("surprise")
+    async with client_of(create_app(settings_of(), engine=engine)) as api:
         assert (await api.get(f"/recommend/{USER}")).status_code == 500
         assert (await api.get(f"/recommend/{USER}?n=x")).status_code == 422
         assert (await api.get(f"/nowhere/{USER}")).status_code == 404

@@ -14,12 +14,12 @@ import httpx
 import pytest
 
 from service.main import create_app
+from service.pipeline.engine import Engine
 from tests.security.drawn import plain
 from tests.security.watching import forget_peak, memory_mib
+from tests.service.asgi import client_of, settings_of
 from tests.service.processes import Program
 from tests.service.running import base64_of, fresh_id, picture
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
 
 ROOT = Path(__file__).parents[2]
 ONE_BIT = plain("PNG", "1", colour=1)  # 20 megapixels in 2.5 KB
@@ -100,12 +100,11 @@ def test_a_body_that_is_all_values(program: Program, path: str, body: bytes) -> 
     assert memory_mib(program.pid, "VmHWM") - before < 60
 
 
-async def test_bodies_that_are_held_at_once_have_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_engine.install(monkeypatch)
+async def test_bodies_that_are_held_at_once_have_a_limit(engine: Engine) -> None:
     settings = settings_of(max_body_bytes=4096, max_bodies_bytes=6000)
     body = json.dumps({"id": "a", "title": "x" * 900, "metadata": {"a": "x" * 2900}}).encode()
-    app = create_app(settings, engine=FakeEngine())
-    async with fake_engine.client_of(app) as api:
+    app = create_app(settings, engine=engine)
+    async with client_of(app) as api:
         headers = {"Content-Type": "application/json"}
         statuses: list[int] = []
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 
 from service.main import create_app
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
+from service.pipeline.engine import Engine
+from tests.service.asgi import client_of, settings_of
 
 FORM = (
     b'--x\r\nContent-Disposition: form-data; name="item"\r\n\r\n{"id": "planted"}\r\n--x--\r\n',
@@ -20,18 +20,12 @@ EVIL = "https://evil.example"
 KEY = "a-key-of-the-writer"
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
-    fake_engine.install(monkeypatch)
-    return FakeEngine()
-
-
-def serve(engine: FakeEngine, **settings: Any) -> Any:
-    return fake_engine.client_of(create_app(settings_of(**settings), engine=engine))
+def serve(engine: Engine, **settings: Any) -> Any:
+    return client_of(create_app(settings_of(**settings), engine=engine))
 
 
 @pytest.fixture
-async def api(engine: FakeEngine) -> AsyncIterator[httpx.AsyncClient]:
+async def api(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
     async with serve(engine) as client:
         yield client
 
@@ -55,11 +49,11 @@ async def post(api: httpx.AsyncClient, **headers: str) -> httpx.Response:
     ],
 )
 async def test_a_page_of_another_origin_posts_nothing(
-    api: httpx.AsyncClient, engine: FakeEngine, headers: dict[str, str]
+    api: httpx.AsyncClient, engine: Engine, headers: dict[str, str]
 ) -> None:
     answer = await post(api, **headers)
     assert (answer.status_code, answer.json()["type"]) == (403, "/problems/foreign-origin")
-    assert not engine.items
+    assert not await engine.store.count_items()
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
@@ -80,11 +74,9 @@ async def test_nor_anything_else_that_changes_something(api: httpx.AsyncClient, 
         {"host": "[::1]:8000", "origin": "http://[::1]:8000"},
     ],
 )
-async def test_its_own_pages_and_programs_may(
-    api: httpx.AsyncClient, engine: FakeEngine, headers: dict[str, str]
-) -> None:
+async def test_its_own_pages_and_programs_may(api: httpx.AsyncClient, engine: Engine, headers: dict[str, str]) -> None:
     assert (await post(api, **headers)).status_code == 201
-    assert "planted" in engine.items
+    assert await engine.store.existing(["planted"])
 
 
 @pytest.mark.parametrize(
@@ -117,7 +109,7 @@ async def test_a_second_host_is_no_way_round(api: httpx.AsyncClient) -> None:
     assert answer.status_code == 421
 
 
-async def test_pages_that_the_settings_name_may(engine: FakeEngine) -> None:
+async def test_pages_that_the_settings_name_may(engine: Engine) -> None:
     async with serve(engine, cors_origins="https://shop.example") as api:
         allowed = await post(api, origin="https://shop.example", sec_fetch_site="cross-site")
         assert allowed.status_code == 201
@@ -125,18 +117,18 @@ async def test_pages_that_the_settings_name_may(engine: FakeEngine) -> None:
         refused = await post(api, origin=EVIL)
         assert refused.status_code == 403
         assert "access-control-allow-origin" not in refused.headers
-    engine.items.clear()
+        assert (await api.delete("/items/planted")).status_code == 204
     async with serve(engine, cors_origins="*") as api:
         assert (await post(api, origin=EVIL)).status_code == 201
 
 
-async def test_a_service_for_everybody_has_any_name_but_no_foreign_pages(engine: FakeEngine) -> None:
+async def test_a_service_for_everybody_has_any_name_but_no_foreign_pages(engine: Engine) -> None:
     async with serve(engine, allow_anonymous=True) as api:
         assert (await post(api, host="lacuna.example", origin="https://lacuna.example")).status_code == 201
         assert (await post(api, host="lacuna.example", origin=EVIL)).status_code == 403
 
 
-async def test_with_keys_the_key_decides(engine: FakeEngine) -> None:
+async def test_with_keys_the_key_decides(engine: Engine) -> None:
     async with serve(engine, api_keys=f"w:write:{KEY}") as api:
         assert (await post(api, host="lacuna.example", origin=EVIL)).status_code == 401
         assert (await post(api, host="lacuna.example", origin=EVIL, x_api_key=KEY)).status_code == 201

@@ -11,18 +11,15 @@ import httpx
 import pytest
 
 from service.main import create_app
-from service.ports import Media
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
+from service.pipeline.engine import Engine
+from tests.service.asgi import client_of, settings_of
+from tests.service.running import base64_of, picture
 
 
 @pytest.fixture
-async def api(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[httpx.AsyncClient]:
-    fake_engine.install(monkeypatch)
-    engine = FakeEngine()
-    engine.media["a", "image"] = Media("0" * 64, b"picture", "image/png")
-    async with fake_engine.client_of(create_app(settings_of(), engine=engine)) as client:
-        await client.post("/items", json={"id": "a"})
+async def api(engine: Engine) -> AsyncIterator[httpx.AsyncClient]:
+    async with client_of(create_app(settings_of(), engine=engine)) as client:
+        await client.post("/items", json={"id": "a", "modalities": {"image": base64_of(picture())}})
         await client.post("/feedback", json={"feedback": [{"user": "u", "item": "a", "type": "view"}]})
         yield client
 
@@ -56,6 +53,7 @@ async def test_no_answer_is_kept_or_framed(api: httpx.AsyncClient, path: str, st
 
 async def test_pictures_have_policies_of_their_own(api: httpx.AsyncClient) -> None:
     answer = await api.get("/items/a/media/image")
+    assert answer.status_code == 200
     assert answer.headers["cache-control"] == "private, no-cache"
     assert answer.headers.get_list("content-security-policy") == ["default-src 'none'; sandbox"]
 

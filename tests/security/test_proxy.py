@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
@@ -15,11 +15,9 @@ import httpx
 import pytest
 
 from service.connections import ConnectionLimits
-from service.main import create_app
-from tests.security.serving import Served, answer_of
+from service.settings import Settings
+from tests.security.serving import answer_of, serving
 from tests.service.processes import free_port, within
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
 
 CONFIG = (Path(__file__).parents[2] / "deploy" / "haproxy.cfg").read_text("utf-8")
 SECONDS = 3
@@ -34,13 +32,12 @@ def test_the_proxy_lets_no_more_through_than_the_service_takes() -> None:
 
 
 @pytest.fixture
-def proxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[int]:
+def proxy(startable: Callable[..., Settings], tmp_path: Path) -> Iterator[int]:
     """The port of HAProxy before one service, with the limits that a test can reach in its time."""
     program = shutil.which("haproxy")
     if program is None:
         pytest.skip("there is no haproxy")
-    fake_engine.install(monkeypatch)
-    with Served(create_app(settings_of(max_body_bytes=1 << 20), engine=FakeEngine())) as served:
+    with serving(startable(max_body_bytes=1 << 20)) as served:
         port = free_port()
         text = CONFIG.replace("bind :8000", f"bind 127.0.0.1:{port}").replace(
             "http-request 10s", f"http-request {SECONDS}s"

@@ -13,9 +13,9 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount, Route
 
 from service.main import create_app
+from service.pipeline.engine import Engine
 from service.settings import Settings
-from tests.service.unit import fake_engine
-from tests.service.unit.fake_engine import FakeEngine, settings_of
+from tests.service.asgi import client_of, settings_of
 
 ROLES = (None, "read", "write", "admin")  # each may do what those before it may
 KEYS = {role: f"key-of-{role}-0123456789" for role in ROLES if role is not None}
@@ -41,15 +41,14 @@ OPERATIONS = [(method, path) for path, methods in _document()["paths"].items() f
 
 
 @pytest.fixture
-def app(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
-    fake_engine.install(monkeypatch)
+def app(engine: Engine) -> FastAPI:
     keys = ",".join(f"{role}:{role}:{key}" for role, key in KEYS.items())
-    return create_app(settings_of(api_keys=keys), engine=FakeEngine())
+    return create_app(settings_of(api_keys=keys), engine=engine)
 
 
 @pytest.fixture
 async def api(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    async with fake_engine.client_of(app) as client:
+    async with client_of(app) as client:
         yield client
 
 
@@ -101,6 +100,6 @@ async def test_an_operation_without_a_role_is_found(app: FastAPI) -> None:
 
     app.openapi_schema = None
     assert "/forgotten" in app.openapi()["paths"]
-    async with fake_engine.client_of(app) as client:
+    async with client_of(app) as client:
         with pytest.raises(AssertionError):
             await test_an_operation_is_open_from_its_role_on(client, "post", "/forgotten", None)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,14 +30,17 @@ from tests.service.running import settings_for
 
 
 class Failing:
-    """A store that raises `failure`, once that is set, whatever it is asked."""
+    """A store that raises `failure`, once that is set: from the methods named in `failing`, where any are, or from
+    all."""
 
     def __init__(self, store: SqlStore | Failing) -> None:
         self.failure: Exception | None = None
+        self.failing: Collection[str] = ()
         self._store = store
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._store, name) if self.failure is None or name == "close" else self._fail
+        fails = self.failure is not None and name != "close" and (name in self.failing or not self.failing)
+        return self._fail if fails else getattr(self._store, name)
 
     def _fail(self, *_: object, **__: object) -> None:
         assert self.failure is not None
@@ -63,6 +67,12 @@ def empty_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def startable(demo_bundle: Path, demo_folder: Path, tmp_path: Path) -> Callable[..., Settings]:
+    """Settings, besides those given, of an app that starts its own engine over a database without items."""
+    return partial(settings_for, demo_bundle, demo_folder, tmp_path / "started.db", seed_catalogue=False)
+
+
+@pytest.fixture
 async def store(empty_file: Path, tmp_path: Path) -> Failing:
     """The engine's store; it is the engine's to close."""
     file = shutil.copy(empty_file, tmp_path / "lacuna.db")
@@ -70,16 +80,16 @@ async def store(empty_file: Path, tmp_path: Path) -> Failing:
 
 
 @pytest.fixture
-async def engine(active: Active, store: Failing) -> AsyncIterator[Engine]:
+async def engine(active: Active, store: Failing, tmp_path: Path) -> AsyncIterator[Engine]:
     """An engine without items."""
-    made = await engine_over(active, cast(Store, store))
+    made = await engine_over(active, cast(Store, store), snapshots=tmp_path / "snapshots")
     yield made
     await made.close()
 
 
-async def engine_over(active: Active, store: Store) -> Engine:
-    """An engine over what is in a store."""
-    made = compose(active, store, cache=MemoryCache(), notifier=NoNotifier())
+async def engine_over(active: Active, store: Store, **options: Any) -> Engine:
+    """An engine over what is in a store; `options` are other fields of it."""
+    made = compose(active, store, cache=MemoryCache(), notifier=NoNotifier(), **options)
     await load_catalogue(made)
     return made
 

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tests.service.asgi import active, empty_file, engine, store  # noqa: F401
+from tests.service.asgi import active, empty_file, engine, startable, store  # noqa: F401

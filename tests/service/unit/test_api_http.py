@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import httpx
 import pytest
@@ -19,7 +18,6 @@ from service.main import create_app
 from service.pipeline.engine import Engine
 from service.settings import Settings, SettingsError
 from tests.service.asgi import Failing, client_of, pointers, settings_of
-from tests.service.running import settings_for
 
 
 @pytest.fixture
@@ -350,20 +348,14 @@ async def _until_answer(client: httpx.AsyncClient, path: str, status: int) -> ht
     raise AssertionError(f"{path} never answered {status}")
 
 
-@pytest.fixture
-def startable(demo_bundle: Path, demo_folder: Path, tmp_path: Path) -> Settings:
-    """Settings of an app over a database of its own without items."""
-    return settings_for(demo_bundle, demo_folder, tmp_path / "started.db", seed_catalogue=False)
-
-
-async def test_app_answers_while_the_engine_starts(startable: Settings) -> None:
+async def test_app_answers_while_the_engine_starts(startable: Callable[..., Settings]) -> None:
     ready: list[Engine] = []
 
     async def on_ready(started: Engine) -> None:
         ready.append(started)
 
-    app = create_app(startable, on_ready=on_ready)
-    other = await SqlStore.open(startable.database_url)
+    app = create_app(startable(), on_ready=on_ready)
+    other = await SqlStore.open(startable().database_url)
     async with client_of(app) as client, AsyncExitStack() as starting:
         await starting.enter_async_context(other.alone())  # as a worker that prepares the database
         async with app.router.lifespan_context(app):
@@ -394,9 +386,9 @@ async def test_failed_start_is_handed_on() -> None:
     assert str(failure).startswith("LACUNA_BUNDLE is not set")
 
 
-async def test_stop_while_starting_ends_the_start(startable: Settings) -> None:
-    other = await SqlStore.open(startable.database_url)
-    app = create_app(startable)
+async def test_stop_while_starting_ends_the_start(startable: Callable[..., Settings]) -> None:
+    other = await SqlStore.open(startable().database_url)
+    app = create_app(startable())
     async with other.alone():
         before = asyncio.all_tasks()
         async with app.router.lifespan_context(app):
