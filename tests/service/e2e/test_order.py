@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.adapters.faiss_index import FaissIndex
-from service.pipeline import recommend
+from service.adapters.memory_cache import MemoryCache
 from tests.service.running import Running, base64_of, fresh_id, picture, settings_for
 
 USER = "shopper-005"
@@ -133,5 +133,5 @@ def test_a_list_from_the_cache_is_the_list(crowded: Running, monkeypatch: pytest
     first = {path: ask(crowded, path, 33) for path in paths}
     crowded.run(crowded.engine.runtime.drain())
     assert {path: ask(crowded, path, 33) for path in paths} == first
-    monkeypatch.setattr(recommend, "cache_key", lambda *_: None)
+    monkeypatch.setattr(crowded.engine, "cache", MemoryCache(max_bytes=0))  # which keeps nothing
     assert {path: ask(crowded, path, 33) for path in paths} == first

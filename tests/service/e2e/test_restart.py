@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from models.bundle import CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle, BundleError
 from models.imputers import GRAPH_IMPUTERS
+from service.adapters.sql.store import SqlStore
 from service.pipeline import seed as seeding
 from tests.service.running import Running, base64_of, picture, settings_for, sign
 from training.demo.catalogue import demo_item
@@ -118,7 +119,7 @@ def test_an_interrupted_seeding_is_taken_up_again(
     monkeypatch.setattr(seeding, "EVENTS", 300)
     for stop in (2, 5):
         with monkeypatch.context() as cut:
-            cut.setattr(seeding, "_chunked", power_cut_after(stop))
+            cut_power_after(stop, cut)
             with pytest.raises(RuntimeError, match="power cut"):
                 Running(settings).__enter__()
     with Running(settings) as service:
@@ -141,18 +142,21 @@ def undated(bundle: Path, copy: Path) -> Path:
     return copy
 
 
-def power_cut_after(chunks: int) -> Callable[..., Any]:
-    whole = seeding._chunked
-    left = [chunks]
+def cut_power_after(writes: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the store write so many times, and no more."""
+    left = [writes]
 
-    def chunked(file: Path, size: int) -> Any:
-        for rows in whole(file, size):
+    def counted(write: Callable[..., Any]) -> Callable[..., Any]:
+        async def writing(*arguments: Any, **options: Any) -> Any:
             if not left[0]:
                 raise RuntimeError("power cut")
             left[0] -= 1
-            yield rows
+            return await write(*arguments, **options)
 
-    return chunked
+        return writing
+
+    for name in ("write_items", "add_feedback"):
+        patch.setattr(SqlStore, name, counted(getattr(SqlStore, name)))
 
 
 def test_what_feedback_asks_for_is_finished_after_a_restart(
