@@ -60,10 +60,11 @@ async def bootstrap(settings: Settings) -> Engine:
         snapshots=settings.data_dir / "snapshots",
     )
     try:
-        if await is_prepared(engine):
-            if not await snapshot.restore(engine, engine.snapshots):
-                await load_catalogue(engine)
-        else:
+        prepared = await is_prepared(engine)
+        restored = prepared and await snapshot.restore(engine, engine.snapshots)
+        if prepared and not restored:
+            await load_catalogue(engine)
+        elif not prepared:
             async with store.alone():  # of several workers that start at once, one does the work
                 if settings.seed_catalogue:
                     await seed(engine, bundle)
@@ -75,7 +76,8 @@ async def bootstrap(settings: Settings) -> Engine:
         await engine.close()
         raise
     if settings.snapshot_minutes:
-        engine.runtime.run(snapshot.take_regularly(engine, engine.snapshots, settings.snapshot_minutes * 60))
+        every_s = settings.snapshot_minutes * 60
+        engine.runtime.run(snapshot.take_regularly(engine, engine.snapshots, every_s, restored=restored))
     engine.runtime.run(keep_up(engine, settings.follow_seconds, settings.changes_kept_hours * 3600))
     return engine
 

@@ -90,9 +90,10 @@ async def take(engine: Engine, folder: Path) -> dict[str, Any]:
     }
 
 
-async def take_regularly(engine: Engine, folder: Path, every_s: float) -> None:
-    """Write a snapshot now and then, where anything has changed, until cancelled."""
-    last = engine.runtime.followed.position
+async def take_regularly(engine: Engine, folder: Path, every_s: float, *, restored: bool) -> None:
+    """Write a snapshot now and then, where anything has changed, until cancelled; the first in any case, unless the
+    start was from one (`restored`): deriving all vectors of a large catalogue takes minutes."""
+    last = engine.runtime.followed.position if restored else None
     while True:
         await asyncio.sleep(every_s)
         if engine.runtime.followed.position == last:
