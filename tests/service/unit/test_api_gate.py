@@ -80,7 +80,7 @@ async def test_more_requests_than_can_be_worked_on_are_refused_at_once(slow: Slo
 
 
 async def test_a_request_has_its_time(slow: Slow, serve: Serve) -> None:
-    async with serve(max_concurrency=1, request_seconds=0.05) as api:
+    async with serve(max_concurrency=1, request_seconds=0.2) as api:
         for _ in range(2):
             late = await api.get("/users/u")
             assert (late.status_code, late.json()["type"]) == (503, "/problems/timed-out")

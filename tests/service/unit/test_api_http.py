@@ -340,7 +340,7 @@ async def test_pages_of_any_origin_may_call_where_the_setting_says_so(engine: En
 
 
 async def _until_answer(client: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
-    for _ in range(200):
+    for _ in range(3000):
         response = await client.get(path)
         if response.status_code == status:
             return response
