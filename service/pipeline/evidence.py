@@ -6,6 +6,7 @@ then. So what follows from it does not change with everything that the user does
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Mapping, Sequence
 
 from models.arrays import Array
@@ -44,7 +45,11 @@ async def users_of(engine: Engine, items: Collection[str]) -> dict[str, list[Use
     if not items:
         return {}
     interested = await engine.store.interested_users(items, limit=USERS, min_rating=engine.active.min_rating)
-    return {item: await _evidence_of(engine, item, users) for item, users in interested.items()}
+    evidence = {}
+    for item, users in interested.items():
+        evidence[item] = await _evidence_of(engine, item, users)
+        await asyncio.sleep(0)  # what is computed of one item's users takes long enough
+    return evidence
 
 
 async def _evidence_of(engine: Engine, item: str, users: Sequence[str]) -> list[UserEvidence]:
