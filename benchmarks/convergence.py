@@ -41,7 +41,7 @@ from service.adapters.sql.store import SqlStore
 from service.domain import Event, Observed, StoredItem
 from service.ports import ItemWrite
 from tests.service.processes import REPOSITORY, free_port
-from training.evaluate.machine import machine
+from training.evaluate.result import write_single_run
 
 BATCH = 500
 RATE, SECONDS = 10.0, 60.0
@@ -379,22 +379,15 @@ def main() -> None:
     metrics = compare_imports(options) if options.what == "import" else load(options)
     for name, value in metrics.items():
         print(f"{name}: {value:.4g}")
-    result = {
+    what = {
         "protocol": "service",
         "dataset": "demo",
         "synthetic": True,
         "model": "dgmrec",
         "variant": f"convergence-{options.what}",
         "config": {"items": options.items, "rate": RATE, "mix": MIX},
-        "command": " ".join(["python -m benchmarks.convergence", *sys.argv[1:]]),
-        "machine": machine(),
-        "runs": [{"seed": 1, "metrics": metrics, "seconds": round(time.perf_counter() - begin, 1)}],
-        "mean": metrics,
-        "std": dict.fromkeys(metrics, 0.0),
     }
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    write_single_run(options.json, what, metrics, " ".join(["python -m benchmarks.convergence", *sys.argv[1:]]), begin)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +29,7 @@ from training.content import DataOptions, prepare_features
 from training.datasets.prepared import load_dataset
 from training.dgmrec.recipe import split_parts
 from training.dgmrec.task import DGMRecTask, TopNData
-from training.evaluate.machine import machine
+from training.evaluate.result import write_single_run
 from training.progress import Terminal
 from training.splits import Parts
 from training.trainer import TrainerConfig, keep_freed_memory, peak_memory_mb
@@ -117,22 +116,15 @@ def main() -> None:
         )
         print(size, found, flush=True)
         metrics |= {f"{name}[size={size}]": value for name, value in found.items()}
-    result: dict[str, Any] = {
+    what = {
         "protocol": "growth",
         "dataset": load_dataset(options.data).name,
         "synthetic": True,
         "model": "dgmrec",
         "variant": None,
         "config": {"model": DGMRecConfig().model_dump(exclude={"seed"}), "batch_size": f"{options.batch} x size"},
-        "command": " ".join(["python", *sys.argv]),
-        "machine": machine(),
-        "runs": [{"seed": 1, "metrics": metrics, "seconds": round(time.perf_counter() - begin, 1)}],
-        "mean": metrics,
-        "std": dict.fromkeys(metrics, 0.0),
     }
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+    write_single_run(options.json, what, metrics, " ".join(["python", *sys.argv]), begin)
 
 
 if __name__ == "__main__":

@@ -226,6 +226,15 @@ def test_a_backup_of_odd_shape_is_refused(copied: tuple[dict[str, Any], Path], t
     assert "is no backup, or a damaged one" in restored(tmp_path, about, copied[1])
 
 
+def restored_after(statement: str, copied: tuple[dict[str, Any], Path], folder: Path) -> str:
+    """What a restore says of a backup in whose database a statement was executed."""
+    about, database = copied
+    with sqlite3.connect(database) as connection:
+        connection.execute(statement)
+    connection.close()
+    return restored(folder, signed(about, database), database)
+
+
 @pytest.mark.parametrize(
     "statement",
     [
@@ -236,11 +245,7 @@ def test_a_backup_of_odd_shape_is_refused(copied: tuple[dict[str, Any], Path], t
 def test_a_backup_that_runs_something_is_refused(
     copied: tuple[dict[str, Any], Path], tmp_path: Path, statement: str
 ) -> None:
-    about, database = copied
-    with sqlite3.connect(database) as connection:
-        connection.execute(statement)
-    connection.close()
-    assert "triggers or views" in restored(tmp_path, signed(about, database), database)
+    assert "triggers or views" in restored_after(statement, copied, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -254,11 +259,7 @@ def test_a_backup_that_runs_something_is_refused(
 def test_rows_that_are_none_are_refused_and_nothing_is_restored(
     copied: tuple[dict[str, Any], Path], tmp_path: Path, statement: str
 ) -> None:
-    about, database = copied
-    with sqlite3.connect(database) as connection:
-        connection.execute(statement)
-    connection.close()
-    restored(tmp_path, signed(about, database), database)
+    restored_after(statement, copied, tmp_path)
     with sqlite3.connect(tmp_path / "target.db") as target:
         assert target.execute("SELECT count(*) FROM items").fetchone() == (0,)
     target.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,3 +65,20 @@ def training_record(training: TrainingResult) -> Record:
         "best_epoch": training.best_epoch,
         "history": training.history,
     }
+
+
+def write_single_run(
+    file: Path | None, what: Mapping[str, Any], metrics: Mapping[str, float], command: str, begin: float
+) -> None:
+    """Write the raw result of a benchmark that runs once, if there is a file to write it to.
+
+    Args:
+        what: `protocol`, `dataset`, `model`, `variant`, `config`, and whether the data are `synthetic`.
+        begin: when it began (`time.perf_counter`).
+    """
+    if file is None:
+        return
+    runs = [{"seed": 1, "metrics": metrics, "seconds": round(time.perf_counter() - begin, 1)}]
+    result = {**what, "command": command, "machine": machine(), "runs": runs, "mean": metrics}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({**result, "std": dict.fromkeys(metrics, 0.0)}, indent=1) + "\n", "utf-8")
