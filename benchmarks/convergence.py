@@ -339,6 +339,7 @@ def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace)
         **{
             f"{kind}_{name}_ms": float(np.percentile(times, at)) * 1000
             for kind, times in latencies.items()
+            if times
             for name, at in (("p50", 50), ("p99", 99))
         },
     }
