@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from pathlib import Path
 
 import orjson
 import redis
 
+from service.pipeline import regenerate, vectors
 from service.pipeline.engine import Engine
 from tests.service.running import Running, fresh_id, settings_for
 
@@ -99,6 +102,7 @@ def test_nor_does_one_in_redis(
     with redis.Redis.from_url(redis_url) as client, Running(settings) as running:
         before = set(client.keys("lacuna:list:*"))
         running.view("demo-0001", user)
+        running.wait_until_idle()  # a list is cached once all vectors follow from what is stored
         expected = [hit["id"] for hit in running.get(path.format(user), n=N)["items"]]
         running.wait_until_idle()
         (key,) = set(client.keys("lacuna:list:*")) - before
@@ -110,3 +114,31 @@ def test_nor_does_one_in_redis(
         client.rpush(key, "of another type")
         assert [hit["id"] for hit in running.get(path.format(user), n=N)["items"]] == expected
         client.delete(key)
+
+
+def test_a_list_of_vectors_that_are_still_being_computed_is_not_kept(running: Running) -> None:
+    engine, user, kept = running.engine, fresh_id("user"), []
+    keep = engine.cache.set
+
+    async def noting(key: str, value: bytes, *, ttl_s: float) -> None:
+        kept.append(key)
+        await keep(key, value, ttl_s=ttl_s)
+
+    engine.cache.set = noting  # type: ignore[method-assign]
+    running.view("demo-0001", user)
+    running.wait_until_idle()
+    engine.memory.catalogue.stale.add(vectors.FINAL, list(engine.memory.catalogue.entries)[:1])
+    running.get(f"/recommend/{user}", n=N)
+    running.run(regenerate.renew_all(engine))
+    assert not kept
+    release = threading.Event()
+    computing = engine.runtime.writer.submit(release.wait)
+    renewal = asyncio.run_coroutine_threadsafe(engine.runtime.compute(len, ()), running.loop)
+    running.get(f"/recommend/{user}", n=N + 1)
+    assert not kept
+    release.set()
+    assert computing.result(10)
+    renewal.result(10)
+    running.get(f"/recommend/{user}", n=N)
+    running.wait_until_idle()
+    assert len(kept) == 1
