@@ -129,18 +129,17 @@ def test_a_list_of_vectors_that_are_still_being_computed_is_not_kept(
     monkeypatch.setattr(engine.cache, "set", noting)
     running.view("demo-0001", user)
     running.wait_until_idle()
+    release = threading.Event()
+    held = engine.runtime.writer.submit(release.wait)
     engine.memory.catalogue.stale.add(vectors.FINAL, list(engine.memory.catalogue.entries)[:1])
     running.get(f"/recommend/{user}", n=N)
-    running.run(regenerate.renew_all(engine))
-    assert not kept
-    release = threading.Event()
-    computing = engine.runtime.writer.submit(release.wait)
-    renewal = asyncio.run_coroutine_threadsafe(engine.runtime.compute(len, ()), running.loop)
-    running.get(f"/recommend/{user}", n=N + 1)
-    assert not kept
+    renewal = asyncio.run_coroutine_threadsafe(regenerate.renew_all(engine), running.loop)
+    running.get(f"/recommend/{user}", n=N)
     release.set()
-    assert computing.result(10)
+    assert held.result(10)
     renewal.result(10)
+    running.wait_until_idle()
+    assert not kept
     running.get(f"/recommend/{user}", n=N)
     running.wait_until_idle()
     assert len(kept) == 1

@@ -12,6 +12,7 @@ from models.dgmrec.serving import DGMRecServing
 from service.domain import State
 from service.pipeline import vectors
 from service.pipeline.catalogue import COSINE, FINAL, KERNEL_FIELDS, Catalogue, Derived, Entry, Shape
+from service.pipeline.stale import Stale
 from tests.fakes import BruteForceIndex
 from tests.service.unit.test_whole_items import FORMS, Trained
 
@@ -122,3 +123,12 @@ def test_an_item_is_placed_as_soon_as_it_is_put(model: DGMRecServing) -> None:
         pass
     if model.layers == 1:  # with more, its neighbours' parts follow from it
         np.testing.assert_allclose(catalogue.final(np.array([KEYS - 1])), before, **CLOSE)
+
+
+def test_what_is_being_computed_still_counts_as_stale() -> None:
+    stale = Stale()
+    stale.add(vectors.FINAL, [1, 2, 3])
+    with stale.working_off():
+        assert stale.take(vectors.FINAL, 2).tolist() == [1, 2]
+        assert len(stale) == 3
+    assert len(stale) == 1
