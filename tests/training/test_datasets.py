@@ -88,8 +88,8 @@ def test_records_can_be_written_again(tmp_path: Path) -> None:
 def test_content_and_modalities(tmp_path: Path) -> None:
     dataset = load_dataset(prepare(tmp_path / "out"))
     assert dataset.modalities == ("text", "image", "sound")
-    assert dataset.content("text") == ["first letter", "Beta", None]  # the title stands in
-    assert dataset.content("image") == [PICTURE, None, None]
+    assert list(dataset.content("text")) == ["first letter", "Beta", None]  # the title stands in
+    assert list(dataset.content("image")) == [PICTURE, None, None]
     sound = dataset.content("sound")
     assert isinstance(sound[1], np.ndarray)
     assert sound[1].dtype == np.float32

@@ -93,6 +93,15 @@ ImageEncoderName = Annotated[
 ImageWeights = Annotated[
     Path | None, typer.Option(envvar="LACUNA_IMAGE_WEIGHTS", help="Weights of the torchvision network (safetensors).")
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        envvar="LACUNA_CACHE",
+        help="Where vectors of texts and pictures, and the catalogue's own image encoder, are kept by what they were "
+        "made of, for the next training, of other data too; ~/.cache/lacuna unless given.",
+    ),
+]
 MinRatingText = Annotated[
     str | None,
     typer.Option(
@@ -157,9 +166,12 @@ def parse_device(name: str) -> str:
     return name
 
 
-def cache_of(data: Path) -> Path:
-    """Features of fixed encoders, kept beside the dataset."""
-    return data.with_name(f"{data.name}-cache")
+def cache_folder(given: Path | None) -> Path:
+    """Where what encoders made is kept for the next training: as given, or among the user's caches."""
+    if given is not None:
+        return given.expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(caches) if os.path.isabs(caches) else Path(os.path.expanduser("~/.cache"))) / "lacuna"
 
 
 def is_bundle(path: Path) -> bool:

@@ -25,6 +25,7 @@ from models.rows import ANY_LENGTH
 from training.cli.configs import RECIPES, all_recipes
 from training.cli.options import (
     Budget,
+    Cache,
     CommandError,
     Device,
     ImageEncoderName,
@@ -38,7 +39,7 @@ from training.cli.options import (
     Split,
     Threads,
     _place,
-    cache_of,
+    cache_folder,
     interest_sentence,
     is_bundle,
     parse_budget,
@@ -63,7 +64,7 @@ from training.recipe import Recipe, train_into_bundle
 from training.splits import SplitName
 
 DEMO_SEED = 7
-
+ENCODER_SHARE = 1 / 3  # of the budget, in which the catalogue's own image encoder is trained
 
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
 
@@ -85,6 +86,7 @@ def demo(
     items: Annotated[int, typer.Option(min=100, help="Products to draw.")] = 1000,
     users: Annotated[int, typer.Option(min=50, help="Shoppers to simulate.")] = 300,
     threads: Threads = 2,
+    cache: Cache = None,
 ) -> None:
     """Make the synthetic demo catalogue, train on it, and serve it on http://127.0.0.1:8000.
 
@@ -96,7 +98,7 @@ def demo(
         data = out.with_name(f"{out.name}-data")
         with Terminal() as terminal:
             prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
-        options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_of(data))
+        options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_folder(cache))
         recipes = [RECIPES["dgmrec"](DEMO_SETTINGS), RECIPES["iris"]({"seed": DEMO_SEED})]
         train_recipes(recipes, data, out, options, source=data, fresh=False)
     if not bundle_only:
@@ -143,6 +145,7 @@ def train_command(
     device: Device = "auto",
     threads: Threads = 2,
     seed: Seed = 0,
+    cache: Cache = None,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
 ) -> None:
@@ -155,15 +158,16 @@ def train_command(
         raise CommandError("training needs its data: either --data DIR or --from-db URL, or --from-db-file FILE")
     data = data or _from_database(_url(from_db, from_db_file), out)
     least = parse_min_rating(min_rating)
+    seconds = parse_budget(budget)
     options = DataOptions(
-        missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least, split=split
+        missing, mask, image_encoder, image_weights, cache_folder(cache), threads, seed, min_rating=least, split=split
     )
+    options = replace(options, encoder_seconds=seconds * ENCODER_SHARE or None)
     chosen = {"seed": seed, **parse_settings(settings)}
     on_device = "dgmrec.device" if model is Model.ALL else "device"
     if model in (Model.DGMREC, Model.ALL):
         chosen[on_device] = parse_device(device)
     recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
-    seconds = parse_budget(budget)
     recipes = [replace(r, budget=seconds, on_all=True) if isinstance(r, DGMRecRecipe) else r for r in recipes]
     train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
     if as_json:

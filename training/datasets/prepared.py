@@ -56,11 +56,13 @@ from training.datasets.published import (
     read_new_items,
     read_split,
 )
-from training.datasets.tables import read_jsonl
+from training.datasets.stored import StoredText, TextFile
+from training.datasets.tables import read_jsonl, read_jsonl_raw
 
 FORMAT = 1
 INFO = "dataset.json"
 _PROGRESS_EVERY = 50
+_LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_APPEND_NEWLINE
 
 Row = Record | Located[Record] | Located[Record | None]
 
@@ -105,7 +107,7 @@ def load_dataset(folder: str | Path, min_rating: MinRating = AUTO) -> Dataset:
     info = read_info(path)
     least = info.min_rating if min_rating == AUTO else min_rating
     check = ItemCheck()
-    records = list(read_items(path / ITEMS, check))
+    records = _stored_records(path / ITEMS, check)
     users, interactions = _collect(event for _, event in read_feedback(path / FEEDBACK, check.ids))
     pairs = distinct_pairs(interactions, len(check.ids), least)
     dataset = Dataset(
@@ -175,6 +177,22 @@ def read_items(file: Path, check: Callable[[object], Record]) -> Iterator[Record
         yield located(check, row, *place)
 
 
+def _stored_records(file: Path, check: Callable[[object], Record]) -> list[Record]:
+    """The checked item bodies of a file that `write_dataset` wrote, whose pictures stay there."""
+    records, offset, stored = [], 0, None
+    for (place, row), raw in read_jsonl_raw(file):
+        record = located(check, row, *place)
+        stored = stored or TextFile(file)
+        for content in (record.get("modalities") or {}).values():
+            if isinstance(content, dict) and isinstance(content.get("base64"), str):
+                start = raw.find(content["base64"].encode("ascii"))
+                if start >= 0:
+                    content["base64"] = StoredText(stored, offset + start, len(content["base64"]))
+        records.append(record)
+        offset += len(raw)
+    return records
+
+
 def read_feedback(file: Path, items: Vocabulary, text_chars: int = ANY_LENGTH) -> Iterator[tuple[Record, Event]]:
     """Stream the events of a file, as they stand there and parsed.
 
@@ -229,8 +247,14 @@ class _Collector:
 
 
 def item_line(record: Record) -> bytes:
-    """An item body as a line of `items.jsonl`, vectors given as lists or float32 arrays."""
-    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    """An item body as a line of `items.jsonl`, vectors given as lists or arrays, texts as they are or stored."""
+    return orjson.dumps(record, default=_text, option=_LINE)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, StoredText):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has")
 
 
 def write_dataset(

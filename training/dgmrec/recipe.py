@@ -20,7 +20,7 @@ from training.content import DataOptions, TrainingDataError, no_content, prepare
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Chooser
 from training.dgmrec.task import DGMRecTask, TopNData
-from training.progress import Terminal
+from training.progress import Terminal, Trial
 from training.recipe import Checkpoints, Trained
 from training.splits import Parts, Split, SplitName, hold_out_items, pair_times, random_split, time_split
 from training.trainer import TrainerConfig, TrainingResult, train
@@ -151,7 +151,16 @@ def chosen_settings(
     content = no_content(dataset)
     data = TopNData(content, parts, len(dataset.users), len(dataset.items))
     name = fingerprint(dataset, content, *configs, parts)
-    chooser = Chooser(data, configs, pinned, budget, fingerprint=name, file=file, progress=terminal.say)
+    chooser = Chooser(
+        data,
+        configs,
+        pinned,
+        budget,
+        fingerprint=name,
+        file=file,
+        progress=terminal.say,
+        watch=lambda: Trial(terminal, "  steps of this trial"),
+    )
     choice = chooser.choose()
     for line in choice.table if choice.trials else ():
         terminal.say(line)
