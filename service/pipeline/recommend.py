@@ -89,7 +89,7 @@ async def recommend_user(
         else:
             seen = catalogue.keys(items.seen) if exclude_seen else None
             ranked = _ranked(engine, request, catalogue.eligible(categories, seen))
-    if key and cached is None and ranked.fallback is None:
+    if key and cached is None and ranked.fallback is None and _is_final(engine):
         engine.runtime.background(engine.cache.set(key, packed(ranked.keys, ranked.scores), ttl_s=LIST_S))
     return _answer(engine, request, ranked, explain=explain, hidden=hidden)
 
@@ -180,6 +180,12 @@ def _answer(
 
 
 # --- the cache of lists ----------------------------------------------------------------------------------------------
+
+
+def _is_final(engine: Engine) -> bool:
+    """Whether what is in memory stays as it is until the change log goes on: where vectors are still to be computed, a
+    list soon is another one at the same position of the log."""
+    return not engine.runtime.computing and not len(engine.memory.catalogue.stale)
 
 
 def cache_key(active: Active, followed: Followed, user: str, choice: Sequence[object]) -> str | None:

@@ -75,6 +75,7 @@ class Runtime:
     changed: dict[int, None] = field(default_factory=dict)
     is_behind: bool = False  # whether the store may have more that is pending because of this worker's writes
     busy_at: float = -math.inf
+    computing: int = 0  # computations that the writer's thread has, or is to have
     fallbacks: Counter[str] = field(default_factory=Counter)
     superseded: str | None = None  # why this worker's answers are no longer right
     is_closing: bool = False
@@ -95,7 +96,11 @@ class Runtime:
 
     async def compute(self, function: Callable[..., T], *arguments: object) -> T:
         """Run a computation on the writer's thread."""
-        return await asyncio.get_running_loop().run_in_executor(self.writer, function, *arguments)
+        self.computing += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self.writer, function, *arguments)
+        finally:
+            self.computing -= 1
 
     @contextmanager
     def step(self, name: str, timings: dict[str, float] | None = None) -> Iterator[None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -21,10 +22,19 @@ class Stale:
     def __init__(self) -> None:
         self._items: dict[str, dict[int, None]] = defaultdict(dict)  # in order, the longest waiting first
         self._features: dict[str, dict[str, dict[int, None]]] = {ARRIVED: {}, DEPARTED: {}}
+        self._taken = 0
 
     def __len__(self) -> int:
         waiting = [*self._items.values(), *(keys for names in self._features.values() for keys in names.values())]
-        return sum(map(len, waiting))
+        return sum(map(len, waiting)) + self._taken
+
+    @contextmanager
+    def working_off(self) -> Iterator[None]:
+        """What is taken meanwhile counts as stale until the end."""
+        try:
+            yield
+        finally:
+            self._taken = 0
 
     def add(self, layer: str, keys: Keys | Iterable[int]) -> None:
         """Note items under a layer or what else is said of them, such as WARMED or COOLED."""
@@ -33,7 +43,7 @@ class Stale:
 
     def take(self, layer: str, count: int) -> Keys:
         """Take the first items `[<= count]` from under a layer."""
-        return _take(self._items[layer], count)
+        return self._take(self._items[layer], count)
 
     def holds(self, layer: str, keys: Keys) -> Mask:
         """Which of some items `[n]` are under a layer."""
@@ -51,7 +61,7 @@ class Stale:
     def take_features(self, change: str, count: int) -> dict[str, Keys]:
         """Take the first such items `[<= count]` of each modality that has any."""
         waiting = {name: keys for name, keys in self._features[change].items() if keys}
-        return {name: _take(keys, count) for name, keys in waiting.items()}
+        return {name: self._take(keys, count) for name, keys in waiting.items()}
 
     def clear(self) -> None:
         """Everything has been computed."""
@@ -59,9 +69,9 @@ class Stale:
         for names in self._features.values():
             names.clear()
 
-
-def _take(keys: dict[int, None], count: int) -> Keys:
-    taken = list(keys)[:count] if len(keys) > count else list(keys)
-    for key in taken:
-        del keys[key]
-    return np.array(taken, dtype=np.int64)
+    def _take(self, keys: dict[int, None], count: int) -> Keys:
+        taken = list(keys)[:count] if len(keys) > count else list(keys)
+        self._taken += len(taken)
+        for key in taken:
+            del keys[key]
+        return np.array(taken, dtype=np.int64)

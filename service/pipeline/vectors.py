@@ -79,12 +79,13 @@ def derive(model: DGMRecServing, catalogue: Catalogue, chosen: Sequence[str] = (
 def renew(model: DGMRecServing, catalogue: Catalogue) -> bool:
     """Compute again the first layer of a few of the items that are stale; False where none are left."""
     stale = catalogue.stale
-    for change in (DEPARTED, ARRIVED):
-        if changed := stale.take_features(change, SEARCHES):
-            for name, keys in changed.items():
-                _note_features(catalogue, name, keys, departed=change == DEPARTED)
-            return True
-    return any(_renew_layer(layer, model, catalogue) for layer in layers(model))
+    with stale.working_off():
+        for change in (DEPARTED, ARRIVED):
+            if changed := stale.take_features(change, SEARCHES):
+                for name, keys in changed.items():
+                    _note_features(catalogue, name, keys, departed=change == DEPARTED)
+                return True
+        return any(_renew_layer(layer, model, catalogue) for layer in layers(model))
 
 
 def _renew_layer(layer: str, model: DGMRecServing, catalogue: Catalogue) -> bool:

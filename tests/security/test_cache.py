@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
+import threading
 from pathlib import Path
 
 import orjson
+import pytest
 import redis
 
+from service.pipeline import regenerate, vectors
 from service.pipeline.engine import Engine
 from tests.service.running import Running, fresh_id, settings_for
 
 N = 5
 
 
-def poison(engine: Engine, value: bytes, read: list[str]) -> None:
+def poison(patch: pytest.MonkeyPatch, engine: Engine, value: bytes, read: list[str]) -> None:
     """Have the cache answer this under every key."""
     get = engine.cache.get
 
@@ -23,7 +27,7 @@ def poison(engine: Engine, value: bytes, read: list[str]) -> None:
         read.append(key)
         return value
 
-    engine.cache.get = poisoned  # type: ignore[method-assign]
+    patch.setattr(engine.cache, "get", poisoned)
 
 
 def entries(running: Running) -> tuple[int, int, int]:
@@ -61,29 +65,28 @@ def odd_values(one: int, other: int, hidden: int) -> dict[str, bytes]:
     return raw | {name: orjson.dumps(value) for name, value in pairs.items()}
 
 
-def test_a_poisoned_entry_is_ignored(running: Running) -> None:
+def test_a_poisoned_entry_is_ignored(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     user = fresh_id("user")
     for item in ("demo-0001", "demo-0002", "demo-0003"):
         running.view(item, user)
     expected = [hit["id"] for hit in running.get(f"/recommend/{user}", n=N)["items"]]
-    kept = running.engine.cache.get
     for name, value in odd_values(*entries(running)).items():
         running.wait_until_idle()
         read: list[str] = []
-        poison(running.engine, value, read)
-        found = [hit["id"] for hit in running.get(f"/recommend/{user}", n=N)["items"]]
+        with monkeypatch.context() as patch:
+            poison(patch, running.engine, value, read)
+            found = [hit["id"] for hit in running.get(f"/recommend/{user}", n=N)["items"]]
         assert read, "the cache was not asked"
         assert found == expected, name
-        running.engine.cache.get = kept  # type: ignore[method-assign]
 
 
-def test_a_good_entry_is_used(running: Running) -> None:
+def test_a_good_entry_is_used(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     user = fresh_id("user")
     running.view("demo-0001", user)
     one, other, _ = entries(running)
     running.wait_until_idle()
     read: list[str] = []
-    poison(running.engine, orjson.dumps([[other, one], [2.0, 1.0]]), read)
+    poison(monkeypatch, running.engine, orjson.dumps([[other, one], [2.0, 1.0]]), read)
     names = running.engine.memory.catalogue.entries
     found = running.get(f"/recommend/{user}", n=N)["items"]
     assert read
@@ -99,6 +102,7 @@ def test_nor_does_one_in_redis(
     with redis.Redis.from_url(redis_url) as client, Running(settings) as running:
         before = set(client.keys("lacuna:list:*"))
         running.view("demo-0001", user)
+        running.wait_until_idle()  # a list is cached once all vectors follow from what is stored
         expected = [hit["id"] for hit in running.get(path.format(user), n=N)["items"]]
         running.wait_until_idle()
         (key,) = set(client.keys("lacuna:list:*")) - before
@@ -110,3 +114,33 @@ def test_nor_does_one_in_redis(
         client.rpush(key, "of another type")
         assert [hit["id"] for hit in running.get(path.format(user), n=N)["items"]] == expected
         client.delete(key)
+
+
+def test_a_list_of_vectors_that_are_still_being_computed_is_not_kept(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, user, kept = running.engine, fresh_id("user"), list[str]()
+    keep = engine.cache.set
+
+    async def noting(key: str, value: bytes, *, ttl_s: float) -> None:
+        kept.append(key)
+        await keep(key, value, ttl_s=ttl_s)
+
+    monkeypatch.setattr(engine.cache, "set", noting)
+    running.view("demo-0001", user)
+    running.wait_until_idle()
+    engine.memory.catalogue.stale.add(vectors.FINAL, list(engine.memory.catalogue.entries)[:1])
+    running.get(f"/recommend/{user}", n=N)
+    running.run(regenerate.renew_all(engine))
+    assert not kept
+    release = threading.Event()
+    computing = engine.runtime.writer.submit(release.wait)
+    renewal = asyncio.run_coroutine_threadsafe(engine.runtime.compute(len, ()), running.loop)
+    running.get(f"/recommend/{user}", n=N + 1)
+    assert not kept
+    release.set()
+    assert computing.result(10)
+    renewal.result(10)
+    running.get(f"/recommend/{user}", n=N)
+    running.wait_until_idle()
+    assert len(kept) == 1

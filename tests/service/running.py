@@ -54,7 +54,7 @@ class Running:
 
     async def _on_ready(self, engine: Engine) -> None:
         self.engine = engine
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._ready.set()
 
     def _on_failure(self, error: Exception) -> None:
@@ -87,7 +87,7 @@ class Running:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Await something in the service's own loop."""
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result(TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(TIMEOUT_S)
 
     def wait_until_idle(self) -> None:
         """Wait for what happens after answers."""
