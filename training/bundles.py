@@ -103,12 +103,14 @@ def join(
         if old is None and source is not None:
             add_catalogue(writer, dataset, opened.content, source)
         entry = save(writer)
+        models = {**(old.models if old is not None else {}), name: entry}
+        number = next_version(out, datetime.now(UTC).date().isoformat())
         return writer.finish(
-            version=next_version(out, datetime.now(UTC).date().isoformat()),
+            version=f"{number}-{writer.contents_name(models)}",
             lacuna_version=version("lacuna"),
             data=_data_entry(dataset, opened.content, interactions) if old is None else old.data,
             modalities=opened.modalities,
-            models={**(old.models if old is not None else {}), name: entry},
+            models=models,
         )
 
 
@@ -183,8 +185,7 @@ def add_catalogue(writer: BundleWriter, dataset: Dataset, batch: ModalBatch, sou
     arrays: dict[str, NDArray[Any]] = {name: feature.numpy() for name, feature in batch.features.items()}
     arrays |= {f"{name}.observed": column.astype(np.uint8) for name, column in columns.items()}
     writer.tensors(CATALOGUE_FEATURES, arrays)
-    feedback = source / FEEDBACK
-    writer.add(CATALOGUE_FEEDBACK, lambda file: file.write_bytes(feedback.read_bytes()))
+    writer.add(CATALOGUE_FEEDBACK, lambda file: shutil.copyfile(source / FEEDBACK, file))
 
 
 def _write_items(file: Path, dataset: Dataset, observed: Mapping[str, Mask]) -> None:
