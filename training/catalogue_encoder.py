@@ -172,7 +172,7 @@ def _fit(examples: _Examples, config: CatalogueEncoderConfig, progress: Progress
         if passed >= 1:
             complete = False
             break
-        _set_one_cycle(optimizer, config.learning_rate, max((step - 1) / steps, passed))
+        set_one_cycle(optimizer, config.learning_rate, max((step - 1) / steps, passed))
         paired = has_text[rows]
         first, second = network(_views(normalised(pixels[rows]))).chunk(2)  # [b, d] each
         loss = config.agreement_weight * _info_nce(first, second, config.temperature)
@@ -187,7 +187,7 @@ def _fit(examples: _Examples, config: CatalogueEncoderConfig, progress: Progress
     return TrainedCatalogueEncoder(network.eval(), projection.eval(), complete)
 
 
-def _set_one_cycle(optimizer: torch.optim.Optimizer, highest: float, passed: float) -> None:
+def set_one_cycle(optimizer: torch.optim.Optimizer, highest: float, passed: float) -> None:
     """Learning rate and first moment of Adam after a share of the training: one cycle, annealed by cosine (Smith and
     Topin, arXiv 1708.07120), with the settings of torch's `OneCycleLR`."""
     rising = passed < WARM_UP

@@ -33,6 +33,10 @@ class TrainingDataError(ValueError):
     """A dataset that cannot be trained on; the message is one sentence."""
 
 
+class TooLittleFeedbackError(TrainingDataError):
+    """A dataset whose feedback does not suffice to learn from and to measure by."""
+
+
 @dataclass(frozen=True)
 class DataOptions:
     """Which cells are withheld, and how content becomes features.

@@ -80,10 +80,10 @@ def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = itertools.count()
     monkeypatch.setattr(catalogue_encoder_training.time, "perf_counter", lambda: float(next(ticks)))
     rates: list[float] = []
-    set_rate = catalogue_encoder_training._set_one_cycle
+    set_rate = catalogue_encoder_training.set_one_cycle
     monkeypatch.setattr(
         catalogue_encoder_training,
-        "_set_one_cycle",
+        "set_one_cycle",
         lambda optimizer, *of: (set_rate(optimizer, *of), rates.append(optimizer.param_groups[0]["lr"])),
     )
     seen: list[tuple[int, int]] = []
@@ -101,7 +101,7 @@ def test_learning_rate_is_that_of_one_cycle() -> None:
     ours, theirs = (torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2))
     schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, 1.0, total_steps=1001, pct_start=WARM_UP)
     for step in range(1001):
-        catalogue_encoder_training._set_one_cycle(ours, 1.0, step / 1000)
+        catalogue_encoder_training.set_one_cycle(ours, 1.0, step / 1000)
         for setting in ("lr", "betas"):
             assert ours.param_groups[0][setting] == pytest.approx(theirs.param_groups[0][setting], abs=0.01)
         theirs.step()

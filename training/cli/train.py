@@ -184,7 +184,7 @@ def train_recipes(
     synthetic = " (synthetic data)" if dataset.synthetic else ""
     for recipe in recipes:
         with Terminal() as terminal:
-            if recipe is recipes[0]:
+            if recipe is recipes[0] and len(dataset.interactions):
                 terminal.say(interest_sentence(dataset.min_rating))
             try:
                 manifest = train_into_bundle(
@@ -199,8 +199,9 @@ def train_recipes(
                 terminal.say(f"left out: {recipe.name}, as {error}")
                 continue
             metrics = manifest.models[recipe.name].metrics
-            shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in recipe.headline)
-            terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
+            shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in recipe.headline if name in metrics)
+            told = f"test {shown}" if shown else "made of items alone"
+            terminal.say(f"bundle {manifest.version} in {out}: {told}{synthetic}")
 
 
 def _url(given: str | None, file: Path | None) -> str:

@@ -194,11 +194,13 @@ def _stored_records(file: Path, check: Callable[[object], Record]) -> list[Recor
 
 
 def read_feedback(file: Path, items: Vocabulary, text_chars: int = ANY_LENGTH) -> Iterator[tuple[Record, Event]]:
-    """Stream the events of a file, as they stand there and parsed.
+    """Stream the events of a file, as they stand there and parsed; an empty file has none.
 
     Raises:
-        DatasetError: a bad row, an item that is not in `items`, or no row at all.
+        DatasetError: a bad row, an item that is not in `items`, or no file.
     """
+    if file.is_file() and not file.stat().st_size:
+        return
     check = EventCheck(items, text_chars=text_chars)
     for place, row in read_jsonl(file):
         event = located(check, row, *place)
@@ -282,15 +284,18 @@ def write_dataset(
         progress: is called with what is being written ("items", "feedback") and the number of rows so far.
 
     Raises:
-        DatasetError: a row is bad (where its source has it, or else its number among the rows), no row is left,
-            something of what is published does not fit the rows, or `folder` holds something else.
+        DatasetError: a row is bad (where its source has it, or else its number among the rows), no item is left, or
+            with a tally no event, something of what is published does not fit the rows, or `folder` holds something
+            else.
     """
     with _replacing(Path(folder)) as temporary:
         counted, check = tally or Tally(), ItemCheck()
         _write_lines(temporary / ITEMS, items, check, item_line, counted, progress)
         parse, collector = EventCheck(check.ids), _Collector()
         checked = (lambda row: collector.add(parse(row))) if published.splits_pairs else parse  # the others need none
-        kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, counted, progress)
+        kept = _write_lines(
+            temporary / FEEDBACK, feedback, checked, _event_line, counted, progress, some=tally is not None
+        )
         if tally is not None:
             kept = _merge_repeated(temporary / FEEDBACK, kept, tally)
         least = default_min_rating(parse.ratings) if min_rating == AUTO else min_rating
@@ -339,8 +344,10 @@ def _write_lines(
     line: Callable[[Record], bytes],
     tally: Tally,
     progress: Progress | None,
+    *,
+    some: bool = True,
 ) -> NDArray[np.bool_]:
-    """Write the rows that are some; which of them `[n]` were written."""
+    """Write the rows that are some; which of them `[n]` were written. If there have to be `some`, none is an error."""
     kept, count = bytearray(), 0
     with file.open("wb") as stream:
         for number, row in enumerate(rows, start=1):
@@ -353,10 +360,10 @@ def _write_lines(
             count += 1
             if progress and count % _PROGRESS_EVERY == 0:
                 progress(file.stem, count)
-    if not count:
+    if some and not count:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in tally.left_out.items())
         raise DatasetError(f"no row is left for {file.name} ({reasons})" if reasons else f"{file.name} is empty")
-    if progress:
+    if progress and count:
         progress(file.stem, count)
     return np.frombuffer(kept, dtype=np.bool_)
 
