@@ -41,7 +41,9 @@ class CatalogueEncoderConfig(BaseModel):
     network: CatalogueNetworkConfig = CatalogueNetworkConfig()
     epochs: int = Field(20, ge=1)
     max_steps: int = Field(1000, ge=1)
-    max_seconds: float | None = Field(None, gt=0, description="the learning rate has fallen to nothing by then")
+    max_seconds: float | None = Field(
+        None, gt=0, description="of the processor, by which the learning rate has fallen to nothing"
+    )
     max_pictures: int = Field(20_000, ge=MIN_PAIRS)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(3e-3, gt=0)
@@ -166,9 +168,9 @@ def _fit(examples: _Examples, config: CatalogueEncoderConfig, progress: Progress
     parameters = [*network.parameters(), *projection.parameters()]
     steps = min(config.epochs * math.ceil(len(pixels) / config.batch_size), config.max_steps)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    begin, complete = time.perf_counter(), True
+    begin, complete = time.process_time(), True
     for step, rows in enumerate(_batches(len(pixels), config.batch_size, steps), start=1):
-        passed = (time.perf_counter() - begin) / config.max_seconds if config.max_seconds else 0.0
+        passed = (time.process_time() - begin) / config.max_seconds if config.max_seconds else 0.0
         if passed >= 1:
             complete = False
             break

@@ -243,7 +243,8 @@ def _encode(
     rows = np.array(raw)
     cells.vectors[rows], cells.valid[rows] = vectors, valid
     del vectors
-    missing = np.flatnonzero(~known).tolist()
+    first_with = {digest: place for place, digest in reversed(list(enumerate(digests)))}
+    missing = [place for place in np.flatnonzero(~known).tolist() if first_with[digests[place]] == place]
     for first in range(0, len(missing), _KEPT_AT_ONCE):
         places = missing[first : first + _KEPT_AT_ONCE]
         for start in range(0, len(places), _CHUNK):
@@ -256,6 +257,8 @@ def _encode(
                 progress(name, min(first + start + _CHUNK, first + len(places)), len(missing))
         fresh = rows[places]
         cache.add([digests[place] for place in places], cells.vectors[fresh], cells.valid[fresh])
+    same = np.array([first_with[digest] for digest in digests])  # what is given several times is encoded once
+    cells.vectors[rows], cells.valid[rows] = cells.vectors[rows[same]], cells.valid[rows[same]]
 
 
 def _dim(name: str, contents: Contents, encoder: TextEncoder | ImageEncoder | None) -> int:

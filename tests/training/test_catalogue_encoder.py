@@ -78,7 +78,7 @@ def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each step takes a second by this clock: the learning rate falls as fast as the time passes."""
     pictures, _ = _pictures(64)
     ticks = itertools.count()
-    monkeypatch.setattr(catalogue_encoder_training.time, "perf_counter", lambda: float(next(ticks)))
+    monkeypatch.setattr(catalogue_encoder_training.time, "process_time", lambda: float(next(ticks)))
     rates: list[float] = []
     set_rate = catalogue_encoder_training.set_one_cycle
     monkeypatch.setattr(
