@@ -81,6 +81,7 @@ class DataEntry(_Part):
     missing_cells: float = Field(ge=0, le=1, description="share of item-modality cells that are missing")
     fingerprint: str
     min_rating: float | None = Field(None, description="ratings below this value do not count as interest")
+    title_as_text: bool = Field(True, description="the title of an item without a text counts as its text")
 
 
 class ModelEntry(_Part):

@@ -23,6 +23,8 @@ from training.features import CataloguePictures, catalogue_pictures, encode_data
 from training.masking import mask_cells, mask_levels
 from training.progress import Terminal
 from training.splits import SplitName
+from training.titles import TEXT, TitleAsText, TitleChoice, titled, without_titles
+from training.titles import choose as choose_titles
 
 WEIGHTS = "image_encoder.safetensors"
 _LEARNING = 1  # to be raised when an encoder of the catalogue's own comes out otherwise, so that none is kept
@@ -51,6 +53,7 @@ class DataOptions:
         encoder_seconds: at most so long the catalogue's own encoder is trained; None: for as long as it takes.
         min_rating: ratings below it show no interest (None: all do); AUTO for what the dataset says.
         split: how interactions are divided; AUTO for the dataset's published split, or a random one.
+        title_as_text: whether the title of an item without a text counts as its text.
         levels: withhold so that equal shares of the items lack 0, 1, ..., M modalities, instead of `missing`.
     """
 
@@ -65,6 +68,7 @@ class DataOptions:
     encoder_seconds: float | None = None
     min_rating: MinRating = AUTO
     split: SplitName = SplitName.AUTO
+    title_as_text: TitleAsText = TitleAsText.YES
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Prepared:
     withheld: Mask
     encoders: Mapping[str, EncoderRef | None]
     files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
+    title_as_text: bool = True
 
 
 def withheld_cells(dataset: Dataset, options: DataOptions) -> Mask:
@@ -118,13 +123,25 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
         cache_dir=options.cache,
     )
     batch = complete.masked(torch.from_numpy(withheld)) if withheld.any() else complete  # no copy of what is large
+    choice = _title_choice(dataset, batch, text, options)
+    if titled(dataset).any() and TEXT in batch.names:
+        terminal.say(str(choice))
+    if not choice.as_text:
+        batch = without_titles(dataset, batch)
     if weights is None:
-        return Prepared(batch, complete, withheld, encoders)
+        return Prepared(batch, complete, withheld, encoders, title_as_text=choice.as_text)
     shipped = {
         name: ref.model_copy(update={"file": WEIGHTS}) if ref is not None and ref.id == CATALOGUE else ref
         for name, ref in encoders.items()
     }
-    return Prepared(batch, complete, withheld, shipped, {WEIGHTS: lambda file: file.write_bytes(weights)})
+    files = {WEIGHTS: lambda file: file.write_bytes(weights)}
+    return Prepared(batch, complete, withheld, shipped, files, choice.as_text)
+
+
+def _title_choice(dataset: Dataset, batch: ModalBatch, text: TextEncoder | None, options: DataOptions) -> TitleChoice:
+    if options.title_as_text is not TitleAsText.AUTO or text is None:
+        return TitleChoice(options.title_as_text is not TitleAsText.NO)
+    return choose_titles(dataset, batch, text, options.seed)
 
 
 def no_content(dataset: Dataset) -> ModalBatch:

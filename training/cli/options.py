@@ -15,6 +15,7 @@ import typer
 from models.bundle import BundleError, read_manifest
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 from training.splits import SplitName
+from training.titles import TitleAsText
 
 MOST, LARGEST = 2**31 - 1, 1e30  # of a setting that is a whole number, and of any other
 
@@ -110,6 +111,14 @@ MinRatingText = Annotated[
         help="Ratings below it show no interest: they push the item down for that user and make nothing popular. "
         "none: every rating shows interest. Without it, and with auto, the data decide (4, or less where ratings are "
         "low), or what the dataset was prepared with.",
+    ),
+]
+TitleText = Annotated[
+    TitleAsText,
+    typer.Option(
+        "--title-as-text",
+        help="Whether the title of an item without a text counts as its text, in training and in the service. auto: if "
+        "on items that have both it is nearer to the text than what would be generated.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]

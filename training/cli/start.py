@@ -20,6 +20,7 @@ from training.cli.options import (
     ImageWeights,
     MinRatingText,
     Threads,
+    TitleText,
     _place,
     cache_folder,
     is_bundle,
@@ -33,6 +34,7 @@ from training.datasets.base import ITEMS
 from training.datasets.native import prepare_files
 from training.dgmrec.recipe import DGMRecRecipe
 from training.progress import Terminal
+from training.titles import TitleAsText
 
 SOURCE = "source.json"  # the sha256 of what was trained on
 OTHERS = (
@@ -61,6 +63,7 @@ def start(
         bool, typer.Option("--anew", help="Train again; the database of the service stays what it is.")
     ] = False,
     min_rating: MinRatingText = None,
+    title_as_text: TitleText = TitleAsText.AUTO,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
     budget: Budget = "5m",
@@ -90,6 +93,7 @@ def start(
             cache=cache_folder(cache),
             threads=threads,
             encoder_seconds=seconds * ENCODER_SHARE or None,
+            title_as_text=title_as_text,
         )
         recipe = DGMRecRecipe(*dgmrec_configs({}), budget=seconds, on_all=True)
         train_recipes([recipe], into / "data", bundle, options, source=into / "data", fresh=False)

@@ -38,6 +38,7 @@ from training.cli.options import (
     Settings,
     Split,
     Threads,
+    TitleText,
     _place,
     cache_folder,
     interest_sentence,
@@ -62,6 +63,7 @@ from training.lrmm.ratings import RatingDataError
 from training.progress import Terminal
 from training.recipe import Recipe, train_into_bundle
 from training.splits import SplitName
+from training.titles import TitleAsText
 
 DEMO_SEED = 7
 ENCODER_SHARE = 1 / 3  # of the budget, in which the catalogue's own image encoder is trained
@@ -134,6 +136,7 @@ def train_command(
     missing: Missing = 0.0,
     mask: Mask = None,
     min_rating: MinRatingText = None,
+    title_as_text: TitleText = TitleAsText.AUTO,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
     catalogue: Annotated[
@@ -162,7 +165,7 @@ def train_command(
     options = DataOptions(
         missing, mask, image_encoder, image_weights, cache_folder(cache), threads, seed, min_rating=least, split=split
     )
-    options = replace(options, encoder_seconds=seconds * ENCODER_SHARE or None)
+    options = replace(options, encoder_seconds=seconds * ENCODER_SHARE or None, title_as_text=title_as_text)
     chosen = {"seed": seed, **parse_settings(settings)}
     on_device = "dgmrec.device" if model is Model.ALL else "device"
     if model in (Model.DGMREC, Model.ALL):

@@ -284,18 +284,16 @@ def write_dataset(
         progress: is called with what is being written ("items", "feedback") and the number of rows so far.
 
     Raises:
-        DatasetError: a row is bad (where its source has it, or else its number among the rows), no item is left, or
-            with a tally no event, something of what is published does not fit the rows, or `folder` holds something
-            else.
+        DatasetError: a row is bad (where its source has it, or else its number), no item is left, or with a tally no
+            event, something of what is published does not fit the rows, or `folder` holds something else.
     """
     with _replacing(Path(folder)) as temporary:
         counted, check = tally or Tally(), ItemCheck()
         _write_lines(temporary / ITEMS, items, check, item_line, counted, progress)
         parse, collector = EventCheck(check.ids), _Collector()
         checked = (lambda row: collector.add(parse(row))) if published.splits_pairs else parse  # the others need none
-        kept = _write_lines(
-            temporary / FEEDBACK, feedback, checked, _event_line, counted, progress, some=tally is not None
-        )
+        place, some = temporary / FEEDBACK, tally is not None
+        kept = _write_lines(place, feedback, checked, _event_line, counted, progress, some=some)
         if tally is not None:
             kept = _merge_repeated(temporary / FEEDBACK, kept, tally)
         least = default_min_rating(parse.ratings) if min_rating == AUTO else min_rating

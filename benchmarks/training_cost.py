@@ -1,10 +1,11 @@
 """What training takes on a catalogue with pictures: processor time and peak memory, by what it said last.
 
 Makes 10,000 films with a poster and a plot each, and 600 users with 80,000 ratings, from a folder with the films,
-posters and interactions of MovieLens 1M: films are repeated, the sentences of each copy's plot in another order, its poster
-cropped and brightened a little and saved anew; each interaction goes to a random copy of its film, and ratings are drawn. So what comes out is synthetic.
+posters and interactions of MovieLens 1M: films are repeated, the sentences of each copy's plot in another order, its
+poster cropped and brightened a little and saved anew; each interaction goes to a random copy of its film, and ratings
+are drawn. So what comes out is synthetic.
 
-    python benchmarks/training.py --source data/ml-1m --work build/films --json docs/results/training/films.json
+    python benchmarks/training_cost.py --source data/ml-1m --work build/films --json docs/results/training/films.json
 
 The set is made once; `--work` keeps it, and the features and the encoder that the first training leaves in its cache:
 `--again` trains a second time with them.
