@@ -279,8 +279,7 @@ def write_dataset(
 
     Args:
         min_rating: ratings below it show no interest; AUTO: the ratings say which (`default_min_rating`).
-        tally: what a reader of a foreign format counts while rows are asked for; with it, an event that repeats an
-            earlier one in all it says is dropped, and counted.
+        tally: what a reader of a foreign format counts; with it, an event that repeats an earlier one is dropped.
         progress: is called with what is being written ("items", "feedback") and the number of rows so far.
 
     Raises:
@@ -292,8 +291,8 @@ def write_dataset(
         _write_lines(temporary / ITEMS, items, check, item_line, counted, progress)
         parse, collector = EventCheck(check.ids), _Collector()
         checked = (lambda row: collector.add(parse(row))) if published.splits_pairs else parse  # the others need none
-        place, some = temporary / FEEDBACK, tally is not None
-        kept = _write_lines(place, feedback, checked, _event_line, counted, progress, some=some)
+        some = tally is not None
+        kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, counted, progress, some=some)
         if tally is not None:
             kept = _merge_repeated(temporary / FEEDBACK, kept, tally)
         least = default_min_rating(parse.ratings) if min_rating == AUTO else min_rating
