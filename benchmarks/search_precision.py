@@ -6,6 +6,7 @@ name. Nothing but plots (without genres and titles) and posters is read. Demo (s
 query is a colour and a kind. An item whose text is generated is ranked among those, by its generated text alone.
 Measured as the service searches: by cosines of projected features.
 
+    python benchmarks/search_precision.py --json docs/results/search
     python benchmarks/search_precision.py --source data/ml-1m --image-weights FILE --json docs/results/search
 """
 
@@ -133,37 +134,46 @@ def write(file: Path, dataset: str, synthetic: bool, config: dict[str, Any], run
 
 
 def main() -> None:
-    """Measure both, over three seeds."""
+    """Measure one of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, help="a folder with movies.csv.gz and posters/")
+    parser.add_argument("--source", type=Path, help="a folder with movies.csv.gz and posters/; without it, the demo")
     parser.add_argument("--image-weights", type=Path)
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--json", type=Path, required=True)
     given = parser.parse_args()
     torch.set_num_threads(1)
+    if given.source is None:
+        of_demo(given)
+    else:
+        of_films(given)
+
+
+def of_demo(given: argparse.Namespace) -> None:
+    """The drawn catalogue, with its own holes; the seeds are those of its image encoder."""
+    runs = []
     with tempfile.TemporaryDirectory() as folder:
-        place, runs = Path(folder) / "demo", []
-        prepare_demo(place, items=DEMO_ITEMS, seed=DEMO_SEED)
-        demo = _quiet(load_dataset(place))
+        prepare_demo(Path(folder) / "demo", items=DEMO_ITEMS, seed=DEMO_SEED)
+        demo = _quiet(load_dataset(Path(folder) / "demo"))
         for seed in range(1, given.seeds + 1):
             begin, options = time.perf_counter(), DataOptions(cache=given.cache, threads=1, seed=seed)
             found = measure(demo, demo_queries(demo), options, 1, lambda query: query)
             runs.append(run_record(seed, begin, {"metrics": found}))
-        write(given.json / "demo.json", "demo", True, {"items": DEMO_ITEMS, "fewest": 1}, runs)
-        if given.source is None:
-            return
-        place, runs = Path(folder) / "films", []
-        write_dataset(place, film_rows(given.source), [], name="ml-1m", source="films")
-        films = load_dataset(place)
+    write(given.json / "demo.json", "demo", True, {"items": DEMO_ITEMS, "fewest": 1}, runs)
+
+
+def of_films(given: argparse.Namespace) -> None:
+    """Films; the seeds draw what each lacks."""
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_dataset(Path(folder) / "films", film_rows(given.source), [], name="ml-1m", source="films")
+        films = load_dataset(Path(folder) / "films")
         for seed in range(1, given.seeds + 1):
-            begin = time.perf_counter()
-            options = DataOptions(
-                cache=given.cache, threads=1, seed=seed, levels=True, image_weights=given.image_weights
-            )
+            begin, weights = time.perf_counter(), given.image_weights
+            options = DataOptions(cache=given.cache, threads=1, seed=seed, levels=True, image_weights=weights)
             found = measure(films, film_queries(films), options, FEWEST, lambda genre: f"{genre} film")
             runs.append(run_record(seed, begin, {"metrics": found}))
-        write(given.json / "ml-1m.json", "ml-1m", False, {"fewest": FEWEST, "image": "torchvision:mobilenet_v2"}, runs)
+    write(given.json / "ml-1m.json", "ml-1m", False, {"fewest": FEWEST, "image": "torchvision:mobilenet_v2"}, runs)
 
 
 def _quiet(dataset: Dataset) -> Dataset:
