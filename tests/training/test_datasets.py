@@ -344,8 +344,12 @@ def test_users_may_have_any_visible_name(tmp_path: Path) -> None:
 def test_empty_and_absent_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"items.jsonl is empty"):
         READERS["lacuna"].prepare(native(tmp_path / "empty", [], feedback()), tmp_path / "out")
-    with pytest.raises(DatasetError, match=r"feedback.jsonl is empty"):
-        READERS["lacuna"].prepare(native(tmp_path / "quiet", items(), []), tmp_path / "out")
+    quiet = native(tmp_path / "quiet", items(), [])
+    for _ in range(2):  # an empty file, and none: nobody has come yet
+        info = READERS["lacuna"].prepare(quiet, tmp_path / "out")
+        assert (info.counts.users, info.counts.feedback) == (0, 0)
+        assert len(load_dataset(tmp_path / "out").pairs()) == 0
+        (quiet / "feedback.jsonl").unlink(missing_ok=True)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DatasetError, match=r"items.jsonl does not exist"):
         READERS["lacuna"].prepare(tmp_path / "nothing", tmp_path / "out")
