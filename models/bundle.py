@@ -81,6 +81,7 @@ class DataEntry(_Part):
     missing_cells: float = Field(ge=0, le=1, description="share of item-modality cells that are missing")
     fingerprint: str
     min_rating: float | None = Field(None, description="ratings below this value do not count as interest")
+    title_as_text: bool = Field(True, description="the title of an item without a text counts as its text")
 
 
 class ModelEntry(_Part):
@@ -137,7 +138,7 @@ class Bundle:
 
     @property
     def version(self) -> str:
-        """The bundle's own version, such as `2026-11-21.1`."""
+        """The bundle's own version, such as `2026-11-21.1-9f86d081`: a day, its bundles, and a name of the contents."""
         return self.manifest.version
 
     def file(self, name: str) -> Path | None:
@@ -278,6 +279,13 @@ class BundleWriter:
         """Write `<name>.json`."""
         self.add(f"{name}.json", lambda file: file.write_text(json.dumps(vocabulary.ids, ensure_ascii=False), "utf-8"))
 
+    def contents_name(self, models: Mapping[str, ModelEntry]) -> str:
+        """Eight letters that tell what has been added, with these models, from the contents of any other bundle."""
+        digest = hashlib.sha256(json.dumps(sorted(self._files.items())).encode())
+        for name, entry in sorted(models.items()):
+            digest.update(f"{name}\0{entry.model_dump_json()}".encode())
+        return digest.hexdigest()[:8]
+
     def finish(
         self,
         *,
@@ -314,11 +322,12 @@ def require_replaceable(path: Path) -> None:
 
 
 def next_version(path: Path, today: str) -> str:
-    """`<today>.<k>`, one above the version of a bundle that stands at `path` already."""
+    """`<today>.<k>`, one above the version of a bundle that stands at `path`, whatever its contents' name."""
     try:
-        day, _, number = read_manifest(path).version.rpartition(".")
+        day, _, rest = read_manifest(path).version.rpartition(".")
     except BundleError:
         return f"{today}.1"
+    number = rest.partition("-")[0]
     return f"{today}.{int(number) + 1}" if day == today and number.isdigit() else f"{today}.1"
 
 

@@ -3,6 +3,7 @@ decompositions, and ridge regression with a given penalty or one chosen by cross
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from models.arrays import Double
 
 PENALTIES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FOLDS = 5
+JUDGED = 5000  # rows that are enough to choose a penalty by
 FEWEST_ROWS = 2 * FOLDS  # fewer say nothing
 
 Numbers: TypeAlias = Any
@@ -145,10 +147,21 @@ def cross_validated_ridge(inputs: Tensor, target: Tensor, rows: Tensor, *, base:
     a, t = inputs[chosen][:, varying].double(), target[chosen].double()
     start = torch.zeros_like(t) if base is None else base[chosen].double()
     ridges = (_by_columns if len(a) >= len(varying) else _by_rows)(a, t - start)
-    predictions = [(ridges.left_out(penalty), penalty) for penalty in PENALTIES]
-    best, penalty = max(predictions, key=lambda pair: float(F.cosine_similarity(start + pair[0], t, dim=1).sum()))
+    judged = _judged(len(a), a.device)
+
+    def quality(penalty: float) -> float:
+        predicted = start[judged] + ridges.left_out(penalty, judged)[judged]
+        return float(F.cosine_similarity(predicted, t[judged], dim=1).sum())
+
+    penalty = max(PENALTIES, key=quality)
+    best = ridges.left_out(penalty, torch.ones_like(judged))
     weights[varying] = ridges.weights(penalty).to(inputs.dtype)
     return RidgeFit(weights, (inputs @ weights).index_copy(0, chosen, best.to(inputs.dtype)))
+
+
+def _judged(count: int, device: torch.device) -> Tensor:
+    """The rows by which a penalty is chosen, bool `[k]`: all, or of many `JUDGED` at most, of every fold as many."""
+    return torch.arange(count, device=device) // FOLDS % math.ceil(count / JUDGED) == 0
 
 
 @dataclass(frozen=True)
@@ -156,11 +169,12 @@ class _Ridges:
     """The ridges from some inputs `[k, w]` to a target `[k, r]`, by their penalty.
 
     Attributes:
-        left_out: what is answered for each row by the ridge without the row's fold `[k, r]`.
+        left_out: what is answered for each of some rows (bool `[k]`) by the ridge without the row's fold `[k, r]`, zero
+            for the others.
         weights: of the ridge of all rows `[w, r]`.
     """
 
-    left_out: Callable[[float], Tensor]
+    left_out: Callable[[float, Tensor], Tensor]
     weights: Callable[[float], Tensor]
 
 
@@ -171,9 +185,10 @@ def _by_columns(inputs: Tensor, target: Tensor) -> _Ridges:
     moments = [inputs[held].T @ target[held] for held in folds]
     gram, moment = torch.stack(grams).sum(dim=0), torch.stack(moments).sum(dim=0)
 
-    def left_out(penalty: float) -> Tensor:
-        predicted = torch.empty_like(target)
-        for held, own_gram, own_moment in zip(folds, grams, moments, strict=True):
+    def left_out(penalty: float, among: Tensor) -> Tensor:
+        predicted = torch.zeros_like(target)
+        for fold, own_gram, own_moment in zip(folds, grams, moments, strict=True):
+            held = fold & among
             predicted[held] = inputs[held] @ _solved(gram - own_gram, moment - own_moment, penalty)
         return predicted
 
@@ -184,11 +199,11 @@ def _by_rows(inputs: Tensor, target: Tensor) -> _Ridges:
     """From the products of the inputs' rows, of which there are fewer: X^T (X X^T + penalty)^-1 Y."""
     products, folds = inputs @ inputs.T, _folds(inputs)
 
-    def left_out(penalty: float) -> Tensor:
-        predicted = torch.empty_like(target)
-        for held in folds:
-            rest = products[~held]
-            predicted[held] = rest[:, held].T @ _solved(rest[:, ~held], target[~held], penalty)
+    def left_out(penalty: float, among: Tensor) -> Tensor:
+        predicted = torch.zeros_like(target)
+        for fold in folds:
+            held, rest = fold & among, products[~fold]
+            predicted[held] = rest[:, held].T @ _solved(rest[:, ~fold], target[~fold], penalty)
         return predicted
 
     return _Ridges(left_out, lambda penalty: inputs.T @ _solved(products, target, penalty))

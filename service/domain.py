@@ -219,7 +219,7 @@ class Page(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class ModalityReport:
     """State and provenance of one modality of one item. `confidence` and `basis` only when generated; `detail` and
-    `truncated` as in `Remark`."""
+    `truncated` as in `Remark`; `from_title` where the title stands in for a text that was not given."""
 
     state: State
     generator: str | None = None
@@ -227,6 +227,7 @@ class ModalityReport:
     basis: tuple[str, ...] = ()
     detail: str | None = None
     truncated: bool = False
+    from_title: bool = False
 
 
 @dataclass(frozen=True, slots=True)

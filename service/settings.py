@@ -27,7 +27,7 @@ from service import urls
 
 PREFIX = "LACUNA_"
 NOT_OURS = "LACUNA_TEST_"  # read by the tests
-OF_CLIENTS = ("LACUNA_URL", "LACUNA_KEY")  # read by commands that ask a running service
+OF_COMMANDS = ("LACUNA_URL", "LACUNA_KEY", "LACUNA_CACHE")  # read by other commands than the service
 ENV_FILE = ".env"
 MOST = 2**31 - 1  # of anything that is counted
 FROM_FILES = ("database_url", "redis_url", "api_keys")  # settings that hold secrets
@@ -397,7 +397,7 @@ def _env_name(name: str) -> str:
 def _refuse_unknown(names: Iterable[str]) -> None:
     known = [_env_name(name) for name in Settings.model_fields]
     for name in map(str.upper, names):
-        if name.startswith(PREFIX) and not name.startswith(NOT_OURS) and name not in (*known, *OF_CLIENTS):
+        if name.startswith(PREFIX) and not name.startswith(NOT_OURS) and name not in (*known, *OF_COMMANDS):
             nearest = difflib.get_close_matches(name, known, n=1, cutoff=0)
             raise SettingsError(f"{name} is no setting of Lacuna; did you mean {nearest[0]}?")
 

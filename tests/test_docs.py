@@ -49,7 +49,12 @@ def test_endpoints_exist(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TEXT)
 def test_settings_exist(name: str) -> None:
-    known = {setting for setting, _, _ in describe_settings()} | {"LACUNA_TEST_DATA", "LACUNA_URL", "LACUNA_KEY"}
+    known = {setting for setting, _, _ in describe_settings()} | {
+        "LACUNA_TEST_DATA",
+        "LACUNA_URL",
+        "LACUNA_KEY",
+        "LACUNA_CACHE",
+    }
     assert set(re.findall(r"\bLACUNA_[A-Z_]*[A-Z]\b", TEXT[name])) <= known
 
 

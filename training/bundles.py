@@ -35,6 +35,7 @@ from training.datasets.base import FEEDBACK, Dataset
 from training.datasets.prepared import item_line
 from training.features import encode_dataset
 from training.progress import Terminal
+from training.titles import TEXT, without_titles
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class Opened:
         bundle: what stands there; None where there is nothing yet.
         content: the items' features by the bundle's encoders, or by new ones.
         files: what new encoders add to a bundle, by name, with what writes it.
+        title_as_text: whether titles stand in for texts in a new bundle; one that is there says so itself.
     """
 
     bundle: Bundle | None
     content: ModalBatch
     modalities: tuple[ModalityEntry, ...]
     files: Mapping[str, Callable[[Path], object]]
+    title_as_text: bool = True
 
 
 def open_bundle(dataset: Dataset, out: Path, options: DataOptions, terminal: Terminal) -> Opened:
@@ -73,7 +76,7 @@ def new_bundle(prepared: Prepared) -> Opened:
         ModalityEntry(name=spec.name, dim=spec.dim, encoder=prepared.encoders.get(spec.name))
         for spec in prepared.batch.specs
     )
-    return Opened(None, prepared.batch, modalities, prepared.files)
+    return Opened(None, prepared.batch, modalities, prepared.files, prepared.title_as_text)
 
 
 def join(
@@ -103,12 +106,14 @@ def join(
         if old is None and source is not None:
             add_catalogue(writer, dataset, opened.content, source)
         entry = save(writer)
+        models = {**(old.models if old is not None else {}), name: entry}
+        number = next_version(out, datetime.now(UTC).date().isoformat())
         return writer.finish(
-            version=next_version(out, datetime.now(UTC).date().isoformat()),
+            version=f"{number}-{writer.contents_name(models)}",
             lacuna_version=version("lacuna"),
-            data=_data_entry(dataset, opened.content, interactions) if old is None else old.data,
+            data=_data_entry(dataset, opened, interactions) if old is None else old.data,
             modalities=opened.modalities,
-            models={**(old.models if old is not None else {}), name: entry},
+            models=models,
         )
 
 
@@ -134,13 +139,15 @@ def content_under(bundle: Bundle, dataset: Dataset, options: DataOptions, termin
         progress=terminal.stage,
         cache_dir=options.cache,
     )
+    if not bundle.manifest.data.title_as_text and TEXT in batch.names:
+        batch = without_titles(dataset, batch)
     known = {entry.name for entry in bundle.manifest.modalities}
     columns = [column for column, name in enumerate(batch.names) if name in known]
     return ModalBatch({name: batch.features[name] for name in batch.names if name in known}, batch.observed[:, columns])
 
 
-def _data_entry(dataset: Dataset, content: ModalBatch, interactions: int) -> DataEntry:
-    observed = content.observed.numpy()
+def _data_entry(dataset: Dataset, opened: Opened, interactions: int) -> DataEntry:
+    observed = opened.content.observed.numpy()
     return DataEntry(
         name=dataset.name,
         synthetic=dataset.synthetic,
@@ -150,6 +157,7 @@ def _data_entry(dataset: Dataset, content: ModalBatch, interactions: int) -> Dat
         missing_cells=round(float(1 - observed.mean()), 4) if observed.size else 0.0,
         fingerprint=dataset.fingerprint,
         min_rating=dataset.min_rating,
+        title_as_text=opened.title_as_text,
     )
 
 
@@ -183,8 +191,7 @@ def add_catalogue(writer: BundleWriter, dataset: Dataset, batch: ModalBatch, sou
     arrays: dict[str, NDArray[Any]] = {name: feature.numpy() for name, feature in batch.features.items()}
     arrays |= {f"{name}.observed": column.astype(np.uint8) for name, column in columns.items()}
     writer.tensors(CATALOGUE_FEATURES, arrays)
-    feedback = source / FEEDBACK
-    writer.add(CATALOGUE_FEEDBACK, lambda file: file.write_bytes(feedback.read_bytes()))
+    writer.add(CATALOGUE_FEEDBACK, lambda file: shutil.copyfile(source / FEEDBACK, file))
 
 
 def _write_items(file: Path, dataset: Dataset, observed: Mapping[str, Mask]) -> None:

@@ -9,7 +9,8 @@ ICML 2020), which is all that a picture without text can teach.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,14 +22,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.arrays import Array
-from models.encoders import CatalogueNetwork, CatalogueNetworkConfig, prepare_image
+from models.encoders import CatalogueNetwork, CatalogueNetworkConfig, normalised, resized
 
 MIN_PAIRS = 32
+WARM_UP = 0.15  # share of the training in which the learning rate rises
 Progress = Callable[[int, int], None]
 
 
 class CatalogueEncoderConfig(BaseModel):
-    """How the encoder is trained. `max_steps` bounds the time on large catalogues.
+    """How the encoder is trained. `max_steps` and `max_seconds` bound the time on large catalogues, `max_pictures` the
+    memory: of more, so many are drawn.
 
     `threads` are torch's. The network is so small that several wait for each other at every step: on a machine with
     other work to do, two took eight times as long as one.
@@ -38,6 +41,10 @@ class CatalogueEncoderConfig(BaseModel):
     network: CatalogueNetworkConfig = CatalogueNetworkConfig()
     epochs: int = Field(20, ge=1)
     max_steps: int = Field(1000, ge=1)
+    max_seconds: float | None = Field(
+        None, gt=0, description="of the processor, by which the learning rate has fallen to nothing"
+    )
+    max_pictures: int = Field(20_000, ge=MIN_PAIRS)
     batch_size: int = Field(128, ge=2)
     learning_rate: float = Field(3e-3, gt=0)
     weight_decay: float = Field(0.05, ge=0)
@@ -61,10 +68,14 @@ class Picture:
 
 @dataclass(frozen=True)
 class TrainedCatalogueEncoder:
-    """The network, and the projection that takes text vectors `[n, t]` into its space (for evaluation only)."""
+    """The network, and the projection that takes text vectors `[n, t]` into its space (for evaluation only).
+
+    `complete` says whether all steps were taken in the time that was given.
+    """
 
     network: CatalogueNetwork
     text_projection: nn.Module
+    complete: bool = True
 
     def project_texts(self, vectors: Array) -> Array:
         """Text vectors `[n, t]` -> unit vectors `[n, embedding_size]` in the pictures' space."""
@@ -74,27 +85,37 @@ class TrainedCatalogueEncoder:
 
 
 def train_catalogue_encoder(
-    pictures: Sequence[Picture],
+    pictures: Iterable[Picture],
     config: CatalogueEncoderConfig | None = None,
     *,
     progress: Progress | None = None,
 ) -> TrainedCatalogueEncoder:
-    """Train on these pictures and nothing else: withheld cells must not be among them.
+    """Train on these pictures and nothing else: withheld cells must not be among them. They are gone through once, and
+    what is kept of each is as small as the network's input.
 
-    The same pictures, config and machine give the same weights. `progress` gets (steps done, steps in all).
+    The same pictures, config and machine give the same weights, unless `max_seconds` end the training. `progress` gets
+    (steps done, steps in all).
 
     Raises:
         TooFewPairsError: fewer than 32 pictures come with a text.
     """
     config = config or CatalogueEncoderConfig()
-    pairs = sum(picture.text is not None for picture in pictures)
+    examples = _Examples.of(pictures, config)
+    with _torch_state(config):
+        return _fit(examples, config, progress or (lambda _done, _total: None))
+
+
+def require_pairs(pairs: int) -> None:
+    """Refuse too few pictures with a text.
+
+    Raises:
+        TooFewPairsError: fewer than 32.
+    """
     if pairs < MIN_PAIRS:
         raise TooFewPairsError(
             f"an image encoder of the catalogue's own needs at least {MIN_PAIRS} pictures with a text, and there are "
             f"{pairs}; use a pretrained one (torchvision:mobilenet_v2)"
         )
-    with _torch_state(config):
-        return _fit(pictures, config, progress or (lambda _done, _total: None))
 
 
 @contextmanager
@@ -110,17 +131,52 @@ def _torch_state(config: CatalogueEncoderConfig) -> Iterator[None]:
             torch.set_num_threads(threads)
 
 
-def _fit(pictures: Sequence[Picture], config: CatalogueEncoderConfig, progress: Progress) -> TrainedCatalogueEncoder:
-    pixels, texts, has_text = _tensors(pictures, config.network.input_size)
+@dataclass(frozen=True)
+class _Examples:
+    """Pictures a quarter larger than the network's input, bytes `[n, s, s, 3]`; text vectors `[n, t]`; which exist."""
+
+    pixels: Tensor
+    texts: Tensor
+    has_text: Tensor
+
+    @classmethod
+    def of(cls, pictures: Iterable[Picture], config: CatalogueEncoderConfig) -> _Examples:
+        """Those of all pictures.
+
+        Raises:
+            TooFewPairsError: too few of them come with a text.
+        """
+        side = config.network.input_size * 5 // 4
+        pixels, texts = [], []
+        for picture in pictures:
+            pixels.append(resized(picture.image, side))
+            texts.append(picture.text)
+        known = [text for text in texts if text is not None]
+        require_pairs(len(known))
+        blank = np.zeros_like(known[0])
+        return cls(
+            torch.from_numpy(np.stack(pixels)),
+            torch.from_numpy(np.stack([blank if text is None else text for text in texts])),
+            torch.tensor([text is not None for text in texts]),
+        )
+
+
+def _fit(examples: _Examples, config: CatalogueEncoderConfig, progress: Progress) -> TrainedCatalogueEncoder:
+    pixels, texts, has_text = examples.pixels, examples.texts, examples.has_text
     network = CatalogueNetwork(config.network).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     projection = nn.Linear(texts.shape[1], config.network.embedding_size)
     parameters = [*network.parameters(), *projection.parameters()]
     steps = min(config.epochs * math.ceil(len(pixels) / config.batch_size), config.max_steps)
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=steps, pct_start=0.15)
+    begin, complete = time.process_time(), True
     for step, rows in enumerate(_batches(len(pixels), config.batch_size, steps), start=1):
+        passed = (time.process_time() - begin) / config.max_seconds if config.max_seconds else 0.0
+        if passed >= 1:
+            complete = False
+            break
+        set_one_cycle(optimizer, config.learning_rate, max((step - 1) / steps, passed))
         paired = has_text[rows]
-        first, second = network(_views(pixels[rows])).chunk(2)  # [b, d] each
+        first, second = network(_views(normalised(pixels[rows]))).chunk(2)  # [b, d] each
         loss = config.agreement_weight * _info_nce(first, second, config.temperature)
         if int(paired.sum()) > 1:
             projected = functional.normalize(projection(texts[rows][paired]))  # [p, d]
@@ -129,19 +185,21 @@ def _fit(pictures: Sequence[Picture], config: CatalogueEncoderConfig, progress: 
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         optimizer.step()
-        schedule.step()
-        progress(step, steps)
-    return TrainedCatalogueEncoder(network.eval(), projection.eval())
+        progress(step, max(step, min(steps, round(step / passed))) if passed else steps)
+    return TrainedCatalogueEncoder(network.eval(), projection.eval(), complete)
 
 
-def _tensors(pictures: Sequence[Picture], input_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pictures, a quarter larger than the network's input, `[n, 3, s, s]`; text vectors `[n, t]`; which have one."""
-    side = input_size * 5 // 4
-    pixels = np.concatenate([prepare_image(picture.image, side) for picture in pictures])
-    dim = next(len(picture.text) for picture in pictures if picture.text is not None)
-    texts = [np.zeros(dim, np.float32) if picture.text is None else picture.text for picture in pictures]
-    has_text = torch.tensor([picture.text is not None for picture in pictures])
-    return torch.from_numpy(pixels), torch.from_numpy(np.stack(texts)), has_text
+def set_one_cycle(optimizer: torch.optim.Optimizer, highest: float, passed: float) -> None:
+    """Learning rate and first moment of Adam after a share of the training: one cycle, annealed by cosine (Smith and
+    Topin, arXiv 1708.07120), with the settings of torch's `OneCycleLR`."""
+    rising = passed < WARM_UP
+    share = passed / WARM_UP if rising else (passed - WARM_UP) / (1 - WARM_UP)
+    start, end = (highest / 25, highest) if rising else (highest, highest / 25e4)
+    moments = (0.95, 0.85) if rising else (0.85, 0.95)
+    weight = (1 - math.cos(math.pi * min(share, 1.0))) / 2
+    for group in optimizer.param_groups:
+        group["lr"] = start + weight * (end - start)
+        group["betas"] = (moments[0] + weight * (moments[1] - moments[0]), group["betas"][1])
 
 
 def _batches(n: int, size: int, steps: int) -> Iterator[Tensor]:

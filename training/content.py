@@ -16,19 +16,27 @@ from models.bundle import EncoderRef
 from models.encoders import CATALOGUE, MINILM, ImageEncoder, TextEncoder, catalogue_encoder, make_encoder
 from models.feedback import AUTO, MinRating
 from models.modality import ModalBatch
-from training.catalogue_encoder import CatalogueEncoderConfig, train_catalogue_encoder
+from training.catalogue_encoder import CatalogueEncoderConfig, Picture, require_pairs, train_catalogue_encoder
 from training.datasets.base import Dataset
-from training.features import catalogue_pictures, encode_dataset
+from training.encoder_cache import EncoderCache, KeptEncoder
+from training.features import CataloguePictures, catalogue_pictures, encode_dataset
 from training.masking import mask_cells, mask_levels
 from training.progress import Terminal
 from training.splits import SplitName
+from training.titles import TEXT, TitleAsText, TitleChoice, titled, without_titles
+from training.titles import choose as choose_titles
 
 WEIGHTS = "image_encoder.safetensors"
+_LEARNING = 1  # to be raised when an encoder of the catalogue's own comes out otherwise, so that none is kept
 MOBILENET = "torchvision:mobilenet_v2"
 
 
 class TrainingDataError(ValueError):
     """A dataset that cannot be trained on; the message is one sentence."""
+
+
+class TooLittleFeedbackError(TrainingDataError):
+    """A dataset whose feedback does not suffice to learn from and to measure by."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +49,11 @@ class DataOptions:
         image_encoder: `catalogue` (trained here on the catalogue's own pictures), `torchvision:<name>`, or `auto`:
             the latter's mobilenet_v2 where `image_weights` is given, else `catalogue`.
         image_weights: a local file with the weights of the torchvision network.
-        cache: where features of fixed encoders are kept between runs.
+        cache: where what encoders made, and the catalogue's own encoder, are kept between runs.
+        encoder_seconds: at most so long the catalogue's own encoder is trained; None: for as long as it takes.
         min_rating: ratings below it show no interest (None: all do); AUTO for what the dataset says.
         split: how interactions are divided; AUTO for the dataset's published split, or a random one.
+        title_as_text: whether the title of an item without a text counts as its text.
         levels: withhold so that equal shares of the items lack 0, 1, ..., M modalities, instead of `missing`.
     """
 
@@ -55,8 +65,10 @@ class DataOptions:
     threads: int = 2
     seed: int = 0
     levels: bool = False
+    encoder_seconds: float | None = None
     min_rating: MinRating = AUTO
     split: SplitName = SplitName.AUTO
+    title_as_text: TitleAsText = TitleAsText.YES
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,7 @@ class Prepared:
     withheld: Mask
     encoders: Mapping[str, EncoderRef | None]
     files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
+    title_as_text: bool = True
 
 
 def withheld_cells(dataset: Dataset, options: DataOptions) -> Mask:
@@ -110,13 +123,25 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
         cache_dir=options.cache,
     )
     batch = complete.masked(torch.from_numpy(withheld)) if withheld.any() else complete  # no copy of what is large
+    choice = _title_choice(dataset, batch, text, options)
+    if titled(dataset).any() and TEXT in batch.names:
+        terminal.say(str(choice))
+    if not choice.as_text:
+        batch = without_titles(dataset, batch)
     if weights is None:
-        return Prepared(batch, complete, withheld, encoders)
+        return Prepared(batch, complete, withheld, encoders, title_as_text=choice.as_text)
     shipped = {
         name: ref.model_copy(update={"file": WEIGHTS}) if ref is not None and ref.id == CATALOGUE else ref
         for name, ref in encoders.items()
     }
-    return Prepared(batch, complete, withheld, shipped, {WEIGHTS: lambda file: file.write_bytes(weights)})
+    files = {WEIGHTS: lambda file: file.write_bytes(weights)}
+    return Prepared(batch, complete, withheld, shipped, files, choice.as_text)
+
+
+def _title_choice(dataset: Dataset, batch: ModalBatch, text: TextEncoder | None, options: DataOptions) -> TitleChoice:
+    if options.title_as_text is not TitleAsText.AUTO or text is None:
+        return TitleChoice(options.title_as_text is not TitleAsText.NO)
+    return choose_titles(dataset, batch, text, options.seed)
 
 
 def no_content(dataset: Dataset) -> ModalBatch:
@@ -146,14 +171,40 @@ def _image_encoder(
     if wanted != CATALOGUE:
         encoder = make_encoder(wanted, weights=options.image_weights, cache_dir=options.cache, threads=options.threads)
         return cast(ImageEncoder, encoder), None
-    pictures = catalogue_pictures(dataset, observed, text, progress=terminal.stage, cache_dir=options.cache)
-    trained = train_catalogue_encoder(
-        pictures,
-        CatalogueEncoderConfig(seed=options.seed),
-        progress=lambda done, total: terminal.stage("image encoder", done, total),
-    )
-    weights = trained.network.to_bytes()
+    weights = _catalogue_weights(dataset, observed, text, options, terminal)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / WEIGHTS
         file.write_bytes(weights)
         return catalogue_encoder(file, threads=options.threads), weights
+
+
+def _catalogue_weights(
+    dataset: Dataset, observed: Mask, text: TextEncoder, options: DataOptions, terminal: Terminal
+) -> bytes:
+    """The weights of the catalogue's own encoder: of one that is kept, or of one trained now."""
+    config = CatalogueEncoderConfig(seed=options.seed, max_seconds=options.encoder_seconds)
+    pictures = catalogue_pictures(dataset, observed, text, progress=terminal.stage, cache_dir=options.cache)
+    settings = config.model_dump_json(exclude={"max_seconds", "threads"})
+    cache = EncoderCache(options.cache, "\0".join((settings, text.id, text.weights_sha256, str(_LEARNING))))
+    require_pairs(pictures.pairs)
+    kept = cache.find(pictures.digests, config.max_seconds)
+    if kept is not None:
+        terminal.say(
+            f"image encoder: kept from a training on {len(kept.learned):,} of these {len(pictures):,} pictures"
+        )
+        return kept.weights
+    chosen = pictures.draw(config.max_pictures, options.seed)
+    trained = train_catalogue_encoder(
+        _counted(chosen, terminal),
+        config,
+        progress=lambda done, total: terminal.stage("image encoder", done, total),
+    )
+    weights = trained.network.to_bytes()
+    cache.add(KeptEncoder(weights, chosen.digests, len(pictures), None if trained.complete else config.max_seconds))
+    return weights
+
+
+def _counted(pictures: CataloguePictures, terminal: Terminal) -> Iterator[Picture]:
+    for done, picture in enumerate(pictures, start=1):
+        terminal.stage("pictures for the image encoder", done, len(pictures))
+        yield picture

@@ -1,32 +1,30 @@
 """Features of a dataset: every observed cell as a vector, whatever it came as.
 
-Texts and pictures go through their encoders, ready vectors stay as they are. Encoding is the slow part, so what fixed
-encoders made is kept on disk, for all cells; a mask only chooses among them afterwards.
+Texts and pictures go through their encoders, ready vectors stay as they are. Encoding is the slow part, so what
+encoders made is kept by the contents (`VectorCache`); a mask only chooses among the cells afterwards. Pictures are read
+one at a time and never all held in memory.
 """
 
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from models.arrays import Array, Mask
 from models.bundle import EncoderRef
-from models.encoders import CATALOGUE, Encoder, ImageEncoder, ImageError, TextEncoder, decode_image
-from models.files import replacing
+from models.encoders import Encoder, ImageEncoder, ImageError, TextEncoder, decode_image
 from models.modality import ModalBatch
 from training.catalogue_encoder import Picture
-from training.datasets.base import Content, Dataset
+from training.datasets.base import Contents, Dataset
+from training.vector_cache import VectorCache, digest_of
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +33,8 @@ Progress = Callable[[str, int, int], None]
 Kind = Literal["text", "image"]
 
 _CHUNK = 64
+_KEPT_AT_ONCE = 4096  # cells whose vectors are put into the cache together; an interrupted encoding loses no more
 _NAMED = 10  # of what cannot be used, listed by id in a warning
-_READING = 2  # to be raised when what is read of a content changes, so that kept features are made anew
 _UNUSABLE: Mapping[type, str] = {
     bytes: "pictures cannot be read",
     str: "texts hold no word that the encoder knows",
@@ -73,7 +71,7 @@ def encode_dataset(
             pictures, texts of which the encoder reads nothing, and vectors of zeros, as which many publish what is
             missing.
         progress: called with modality, cells encoded so far and in all.
-        cache_dir: where features of fixed encoders are kept between runs.
+        cache_dir: where what encoders made is kept between runs.
 
     Raises:
         FeatureError: content without an encoder for it, or vectors that do not fit it.
@@ -89,10 +87,51 @@ def encode_dataset(
         encoder = _encoder_for(name, kind, text_encoder, image_encoder)
         cells = _encoded(dataset, name, contents, encoder, progress, cache_dir)
         real = observed[:, column] & cells.valid
-        features[name] = torch.from_numpy(np.where(real[:, None], cells.vectors, np.float32(0)))
+        cells.vectors[~real] = 0
+        features[name] = torch.from_numpy(cells.vectors)
         columns.append(torch.from_numpy(real))
         encoders[name] = None if kind is None or encoder is None else _reference(kind, encoder)
     return ModalBatch(features, torch.stack(columns, dim=1)), encoders
+
+
+@dataclass(frozen=True)
+class CataloguePictures:
+    """What the catalogue's own image encoder learns from: the observed pictures, with their items' observed texts.
+
+    Attributes:
+        digests: `[n, 64]` names each picture and its text by their bytes; the text's half is zero where there is none.
+    """
+
+    dataset: Dataset
+    cells: tuple[tuple[str, int], ...]
+    digests: NDArray[np.uint8]
+    texts: Mapping[int, Array]
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    @property
+    def pairs(self) -> int:
+        """How many come with a text."""
+        return sum(row in self.texts for _, row in self.cells)
+
+    def draw(self, most: int, seed: int) -> CataloguePictures:
+        """At most so many of them at random, with a text before those without."""
+        if len(self) <= most:
+            return self
+        order = np.random.default_rng(seed).permutation(len(self))
+        silent = np.array([self.cells[place][1] not in self.texts for place in order.tolist()])
+        places = np.sort(order[np.argsort(silent, kind="stable")][:most])
+        cells = tuple(self.cells[place] for place in places.tolist())
+        return CataloguePictures(self.dataset, cells, self.digests[places], self.texts)
+
+    def __iter__(self) -> Iterator[Picture]:
+        """The pictures, decoded one after the other; broken ones are left out."""
+        contents = {name: self.dataset.content(name) for name, _ in self.cells}
+        for name, row in self.cells:
+            image = _picture(contents[name][row], self.dataset, row)
+            if image is not None:
+                yield Picture(image, self.texts.get(row))
 
 
 def catalogue_pictures(
@@ -102,36 +141,38 @@ def catalogue_pictures(
     *,
     progress: Progress | None = None,
     cache_dir: Path | None = None,
-) -> list[Picture]:
-    """What the catalogue's own image encoder learns from: the observed pictures, with their items' observed texts.
+) -> CataloguePictures:
+    """What the catalogue's own image encoder learns from.
 
-    Args: as for `encode_dataset`. Broken pictures are left out.
+    Args: as for `encode_dataset`.
     """
-    texts: list[Array | None] = [None] * len(dataset.items)
-    pictures: list[tuple[int, bytes]] = []
+    texts: dict[int, Array] = {}
+    told: dict[int, bytes] = {}
+    pictures: list[tuple[str, int]] = []
     for column, name in enumerate(dataset.modalities):
         contents = dataset.content(name)
         kind = _kind(name, contents)
         rows = np.flatnonzero(observed[:, column]).tolist()
         if kind == "image":
-            pictures += [(row, data) for row in rows if isinstance(data := contents[row], bytes)]
+            pictures += [(name, row) for row in rows if contents.form(row) is bytes]
         elif kind == "text":
             cells = _encoded(dataset, name, contents, text_encoder, progress, cache_dir)
             for row in rows:
-                if cells.valid[row] and texts[row] is None:
-                    texts[row] = cells.vectors[row]
-    return [Picture(image, texts[row]) for row, data in pictures if (image := _picture(data, dataset, row)) is not None]
+                if cells.valid[row] and row not in texts and contents.form(row) is str:
+                    texts[row], told[row] = cells.vectors[row], digest_of(contents[row])
+    seen = b"".join(digest_of(dataset.content(name)[row]) + told.get(row, bytes(32)) for name, row in pictures)
+    digests = np.frombuffer(seen, np.uint8).reshape(len(pictures), 64)
+    return CataloguePictures(dataset, tuple(pictures), digests, texts)
 
 
-def _kind(name: str, contents: Sequence[Content | None]) -> Kind | None:
+def _kind(name: str, contents: Contents) -> Kind | None:
     """What has to be encoded in a modality; None where all of it comes as vectors."""
-    texts = any(isinstance(content, str) for content in contents)
-    files = any(isinstance(content, bytes) for content in contents)
-    if texts and files:
+    forms = {contents.form(row) for row in range(len(contents))}
+    if str in forms and bytes in forms:
         raise FeatureError(f"the modality {name!r} holds both texts and pictures; give them two names")
-    if texts:
+    if str in forms:
         return "text"
-    return "image" if files else None
+    return "image" if bytes in forms else None
 
 
 def _encoder_for(
@@ -153,26 +194,33 @@ def _reference(kind: Kind, encoder: TextEncoder | ImageEncoder) -> EncoderRef:
 def _encoded(
     dataset: Dataset,
     name: str,
-    contents: Sequence[Content | None],
+    contents: Contents,
     encoder: TextEncoder | ImageEncoder | None,
     progress: Progress | None,
     cache_dir: Path | None,
 ) -> _Cells:
-    file = None if cache_dir is None or encoder is None else _cache_file(cache_dir, dataset, name, encoder)
-    cells = None if file is None or encoder is None else _cached(file, (len(contents), encoder.dim))
-    if cells is None:
-        cells = _encode(dataset, name, contents, encoder, progress)
-        if file is not None:
-            _store(file, cells)
+    dim = _dim(name, contents, encoder)
+    cells = _Cells(np.zeros((len(contents), dim), np.float32), np.zeros(len(contents), np.bool_))
+    raw: list[int] = []
+    for row in range(len(contents)):
+        form = contents.form(row)
+        if form is np.ndarray:
+            cells.vectors[row] = contents[row]
+            cells.valid[row] = cells.vectors[row].any()
+        elif form is not None:
+            raw.append(row)
+    if raw and encoder is not None:
+        any_encoder: Encoder[str | Image.Image] = encoder  # type: ignore[assignment]  # `_kind` chose it to fit
+        _encode(dataset, name, contents, raw, any_encoder, cells, progress, VectorCache(cache_dir, any_encoder))
     _count_unusable(dataset, name, contents, cells)
     return cells
 
 
-def _count_unusable(dataset: Dataset, name: str, contents: Sequence[Content | None], cells: _Cells) -> None:
+def _count_unusable(dataset: Dataset, name: str, contents: Contents, cells: _Cells) -> None:
     """Say in one line for each reason what counts as missing although something is given."""
-    left = [(row, contents[row]) for row in np.flatnonzero(~cells.valid).tolist() if contents[row] is not None]
+    left = [(row, form) for row in np.flatnonzero(~cells.valid).tolist() if (form := contents.form(row)) is not None]
     for kind, reason in _UNUSABLE.items():
-        rows = [row for row, content in left if isinstance(content, kind)]
+        rows = [row for row, form in left if form is kind]
         if rows:
             named = ", ".join(dataset.items.id(row) for row in rows[:_NAMED])
             more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
@@ -182,32 +230,39 @@ def _count_unusable(dataset: Dataset, name: str, contents: Sequence[Content | No
 def _encode(
     dataset: Dataset,
     name: str,
-    contents: Sequence[Content | None],
-    encoder: TextEncoder | ImageEncoder | None,
+    contents: Contents,
+    raw: Sequence[int],
+    encoder: Encoder[str | Image.Image],
+    cells: _Cells,
     progress: Progress | None,
-) -> _Cells:
-    dim = _dim(name, contents, encoder)
-    vectors, valid = np.zeros((len(contents), dim), np.float32), np.zeros(len(contents), np.bool_)
-    raw: list[int] = []
-    for row, content in enumerate(contents):
-        if isinstance(content, np.ndarray):
-            vectors[row], valid[row] = content, content.any()
-        elif content is not None:
-            raw.append(row)
-    for start in range(0, len(raw), _CHUNK):
-        any_encoder: Encoder[str | Image.Image] = encoder  # type: ignore[assignment]  # `_kind` chose it to fit
-        usable = list(_usable(dataset, contents, raw[start : start + _CHUNK], any_encoder))
-        rows = [row for row, _ in usable]
-        if rows:
-            vectors[rows] = any_encoder.encode([content for _, content in usable])
-            valid[rows] = True
-        if progress is not None:
-            progress(name, min(start + _CHUNK, len(raw)), len(raw))
-    return _Cells(vectors, valid)
+    cache: VectorCache,
+) -> None:
+    """Fill the rows `raw` of the cells: from the cache, or by the encoder."""
+    digests = [digest_of(contents[row]) for row in raw]
+    vectors, valid, known = cache.find(digests)
+    rows = np.array(raw)
+    cells.vectors[rows], cells.valid[rows] = vectors, valid
+    del vectors
+    first_with = {digest: place for place, digest in reversed(list(enumerate(digests)))}
+    missing = [place for place in np.flatnonzero(~known).tolist() if first_with[digests[place]] == place]
+    for first in range(0, len(missing), _KEPT_AT_ONCE):
+        places = missing[first : first + _KEPT_AT_ONCE]
+        for start in range(0, len(places), _CHUNK):
+            usable = list(_usable(dataset, contents, [raw[place] for place in places[start : start + _CHUNK]], encoder))
+            here = [row for row, _ in usable]
+            if here:
+                cells.vectors[here] = encoder.encode([content for _, content in usable])
+                cells.valid[here] = True
+            if progress is not None:
+                progress(name, min(first + start + _CHUNK, first + len(places)), len(missing))
+        fresh = rows[places]
+        cache.add([digests[place] for place in places], cells.vectors[fresh], cells.valid[fresh])
+    same = np.array([first_with[digest] for digest in digests])  # what is given several times is encoded once
+    cells.vectors[rows], cells.valid[rows] = cells.vectors[rows[same]], cells.valid[rows[same]]
 
 
-def _dim(name: str, contents: Sequence[Content | None], encoder: TextEncoder | ImageEncoder | None) -> int:
-    dims = {len(content) for content in contents if isinstance(content, np.ndarray)}
+def _dim(name: str, contents: Contents, encoder: TextEncoder | ImageEncoder | None) -> int:
+    dims = {len(contents[row]) for row in range(len(contents)) if contents.form(row) is np.ndarray}
     if encoder is not None:
         dims.add(encoder.dim)
     if len(dims) != 1:
@@ -216,7 +271,7 @@ def _dim(name: str, contents: Sequence[Content | None], encoder: TextEncoder | I
 
 
 def _usable(
-    dataset: Dataset, contents: Sequence[Content | None], rows: Sequence[int], encoder: Encoder[str | Image.Image]
+    dataset: Dataset, contents: Contents, rows: Sequence[int], encoder: Encoder[str | Image.Image]
 ) -> Iterator[tuple[int, str | Image.Image]]:
     for row in rows:
         content = contents[row]
@@ -235,33 +290,3 @@ def _picture(data: bytes, dataset: Dataset, row: int) -> Image.Image | None:
     except ImageError as error:
         log.info("the item %s: %s", dataset.items.id(row), error)
         return None
-
-
-# --- the cache ---------------------------------------------------------------------------------------------------
-
-
-def _cache_file(cache_dir: Path, dataset: Dataset, name: str, encoder: TextEncoder | ImageEncoder) -> Path | None:
-    """Where the features are kept; nowhere for an encoder that the next training makes anew."""
-    if encoder.id == CATALOGUE:
-        return None
-    named = (dataset.fingerprint, name, encoder.id, encoder.weights_sha256, str(_READING))
-    key = sha256("\0".join(named).encode()).hexdigest()
-    return cache_dir / f"features-{re.sub(r'[^A-Za-z0-9]+', '-', name)}-{key[:32]}.safetensors"
-
-
-def _cached(file: Path, shape: tuple[int, int]) -> _Cells | None:
-    if not file.is_file():
-        return None
-    try:
-        arrays = load_file(file)
-        vectors, valid = arrays["vectors"], arrays["valid"]
-    except (OSError, KeyError, SafetensorError) as error:
-        log.warning("the cached features %s cannot be used and are made again (%s)", file, error)
-        return None
-    return _Cells(vectors, valid) if vectors.shape == shape and valid.shape == shape[:1] else None
-
-
-def _store(file: Path, cells: _Cells) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as temporary:
-        save_file({"vectors": cells.vectors, "valid": cells.valid}, temporary)

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.sparse.linalg import LinearOperator, aslinearoperator, svds
 
 from models import linalg
 from models.arrays import Array, Double
 from models.graph import Matrix
 
-DENSE_ITEMS = 10_000  # up to so many, B is a dense matrix; beyond, it is a product of narrow ones
+DENSE_ITEMS = 10_000  # up to so many, B is a dense matrix; beyond, it is a product of narrow ones,
+FEW_USERS = 0.25  # and where users are at most so many times the items
 CUT_RANK = 1000  # of the interactions beyond it
 
 
@@ -38,7 +39,7 @@ def messages_and_targets(interactions: Matrix, penalty: float, size: int) -> tup
     targets[:, -1] = 1
     if rank < 1 or not interactions.nnz:
         return messages, targets
-    weights = aslinearoperator(ease_weights(interactions, penalty)) if n <= DENSE_ITEMS else _cut(interactions, penalty)
+    weights = _weights(interactions, penalty)
     start = np.random.default_rng(0).standard_normal(min(interactions.shape))
     _, values, right = svds(aslinearoperator(interactions.astype(np.float64)) @ weights, k=rank, v0=start)
     root = np.sqrt(np.maximum(values, 1e-12))
@@ -67,12 +68,34 @@ def ease_weights(interactions: Matrix, penalty: float) -> Double:
     return weights
 
 
+def _weights(interactions: Matrix, penalty: float) -> LinearOperator:
+    """B `[n, n]`, in the form that takes least memory: it stands there only where users are as many as items."""
+    users, n = interactions.shape
+    if users <= (n * FEW_USERS if n <= DENSE_ITEMS else CUT_RANK):
+        return _product(_by_users(interactions, penalty))
+    return aslinearoperator(ease_weights(interactions, penalty)) if n <= DENSE_ITEMS else _cut(interactions, penalty)
+
+
+def _by_users(interactions: Matrix, penalty: float) -> Double:
+    """F `[n, U]` with F F^T = R^T (R R^T + l I)^-1 R, which is I - l P: a matrix of the users is inverted."""
+    gram = (interactions @ interactions.T).toarray().astype(np.float64)
+    gram[np.diag_indices(len(gram))] += penalty
+    root = cholesky(gram, lower=True, overwrite_a=True)
+    factor: Double = solve_triangular(root, interactions.toarray().astype(np.float64), lower=True, overwrite_b=True).T
+    return factor
+
+
 def _cut(interactions: Matrix, penalty: float) -> LinearOperator:
-    """B of the interactions cut to their leading singular vectors R = U S V^T: with G = V diag(s^2 / (s^2 + l)) V^T,
-    which is I - l P, it is (G - diag G) / (1 - diag G) column by column, and never stands in memory."""
+    """B of the interactions cut to their leading singular vectors R = U S V^T, of which I - l P is
+    V diag(s^2 / (s^2 + l)) V^T."""
     rank = min(CUT_RANK, min(interactions.shape) - 1)
     vectors, values = linalg.randomised_svd(sp.csr_array(interactions.T), rank, seed=0)
-    narrow = vectors * np.sqrt(values**2 / (values**2 + penalty))  # G = narrow @ narrow.T
+    return _product(vectors * np.sqrt(values**2 / (values**2 + penalty)))
+
+
+def _product(narrow: Double) -> LinearOperator:
+    """B from a factor `[n, r]` of G = I - l P: it is (G - diag G) / (1 - diag G) column by column, and never stands in
+    memory."""
     diagonal = (narrow**2).sum(axis=1)
     scale = 1 / np.maximum(1 - diagonal, 1e-6)
 

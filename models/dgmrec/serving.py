@@ -80,11 +80,11 @@ def serving_tables(
         tables[name] = tables[name] * (interactions.user_degree > 0)[:, None]
     tables |= {
         "item_id": out.item_id,
-        "id_length": out.item_id[warm].norm(dim=1).mean()[None],
+        "id_length": out.item_id[warm].norm(dim=1).mean()[None] if warm.any() else torch.ones(1),
         "item_content_prediction": prediction,
         "item_degree": interactions.item_degree,
         "item_preference": out.preference.transpose(0, 1),
-        "mean_preference": out.preference[:, warm].mean(dim=1),
+        "mean_preference": out.preference[:, warm].sum(dim=1) / warm.sum().clamp_min(1),
         "user_factor": user_factors,
         "item_factor": evidence.factors,
         "warm": warm.to(torch.uint8),

@@ -14,7 +14,7 @@ from models.bundle import EncoderRef
 from models.encoders.base import Encoder, EncoderUnavailableError, ImageEncoder, NetworkEncoder, Reading, TextEncoder
 from models.encoders.catalogue import CATALOGUE, CatalogueNetwork, CatalogueNetworkConfig, catalogue_encoder
 from models.encoders.decoding import ImageError, decode_image
-from models.encoders.image import import_torchvision, prepare_image, torchvision_encoder
+from models.encoders.image import import_torchvision, normalised, prepare_image, resized, torchvision_encoder
 from models.encoders.stripping import without_metadata
 from models.encoders.text import MINILM, minilm_encoder
 
@@ -36,7 +36,9 @@ __all__ = [
     "load_encoder",
     "make_encoder",
     "minilm_encoder",
+    "normalised",
     "prepare_image",
+    "resized",
     "torchvision_encoder",
     "without_metadata",
 ]

@@ -43,8 +43,20 @@ def prepare_image(image: Image.Image, size: int) -> NDArray[np.float32]:
     The picture is squeezed to a square: nothing is cropped off a product, and no border is added that networks never
     saw in training.
     """
-    pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR), np.float32) / 255
+    pixels = resized(image, size).astype(np.float32) / 255
     return np.ascontiguousarray(((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1)[None])
+
+
+def resized(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """What `prepare_image` reads of a picture, a quarter as large: bytes `[size, size, 3]`."""
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def normalised(pixels: Tensor) -> Tensor:
+    """Bytes `[n, size, size, 3]` as `resized` gives them -> `[n, 3, size, size]` as `prepare_image` does."""
+    values = pixels.permute(0, 3, 1, 2).float() / 255
+    mean, deviation = (torch.from_numpy(part)[:, None, None] for part in (IMAGENET_MEAN, IMAGENET_STD))
+    return (values - mean) / deviation
 
 
 # --- torchvision -------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ class Json(Response):
 
 def report(modality: ModalityReport) -> dict[str, Any]:
     """State of a modality; where it is generated: by what, how surely, from what; where content was given that is no
-    observation, why; and whether a text was not read to its end."""
+    observation, why; whether a text was not read to its end; and whether it is the title, as no text was given."""
     answer: dict[str, Any] = {"state": modality.state}
     if modality.state is State.GENERATED:
         answer["generator"] = modality.generator
@@ -54,6 +54,8 @@ def report(modality: ModalityReport) -> dict[str, Any]:
         answer["detail"] = modality.detail
     if modality.truncated:
         answer["truncated"] = True
+    if modality.from_title:
+        answer["source"] = "title"
     return answer
 
 

@@ -50,6 +50,11 @@ class Active:
         """Ratings below it show no interest."""
         return self.manifest.data.min_rating
 
+    @property
+    def title_as_text(self) -> bool:
+        """The title of an item without a text counts as its text."""
+        return self.manifest.data.title_as_text
+
     def modality(self, name: str) -> ModalityEntry | None:
         """What the manifest declares of a modality, or None."""
         return next((entry for entry in self.manifest.modalities if entry.name == name), None)

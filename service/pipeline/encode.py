@@ -180,8 +180,8 @@ def _prepare_row(active: Active, contents: Contents, budget: PixelBudget) -> _Pr
     prepared = _Prepared()
     try:
         for name, (content, source) in contents.items():
-            if source == TITLE_SOURCE and name not in active.dgmrec.names:
-                continue  # a bundle without text has no use for titles
+            if source == TITLE_SOURCE and (name not in active.dgmrec.names or not active.title_as_text):
+                continue  # the bundle has no text, or titles tell so little that texts are rather generated
             value = _prepare(active, _declared(active, name), content, source, budget)
             remark = unread(active, name, value, source) if isinstance(value, str) else None
             if remark is not None:

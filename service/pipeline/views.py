@@ -25,16 +25,20 @@ from service.domain import (
     Vector,
 )
 from service.pipeline.catalogue import Catalogue
+from service.pipeline.encode import TITLE_SOURCE
 from service.pipeline.impute import Completed
 from service.pipeline.vectors import nearest
 from service.ports import Keys
 
 
-def report(state: State, generated: Generated | None, remark: Remark | None) -> ModalityReport:
+def report(
+    state: State, generated: Generated | None, remark: Remark | None, observed: Observed | None = None
+) -> ModalityReport:
     """State and provenance, and what is to be said of the content."""
     remark = remark or Remark()
     if state is not State.GENERATED or generated is None:
-        return ModalityReport(state, detail=remark.detail, truncated=remark.truncated)
+        from_title = observed is not None and observed.source == TITLE_SOURCE
+        return ModalityReport(state, detail=remark.detail, truncated=remark.truncated, from_title=from_title)
     return ModalityReport(
         state, generated.generator, generated.confidence, generated.basis, remark.detail, remark.truncated
     )
@@ -42,7 +46,8 @@ def report(state: State, generated: Generated | None, remark: Remark | None) -> 
 
 def report_of(item: StoredItem, modality: str) -> ModalityReport:
     """The report on one modality of a stored item."""
-    return report(item.state_of(modality), item.generated.get(modality), item.remarks.get(modality))
+    generated, remark = item.generated.get(modality), item.remarks.get(modality)
+    return report(item.state_of(modality), generated, remark, item.observed.get(modality))
 
 
 def text_of(observed: Observed | None, remark: Remark | None) -> str | None:
@@ -121,7 +126,7 @@ def imputed(
     return ModalityDetail(
         item="",
         modality=modality,
-        report=report(completed.states[modality], generated, remark),
+        report=report(completed.states[modality], generated, remark, observed),
         source=observed.source if observed else None,
         text=text_of(observed, remark),
         media=None,

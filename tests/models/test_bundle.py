@@ -221,6 +221,7 @@ def test_parents_are_made_and_others_may_read(tmp_path: Path) -> None:
     [
         ("2026-11-21.1", "2026-11-21", "2026-11-21.2"),
         ("2026-11-21.9", "2026-11-21", "2026-11-21.10"),
+        ("2026-11-21.9-0badcafe", "2026-11-21", "2026-11-21.10"),
         ("2026-11-20.4", "2026-11-21", "2026-11-21.1"),
         ("hand-made", "2026-11-21", "2026-11-21.1"),
         ("2026-11-21.x", "2026-11-21", "2026-11-21.1"),
@@ -229,6 +230,18 @@ def test_parents_are_made_and_others_may_read(tmp_path: Path) -> None:
 def test_next_version(tmp_path: Path, version: str, today: str, expected: str) -> None:
     write(tmp_path / "bundle", version)
     assert next_version(tmp_path / "bundle", today) == expected
+
+
+def test_contents_name_tells_bundles_apart(tmp_path: Path) -> None:
+    """The same files and models have the same name, and others another one."""
+
+    def named(weight: float, recall: float) -> str:
+        with BundleWriter(tmp_path / "bundle") as writer:
+            writer.tensors("model.safetensors", {"w": np.array([weight])})
+            return writer.contents_name({"m": ModelEntry(config={}, metrics={"recall": recall}, file="model")})
+
+    assert named(1.0, 0.5) == named(1.0, 0.5)
+    assert len({named(1.0, 0.5), named(2.0, 0.5), named(1.0, 0.6)}) == 3
 
 
 def test_next_version_where_there_is_none(tmp_path: Path) -> None:

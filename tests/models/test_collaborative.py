@@ -43,10 +43,13 @@ def test_ease_is_the_best_linear_map_without_a_diagonal() -> None:
         assert weights[item, item] == 0
 
 
-@pytest.mark.parametrize("dense", [True, False])
-def test_messages_and_targets_score_as_ease(dense: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("form", ["dense", "by users", "cut"])
+def test_messages_and_targets_score_as_ease(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At a rank that nothing is cut off at: a user's scores are proportional, by one factor for all users."""
-    monkeypatch.setattr(linear, "DENSE_ITEMS", 10_000 if dense else 0)
+    monkeypatch.setattr(linear, "DENSE_ITEMS", 0 if form == "cut" else 10_000)
+    monkeypatch.setattr(linear, "FEW_USERS", 100 if form == "by users" else 0)
+    if form == "cut":
+        monkeypatch.setattr(linear, "CUT_RANK", 59)  # fewer than there are users
     matrix = histories()  # nobody has touched the last item: its rank is one less than its width
     messages, targets = messages_and_targets(matrix, PENALTY, matrix.shape[1])
     scores, expected = matrix @ messages @ targets.T, matrix @ ease_weights(matrix, PENALTY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,11 +21,18 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where what encoders made is kept between tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def lacuna(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+def lacuna(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], cache: Path) -> Run:
     """Run the command in this process."""
     for name in ("LACUNA_URL", "LACUNA_KEY", "LACUNA_IMAGE_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LACUNA_CACHE", str(cache))
     monkeypatch.setenv("COLUMNS", "200")
 
     def run(*arguments: object) -> tuple[int, str, str]:

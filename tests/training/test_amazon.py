@@ -47,7 +47,7 @@ def test_reviews_and_metadata(tmp_path: Path) -> None:
     assert dataset.name == "shop"
     assert dataset.items.ids == ["B2", "unreviewed", "0001"]  # ids are texts, and what nobody reviewed is a new item
     assert dataset.records[0]["categories"] == ["Music", "Straps"]
-    assert dataset.content("text") == ["A strap\nHolds it.", "Nobody has one", None]
+    assert list(dataset.content("text")) == ["A strap\nHolds it.", "Nobody has one", None]
     assert dataset.interactions.value.tolist() == [5, 2, 1]
     assert dataset.interactions.texts == {0: "good\nDoes what it should.", 2: "Broke."}
     np.testing.assert_array_equal(dataset.interactions.timestamp, [1393545600, np.nan, 1393545601])
@@ -62,7 +62,7 @@ def test_the_later_edition_and_python_literals(tmp_path: Path) -> None:
     dataset = prepared(tmp_path / "shop", tmp_path / "out")
 
     assert dataset.content("text")[0] == "It's a pick\nThin."
-    assert dataset.content("image") == [PICTURE, None]
+    assert list(dataset.content("image")) == [PICTURE, None]
     assert dataset.records[0]["categories"] == ["Music", "Picks"]
 
 
@@ -167,7 +167,7 @@ def test_2018(tmp_path: Path) -> None:
         ("A1", "B017", "review", 4.0, 1474502400.0),
         ("A1", "B017", "review", None, 1474502400.0),
     ]
-    assert dataset.content("text") == ["A shoe\nLeather\nImport\nFor feet."]
+    assert list(dataset.content("text")) == ["A shoe\nLeather\nImport\nFor feet."]
     assert dataset.records[0]["metadata"] == {"brand": "Norr", "price": "$10.99", "main_cat": "Fashion"}
     info = read_info(tmp_path / "out")
     assert info.left_out == {
@@ -222,7 +222,7 @@ def test_2023(tmp_path: Path) -> None:
     assert [record["categories"] for record in dataset.records] == [["All Beauty"], ["Hair"]]
     assert dataset.records[0]["metadata"] == {"store": "Howard Products", "main_category": "All Beauty"}
     assert dataset.content("text")[0] == "Howard\nSmooth\nLong\nA spray."
-    assert dataset.content("image") == [PICTURE, PICTURE]
+    assert list(dataset.content("image")) == [PICTURE, PICTURE]
 
 
 def test_half_characters_are_replaced_and_counted(tmp_path: Path) -> None:

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw
 
 from models.encoders import CatalogueNetworkConfig, catalogue_encoder
-from training.catalogue_encoder import CatalogueEncoderConfig, Picture, TooFewPairsError, train_catalogue_encoder
+from training import catalogue_encoder as catalogue_encoder_training
+from training.catalogue_encoder import (
+    WARM_UP,
+    CatalogueEncoderConfig,
+    Picture,
+    TooFewPairsError,
+    train_catalogue_encoder,
+)
 
 COLOURS = ["red", "blue", "green", "yellow", "black", "purple"]
 CONFIG = CatalogueEncoderConfig(
@@ -62,6 +72,40 @@ def test_progress_and_step_limit() -> None:
     config = CONFIG.model_copy(update={"max_steps": 3})
     train_catalogue_encoder(pictures, config, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step takes a second by this clock: the learning rate falls as fast as the time passes."""
+    pictures, _ = _pictures(64)
+    ticks = itertools.count()
+    monkeypatch.setattr(catalogue_encoder_training.time, "process_time", lambda: float(next(ticks)))
+    rates: list[float] = []
+    set_rate = catalogue_encoder_training.set_one_cycle
+    monkeypatch.setattr(
+        catalogue_encoder_training,
+        "set_one_cycle",
+        lambda optimizer, *of: (set_rate(optimizer, *of), rates.append(optimizer.param_groups[0]["lr"])),
+    )
+    seen: list[tuple[int, int]] = []
+    limited = CONFIG.model_copy(update={"epochs": 100, "max_seconds": 10.0})
+    trained = train_catalogue_encoder(pictures, limited, progress=lambda *step: seen.append(step))
+    assert not trained.complete
+    assert [done for done, _ in seen] == list(range(1, 10))
+    assert seen[-1][1] < 12  # of 200: the forecast follows the clock
+    assert max(rates) == pytest.approx(CONFIG.learning_rate, rel=0.1)
+    assert rates[-1] < CONFIG.learning_rate / 20
+
+
+def test_learning_rate_is_that_of_one_cycle() -> None:
+    """As torch's own schedule has it."""
+    ours, theirs = (torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(theirs, 1.0, total_steps=1001, pct_start=WARM_UP)
+    for step in range(1001):
+        catalogue_encoder_training.set_one_cycle(ours, 1.0, step / 1000)
+        for setting in ("lr", "betas"):
+            assert ours.param_groups[0][setting] == pytest.approx(theirs.param_groups[0][setting], abs=0.01)
+        theirs.step()
+        schedule.step()
 
 
 def test_too_few_pairs() -> None:

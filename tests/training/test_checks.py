@@ -122,8 +122,8 @@ def test_contents_are_brought_into_one_form(tmp_path: Path) -> None:
     events = [{"user": "u", "item": "lines", "type": "like", "timestamp": "2026-01-01t00:00:00z"}]
     READERS["lacuna"].prepare(native(tmp_path / "shop", rows, events), tmp_path / "out")
     dataset = load_dataset(tmp_path / "out")
-    assert dataset.content("text") == ["as an object", None, "https://shop.example/b.jpg"]
-    assert dataset.content("image") == [PICTURE, PICTURE, None]
+    assert list(dataset.content("text")) == ["as an object", None, "https://shop.example/b.jpg"]
+    assert list(dataset.content("image")) == [PICTURE, PICTURE, None]
     stored = [json.loads(line) for line in (tmp_path / "out" / "items.jsonl").read_text("utf-8").splitlines()]
     assert stored[0]["modalities"] == {"text": "as an object", "image": picture()}
     np.testing.assert_allclose(dataset.interactions.timestamp, [1767225600])
@@ -136,5 +136,5 @@ def test_a_picture_given_as_a_path_is_read_beside_its_file(tmp_path: Path) -> No
     (source / "photos" / "a.PNG").write_bytes(PICTURE)
     READERS["lacuna"].prepare(source, tmp_path / "out")
     dataset = load_dataset(tmp_path / "out")
-    assert dataset.content("image") == [PICTURE]
-    assert dataset.content("text") == ["photos/a.png"]
+    assert list(dataset.content("image")) == [PICTURE]
+    assert list(dataset.content("text")) == ["photos/a.png"]

@@ -88,8 +88,8 @@ def test_records_can_be_written_again(tmp_path: Path) -> None:
 def test_content_and_modalities(tmp_path: Path) -> None:
     dataset = load_dataset(prepare(tmp_path / "out"))
     assert dataset.modalities == ("text", "image", "sound")
-    assert dataset.content("text") == ["first letter", "Beta", None]  # the title stands in
-    assert dataset.content("image") == [PICTURE, None, None]
+    assert list(dataset.content("text")) == ["first letter", "Beta", None]  # the title stands in
+    assert list(dataset.content("image")) == [PICTURE, None, None]
     sound = dataset.content("sound")
     assert isinstance(sound[1], np.ndarray)
     assert sound[1].dtype == np.float32
@@ -344,8 +344,12 @@ def test_users_may_have_any_visible_name(tmp_path: Path) -> None:
 def test_empty_and_absent_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"items.jsonl is empty"):
         READERS["lacuna"].prepare(native(tmp_path / "empty", [], feedback()), tmp_path / "out")
-    with pytest.raises(DatasetError, match=r"feedback.jsonl is empty"):
-        READERS["lacuna"].prepare(native(tmp_path / "quiet", items(), []), tmp_path / "out")
+    quiet = native(tmp_path / "quiet", items(), [])
+    for _ in range(2):  # an empty file, and none: nobody has come yet
+        info = READERS["lacuna"].prepare(quiet, tmp_path / "out")
+        assert (info.counts.users, info.counts.feedback) == (0, 0)
+        assert len(load_dataset(tmp_path / "out").pairs()) == 0
+        (quiet / "feedback.jsonl").unlink(missing_ok=True)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DatasetError, match=r"items.jsonl does not exist"):
         READERS["lacuna"].prepare(tmp_path / "nothing", tmp_path / "out")

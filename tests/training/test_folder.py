@@ -262,7 +262,7 @@ def test_recbole_ready_features_in_columns(tmp_path: Path) -> None:
     items = "item_id:token\tdescription:token_seq\timage_feat:float_seq\nx\tA thing\t0.5 1e-2 -3\ny\t\t\n"
     inter = "user_id:token\titem_id:token\nu\tx\nu\ty\n"
     dataset, _ = prepared("recbole", recbole(tmp_path / "shop", items, inter), tmp_path / "out")
-    assert dataset.content("text") == ["A thing", None]
+    assert list(dataset.content("text")) == ["A thing", None]
     vectors = dataset.content("image")
     np.testing.assert_allclose(np.asarray(vectors[0]), [0.5, 0.01, -3])
     assert vectors[1] is None
@@ -345,7 +345,7 @@ def test_texts_beside_ready_features(baby: Path, tmp_path: Path) -> None:
     assert "artists.csv.gz" in info.source
     (baby / "text_feat.npy").unlink()
     dataset, _ = prepared("folder", baby, tmp_path / "out")
-    assert dataset.content("text") == ["rock,pop", None, "jazz"]
+    assert list(dataset.content("text")) == ["rock,pop", None, "jazz"]
     put(baby / "artists.csv.gz", "item,tags\n3,rock\n")
     with pytest.raises(DatasetError, match=r"artists.csv.gz, line 2: the item '3' is none of the 3 rows"):
         READERS["folder"].prepare(baby, tmp_path / "out")

@@ -13,6 +13,7 @@ from models.bundle import Bundle
 from models.iris.config import IRISConfig
 from models.iris.serving import IRISServing
 from models.modality import ModalBatch
+from models.vocabulary import Vocabulary
 from tests.training.tiny import CONFIG as DGMREC
 from tests.training.tiny import ITEMS, contents, vector_records
 from tests.training.tiny import TRAINER as DGMREC_TRAINER
@@ -20,7 +21,7 @@ from training.content import DataOptions
 from training.datasets import Dataset, load_dataset, write_dataset
 from training.dgmrec.recipe import DGMRecRecipe
 from training.evaluate import LeaveOneOutPlan, evaluate_leave_one_out
-from training.held_out import measured, random_held_out
+from training.held_out import HeldOut, Trials, measured, random_held_out
 from training.iris.recipe import IRISRecipe, generated_by
 from training.iris.task import (
     TRAINER,
@@ -31,6 +32,7 @@ from training.iris.task import (
     completed,
     expected_log_loss,
     train_iris,
+    train_member,
 )
 from training.progress import Terminal
 from training.recipe import train_into_bundle
@@ -252,3 +254,38 @@ def test_results_of_leave_one_out(larger: Dataset, model: str) -> None:
         assert result["config"]["model"]["negatives"] == TRAINING.negatives
     else:
         assert result["config"]["grid"]
+
+
+# --- small data ------------------------------------------------------------------------------------------------------
+
+
+class Losses(Terminal):
+    """Keeps the loss of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.seen: list[float] = []
+
+    def epoch(self, _: int, losses: dict[str, float], *_rest: Any) -> None:
+        self.seen.append(losses["loss"])
+
+
+@pytest.mark.parametrize(("users", "items", "each"), [(30, 200, 10), (200, 120, 20)])
+@pytest.mark.parametrize("from_als", [0, 1])
+def test_factors_do_not_diverge_on_small_data(users: int, items: int, each: int, from_als: int) -> None:
+    """With the settings that nobody changed: few users, or few items that are all similar to each other."""
+    rng = np.random.default_rng(0)
+    liking = np.arange(1, items + 1) ** -0.7 * np.where(np.arange(items) % 4 == np.arange(users)[:, None] % 4, 5, 1)
+    history = [rng.choice(items, each + 2, replace=False, p=own / own.sum()) for own in liking]
+    pairs = np.array([(user, item) for user, own in enumerate(history) for item in own[2:]])
+    held = np.array([[own[0], *np.setdiff1d(np.arange(items), own)[:20]] for own in history])
+    trials = Trials.of(np.arange(users), held)
+    nothing = ModalBatch({}, torch.zeros(items, 0, dtype=torch.bool))
+    small = TopNSource(
+        HeldOut(pairs, trials, trials), nothing, Vocabulary(map(str, range(users))), Vocabulary(map(str, range(items)))
+    )
+    losses = Losses()
+    train_member(small, IRISConfig(), IRISTraining(from_als=from_als), TRAINER, 0, terminal=losses)
+    assert losses.seen[0] < 15  # it was 84
+    assert max(losses.seen) < 2 * losses.seen[0]  # it was ten times as much
+    assert losses.seen[-1] < losses.seen[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -230,7 +231,7 @@ def test_a_bundle_of_lrmm_alone_and_again(tmp_path: Path) -> None:
     for version in (1, 2):
         with terminal() as told:
             manifest = train_into_bundle(LRMMRecipe(CONFIG, QUICK), data, out, options, terminal=told)
-        assert manifest.version.endswith(f".{version}")
+        assert re.fullmatch(rf".*\.{version}-[0-9a-f]{{8}}", manifest.version)
         assert list(manifest.models) == ["lrmm"]
         assert 0.5 < manifest.models["lrmm"].metrics["coverage[+F]"] <= 1
     found = LRMMServing.load(Bundle.load(out))

@@ -46,12 +46,12 @@ def test_movielens(films: Path, tmp_path: Path) -> None:
     assert (info.name, info.synthetic, info.min_rating) == ("ml-100k", False, 4)
     assert dataset.items.ids == ["1", "3"]
     assert dataset.users.ids == ["7", "8"]
-    assert dataset.content("text") == ["Kettle, The (1951). Drama, Noir.", "Spoons. Comedy. Forks, too."]
+    assert list(dataset.content("text")) == ["Kettle, The (1951). Drama, Noir.", "Spoons. Comedy. Forks, too."]
     READERS["ml-100k-overviews"].prepare(films, tmp_path / "overviews")
     alone = load_dataset(tmp_path / "overviews")
-    assert alone.content("text") == ["Kettle, The (1951)", "Forks, too."]  # the title where there is no overview
+    assert list(alone.content("text")) == ["Kettle, The (1951)", "Forks, too."]  # the title where there is no overview
     assert (alone.name, alone.items.ids) == ("ml-100k", ["1", "3"])
-    assert dataset.content("image") == [None, PICTURE]
+    assert list(dataset.content("image")) == [None, PICTURE]
     assert dataset.records[0]["metadata"] == {"year": 1951}
     assert dataset.records[1]["metadata"] == {}
     assert dataset.records[0]["categories"] == ["Drama", "Noir"]
@@ -87,7 +87,7 @@ def test_movielens_1m_has_no_ratings(films: Path, tmp_path: Path) -> None:
     assert (last.users.tolist(), last.test.tolist(), last.valid) == ([0], [[1, 0, 1]], None)
     assert {EVENT_TYPES[kind] for kind in dataset.interactions.type} == {"view"}
     assert np.isnan(dataset.interactions.timestamp).all()
-    assert dataset.content("text") == ["One (1951). Drama. A plot.", "Two. War."]
+    assert list(dataset.content("text")) == ["One (1951). Drama. A plot.", "Two. War."]
     assert dataset.split is None
 
 
@@ -310,7 +310,7 @@ def test_latest_as_published(tmp_path: Path) -> None:
         ("2", "1", "rating"),
     ]
     np.testing.assert_allclose(dataset.interactions.value, [1 + 3.5 * 8 / 9, 1, 5])
-    assert dataset.content("text") == [
+    assert list(dataset.content("text")) == [
         "American President, The (1995). Comedy, Drama, Romance.",
         '"Great Performances" Cats (1998).',
         "Nameless. War.",
@@ -339,7 +339,7 @@ def test_posters_and_texts_beside_the_files(tmp_path: Path) -> None:
         put(source / "posters" / name, PICTURE)
     put(source / "texts.csv", 'movieId,overview\n1,"A president,\nin love."\n9,gone\n1,"A president,\nin love."\n')
     dataset, info = prepared("movielens", source, tmp_path / "out")
-    assert dataset.content("image") == [PICTURE] * 3
+    assert list(dataset.content("image")) == [PICTURE] * 3
     assert (
         dataset.content("text")[0] == "American President, The (1995). Comedy, Drama, Romance. A president,\nin love."
     )
@@ -347,7 +347,7 @@ def test_posters_and_texts_beside_the_files(tmp_path: Path) -> None:
     (source / "texts.csv").unlink()
     put_lines(source / "texts.jsonl.gz", [{"id": 3, "text": "No name."}, {"item": "2", "plot": "Cats."}])
     dataset, _ = prepared("movielens", source, tmp_path / "out")
-    assert dataset.content("text")[1:] == ['"Great Performances" Cats (1998). Cats.', "Nameless. War. No name."]
+    assert list(dataset.content("text"))[1:] == ['"Great Performances" Cats (1998). Cats.', "Nameless. War. No name."]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.progress import Terminal
+from training.progress import Terminal, Trial
 
 
 def play(terminal: Terminal) -> None:
@@ -31,6 +31,59 @@ def test_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
         "best epoch 9 of 10",
         "a line that stays",
     ]
+
+
+class Clock:
+    """A second later at every look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1
+        return self.now
+
+
+def test_lines_have_count_rate_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal(clock=Clock()) as terminal:
+        for done in range(0, 2001, 100):
+            terminal.stage("text", done, 2000)
+        for done in (0, 7, 14, 21, 28, 35):
+            terminal.stage("rows", done)
+        for done in (1, 2):
+            terminal.stage("short", done, 2)
+    assert capsys.readouterr().err.splitlines() == [
+        "text ...",
+        "text: 500 of 2,000, 100/s, 15 s left",
+        "text: 1,000 of 2,000, 100/s, 10 s left",
+        "text: 1,500 of 2,000, 100/s, 5 s left",
+        "text: 2,000 in 20 s",
+        "rows ...",
+        "rows: 35, 7/s",
+        "short ...",
+    ]
+
+
+def test_lines_of_a_training(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a long epoch its steps, of short ones their number; of one training of many, no more than that."""
+    with Terminal(clock=Clock()) as terminal:
+        terminal.start(10)
+        for epoch in (1, 2):
+            for step in range(1, 9):
+                terminal.step(step, 8)
+            terminal.epoch(epoch, {}, {}, 0.5)
+        for _ in range(2):
+            trial = Trial(terminal, "this trial")
+            trial.start(2)
+            for epoch in (1, 2):
+                for step in range(1, 5):
+                    trial.step(step, 4)
+                trial.epoch(epoch, {}, {}, 0.5)
+            trial.finish("not said")
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == ["epoch 1, steps: 6 of 8, 1.2/s, 2 s left", "epoch 1, steps: 8 in 7 s"]
+    trial_lines = ["this trial: 6 of 8, 1.2/s, 2 s left", "this trial: 8 in 7 s"]
+    assert [line for line in said if line.startswith("this trial")] == ["this trial ...", *trial_lines, *trial_lines]
 
 
 def test_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -244,9 +244,9 @@ def test_make_bundle(folder: Path, tmp_path: Path, terminal: Terminal) -> None:
 
 def test_the_next_bundle_has_the_next_version(folder: Path, tmp_path: Path, terminal: Terminal) -> None:
     first, second = (bundle_of(folder, tmp_path / "bundle", terminal).version for _ in range(2))
-    day, _, number = first.rpartition(".")
-    assert number == "1"
-    assert second == f"{day}.2"
+    (day, number), (next_day, next_number) = (version.rsplit("-", 1)[0].rsplit(".", 1) for version in (first, second))
+    assert (number, next_number) == ("1", "2")
+    assert day == next_day
 
 
 class Impatient(Terminal):

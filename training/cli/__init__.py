@@ -13,6 +13,7 @@ from models.errors import sentence_of
 from training.cli.data import import_command, prepare
 from training.cli.evaluate import evaluate_command, report
 from training.cli.service import backup, check, export, rebuild, restore, serve
+from training.cli.start import start
 from training.cli.train import demo, train_command
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ def _common(
     """Options of the command as a whole."""
 
 
+app.command()(start)
 app.command()(demo)
 app.command()(prepare)
 app.command(name="train")(train_command)

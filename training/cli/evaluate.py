@@ -17,6 +17,7 @@ import typer
 from models.files import replacing
 from training.cli.configs import dgmrec_configs, iris_configs, lrmm_configs
 from training.cli.options import (
+    Cache,
     CommandError,
     Data,
     Device,
@@ -25,7 +26,7 @@ from training.cli.options import (
     Mask,
     Settings,
     Threads,
-    cache_of,
+    cache_folder,
     parse_budget,
     parse_device,
     parse_settings,
@@ -103,6 +104,7 @@ def evaluate_command(
     image_weights: ImageWeights = None,
     device: Device = "auto",
     threads: Threads = 2,
+    cache: Cache = None,
     settings: Settings = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the raw result goes.")] = None,
 ) -> None:
@@ -110,7 +112,7 @@ def evaluate_command(
     torch.set_num_threads(threads)
     _check_place(json_file)
     chosen = parse_settings(settings)
-    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads)
+    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_folder(cache), threads)
     run: Callable[..., dict[str, Any]]
     if protocol is not Protocol.RATING and (item_reviews is not None or target is not None):
         raise CommandError("--item-reviews and --target belong to the protocol rating")

@@ -15,6 +15,7 @@ import typer
 from models.bundle import BundleError, read_manifest
 from models.feedback import AUTO, HIGHEST, LOWEST, MinRating
 from training.splits import SplitName
+from training.titles import TitleAsText
 
 MOST, LARGEST = 2**31 - 1, 1e30  # of a setting that is a whole number, and of any other
 
@@ -93,6 +94,15 @@ ImageEncoderName = Annotated[
 ImageWeights = Annotated[
     Path | None, typer.Option(envvar="LACUNA_IMAGE_WEIGHTS", help="Weights of the torchvision network (safetensors).")
 ]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        envvar="LACUNA_CACHE",
+        help="Where vectors of texts and pictures, and the catalogue's own image encoder, are kept by what they were "
+        "made of, for the next training, of other data too; ~/.cache/lacuna unless given.",
+    ),
+]
 MinRatingText = Annotated[
     str | None,
     typer.Option(
@@ -101,6 +111,14 @@ MinRatingText = Annotated[
         help="Ratings below it show no interest: they push the item down for that user and make nothing popular. "
         "none: every rating shows interest. Without it, and with auto, the data decide (4, or less where ratings are "
         "low), or what the dataset was prepared with.",
+    ),
+]
+TitleText = Annotated[
+    TitleAsText,
+    typer.Option(
+        "--title-as-text",
+        help="Whether the title of an item without a text counts as its text, in training and in the service. auto: if "
+        "on items that have both it is nearer to the text than what would be generated.",
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
@@ -157,9 +175,12 @@ def parse_device(name: str) -> str:
     return name
 
 
-def cache_of(data: Path) -> Path:
-    """Features of fixed encoders, kept beside the dataset."""
-    return data.with_name(f"{data.name}-cache")
+def cache_folder(given: Path | None) -> Path:
+    """Where what encoders made is kept for the next training: as given, or among the user's caches."""
+    if given is not None:
+        return given.expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(caches) if os.path.isabs(caches) else Path(os.path.expanduser("~/.cache"))) / "lacuna"
 
 
 def is_bundle(path: Path) -> bool:

@@ -25,6 +25,7 @@ from models.rows import ANY_LENGTH
 from training.cli.configs import RECIPES, all_recipes
 from training.cli.options import (
     Budget,
+    Cache,
     CommandError,
     Device,
     ImageEncoderName,
@@ -37,8 +38,9 @@ from training.cli.options import (
     Settings,
     Split,
     Threads,
+    TitleText,
     _place,
-    cache_of,
+    cache_folder,
     interest_sentence,
     is_bundle,
     parse_budget,
@@ -61,9 +63,10 @@ from training.lrmm.ratings import RatingDataError
 from training.progress import Terminal
 from training.recipe import Recipe, train_into_bundle
 from training.splits import SplitName
+from training.titles import TitleAsText
 
 DEMO_SEED = 7
-
+ENCODER_SHARE = 1 / 3  # of the budget, in which the catalogue's own image encoder is trained
 
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
 
@@ -85,6 +88,7 @@ def demo(
     items: Annotated[int, typer.Option(min=100, help="Products to draw.")] = 1000,
     users: Annotated[int, typer.Option(min=50, help="Shoppers to simulate.")] = 300,
     threads: Threads = 2,
+    cache: Cache = None,
 ) -> None:
     """Make the synthetic demo catalogue, train on it, and serve it on http://127.0.0.1:8000.
 
@@ -96,7 +100,7 @@ def demo(
         data = out.with_name(f"{out.name}-data")
         with Terminal() as terminal:
             prepare_demo(data, items=items, users=users, seed=DEMO_SEED, progress=terminal.stage)
-        options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_of(data))
+        options = DataOptions(seed=DEMO_SEED, threads=threads, cache=cache_folder(cache))
         recipes = [RECIPES["dgmrec"](DEMO_SETTINGS), RECIPES["iris"]({"seed": DEMO_SEED})]
         train_recipes(recipes, data, out, options, source=data, fresh=False)
     if not bundle_only:
@@ -132,6 +136,7 @@ def train_command(
     missing: Missing = 0.0,
     mask: Mask = None,
     min_rating: MinRatingText = None,
+    title_as_text: TitleText = TitleAsText.AUTO,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
     catalogue: Annotated[
@@ -143,6 +148,7 @@ def train_command(
     device: Device = "auto",
     threads: Threads = 2,
     seed: Seed = 0,
+    cache: Cache = None,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
 ) -> None:
@@ -155,15 +161,16 @@ def train_command(
         raise CommandError("training needs its data: either --data DIR or --from-db URL, or --from-db-file FILE")
     data = data or _from_database(_url(from_db, from_db_file), out)
     least = parse_min_rating(min_rating)
+    seconds = parse_budget(budget)
     options = DataOptions(
-        missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least, split=split
+        missing, mask, image_encoder, image_weights, cache_folder(cache), threads, seed, min_rating=least, split=split
     )
+    options = replace(options, encoder_seconds=seconds * ENCODER_SHARE or None, title_as_text=title_as_text)
     chosen = {"seed": seed, **parse_settings(settings)}
     on_device = "dgmrec.device" if model is Model.ALL else "device"
     if model in (Model.DGMREC, Model.ALL):
         chosen[on_device] = parse_device(device)
     recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
-    seconds = parse_budget(budget)
     recipes = [replace(r, budget=seconds, on_all=True) if isinstance(r, DGMRecRecipe) else r for r in recipes]
     train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
     if as_json:
@@ -180,7 +187,7 @@ def train_recipes(
     synthetic = " (synthetic data)" if dataset.synthetic else ""
     for recipe in recipes:
         with Terminal() as terminal:
-            if recipe is recipes[0]:
+            if recipe is recipes[0] and len(dataset.interactions):
                 terminal.say(interest_sentence(dataset.min_rating))
             try:
                 manifest = train_into_bundle(
@@ -195,8 +202,9 @@ def train_recipes(
                 terminal.say(f"left out: {recipe.name}, as {error}")
                 continue
             metrics = manifest.models[recipe.name].metrics
-            shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in recipe.headline)
-            terminal.say(f"bundle {manifest.version} in {out}: test {shown}{synthetic}")
+            shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in recipe.headline if name in metrics)
+            told = f"test {shown}" if shown else "made of items alone"
+            terminal.say(f"bundle {manifest.version} in {out}: {told}{synthetic}")
 
 
 def _url(given: str | None, file: Path | None) -> str:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from models.feedback import deciding_events, interest_of
 from models.rows import decode_base64
 from models.vocabulary import Vocabulary
+from training.datasets.stored import StoredText
 
 SPLITS = ("train", "valid", "test")
 TRAIN, VALID, TEST = range(3)
@@ -115,13 +116,46 @@ class Interactions:
         return len(self.user)
 
 
+class Contents(Sequence[Content | None]):
+    """One modality by row: text, the bytes of a file, a float32 vector, or None where it is missing.
+
+    The title is the text of an item without one. A file is read and decoded each time that it is asked for, and not
+    kept, so that a catalogue's pictures are never all in memory.
+    """
+
+    def __init__(self, records: Sequence[Record], modality: str) -> None:
+        self._records, self._modality = records, modality
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, row: Any) -> Any:
+        """The content of a row.
+
+        Raises:
+            DatasetError: a file is not valid base64.
+        """
+        return _decoded(self._records[row], self._modality)
+
+    def form(self, row: int) -> type | None:
+        """What kind of content a row has: str, bytes, or an array; nothing is decoded for that."""
+        match _content_of(self._records[row], self._modality):
+            case {"base64": _}:
+                return bytes
+            case {"vector": _}:
+                return np.ndarray
+            case str():
+                return str
+        return None
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A prepared dataset in memory.
 
-    `records` are the item bodies in row order; ready vectors in them are float32 arrays, not lists (`item_line` writes
-    either). `split` is aligned with `pairs()`, `rating_split` with the events; `leave_one_out` holds rows.
-    `min_rating`: see DatasetInfo.
+    `records` are the item bodies in row order; ready vectors in them are float32 arrays, not lists, and pictures may be
+    a `StoredText` (`item_line` writes any). `split` is aligned with `pairs()`, `rating_split` with the events;
+    `leave_one_out` holds rows. `min_rating`: see DatasetInfo.
     """
 
     name: str
@@ -155,15 +189,9 @@ class Dataset:
         leading = [name for name in ("text", "image") if name in seen]
         return (*leading, *sorted(seen.difference(leading)))
 
-    def content(self, modality: str) -> list[Content | None]:
-        """The content of one modality by row: text, the bytes of a file, a float32 vector, or None where it is missing.
-
-        The title is the text of an item without one. Files are decoded here, not before.
-
-        Raises:
-            DatasetError: a file is not valid base64.
-        """
-        return [_decoded(record, modality) for record in self.records]
+    def content(self, modality: str) -> Contents:
+        """The content of one modality by row."""
+        return Contents(self.records, modality)
 
     def observed(self, modalities: Sequence[str] | None = None) -> NDArray[np.bool_]:
         """Which cells are there, bool `[n_items, M]`; columns as in `modalities`, by default the dataset's own."""
@@ -217,9 +245,9 @@ def _content_of(record: Record, modality: str) -> object:
 
 def _decoded(record: Record, modality: str) -> Content | None:
     match _content_of(record, modality):
-        case {"base64": str(data)}:
+        case {"base64": str() | StoredText() as data}:
             try:
-                return decode_base64(data)
+                return decode_base64(str(data))
             except ValueError as error:
                 raise DatasetError(f"the item {record['id']!r}, modality {modality!r}: {error}") from None
         case {"vector": values}:

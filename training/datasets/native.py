@@ -19,7 +19,7 @@ from training.datasets.prepared import (
 
 
 def prepare(source: Path, out: Path, progress: Progress | None = None) -> DatasetInfo:
-    """Check the files of the folder `source` and copy them.
+    """Check the files of the folder `source` and copy them; without `feedback.jsonl` there is no feedback.
 
     A name and `min_rating` are kept where the folder has a `dataset.json`.
 
@@ -29,7 +29,7 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
     known = read_info(source) if (source / INFO).is_file() else None
     return prepare_files(
         source / ITEMS,
-        source / FEEDBACK,
+        source / FEEDBACK if (source / FEEDBACK).exists() else None,
         out,
         name=known.name if known else source.resolve().name,
         synthetic=known.synthetic if known else False,
@@ -40,7 +40,7 @@ def prepare(source: Path, out: Path, progress: Progress | None = None) -> Datase
 
 def prepare_files(
     items: Path,
-    feedback: Path,
+    feedback: Path | None,
     out: Path,
     *,
     name: str,
@@ -49,7 +49,8 @@ def prepare_files(
     text_chars: int = MAX_TEXT_CHARS,
     progress: Progress | None = None,
 ) -> DatasetInfo:
-    """Check two files of any name and copy them into a prepared dataset; pictures given as paths are read.
+    """Check two files of any name, or the items alone, and copy them into a prepared dataset; pictures given as paths
+    are read.
 
     Raises:
         DatasetError: a file is absent or a row is bad; names file and line.
@@ -65,9 +66,9 @@ def prepare_files(
     return write_dataset(
         out,
         read_items(items, complete),
-        (row for row, _ in read_feedback(feedback, check.ids, text_chars)),
+        (row for row, _ in (read_feedback(feedback, check.ids, text_chars) if feedback else ())),
         name=name,
-        source=f"{items.name} and {feedback.name}",
+        source=f"{items.name} and {feedback.name if feedback else 'no feedback'}",
         synthetic=synthetic,
         min_rating=min_rating,
         progress=progress,

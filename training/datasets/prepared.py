@@ -56,11 +56,13 @@ from training.datasets.published import (
     read_new_items,
     read_split,
 )
-from training.datasets.tables import read_jsonl
+from training.datasets.stored import StoredText, TextFile
+from training.datasets.tables import read_jsonl, read_jsonl_raw
 
 FORMAT = 1
 INFO = "dataset.json"
 _PROGRESS_EVERY = 50
+_LINE = orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_APPEND_NEWLINE
 
 Row = Record | Located[Record] | Located[Record | None]
 
@@ -105,7 +107,7 @@ def load_dataset(folder: str | Path, min_rating: MinRating = AUTO) -> Dataset:
     info = read_info(path)
     least = info.min_rating if min_rating == AUTO else min_rating
     check = ItemCheck()
-    records = list(read_items(path / ITEMS, check))
+    records = _stored_records(path / ITEMS, check)
     users, interactions = _collect(event for _, event in read_feedback(path / FEEDBACK, check.ids))
     pairs = distinct_pairs(interactions, len(check.ids), least)
     dataset = Dataset(
@@ -175,12 +177,30 @@ def read_items(file: Path, check: Callable[[object], Record]) -> Iterator[Record
         yield located(check, row, *place)
 
 
+def _stored_records(file: Path, check: Callable[[object], Record]) -> list[Record]:
+    """The checked item bodies of a file that `write_dataset` wrote, whose pictures stay there."""
+    records, offset, stored = [], 0, None
+    for (place, row), raw in read_jsonl_raw(file):
+        record = located(check, row, *place)
+        stored = stored or TextFile(file)
+        for content in (record.get("modalities") or {}).values():
+            if isinstance(content, dict) and isinstance(content.get("base64"), str):
+                start = raw.find(content["base64"].encode("ascii"))
+                if start >= 0:
+                    content["base64"] = StoredText(stored, offset + start, len(content["base64"]))
+        records.append(record)
+        offset += len(raw)
+    return records
+
+
 def read_feedback(file: Path, items: Vocabulary, text_chars: int = ANY_LENGTH) -> Iterator[tuple[Record, Event]]:
-    """Stream the events of a file, as they stand there and parsed.
+    """Stream the events of a file, as they stand there and parsed; an empty file has none.
 
     Raises:
-        DatasetError: a bad row, an item that is not in `items`, or no row at all.
+        DatasetError: a bad row, an item that is not in `items`, or no file.
     """
+    if file.is_file() and not file.stat().st_size:
+        return
     check = EventCheck(items, text_chars=text_chars)
     for place, row in read_jsonl(file):
         event = located(check, row, *place)
@@ -229,8 +249,14 @@ class _Collector:
 
 
 def item_line(record: Record) -> bytes:
-    """An item body as a line of `items.jsonl`, vectors given as lists or float32 arrays."""
-    return orjson.dumps(record, option=orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE)
+    """An item body as a line of `items.jsonl`, vectors given as lists or arrays, texts as they are or stored."""
+    return orjson.dumps(record, default=_text, option=_LINE)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, StoredText):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} is nothing that JSON has")
 
 
 def write_dataset(
@@ -253,20 +279,20 @@ def write_dataset(
 
     Args:
         min_rating: ratings below it show no interest; AUTO: the ratings say which (`default_min_rating`).
-        tally: what a reader of a foreign format counts while rows are asked for; with it, an event that repeats an
-            earlier one in all it says is dropped, and counted.
+        tally: what a reader of a foreign format counts; with it, an event that repeats an earlier one is dropped.
         progress: is called with what is being written ("items", "feedback") and the number of rows so far.
 
     Raises:
-        DatasetError: a row is bad (where its source has it, or else its number among the rows), no row is left,
-            something of what is published does not fit the rows, or `folder` holds something else.
+        DatasetError: a row is bad (where its source has it, or else its number), no item is left, or with a tally no
+            event, something of what is published does not fit the rows, or `folder` holds something else.
     """
     with _replacing(Path(folder)) as temporary:
         counted, check = tally or Tally(), ItemCheck()
         _write_lines(temporary / ITEMS, items, check, item_line, counted, progress)
         parse, collector = EventCheck(check.ids), _Collector()
         checked = (lambda row: collector.add(parse(row))) if published.splits_pairs else parse  # the others need none
-        kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, counted, progress)
+        some = tally is not None
+        kept = _write_lines(temporary / FEEDBACK, feedback, checked, _event_line, counted, progress, some=some)
         if tally is not None:
             kept = _merge_repeated(temporary / FEEDBACK, kept, tally)
         least = default_min_rating(parse.ratings) if min_rating == AUTO else min_rating
@@ -315,8 +341,10 @@ def _write_lines(
     line: Callable[[Record], bytes],
     tally: Tally,
     progress: Progress | None,
+    *,
+    some: bool = True,
 ) -> NDArray[np.bool_]:
-    """Write the rows that are some; which of them `[n]` were written."""
+    """Write the rows that are some; which of them `[n]` were written. If there have to be `some`, none is an error."""
     kept, count = bytearray(), 0
     with file.open("wb") as stream:
         for number, row in enumerate(rows, start=1):
@@ -329,10 +357,10 @@ def _write_lines(
             count += 1
             if progress and count % _PROGRESS_EVERY == 0:
                 progress(file.stem, count)
-    if not count:
+    if some and not count:
         reasons = "; ".join(f"{reason}: {n}" for reason, n in tally.left_out.items())
         raise DatasetError(f"no row is left for {file.name} ({reasons})" if reasons else f"{file.name} is empty")
-    if progress:
+    if progress and count:
         progress(file.stem, count)
     return np.frombuffer(kept, dtype=np.bool_)
 

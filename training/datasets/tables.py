@@ -109,6 +109,16 @@ def read_jsonl(file: Path) -> Iterator[Located[Any]]:
     return _values(file, _strict_json)
 
 
+def read_jsonl_raw(file: Path) -> Iterator[tuple[Located[Any], bytes]]:
+    """The same, each value with the line that it stands in.
+
+    Raises:
+        DatasetError: the file is absent, damaged or empty, or a line is not JSON.
+    """
+    for place, (value, raw) in _values(file, lambda raw, place: (_strict_json(raw, place), raw)):
+        yield Located(place, value), raw
+
+
 def read_objects(file: Path, mend: Callable[[str], str]) -> Iterator[Located[dict[str, Any]]]:
     """The objects of a file of JSON or Python literals, one a line; blank lines are passed over.
 

@@ -23,7 +23,7 @@ from models.files import replacing
 from models.modality import ModalBatch
 from training.dgmrec.task import DGMRecTask, TopNData
 from training.splits import Parts
-from training.trainer import TrainerConfig, train
+from training.trainer import Progress, TrainerConfig, train
 
 Settings = Mapping[str, Any]
 
@@ -123,6 +123,7 @@ class Chooser:
         fingerprint: str = "",
         file: Path | None = None,
         progress: Callable[[str], None] | None = None,
+        watch: Callable[[], Progress] | None = None,
     ) -> None:
         """
         Args:
@@ -131,11 +132,12 @@ class Chooser:
             fingerprint: names data and configurations; a file of others is ignored.
             file: where the trials are kept until the bundle is made.
             progress: told what is tried.
+            watch: makes who is told how one training goes.
         """
         self.config, self.trainer = configs[0].model_copy(update={"modal": False}), configs[1]
         self.pinned, self.budget = pinned, budget
         self.fingerprint, self.file = fingerprint, file
-        self.progress = progress or (lambda _: None)
+        self.progress, self.watch = progress or (lambda _: None), watch
         nothing = ModalBatch({}, torch.zeros(data.n_items, 0, dtype=torch.bool))
         parts = sample_of_users(data.parts, SAMPLE_PAIRS, np.random.default_rng(self.trainer.seed))
         self.data = TopNData(nothing, parts, data.n_users, data.n_items)
@@ -208,11 +210,12 @@ class Chooser:
 
     def fit(self, settings: Settings, epochs: int) -> Trial:
         """Train with these settings for so many epochs, and keep how good that was."""
-        self.progress(f"trying {named(settings)}, epochs={epochs}")
+        passed = sum(trial.seconds for trial in self.trials)
+        self.progress(f"trying {named(settings)}, epochs={epochs} ({passed:.0f} s of {self.budget:.0f} s)")
         begin = time.perf_counter()
         config, trainer = with_settings(self.config, self.trainer, {**settings, "epochs": epochs})
         task = DGMRecTask(self.data, config, trainer)
-        outcomes = [(dict(settings), train(task, trainer).best)]
+        outcomes = [(dict(settings), train(task, trainer, progress=self.watch() if self.watch else None).best)]
         if config.linear_size:  # the weight is free: one training tells of all of them
             outcomes = []
             for weight in LINEAR_WEIGHTS:

@@ -16,14 +16,17 @@ from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from training.bundles import new_bundle, run_fingerprint
-from training.content import DataOptions, TrainingDataError, no_content, prepare_features
+from training.content import DataOptions, TooLittleFeedbackError, TrainingDataError, no_content, prepare_features
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Chooser
+from training.dgmrec.items_only import items_only_model
 from training.dgmrec.task import DGMRecTask, TopNData
-from training.progress import Terminal
+from training.progress import Terminal, Trial
 from training.recipe import Checkpoints, Trained
 from training.splits import Parts, Split, SplitName, hold_out_items, pair_times, random_split, time_split
 from training.trainer import TrainerConfig, TrainingResult, train
+
+FEWEST_HELD_OUT = 10  # validation interactions: by fewer, nothing learned is known to be better than content alone
 
 
 def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None, how: SplitName = SplitName.AUTO) -> Parts:
@@ -34,19 +37,22 @@ def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None, how:
         how: AUTO for the dataset's published split, or a random one by user.
 
     Raises:
-        TrainingDataError: too little feedback to train on.
+        TooLittleFeedbackError: too little to train on.
     """
-    pairs, split = dataset.pairs(), _split(dataset, seed, how)
+    pairs = dataset.pairs()
+    if not len(pairs):
+        raise TooLittleFeedbackError(f"the dataset {dataset.name} has no feedback that shows interest")
+    split = _split(dataset, seed, how)
     if new_items is not None:
         split = hold_out_items(pairs, split, new_items)
     parts = Parts.of(pairs, split).evaluable()
     if len(parts.train) and np.bincount(parts.train[:, 0]).max() == len(dataset.items):
-        raise TrainingDataError(
+        raise TooLittleFeedbackError(
             f"the dataset {dataset.name} cannot be trained on: a user has interacted with every item, "
             "which leaves none to compare with"
         )
     if not (len(parts.train) and len(parts.valid) and len(parts.test)):
-        raise TrainingDataError(
+        raise TooLittleFeedbackError(
             f"the dataset {dataset.name} has too little feedback: no user has the three items that training, "
             "validation and test each need one of"
         )
@@ -151,7 +157,16 @@ def chosen_settings(
     content = no_content(dataset)
     data = TopNData(content, parts, len(dataset.users), len(dataset.items))
     name = fingerprint(dataset, content, *configs, parts)
-    chooser = Chooser(data, configs, pinned, budget, fingerprint=name, file=file, progress=terminal.say)
+    chooser = Chooser(
+        data,
+        configs,
+        pinned,
+        budget,
+        fingerprint=name,
+        file=file,
+        progress=terminal.say,
+        watch=lambda: Trial(terminal, "  steps of this trial"),
+    )
     choice = chooser.choose()
     for line in choice.table if choice.trials else ():
         terminal.say(line)
@@ -213,13 +228,22 @@ class DGMRecRecipe:
     def train(
         self, dataset: Dataset, out: Path, options: DataOptions, checkpoints: Checkpoints, terminal: Terminal
     ) -> Trained:
-        """What stands at `out` is replaced.
+        """What stands at `out` is replaced. Where there is too little feedback, the items alone make the model.
 
         Raises:
-            TrainingDataError: there is too little to learn from. What `prepare_features` raises.
+            TrainingDataError: the items have no content. What `prepare_features` raises.
         """
         del out
-        parts = split_parts(dataset, self.trainer.seed, how=options.split)
+        try:
+            parts = split_parts(dataset, self.trainer.seed, how=options.split)
+            if len(parts.valid) < FEWEST_HELD_OUT:
+                raise TooLittleFeedbackError(
+                    f"the dataset {dataset.name} has too little feedback: {len(parts.valid)} interactions to choose "
+                    f"by, and at least {FEWEST_HELD_OUT} are wanted"
+                )
+        except TooLittleFeedbackError as error:
+            terminal.say(f"{error}; the model is made of the items alone")
+            return self._from_items(dataset, options, terminal)
         opened = new_bundle(prepare_features(dataset, options, terminal))
         configs = (self.config, self.trainer)
         choice = chosen_settings(
@@ -244,3 +268,8 @@ class DGMRecRecipe:
             return serving.save(writer, trained.metrics).model_copy(update={"refitted": self.on_all})
 
         return Trained(opened, len(dataset.pairs()), save)
+
+    def _from_items(self, dataset: Dataset, options: DataOptions, terminal: Terminal) -> Trained:
+        opened = new_bundle(prepare_features(dataset, options, terminal))
+        serving, metrics = items_only_model(opened.content, dataset.items, self.config, self.trainer)
+        return Trained(opened, 0, lambda writer: serving.save(writer, metrics))

@@ -45,8 +45,8 @@ class IRISRecipe:
         Raises:
             LeaveOneOutError: too little feedback to hold anything out. What `open_bundle` raises.
         """
-        opened = open_bundle(dataset, out, options, terminal)
         held_out = random_held_out(dataset, self.trainer.seed, negatives=possible_negatives(dataset))
+        opened = open_bundle(dataset, out, options, terminal)
         content = _content(dataset, opened, held_out, self.training, self.trainer.seed)
         settings = self.config, self.training, self.trainer
         trained = train_iris(

@@ -41,8 +41,13 @@ TRAINER = TrainerConfig(
 MEMBERS = 100  # more than there ever are, so that no two of them share a seed
 FEWEST_STEPS = 10  # of an epoch of a member
 CONSTANT_FRACTION = 2 / 3  # of a member's epochs, after which its learning rate begins to fall
-BIAS_SCALE = 5.0  # of the share of the users with an item, whose logarithm its bias starts at
-ALS_SCALE = 27.0  # from similarities by ALS to log-odds
+BIAS_SCALE = 0.224  # of an item's users relative to the mean item's, whose logarithm its bias starts at
+ALS_SCALE = 27.0  # from similarities by ALS to log-odds,
+LARGEST_SCORE = 1.0  # which are in the mean at most so large: where items are few, all of them are similar
+# The highest learning rate of a member, times the root of the users in a step, over d: few users say much by chance,
+# and Adam's steps, as large for that, move a score in every component at once. At higher rates, factors grew without
+# bound on small data.
+STEADY_RATE = 0.17
 USERS_AT_ONCE = 8192
 TARGETS_AT_ONCE = 8192
 FIRST_INTEREST = 0.1  # spread of h at the start
@@ -206,13 +211,18 @@ def _initial_member(source: TopNSource, config: IRISConfig, training: IRISTraini
         torch.manual_seed(hash((seed, member)) % 2**31)
         module = IRIS(config.model_copy(update={"members": 1, "reads": ()}), [], len(source.items))
     count = np.bincount(source.held_out.train[:, 1], minlength=len(source.items))
-    share = torch.from_numpy((count + 1) / (len(source.users) + 2)).float()
+    relative = torch.from_numpy((count + 1) / (count + 1).mean()).float()
     with torch.no_grad():
-        module.item_bias.copy_((share * BIAS_SCALE).log())
+        module.item_bias.copy_((relative * BIAS_SCALE).log())
         if member < training.from_als:
             start = als_similarity(source, config.embedding_size, training, seed + member)
             module.p.copy_(start)
             module.q.copy_(start)
+            mean = float(
+                (module.equal_score(source.histories, torch.arange(len(start))) - module.item_bias).abs().mean()
+            )
+            for factors in (module.p, module.q):
+                factors.mul_(min(1.0, LARGEST_SCORE / max(mean, 1e-12)) ** 0.5)
     return module
 
 
@@ -260,8 +270,8 @@ def train_member(
     from_als = member < training.from_als
     epochs = training.als_epochs if from_als else training.factor_epochs
     rate = training.als_rate if from_als else training.factor_rate
-    learned = [([module.p, module.q, module.item_bias], rate)]
     users = min(training.factor_users, math.ceil(len(source.users) / FEWEST_STEPS))
+    learned = [([module.p, module.q, module.item_bias], min(rate, STEADY_RATE * users**0.5 / config.embedding_size))]
     stage = Stage(module.equal_score, learned, users, TARGETS_AT_ONCE, epochs, CONSTANT_FRACTION)
     task = IRISTask(source, module, training, stage, trainer.seed * MEMBERS + member)
     result = train(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,8 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from sklearn.linear_model import Ridge
 from torch import Tensor
@@ -20,7 +17,6 @@ from torch.nn.utils.rnn import pad_sequence
 
 from models.arrays import Array, Double, Rows
 from models.encoders import TextEncoder
-from models.files import replacing
 from models.lrmm.config import LRMMConfig
 from models.lrmm.reviews import (
     STATE_SCALE,
@@ -39,9 +35,10 @@ from models.lrmm.reviews import (
 from models.vocabulary import Vocabulary
 from training.lrmm.ratings import Ratings
 from training.progress import Terminal
+from training.vector_cache import VectorCache, digest_of
 
 LSTM_BATCH, LSTM_RATE, LSTM_POOL = 64, 2e-3, 2048
-SENTENCE_BATCH = 256
+SENTENCE_BATCH = 1024
 STATES = 2000  # texts that are enough to find the axes of the LSTM's states
 MIN_GRAM_REVIEWS = 3  # reviews that hold a word or pair of words which the sentiment reads
 SENTIMENT_FOLDS = 5
@@ -53,23 +50,14 @@ def sentence_vectors(
 ) -> Array:
     """Sentence embeddings `[n, d]` of the texts' first words, zeros for empty ones; kept in the folder `cache`."""
     excerpts = [excerpt(text, limit) for text in texts]
-    key = hashlib.sha256("\0".join((encoder.id, encoder.weights_sha256, *excerpts)).encode("utf-8", "replace"))
-    file = None if cache is None else cache / f"reviews-{key.hexdigest()[:32]}.safetensors"
-    if file is not None and file.is_file():
-        try:
-            return load_file(file)["vectors"]
-        except (OSError, KeyError, SafetensorError):
-            terminal.say(f"{file} cannot be read and is made again")
-    vectors = np.zeros((len(texts), encoder.dim), np.float32)
-    with_text = [row for row, excerpt in enumerate(excerpts) if excerpt]
-    for start in range(0, len(with_text), SENTENCE_BATCH):
-        rows = with_text[start : start + SENTENCE_BATCH]
+    kept, digests = VectorCache(cache, encoder), [digest_of(text) for text in excerpts]
+    vectors, _, known = kept.find(digests)
+    missing = [row for row, text in enumerate(excerpts) if text and not known[row]]
+    for start in range(0, len(missing), SENTENCE_BATCH):
+        rows = missing[start : start + SENTENCE_BATCH]
         vectors[rows] = encoder.encode([excerpts[row] for row in rows])
-        terminal.stage("reviews, sentences", start + len(rows), len(with_text))
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as temporary:
-            save_file({"vectors": vectors}, temporary)
+        kept.add([digests[row] for row in rows], vectors[rows], np.ones(len(rows), np.bool_))
+        terminal.stage("reviews, sentences", start + len(rows), len(missing))
     return vectors
 
 

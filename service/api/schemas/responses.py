@@ -39,6 +39,7 @@ class ModalityAnswer(BaseModel):
     basis: list[str] = []
     detail: str | None = Field(None, description="why what was given is no observation, and the modality missing")
     truncated: bool = Field(False, description="the text is longer than its encoder reads")
+    source: str | None = Field(None, description="title, where the title stands in for a text that was not given")
 
 
 class WrittenAnswer(BaseModel):

@@ -159,7 +159,10 @@ def test_a_patch_leaves_alone_what_it_does_not_name(anywhere: Running) -> None:
 def test_a_new_title_is_the_new_text_where_the_old_one_was(anywhere: Running) -> None:
     titled = anywhere.create(title="A wooden chair")["id"]
     before = anywhere.vector(titled, "text")
-    assert anywhere.patch(titled, {"title": "A glass vase"})["modalities"]["text"] == {"state": "observed"}
+    assert anywhere.patch(titled, {"title": "A glass vase"})["modalities"]["text"] == {
+        "state": "observed",
+        "source": "title",
+    }
     assert anywhere.vector(titled, "text") != before
     assert anywhere.patch(titled, {"title": None})["modalities"]["text"]["state"] == "generated"
     assert anywhere.patch(titled, {"title": "A wooden chair"})["modalities"]["text"]["state"] == "observed"

@@ -24,6 +24,7 @@ from tests.service.running import Running, base64_of, fresh_id, picture, setting
 
 SILENCE: dict[str, Any] = {"vector": [0] * AUDIO}
 LONG = "mug " * 300
+FROM_TITLE = {"state": "observed", "source": "title"}
 
 
 def audio(answer: Any) -> Any:
@@ -89,8 +90,8 @@ def test_a_text_without_a_word_that_the_encoder_knows_is_no_observation(anywhere
     titled = anywhere.create(title=text, modalities={"image": image})
     assert titled["modalities"]["text"] == {**plain, "detail": UNREAD}
     assert anywhere.patch(told["id"], {"title": "A mug"})["modalities"]["text"]["detail"] == UNREAD  # a text is given
-    assert anywhere.patch(titled["id"], {"title": "A mug"})["modalities"]["text"] == {"state": "observed"}
-    assert anywhere.patch(told["id"], {"modalities": {"text": None}})["modalities"]["text"] == {"state": "observed"}
+    assert anywhere.patch(titled["id"], {"title": "A mug"})["modalities"]["text"] == FROM_TITLE
+    assert anywhere.patch(told["id"], {"modalities": {"text": None}})["modalities"]["text"] == FROM_TITLE
     assert anywhere.get(f"/items/{told['id']}")["text"] is None  # the title stands in for it
     anywhere.check_index()
 
@@ -110,7 +111,7 @@ def test_a_text_that_is_not_read_to_its_end_says_so(anywhere: Running) -> None:
     assert anywhere.get(f"/items/{created['id']}")["modalities"]["text"] == {"state": "observed", "truncated": True}
     assert anywhere.get(f"/items/{created['id']}/modalities/text")["truncated"] is True
     assert anywhere.post("/impute", {"modalities": {"text": LONG}})["modalities"]["text"]["truncated"] is True
-    assert anywhere.create(title=LONG[:900])["modalities"]["text"] == {"state": "observed"}
+    assert anywhere.create(title=LONG[:900])["modalities"]["text"] == FROM_TITLE
     assert anywhere.patch(created["id"], {"modalities": {"text": "mug"}})["modalities"]["text"] == {"state": "observed"}
 
 

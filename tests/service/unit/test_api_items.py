@@ -74,6 +74,23 @@ async def test_generated_modalities_say_by_what_and_observed_ones_do_not(api: ht
     assert 0 < generated["confidence"] < 1
 
 
+async def test_a_title_that_stands_in_for_a_text_says_so(api: httpx.AsyncClient) -> None:
+    created = (await api.post("/items", json={"id": "a", "title": "Red shoe"})).json()
+    assert created["modalities"]["text"] == {"state": "observed", "source": "title"}
+    assert (await api.get("/items/a")).json()["modalities"]["text"] == {"state": "observed", "source": "title"}
+
+
+async def test_a_title_is_no_text_where_the_bundle_says_so(api: httpx.AsyncClient, engine: Engine) -> None:
+    manifest = engine.active.manifest
+    data = manifest.data.model_copy(update={"title_as_text": False})
+    engine.active = replace(engine.active, manifest=manifest.model_copy(update={"data": data}))
+    body = {"id": "a", "title": "Red shoe", "modalities": {"audio": {"vector": SOUND}}}
+    assert (await api.post("/items", json=body)).json()["modalities"]["text"]["state"] == "generated"
+    assert (await api.get("/items/a")).json()["title"] == "Red shoe"
+    told = (await api.patch("/items/a", json={"modalities": {"text": "Light and red"}})).json()
+    assert told["modalities"]["text"] == {"state": "observed"}
+
+
 async def test_create_existing_item_is_a_conflict(api: httpx.AsyncClient) -> None:
     await api.post("/items", json={"id": "a"})
     response = await api.post("/items", json={"id": "a"})
