@@ -392,7 +392,7 @@ def test_a_modality_nobody_has() -> None:
     task = task_of(TopNData(data.batch.masked(nobody), data.parts, USERS, ITEMS))
     assert all(np.isfinite(value) for losses in epochs(task, 3) for value in losses.values())
     report = task.finish()
-    assert set(report) == {"cosine[audio]", "calibration_error[audio]"}
+    assert set(report) == {"cosine[audio]", "calibration_error[audio]", "trust[audio]"}
 
 
 # --- the generator's account ---------------------------------------------------------------------------------------
@@ -442,7 +442,8 @@ def test_before_training_the_base_is_generated() -> None:
 
 def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:
     report = learnt.finish()
-    assert set(report) == {f"{what}[{name}]" for name in ("audio", "scan") for what in ("cosine", "calibration_error")}
+    measures = ("cosine", "calibration_error", "trust")
+    assert set(report) == {f"{what}[{name}]" for name in ("audio", "scan") for what in measures}
     assert all(-1 <= value <= 1 for value in report.values())
     assert report["cosine[audio]"] > 0.2
     assert learnt.content is not None

@@ -415,7 +415,7 @@ class DGMRecTask:
             return {}
         self.base = self.module.fit_base(self.content.evidence, self.cells)  # as in training, if called again
         self.refresh(weight=self.config.final_refinement)
-        report = {f"trust[{name}]": self.module.tower(name).trust.item() for name in self.module.names}
+        report = {}
         for name, (facts, features, truth) in self._held_generations(self.embed()).items():
             cosines = F.cosine_similarity(features, truth, dim=1)
             even = torch.arange(len(cosines) // WAYS, device=self.device).repeat(WAYS) % 2 == 0  # a cell is in one half
@@ -424,6 +424,7 @@ class DGMRecTask:
                 self.module.tower(name).fit_calibration(facts[~half], cosines[~half])
                 served[half] = (facts[half] @ self.module.tower(name).calibration).clamp(0, 1)
             self.module.tower(name).fit_calibration(facts, cosines)
+            report[f"trust[{name}]"] = self.module.tower(name).trust.item()
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.
