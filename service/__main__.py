@@ -19,7 +19,7 @@ from service.logging import PRIVATE_MASK, complain, configure_for, run
 from service.main import create_app
 from service.pipeline.engine import Engine
 from service.settings import Settings, SettingsError, describe_settings
-from service.workers import Supervisor, server_of
+from service.workers import Supervisor, server_of, spare_collections
 
 logger = logging.getLogger("service")
 
@@ -102,6 +102,7 @@ def _address(settings: Settings, listener: socket.socket) -> str:
 
 
 async def _announce(address: str, engine: Engine) -> None:
+    spare_collections()
     items = await engine.store.count_items()
     logger.info(
         "Serving %d items with bundle %s at %s; the docs are at %s/docs", items, engine.model_version, address, address

@@ -75,6 +75,7 @@ def create_app(
         lifespan=_lifespan(settings, engine, on_ready, on_failure),
         docs_url=None,
         redoc_url=None,
+        openapi_url=None,  # `openapi.install` serves it
         redirect_slashes=False,
         exception_handlers={**errors.HANDLERS, 405: _on_wrong_method},
     )

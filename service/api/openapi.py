@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 import fastapi_offline
+import orjson
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
-from starlette.responses import HTMLResponse
+from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 
 from models import rows
@@ -25,6 +28,7 @@ from service.api.deps import ADMIN, JSON, MULTIPART, READ, WRITE
 from service.api.position import HEADER, LARGEST
 from service.api.schemas import requests
 
+PATH = "/openapi.json"
 _REF = "#/components/schemas/{model}"
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": _REF.format(model="ProblemAnswer")}}}
 _ALWAYS = (400, 401, 403, 422, 429, 503, 507)
@@ -102,15 +106,34 @@ def install(app: FastAPI, routers: Sequence[APIRouter], *, keys_needed: bool) ->
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way to extend the schema
+    app.include_router(_schema(document))
     app.mount("/docs/static", StaticFiles(directory=Path(fastapi_offline.__file__).parent / "static"))
     app.include_router(_docs(app))
+
+
+def _schema(document: Callable[[], dict[str, Any]]) -> APIRouter:
+    router, once, written = APIRouter(include_in_schema=False), threading.Lock(), list[bytes]()
+
+    def write() -> bytes:
+        with once:
+            if not written:
+                written.append(orjson.dumps(document()))
+        return written[0]
+
+    @router.get(PATH)
+    async def schema() -> Response:
+        # Making it takes a few tenths of a second, in which the event loop answers others.
+        body = written[0] if written else await asyncio.to_thread(write)
+        return Response(body, media_type=JSON)
+
+    return router
 
 
 def _docs(app: FastAPI) -> APIRouter:
     router = APIRouter(include_in_schema=False)
 
     page = get_swagger_ui_html(
-        openapi_url="/openapi.json",
+        openapi_url=PATH,
         title=app.title,
         swagger_js_url="/docs/static/swagger-ui-bundle.js",
         swagger_css_url="/docs/static/swagger-ui.css",
