@@ -302,7 +302,7 @@ class DGMRecServing:
     @property
     def passes_to_generated(self) -> bool:
         """Whether an item has neighbours by a modality that it lacks (lambda of eq. 16)."""
-        return self.config.refine_weight > 0
+        return self.config.refine_weight > 0 or self.config.imputation != "generate"
 
     def combine(self, collaborative: Array, modal: Array) -> Array:
         """What users and items are compared by `[..., d]` (eq. 18)."""

@@ -116,8 +116,11 @@ class DGMRecTask:
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
-            everyone = torch.ones(len(batch), dtype=torch.bool, device=self.device)
-            self.matrices[name] = self._item_graph(features[name], evidence.observed[:, column], everyone)
+            observed = evidence.observed[:, column]
+            # Of the imputations by other means, all cells count as observed.
+            from_all = self.config.refine_weight > 0 or self.config.imputation != "generate"
+            rows = torch.ones_like(observed) if from_all else observed
+            self.matrices[name] = self._item_graph(features[name], observed, rows)
         self._set_content(features, evidence)
 
     def _impute(self, evidence: Evidence, preference: Tensor | None) -> dict[str, Tensor]:
