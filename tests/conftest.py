@@ -15,6 +15,15 @@ POSTGRES = os.environ.get("LACUNA_TEST_POSTGRES", "postgresql://postgres@127.0.0
 REDIS = os.environ.get("LACUNA_TEST_REDIS", "redis://127.0.0.1:6379/15")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--form",
+        choices=["lacuna", "paper"],
+        default="lacuna",
+        help="form of the models that the service is tested with",
+    )
+
+
 def skip_without(service: str) -> None:
     """Skip the test, or fail it where TEST_REQUIRE_SERVICES=1 says that the services must be there."""
     if os.environ.get("TEST_REQUIRE_SERVICES") == "1":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,8 +22,33 @@ OLD_NAMES: OldNames = {
     "cold_spread": "popularity_slope",
     "cold_lift": "popularity_offset",
     "whitening": None,
-    "contrast_rows": None,
     "hide_rate": None,
+}
+
+# The equations of the paper and nothing else; where it leaves a value open, its range or its release's.
+PAPER: dict[str, Any] = {
+    "initialisation": "random",
+    "layers": 3,
+    "raw_features": True,
+    "activation": "sigmoid",
+    "modal_weight": 1.0,
+    "learn_modal_weight": False,
+    "converge_graphs": False,
+    "generator": "parts",
+    "near_duplicates": False,
+    "knn_smoothing": 0.0,
+    "dropout": 0.0,
+    "align": "both",
+    "content_every": 1,
+    "content_rows": 0,
+    "contrast_rows": 0,
+    "behaviour": 0.01,
+    "user_item": 0.01,
+    "ranking": "bpr",
+    "leave_positive_out": False,
+    "user_power": 0.0,
+    "cold_start": "modal",
+    "feature_shrinkage": 0.0,
 }
 
 
@@ -54,7 +79,15 @@ class GraphSettings(BaseModel):
     neighbours: int = Field(10, ge=1, description="k of the item graphs (eq. 4)")
     item_layers: int = Field(1, ge=1, description="L, layers over each modality's item graph (eq. 5)")
     refine_every: int = Field(5, ge=1, description="epochs between graph refinements (eq. 16)")
-    refine_weight: float = Field(0.6, ge=0, le=1, description="lambda of eq. 16; 0 keeps the first graph")
+    refine_weight: float = Field(
+        0.6,
+        ge=0,
+        le=1,
+        description="lambda of eq. 16; 0 keeps the first graph, in which an item has neighbours by what is observed",
+    )
+    converge_graphs: bool = Field(
+        True, description="whether the graphs, unless lambda is 0, end where refining them for ever would bring them"
+    )
 
 
 class GeneratorSettings(BaseModel):
@@ -62,6 +95,14 @@ class GeneratorSettings(BaseModel):
 
     modal: bool = Field(True, description="False leaves the collaborative part alone, without any modality")
     modal_weight: float = Field(0.1, gt=0, description="of each modality's parts in eq. 17, before it is learned")
+    learn_modal_weight: bool = Field(True, description="whether it is learned")
+    raw_features: bool = Field(
+        False, description="whether encoders and item graphs read features as they are, not centred and whitened"
+    )
+    preference: Literal["projected", "free"] = Field(
+        "projected",
+        description="of users for modalities (eq. 2): tanh(W e_u), or an embedding, for later users its mean",
+    )
     activation: Literal["tanh", "sigmoid"] = Field("tanh", description="of the parts (eq. 1)")
     gate: Literal["sigmoid", "tanh", "none"] = Field("sigmoid", description="how preference gates parts (eq. 3)")
     rank: int = Field(128, ge=1, description="features wider than this are projected once to so many components")
@@ -72,6 +113,11 @@ class GeneratorSettings(BaseModel):
         "auto",
         description="imputer that a bundle falls back on for an item with users; auto: the best on held-out cells, "
         "or the imputation itself where it is one of these",
+    )
+    generator: Literal["residual", "parts"] = Field(
+        "residual",
+        description="residual: a step away from a closed form, which reads all that is known of the cell; parts: eq. "
+        "12-15, from the other modalities' general parts and from preferences alone",
     )
     factors: int = Field(256, ge=0, description="collaborative factors that the generator reads")
     near_duplicates: bool = Field(
@@ -93,6 +139,15 @@ class LossSettings(BaseModel):
     behaviour: float = Field(0.2, ge=0, description="weight of L_bm (eq. 20)")
     user_item: float = Field(0.0, ge=0, description="weight of L_ui (eq. 21)")
     temperature: float = Field(0.2, gt=0, description="of every InfoNCE (eq. 8, 20-21)")
+    align: Literal["modal", "both"] = Field(
+        "modal",
+        description="what the losses on content bend: modal parts alone, or collaborative ones and preferences as well",
+    )
+    content_every: int = Field(4, ge=1, description="steps between the losses on content (eq. 7-8, 11, 14)")
+    content_rows: int = Field(512, ge=0, description="items of such a step, drawn at random; 0: those of the batch")
+    contrast_rows: int = Field(
+        512, ge=0, description="pairs of a batch of which L_bm and L_ui are computed (eq. 20-21); 0: all"
+    )
     l2: float = Field(0.0, ge=0, description="weight of the embeddings' L2 norm")
 
 
@@ -109,6 +164,10 @@ class RankingSettings(BaseModel):
 class ColdStartSettings(BaseModel):
     """Vectors of items from their content, after training (`models.dgmrec.cold_start`)."""
 
+    cold_start: Literal["regression", "modal"] = Field(
+        "regression",
+        description="of a cold item: what warm items lead to expect, or its modal part alone",
+    )
     cold_pseudo_count: float = Field(
         0.07, ge=0, description="as how many users an item's content counts, in shares of the mean item's users"
     )
@@ -135,7 +194,21 @@ class DGMRecConfig(ColdStartSettings, RankingSettings, LossSettings, GeneratorSe
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    form: Literal["lacuna", "paper"] = Field(
+        "lacuna", description="which values the others have by default: ours, or those of the paper's equations"
+    )
     seed: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_form(cls, given: Any) -> Any:
+        is_paper = isinstance(given, dict) and given.get("form") == "paper"
+        return PAPER | given if is_paper else given
+
+    @property
+    def final_refinement(self) -> float:
+        """lambda of eq. 16 once training is over."""
+        return 1.0 if self.converge_graphs and self.refine_weight else self.refine_weight
 
     @model_validator(mode="after")
     def _linear_beside_the_autoencoder(self) -> Self:

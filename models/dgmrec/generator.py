@@ -12,6 +12,7 @@ Where the paper leaves a gap:
 * A regression predicts a mean over all that a feature could be, and lies where few features do. kNN smoothing
   therefore draws it towards the mean of the real features nearest to it, the more the less sure it is
   (`knn_smoothing`): by this it comes nearer to the truth and is found more often by those who search for it.
+* `generator=parts` is the paper's, without any of this: eq. 12-15 and nothing else.
 * A generated signal is as long as it is sure: the base is a regression on unit vectors, whose length is the cosine that
   it expects, so that an unsure generation enters the encoder close to the modality's mean.
 """
@@ -75,14 +76,15 @@ class ModalityTower(nn.Module):
         self.name, self.config, self.ranks = spec.name, config, ranks
         d, rank = config.embedding_size, ranks[spec.name]
         interactions, content = interaction_width(ranks, config.factors), content_width(ranks)
+        inputs = interactions + content if config.generator == "residual" else 0
         hidden = 2 * d
-        self.projection = Projection(spec.dim, rank, WHITENING)
+        self.projection = Projection(spec.dim, rank, WHITENING, is_raw=config.raw_features)
         self.encode = nn.Linear(rank, d)  # enc_m
         self.specific = nn.Linear(rank, d)  # F_m
         self.preference = nn.Linear(d, d)  # W_m
         self.decode = _mlp(2 * d, hidden, rank)  # D_m
-        self.general_generator = _mlp((len(ranks) - 1) * d + interactions + content, hidden, d)  # MLP_m
-        self.specific_generator = _mlp(d + interactions + content, hidden, d)  # MLP'_m
+        self.general_generator = _mlp((len(ranks) - 1) * d + inputs, hidden, d)  # MLP_m
+        self.specific_generator = _mlp(d + inputs, hidden, d)  # MLP'_m
         self.q = _mlp(d, hidden, 2 * d)  # CLUB's q(s | g): mean and log variance
         # The base, closed forms, each with a constant as its last row: from interactions, what content adds, and from
         # content alone for a cold item.
@@ -96,7 +98,8 @@ class ModalityTower(nn.Module):
         self.register_buffer("content_mask", torch.ones(content))
         self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(inference.FACTS))
-        self.register_buffer("trust", torch.zeros(()))  # share of the learned step that held-out cells bear out
+        # Share of the learned step that held-out cells bear out; without a base there is nothing else.
+        self.register_buffer("trust", torch.tensor(float(config.generator == "parts")))
         # Directions of observed features, for kNN smoothing; zero rows where there are fewer.
         self.register_buffer("directions", torch.zeros(min(n_items, SMOOTHING_ROWS), rank))
 
@@ -198,7 +201,8 @@ class ModalityTower(nn.Module):
         """Ridge from generation facts `[k, FACTS]` to how far the measured centred cosines `[k]` are from the base's
         length, which is a forecast by itself: a few cells alone would be a noisier one."""
         off = cosines - facts[:, inference.LENGTH_FACT]
-        self.calibration.copy_(linalg.ridge(facts, off[:, None], CALIBRATION_PENALTY)[:, 0])
+        penalty = CALIBRATION_PENALTY if self.config.generator == "residual" else 1.0  # without a base, no forecast
+        self.calibration.copy_(linalg.ridge(facts, off[:, None], penalty)[:, 0])
         self.calibration[inference.LENGTH_FACT] += 1
 
     def shrunk_features(self, features: Tensor, base: Tensor, observed: Tensor) -> Tensor:

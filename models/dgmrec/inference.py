@@ -207,7 +207,8 @@ def learned_parts(
     name: str,
     run: Callable[[Layer, Any], Any] = lambda layer, inputs: layer(inputs),
 ) -> tuple[Numbers, Numbers]:
-    """The general and specific part `[n, d]` that the learned generators make of a modality (eq. 12-13).
+    """The general and specific part `[n, d]` that the learned generators make of a modality (eq. 12-13), from the
+    parts and preferences alone or beside all other evidence (`generator`).
 
     Args:
         preference: `[M, n, d]`.
@@ -218,12 +219,14 @@ def learned_parts(
         known_general(config, towers, shared, evidence, preference, evidence.names[column])
         for column in evidence.others(name)
     ]
-    interactions = evidence.interaction_evidence(name) * tower.interaction_mask
-    content = evidence.content_evidence(name) * tower.content_mask
-    inputs = xp.concatenate([interactions, content], axis=1) * EVIDENCE_SCALE
-    general = run(tower.general_generator, xp.concatenate([*generals, inputs], axis=1))
+    inputs = []
+    if config.generator == "residual":
+        interactions = evidence.interaction_evidence(name) * tower.interaction_mask
+        content = evidence.content_evidence(name) * tower.content_mask
+        inputs = [interactions * EVIDENCE_SCALE, content * EVIDENCE_SCALE]
+    general = run(tower.general_generator, xp.concatenate([*generals, *inputs], axis=1))
     own = preference[evidence.names.index(name)]
-    specific = run(tower.specific_generator, xp.concatenate([own, inputs], axis=1))
+    specific = run(tower.specific_generator, xp.concatenate([own, *inputs], axis=1))
     return activate(config, general), activate(config, specific)
 
 
@@ -235,8 +238,12 @@ def generation(
     smoothing.
 
     Args:
-        learned: the learned generator's signals `[n, r_m]`; None where it is not trusted.
+        learned: the learned generator's signals `[n, r_m]`; None where it is not trusted. With `generator=parts`, these
+            are what is generated, and nothing is known of their length.
     """
+    if config.generator == "parts":
+        assert learned is not None
+        return learned, generation_facts(evidence, name, learned[:, :1] * 0)
     start = base(tower, evidence, name)
     length = linalg.length(start).clip(max=1)
     direction = linalg.unit(start)

@@ -52,7 +52,6 @@ from models.graph import Graph, InteractionGraphs, propagate, spectral_embedding
 from models.modality import ModalBatch, ModalitySpec
 
 INITIAL_SIZE = 0.1  # root mean square of the embeddings at first
-CONTRAST_ROWS = 512  # at most so many rows of a batch enter an InfoNCE
 HIDE_RATE = 0.3  # how often a hidden cell also loses other evidence
 
 
@@ -113,8 +112,12 @@ class DGMRec(nn.Module):
         self.names = tuple(spec.name for spec in specs)
         if not self.names and config.modal:
             raise ValueError("DGMRec needs at least one modality (or modal=False)")
+        if len(self.names) == 1 and config.generator == "parts":
+            raise ValueError("generator=parts needs two modalities: one is generated from the other (eq. 12)")
         d = config.embedding_size
-        self.ranks = ranks = {spec.name: min(spec.dim, config.rank) for spec in specs}
+        self.ranks = ranks = {
+            spec.name: spec.dim if config.raw_features else min(spec.dim, config.rank) for spec in specs
+        }
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             # The one thing that is propagated beside the items: users, or what items add to them.
@@ -124,7 +127,11 @@ class DGMRec(nn.Module):
             for embedding in self._embeddings:
                 nn.init.normal_(embedding.weight, std=INITIAL_SIZE)
             self.towers = nn.ModuleDict({spec.name: ModalityTower(spec, config, ranks, n_items) for spec in specs})
-            self.weight = nn.Parameter(torch.full((len(specs),), config.modal_weight).log())
+            self.weight = nn.Parameter(
+                torch.full((len(specs),), config.modal_weight).log(), requires_grad=config.learn_modal_weight
+            )
+            if config.preference == "free":
+                self.preferences = nn.Parameter(torch.randn(len(specs), n_users, d) * INITIAL_SIZE)
             self.general = nn.Linear(d, d)  # F, shared by all modalities
         self.cold_start = ColdStart(config, ranks)
 
@@ -234,7 +241,9 @@ class DGMRec(nn.Module):
     # --- modality parts (eq. 1-6, 17) --------------------------------------------------------------------------
 
     def user_preference(self, user_id: Tensor) -> Tensor:
-        """p_u^m from collaborative parts `[U, d]`: `[M, U, d]`."""
+        """p_u^m of all users `[M, U, d]`, from their collaborative parts `[U, d]` or as they were learned."""
+        if self.config.preference == "free":
+            return self.preferences
         preference: Tensor = inference.user_preference(self._towers, user_id)
         return preference
 
@@ -273,9 +282,12 @@ class DGMRec(nn.Module):
         """The preference `[M, k, d]` of some rows `[k]` as the mean over their neighbours among the `warm` items (bool
         `[n]`), from everybody's `[M, n, d]`.
 
-        An item without such neighbours takes the mean over all warm items.
+        An item without such neighbours takes the mean over all warm items; with `cold_start=modal`, a mean over no
+        users (eq. 2) is zero.
         """
         count, n, d = preference.shape
+        if self.config.cold_start == "modal":
+            return preference.new_zeros(count, len(rows), d)
         weight = warm.to(preference.dtype)[:, None]
         own = preference.transpose(0, 1).reshape(n, -1) * weight  # [n, M*d]
         everyone = own.sum(dim=0) / weight.sum().clamp_min(1)
@@ -361,6 +373,8 @@ class DGMRec(nn.Module):
             degree: number of training interactions by item `[n]`.
             base: by modality `[n, r_m]`, what `fit_base` answered; without them observed features stay as they are.
         """
+        if self.config.cold_start == "modal":
+            return out, torch.zeros_like(out.items)
         observed, shrunk = content.evidence.observed, None
         if self.config.feature_shrinkage and base:
             shrunk = self.shrunk_features(content.features, base, observed)
@@ -459,7 +473,8 @@ class DGMRec(nn.Module):
         if content is None:
             return terms
         # The batch is in random order already, so that its head is a sample; all pairs of it would cost b^2.
-        some_users, some_items = users[:CONTRAST_ROWS], positives[:CONTRAST_ROWS]
+        some = slice(c.contrast_rows or None)
+        some_users, some_items = users[some], positives[some]
         if c.behaviour:
             terms["behaviour"] = c.behaviour * self._behaviour(out, torch.unique(some_users), torch.unique(some_items))
         if c.user_item:
@@ -506,8 +521,13 @@ class DGMRec(nn.Module):
 
     def _behaviour(self, out: Embeddings, users: Tensor, items: Tensor) -> Tensor:
         """L_bm (eq. 20) of different users and items."""
-        of_users = losses.info_nce(out.user_id[users].detach(), out.user_modal[users], self.config.temperature)
-        return of_users + losses.info_nce(out.item_id[items].detach(), out.item_modal[items], self.config.temperature)
+        of_users = losses.info_nce(self._read(out.user_id[users]), out.user_modal[users], self.config.temperature)
+        of_items = losses.info_nce(self._read(out.item_id[items]), out.item_modal[items], self.config.temperature)
+        return of_users + of_items
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """What the losses on content read of the collaborative part, and bend only with `align=both`."""
+        return rows if self.config.align == "both" else rows.detach()
 
     def _user_item(
         self, out: Embeddings, users: Tensor, positives: Tensor, interactions: InteractionGraphs, content: ItemContent
@@ -534,9 +554,9 @@ class DGMRec(nn.Module):
         """
         c = self.config
         evidence = content.evidence.select(rows)
-        # Preferences come from the collaborative embeddings. These losses only read them: they are a multiple of the
-        # ranking's and would bend the embeddings towards themselves.
-        parts = self.encode(evidence.own, out.preference[:, rows].detach())
+        # Preferences come from the collaborative embeddings. These losses are a multiple of the ranking's and would
+        # bend the embeddings towards themselves.
+        parts = self.encode(evidence.own, self._read(out.preference[:, rows]))
         total = {key: parts.new_zeros(()) for key in ("club", "nce", "reconstruction", "generation")}
         for column, name in enumerate(self.names):
             for key, loss in self._disentangling(evidence, parts, column).items():
@@ -546,9 +566,20 @@ class DGMRec(nn.Module):
             )
             total["reconstruction"] = total["reconstruction"] + c.reconstruction * reconstruction
             if c.imputation == "generate" and c.generation:
-                held_out = self._held_out_loss(name, out, content, rows, cells[rows, column], parts[column], generator)
-                total["generation"] = total["generation"] + c.generation * held_out
+                own = cells[rows, column]
+                if c.generator == "parts":
+                    loss = self._generation_loss(name, out.preference[:, rows], evidence, own, parts[column])
+                else:
+                    loss = self._held_out_loss(name, out, content, rows, own, parts[column], generator)
+                total["generation"] = total["generation"] + c.generation * loss
         return total
+
+    def _generation_loss(
+        self, name: str, preference: Tensor, evidence: Evidence, cells: Tensor, truth: Tensor
+    ) -> Tensor:
+        """L_gen (eq. 14) as the paper has it, of cells (bool `[b]`) with parts `[b, 2d]`."""
+        learned = self.learned(name, evidence, self._read(preference))
+        return losses.masked_mse(torch.cat([learned.general, learned.specific], dim=1), truth, cells) * 2
 
     def _disentangling(self, evidence: Evidence, parts: Tensor, column: int) -> dict[str, Tensor]:
         """L_club (eq. 7) of one modality, and L_nce (eq. 8) between it and each that follows, weighted."""
@@ -604,7 +635,9 @@ class DGMRec(nn.Module):
 
     def fit_base(self, evidence: Evidence, cells: Tensor) -> dict[str, Tensor]:
         """Fit each modality's closed forms on `cells` (bool `[n, M]`), see `ModalityTower.fit_base`: by modality the
-        base `[n, r_m]` of warm items' cells."""
+        base `[n, r_m]` of warm items' cells. None with `generator=parts`."""
+        if self.config.generator == "parts":
+            return {}
         return {name: self.tower(name).fit_base(evidence, cells[:, column]) for column, name in enumerate(self.names)}
 
     @torch.no_grad()

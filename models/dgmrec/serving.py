@@ -45,6 +45,7 @@ TABLES = (
     "confidence",  # [n, M], of the generated cells
     "fallback_weight",  # [n, M], see imputers.PropagatedFeatures
 )
+PREFERENCES = ("user_preference", "mean_user_preference")  # [U, M, d] and [M, d], with preference=free
 MAPS = ("target_map", "message_map")  # [d, d], of the forms without embeddings of users, see DGMRec.fold_in_tables
 BY_MODALITY = (
     "feature",  # [n, r_m], completed and projected
@@ -92,6 +93,10 @@ def serving_tables(
         "confidence": torch.stack([model.tower(name).confidence(generated[name]) for name in model.names], dim=1),
         "fallback_weight": fallback.weights,
     }
+    if model.config.preference == "free":
+        known = interactions.user_degree > 0
+        tables["user_preference"] = model.preferences.transpose(0, 1) * known[:, None, None]
+        tables["mean_user_preference"] = model.preferences[:, known].mean(dim=1)
     for name in model.names:
         tables[f"feature.{name}"], tables[f"fallback.{name}"] = content.features[name], fallback.tables[name]
     return {name: table.detach().cpu().contiguous().numpy() for name, table in tables.items()}
@@ -138,7 +143,8 @@ class DGMRecServing:
             model.load_state_dict(weights)
             own = [f"{table}.{name}" for table in BY_MODALITY for name in model.names]
             maps = () if config.collaborative == "lightgcn" else MAPS
-            tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *maps, *own)}
+            free = PREFERENCES if config.preference == "free" else ()
+            tables = {name: arrays[f"table.{name}"] for name in (*TABLES, *maps, *free, *own)}
         return cls(model, tables, users, items)
 
     def save(self, writer: BundleWriter, metrics: Mapping[str, float]) -> ModelEntry:
@@ -178,6 +184,18 @@ class DGMRecServing:
         """The row of an item that training saw interactions of, or None."""
         row = self.items.get(item)
         return row if row is not None and self.tables["warm"][row] else None
+
+    def mean_feature(self, name: str) -> Array:
+        """The projected feature `[r_m]` of a modality's mean."""
+        mean: Array = self._towers[name].projection.project(numpy_of(self.model.tower(name).projection.mean)[None])[0]
+        return mean
+
+    def generator(self, name: str) -> str:
+        """What makes a modality's features: `dgmrec`, `dgmrec-base` where nothing of the learned step is trusted, or
+        the imputation that was chosen instead."""
+        if self.config.imputation != "generate":
+            return self.config.imputation
+        return "dgmrec" if self._towers[name].trust > 0 else "dgmrec-base"
 
     def has_mean(self, name: str) -> bool:
         """Whether training saw anything of this modality, so that its mean means something."""
@@ -230,6 +248,8 @@ class DGMRecServing:
             warm: whether the item has users.
         """
         tower = self._towers[name]
+        if self.config.generator == "parts":
+            return self.expects_by_regression and not warm
         follows = tower.near_duplicate_weights[0 if warm else 1] > 0
         return bool(tower.content_mask.all() or follows or (tower.trust > 0 and not warm))
 
@@ -237,6 +257,8 @@ class DGMRecServing:
         """How many of its neighbours by each other modality a modality is generated from: all that give the mean, the
         nearest that may be near duplicates, or, to know whether there are any, the first."""
         tower = self._towers[name]
+        if self.config.generator == "parts":
+            return 1
         if self.config.imputation != "generate" or tower.content_mask.all():
             return EVIDENCE_NEIGHBOURS
         return NEAR_DUPLICATES if tower.near_duplicate_weights.any() else 1
@@ -261,6 +283,26 @@ class DGMRecServing:
         """p_u^m `[M, b, d]` from collaborative parts `[b, d]`."""
         preference: Array = inference.user_preference(self._towers, user_id)
         return preference
+
+    def user_preference(self, user: str, user_id: Array) -> Array:
+        """p_u^m `[M, d]` of a user, from the collaborative part `[d]`; with `preference=free` what training learned,
+        for a user that it did not know the mean."""
+        if self.config.preference == "projected":
+            return self.preference(user_id[None])[:, 0]
+        row = self.users.get(user)
+        if row is None or not self.knows_user(user):
+            return self.tables["mean_user_preference"]
+        return np.asarray(self.tables["user_preference"][row])
+
+    @property
+    def expects_by_regression(self) -> bool:
+        """Whether cold items' preferences and vectors follow from their neighbours' (`cold_start`)."""
+        return self.config.cold_start == "regression"
+
+    @property
+    def passes_to_generated(self) -> bool:
+        """Whether an item has neighbours by a modality that it lacks (lambda of eq. 16)."""
+        return self.config.refine_weight > 0 or self.config.imputation != "generate"
 
     def combine(self, collaborative: Array, modal: Array) -> Array:
         """What users and items are compared by `[..., d]` (eq. 18)."""
@@ -359,6 +401,8 @@ class DGMRecServing:
     def item_messages(self, expected: Array, folded: Array, count: Array) -> Array:
         """What items that came after training pass on to a user `[b, d]`: by the expected vectors `[b, d]`, giving way
         to the collaborative parts that their users made `[b, d]` as the number of users `[b]` grows."""
+        if not self.expects_by_regression:
+            expected = np.zeros_like(folded)  # a modal part, which is none of the collaborative one
         collaborative = _fold_in(expected * self.tables["id_length"], folded, count)
         if "message_map" in self.tables:
             # Row by row: one product of all rows would round them otherwise among others.

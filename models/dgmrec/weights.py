@@ -51,6 +51,7 @@ class ProjectionWeights(ProjectionMaps):
     """A fitted `Projection`."""
 
     def __init__(self, projection: Projection) -> None:
+        self.is_raw = projection.is_raw
         self.mean, self.components = numpy_of(projection.mean), numpy_of(projection.components)
         self.scale, self.length = numpy_of(projection.scale), np.float32(projection.length)
 

@@ -19,7 +19,7 @@ from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived
 from service.pipeline.engine import Engine
 from service.pipeline.evidence import input_of, users_of
-from service.pipeline.impute import DGMREC, Completed, ImputationInput, UserEvidence, impute
+from service.pipeline.impute import Completed, ImputationInput, UserEvidence, impute
 
 GROWN = 2  # times as many users as training knew, from which on an item's own users complete it
 
@@ -118,7 +118,7 @@ def _trained_cell(model: DGMRecServing, item: Content, name: str, row: int) -> G
     confidence = float(model.tables["confidence"][row, model.names.index(name)])
     feature = model.tables[f"feature.{name}"][row]
     basis = (*(other for other in model.names if other in item.observed), "users")
-    return Generated(model.unproject(name, feature[None])[0], DGMREC, round(confidence, 4), basis)
+    return Generated(model.unproject(name, feature[None])[0], model.generator(name), round(confidence, 4), basis)
 
 
 def _folded(model: DGMRecServing, item: Content) -> tuple[Array, float]:

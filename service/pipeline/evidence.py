@@ -67,5 +67,5 @@ async def _evidence_of(engine: Engine, item: str, users: Sequence[str]) -> list[
 
 def _user_evidence(model: DGMRecServing, catalogue: Catalogue, user: str, others: Keys) -> UserEvidence:
     user_id = model.user_id(user, catalogue.rows.get("base", others))
-    preference = model.preference(user_id[None])[:, 0]
+    preference = model.user_preference(user, user_id)
     return UserEvidence(preference, model.user_message(user, user_id, len(others) + 1), others, model.user_factor(user))

@@ -33,7 +33,7 @@ from service.ports import Keys
 Output = tuple[Array, Array]  # of the generator for one modality: features [b, r_m], and their confidence [b]
 Neighbours = tuple[Keys, Array]  # keys and cosines, [b, k] or of one item [k]; -1 and -inf where there are too few
 
-DGMREC, NN, MEAN = "dgmrec", "nn", "mean"  # as answers name them; the graph imputers by their own names
+NN, MEAN = "nn", "mean"  # as answers name them; the graph imputers by their own names
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +180,14 @@ def _fallback_chain(
     name, imputation = model.names[column], model.model.config.imputation
     feature, confidence = output[0][row], output[1][row]
     if imputation == "generate" and (evidence.observed[row].any() or item.users) and np.isfinite(feature).all():
-        return feature, DGMREC, float(confidence)
+        return feature, model.generator(name), float(confidence)
     if imputation == "generate" or imputation in GRAPH_IMPUTERS:
         guess = _fallback_guess(model, catalogue, item, name)
         if guess is not None:
             return guess, model.fallback_imputer, 0.0
     if imputation != MEAN and evidence.neighbour_valid[row, column]:
         return evidence.neighbour_mean[name][row], NN, 0.0
-    zero = np.zeros(model.ranks[name], dtype=np.float32)  # centred: the modality's mean
+    zero = model.mean_feature(name)
     return zero, MEAN if model.has_mean(name) else None, 0.0
 
 

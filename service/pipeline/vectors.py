@@ -167,8 +167,8 @@ def compute(
     it is always of BLOCK rows.
     """
     if layer in (NEAR, KERNEL):
-        search = _near if layer == NEAR else _kernel
-        return search(catalogue, keys, model.names if names is None else names)
+        chosen = model.names if names is None else names
+        return _near(model, catalogue, keys, chosen) if layer == NEAR else _kernel(catalogue, keys, chosen)
     if layer not in (CONTENT, PARTS):
         if layer.startswith("propagated."):
             return _propagated(model, catalogue, keys, int(layer.rpartition(".")[2]))
@@ -305,7 +305,10 @@ def neighbours_of(
 
 def expected_preference(model: DGMRecServing, catalogue: Catalogue, near: Keys, observed: Mask) -> Array:
     """The preference `[n, M, d]` to be expected of items from their neighbours `[n, M, k]` by what is observed of them
-    `[n, M]`: the mean of the trained ones', each modality's neighbours weighing the same; without any, everybody's."""
+    `[n, M]`: the mean of the trained ones', each modality's neighbours weighing the same; without any, everybody's.
+    Zero with `cold_start=modal`."""
+    if not model.expects_by_regression:
+        return np.zeros((len(near), *model.tables["mean_preference"].shape), dtype=np.float32)
     present = (near >= 0) & observed[:, :, None]
     weights = present / np.maximum(present.sum(axis=2, keepdims=True), 1)
     rows = np.where(present, catalogue.trained[near], -1)
@@ -317,11 +320,13 @@ def expected_preference(model: DGMRecServing, catalogue: Catalogue, near: Keys, 
     return np.asarray(np.where(known, mean / np.maximum(total, 1e-6)[:, None, None], everybody), dtype=np.float32)
 
 
-def _near(catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _near(model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     near, reach = (catalogue.read_layer(keys, name) for name in ("near", "near.reach"))
     for name in names:
         column = catalogue.names.index(name)
         features = catalogue.rows.get(f"feature.{name}", keys)
+        if not model.passes_to_generated:
+            features = features * catalogue.observed[keys, column][:, None]
         allowed = catalogue.having(name)
         near[:, column], cosines = neighbours_of(catalogue, name, features, keys, near.shape[2], allowed)
         reach[:, column] = _reach(features, cosines)
@@ -407,8 +412,11 @@ def _final(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, 
 
 def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
     """The vectors `[n, d]` to be expected of later items as long as they have no users."""
+    nothing = np.zeros((len(keys), model.size), dtype=np.float32)
+    if not model.expects_by_regression:
+        return model.combine(nothing, catalogue.rows.get("modal", keys))
     if (catalogue.trained[keys] >= 0).all():
-        return np.zeros((len(keys), model.size), dtype=np.float32)
+        return nothing
     near = catalogue.kernel.get("keys", keys).reshape(len(keys), -1).astype(np.int64)
     cosines = catalogue.kernel_cosines.get("cosines", keys).reshape(len(keys), -1)
     own, degree = catalogue.rows.get("own", near), catalogue.rows.get("degree", near)

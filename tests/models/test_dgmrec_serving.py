@@ -17,7 +17,7 @@ from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry
 from models.dgmrec.serving import FILE, FOLD_IN_PSEUDO_COUNT, DGMRecServing, ImputationEvidence
 from models.graph import nearest
 from models.imputers import GRAPH_IMPUTERS, IMPUTERS
-from tests.models.worlds import FALLBACK_SETTINGS, ITEMS, SMALL, USERS, World, online_of, world
+from tests.models.worlds import FALLBACK_SETTINGS, ITEMS, SMALL, USERS, World, online_of, small, world
 
 Array = NDArray[np.float32]
 D = SMALL.embedding_size
@@ -464,3 +464,18 @@ def test_factors_of_new_items_are_those_of_training(w: World, online: DGMRecServ
     assert online.item_factor([]).shape == (SMALL.factors,)
     assert not online.item_factor([]).any()
     assert not online.item_factor([online.tables["user_factor"][USERS - 1]]).any()  # the user without a history
+
+
+@pytest.mark.parametrize(
+    ("imputation", "trust", "name"),
+    [("generate", 0.5, "dgmrec"), ("generate", 0.0, "dgmrec-base"), ("multi-hop", 0.0, "multi-hop"), ("nn", 0.0, "nn")],
+)
+def test_who_makes_a_feature(imputation: str, trust: float, name: str) -> None:
+    w = world(config=small(imputation=imputation))
+    w.model.tower("m0").trust.fill_(trust)
+    assert online_of(w).generator("m0") == name
+
+
+def test_lambda_zero_passes_nothing_to_generated_features() -> None:
+    assert online_of(world()).passes_to_generated
+    assert not online_of(world(config=small(refine_weight=0))).passes_to_generated

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import numpy as np
@@ -48,7 +48,8 @@ def kept(pytestconfig: pytest.Config) -> Path:
     for file in sorted(sources):
         total.update(file.read_bytes())
     assert pytestconfig.cache is not None
-    folder = pytestconfig.cache.mkdir("lacuna-demo") / total.hexdigest()[:16]
+    form = pytestconfig.getoption("form")
+    folder = pytestconfig.cache.mkdir(f"lacuna-demo-{form}") / total.hexdigest()[:16]
     with _one_at_a_time(folder):
         if not folder.is_dir():
             for old in folder.parent.iterdir():
@@ -98,10 +99,18 @@ def encoders_are_loaded_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def plain_bundle(kept: Path) -> Path:
-    """A small bundle of the demo catalogue: text, image, and `audio` as ready vectors; DGMRec alone."""
+def plain_bundle(kept: Path, pytestconfig: pytest.Config) -> Path:
+    """A small bundle of the demo catalogue: text, image, and `audio` as ready vectors; DGMRec alone, in the form that
+    `--form` names."""
     with _one_at_a_time(kept):
-        return _bundle(kept, "plain")
+        return _bundle(kept, "plain", form=pytestconfig.getoption("form"))
+
+
+@pytest.fixture(scope="session")
+def paper_bundle(kept: Path) -> Path:
+    """The same in the paper's form."""
+    with _one_at_a_time(kept):
+        return _bundle(kept, "paper", form="paper")
 
 
 @pytest.fixture(scope="session")
@@ -126,13 +135,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _bundle(folder: Path, name: str, *, seed: int = SEED) -> Path:
+def _bundle(folder: Path, name: str, *, seed: int = SEED, form: Literal["lacuna", "paper"] = "lacuna") -> Path:
     path = folder / name
     if not path.is_dir():
         data = _dataset(folder)
         with Terminal() as terminal:
             recipe = DGMRecRecipe(
-                DGMRecConfig(seed=seed, embedding_size=32, rank=48),
+                DGMRecConfig(seed=seed, embedding_size=32, rank=48, form=form),
                 TrainerConfig(seed=seed, epochs=2, learning_rate=5e-3, batch_size=1024),
             )
             options = DataOptions(seed=seed, threads=1, cache=folder / "encoders")

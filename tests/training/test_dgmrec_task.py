@@ -21,7 +21,7 @@ from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
 from training.dgmrec import inputs
 from training.dgmrec.inputs import HeldOutScores
-from training.dgmrec.task import CATALOGUE_OFFSETS, CONTENT_EVERY, TRUST, DGMRecTask, TopNData, calibration_error
+from training.dgmrec.task import CATALOGUE_OFFSETS, TRUST, DGMRecTask, TopNData, calibration_error
 from training.splits import Parts
 from training.trainer import train
 
@@ -258,8 +258,9 @@ def test_generated_features_tell_the_group(learnt: DGMRecTask) -> None:
 def test_content_is_learnt_every_few_steps() -> None:
     task = task_of()
     pairs = task.data.parts.train[:32]
-    having = ["reconstruction" in task.step(pairs, np.arange(20)) for _ in range(2 * CONTENT_EVERY)]
-    assert having == ([False] * (CONTENT_EVERY - 1) + [True]) * 2
+    every = task.config.content_every
+    having = ["reconstruction" in task.step(pairs, np.arange(20)) for _ in range(2 * every)]
+    assert having == ([False] * (every - 1) + [True]) * 2
     again = task_of()
     again.load_state(task.state())
     assert again.steps == task.steps
@@ -391,7 +392,7 @@ def test_a_modality_nobody_has() -> None:
     task = task_of(TopNData(data.batch.masked(nobody), data.parts, USERS, ITEMS))
     assert all(np.isfinite(value) for losses in epochs(task, 3) for value in losses.values())
     report = task.finish()
-    assert set(report) == {"cosine[audio]", "calibration_error[audio]"}
+    assert set(report) == {"cosine[audio]", "calibration_error[audio]", "trust[audio]"}
 
 
 # --- the generator's account ---------------------------------------------------------------------------------------
@@ -441,7 +442,8 @@ def test_before_training_the_base_is_generated() -> None:
 
 def test_finish_reports_and_calibrates(learnt: DGMRecTask) -> None:
     report = learnt.finish()
-    assert set(report) == {f"{what}[{name}]" for name in ("audio", "scan") for what in ("cosine", "calibration_error")}
+    measures = ("cosine", "calibration_error", "trust")
+    assert set(report) == {f"{what}[{name}]" for name in ("audio", "scan") for what in measures}
     assert all(-1 <= value <= 1 for value in report.values())
     assert report["cosine[audio]"] > 0.2
     assert learnt.content is not None

@@ -14,7 +14,7 @@ from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
 from models.lrmm.config import LRMMConfig
 from models.renamed import OldNames, refuse_old_names
 from training.cli.options import CommandError
-from training.dgmrec.recipe import DGMRecRecipe
+from training.dgmrec.recipe import PAPER_TRAINER, DGMRecRecipe
 from training.iris.recipe import IRISRecipe
 from training.iris.task import TRAINER as IRIS_TRAINER
 from training.iris.task import IRISTraining
@@ -74,7 +74,7 @@ def iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, Tr
 
 
 def dgmrec_configs(settings: dict[str, Any]) -> tuple[DGMRecConfig, TrainerConfig]:
-    return _validated(settings, DGMRecConfig, {})
+    return _validated(settings, DGMRecConfig, PAPER_TRAINER if settings.get("form") == "paper" else {})
 
 
 def _validated(settings: dict[str, Any], kind: type[C], usual: dict[str, Any]) -> tuple[C, TrainerConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,16 @@ from training.splits import Parts, Split, SplitName, hold_out_items, pair_times,
 from training.trainer import TrainerConfig, TrainingResult, train
 
 FEWEST_HELD_OUT = 10  # validation interactions: by fewer, nothing learned is known to be better than content alone
+# As the paper trains: Adam at a constant rate, early stopping on validation, the best epoch's weights.
+PAPER_TRAINER: dict[str, Any] = {
+    "epochs": 1000,
+    "batch_size": 2048,
+    "learning_rate": 1e-3,
+    "constant_fraction": 1.0,
+    "patience": 25,
+    "smoothing": 1,
+    "tolerance": 0.0,
+}
 
 
 def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None, how: SplitName = SplitName.AUTO) -> Parts:
@@ -234,6 +244,11 @@ class DGMRecRecipe:
             TrainingDataError: the items have no content. What `prepare_features` raises.
         """
         del out
+        if self.config.generator == "parts" and len(dataset.modalities) == 1:
+            raise TrainingDataError(
+                f"the dataset {dataset.name} has one modality: with generator=parts, as form=paper has it, one is "
+                "generated from another"
+            )
         try:
             parts = split_parts(dataset, self.trainer.seed, how=options.split)
             if len(parts.valid) < FEWEST_HELD_OUT:
@@ -246,14 +261,15 @@ class DGMRecRecipe:
             return self._from_items(dataset, options, terminal)
         opened = new_bundle(prepare_features(dataset, options, terminal))
         configs = (self.config, self.trainer)
+        budget = 0.0 if self.config.form == "paper" else self.budget  # its settings are the paper's
         choice = chosen_settings(
-            dataset, parts, configs, self.pinned, self.budget, terminal=terminal, file=checkpoints.member(0)
+            dataset, parts, configs, self.pinned, budget, terminal=terminal, file=checkpoints.member(0)
         )
         configs = choice.apply(*configs)
         trained = train_dgmrec(
             dataset, opened.content, *configs, parts=parts, checkpoint=checkpoints.model, terminal=terminal
         )
-        if self.budget:
+        if budget:
             trained = with_chosen_offset(trained, self.pinned, terminal)
             configs = (trained.task.config, configs[1])
         if self.on_all:

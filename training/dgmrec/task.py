@@ -38,11 +38,10 @@ from training.sampling import NegativeSampler, batches
 from training.splits import Parts
 from training.trainer import TrainerConfig, set_rate
 
-CONTENT_ROWS = 512
-CONTENT_EVERY = 4  # steps: the content losses converge long before the ranking does
 Q_STEPS = 3
 WAYS = 4  # in which a held-out cell is generated: with its evidence, and without parts of it
 CATALOGUE_OFFSETS = (1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
+NOT_AMONG = -1e30  # added to a score, below all others
 OFFSET_TOLERANCE = 0.005  # of the validation metric, for a cold item to stand higher
 TRUST = (0.25, 0.5, 0.75, 1.0)
 
@@ -82,7 +81,7 @@ class DGMRecTask:
         if config.modal:
             self._prepare_content(data.batch)
         q = [parameter for name, parameter in self.module.named_parameters() if ".q." in name]
-        rest = [parameter for name, parameter in self.module.named_parameters() if ".q." not in name]
+        rest = [p for name, p in self.module.named_parameters() if ".q." not in name and p.requires_grad]
         self.optimiser = torch.optim.Adam(rest, lr=trainer.learning_rate, fused=True)
         self.q_optimiser = torch.optim.Adam(q, lr=1e-4, fused=True) if q else None
 
@@ -108,7 +107,7 @@ class DGMRecTask:
         self.cells = batch.observed & ~self.held_cells
         folds = None
         self.base: dict[str, Tensor] = {}  # of every cell, by fits that did not learn from it
-        if self.config.imputation == "generate":
+        if self.config.imputation == "generate" and self.config.generator == "residual":
             group = (chance / HELD_CELLS).int()
             folds = select_inputs(model, own, batch.observed, self.interactions, factors, group)
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
@@ -117,8 +116,11 @@ class DGMRecTask:
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
-            everyone = torch.ones(len(batch), dtype=torch.bool, device=self.device)
-            self.matrices[name] = self._item_graph(features[name], evidence.observed[:, column], everyone)
+            observed = evidence.observed[:, column]
+            # Of the imputations by other means, all cells count as observed.
+            from_all = self.config.refine_weight > 0 or self.config.imputation != "generate"
+            rows = torch.ones_like(observed) if from_all else observed
+            self.matrices[name] = self._item_graph(features[name], observed, rows)
         self._set_content(features, evidence)
 
     def _impute(self, evidence: Evidence, preference: Tensor | None) -> dict[str, Tensor]:
@@ -218,6 +220,8 @@ class DGMRecTask:
         if epoch > 1 and (epoch - 1) % self.config.refine_every == 0:
             self.refresh()
         self._fit_q()
+        if self.config.generator == "parts":
+            self._update_mean_generals()
         total = -(-len(self.data.parts.train) // self.trainer.batch_size)
         seen: dict[str, list[float]] = defaultdict(list)
         for done, pairs in enumerate(batches(self.data.parts.train, self.trainer.batch_size, self.rng), start=1):
@@ -253,9 +257,10 @@ class DGMRecTask:
             terms = self.module.ranking_losses(
                 out, users, positives, negative, self.interactions, self.content, excluded
             )
-            if self.content is not None and self.steps % CONTENT_EVERY == 0:
-                order = torch.randperm(self.data.n_items, generator=self.generator)[:CONTENT_ROWS].to(self.device)
-                terms |= self.module.content_losses(out, self.content, order, self.cells, self.generator)
+            # By default not at every step: the content losses converge long before the ranking does.
+            if self.content is not None and self.steps % self.config.content_every == 0:
+                rows = self._content_rows(positives)
+                terms |= self.module.content_losses(out, self.content, rows, self.cells, self.generator)
         loss = torch.stack([term.float() for term in terms.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         if loss.requires_grad:  # the linear form without content has nothing to train
@@ -263,11 +268,27 @@ class DGMRecTask:
             self.optimiser.step()
         return {key: value.item() for key, value in terms.items()}
 
+    def _content_rows(self, positives: Tensor) -> Tensor:
+        """The items whose content a step learns from."""
+        if not self.config.content_rows:
+            of_batch: Tensor = torch.unique(positives)
+            return of_batch
+        order = torch.randperm(self.data.n_items, generator=self.generator)
+        return order[: self.config.content_rows].to(self.device)
+
     def _histories(self) -> Histories:
         """What users are made of at a step."""
         if self.config.collaborative == "lightgcn" or not self.config.history_dropout:
             return Histories.whole(self.interactions)
         return Histories.thinned(self.interactions, self.config.history_dropout, self.rng)
+
+    @torch.no_grad()
+    def _update_mean_generals(self) -> None:
+        """What stands in for general parts that are missing (eq. 12), for generators that read them all the time."""
+        if self.content is not None:
+            self.module.update_mean_generals(
+                self.module(self.interactions, self.content), self.content.evidence.observed
+            )
 
     @property
     def casts(self) -> bool:
@@ -341,7 +362,7 @@ class DGMRecTask:
         users, items = out.users.cpu().numpy(), out.items.cpu().numpy()
         offset = np.zeros(len(items), dtype=np.float32)
         if among is not None:
-            offset -= 4  # below every cosine
+            offset += NOT_AMONG
             offset[among] = 0
         return evaluate_ranking(lambda rows: users[rows] @ items.T + offset, pairs, seen, (20, 50))
 
@@ -389,13 +410,14 @@ class DGMRecTask:
         """After training: bring the linear form in, regenerate, calibrate the confidence on the held-out cells.
 
         Returns the calibration's quality by modality: `cosine[m]` and `calibration_error[m]`, the expected calibration
-        error over ten bins, each half of the held-out cells judged by the fit on the other half.
+        error over ten bins, each half of the held-out cells judged by the fit on the other half; and `trust[m]`, the
+        share of the learned step in what is generated.
         """
         self.weigh_linear(self.config.linear_weight)
         if self.content is None or self.config.imputation != "generate":
             return {}
         self.base = self.module.fit_base(self.content.evidence, self.cells)  # as in training, if called again
-        self.refresh(weight=1.0)
+        self.refresh(weight=self.config.final_refinement)
         report = {}
         for name, (facts, features, truth) in self._held_generations(self.embed()).items():
             cosines = F.cosine_similarity(features, truth, dim=1)
@@ -405,11 +427,12 @@ class DGMRecTask:
                 self.module.tower(name).fit_calibration(facts[~half], cosines[~half])
                 served[half] = (facts[half] @ self.module.tower(name).calibration).clamp(0, 1)
             self.module.tower(name).fit_calibration(facts, cosines)
+            report[f"trust[{name}]"] = self.module.tower(name).trust.item()
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.
         self.base = self.module.fit_base(self.content.evidence, self.raw.observed)
-        self._regenerate(self.embed(), share=1.0)
+        self._regenerate(self.embed(), self.config.final_refinement)
         return report
 
     def weigh_linear(self, weight: float) -> None:
@@ -420,7 +443,7 @@ class DGMRecTask:
         """Place the cold items of the catalogue lower (`catalogue_offset`) if the validation part is ranked the better
         for it, among all items; answers where, None where they stay."""
         cold = self.interactions.item_degree == 0
-        if self.content is None or not cold.any():
+        if self.content is None or not cold.any() or self.config.cold_start == "modal":
             return None
         out, module = self.final_embeddings()[0], self.module
         start, axis = float(module.cold_start.offset), module.cold_start.popularity_axis
@@ -442,6 +465,8 @@ class DGMRecTask:
     def weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none
         where its gain is within two standard errors, as the largest of several noisy gains is too high a forecast."""
+        if self.config.generator == "parts":
+            return
         for name in self.module.names:
             self.module.tower(name).trust.zero_()
         base = self.held_cosines(out)

@@ -164,7 +164,8 @@ def test_an_item_without_content_learns_from_its_users(alone: Running) -> None:
     assert alone.get(f"/items/{item_id}")["modalities"]["text"]["generator"] == "mean"
     alone.view(item_id, "shopper-001", "shopper-002")
     text = alone.get(f"/items/{item_id}")["modalities"]["text"]
-    assert (text["generator"], text["basis"]) == ("dgmrec", ["users"])
+    assert text["generator"] in ("dgmrec", "dgmrec-base")
+    assert text["basis"] == ["users"]
 
 
 def test_a_deleted_user_is_forgotten(anywhere: Running) -> None:

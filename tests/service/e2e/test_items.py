@@ -35,7 +35,7 @@ def test_with_a_picture_alone_the_rest_is_generated(anywhere: Running) -> None:
     assert states(answer) == {"text": "generated", "image": "observed", "audio": "generated"}
     assert answer["modalities"]["image"] == {"state": "observed"}
     text = answer["modalities"]["text"]
-    assert text["generator"] == "dgmrec"
+    assert text["generator"] in ("dgmrec", "dgmrec-base")
     assert -1 <= text["confidence"] <= 1
     assert text["basis"] == ["image", "neighbours"]
     assert answer["version"] == 1
@@ -337,7 +337,8 @@ def test_impute_answers_the_same_bits_twice_and_stores_nothing(anywhere: Running
     del first["timings_ms"], second["timings_ms"]
     assert first == second
     image = first["modalities"]["image"]
-    assert (image["state"], image["generator"], len(image["neighbours"])) == ("generated", "dgmrec", 3)
+    assert (image["state"], len(image["neighbours"])) == ("generated", 3)
+    assert image["generator"] in ("dgmrec", "dgmrec-base")
     assert len(image["vector"]) == 128
     assert anywhere.get("/stats")["items"] == count
     created = anywhere.create(**body)

@@ -70,7 +70,8 @@ async def test_generated_modalities_say_by_what_and_observed_ones_do_not(api: ht
     assert modalities["text"] == {"state": "observed"}
     generated = modalities["image"]
     assert set(generated) == {"state", "generator", "confidence", "basis"}
-    assert (generated["state"], generated["generator"], generated["basis"]) == ("generated", "dgmrec", ["text"])
+    assert (generated["state"], generated["basis"]) == ("generated", ["text"])
+    assert generated["generator"] in ("dgmrec", "dgmrec-base")
     assert 0 < generated["confidence"] < 1
 
 
