@@ -244,18 +244,8 @@ class DGMRecRecipe:
             TrainingDataError: the items have no content. What `prepare_features` raises.
         """
         del out
-        if self.config.generator == "parts" and len(dataset.modalities) == 1:
-            raise TrainingDataError(
-                f"the dataset {dataset.name} has one modality: with generator=parts, as form=paper has it, one is "
-                "generated from another"
-            )
         try:
-            parts = split_parts(dataset, self.trainer.seed, how=options.split)
-            if len(parts.valid) < FEWEST_HELD_OUT:
-                raise TooLittleFeedbackError(
-                    f"the dataset {dataset.name} has too little feedback: {len(parts.valid)} interactions to choose "
-                    f"by, and at least {FEWEST_HELD_OUT} are wanted"
-                )
+            parts = self._parts(dataset, options)
         except TooLittleFeedbackError as error:
             terminal.say(f"{error}; the model is made of the items alone")
             return self._from_items(dataset, options, terminal)
@@ -284,6 +274,21 @@ class DGMRecRecipe:
             return serving.save(writer, trained.metrics).model_copy(update={"refitted": self.on_all})
 
         return Trained(opened, len(dataset.pairs()), save)
+
+    def _parts(self, dataset: Dataset, options: DataOptions) -> Parts:
+        """Raises TooLittleFeedbackError, and TrainingDataError where the form cannot learn from such data."""
+        if self.config.generator == "parts" and len(dataset.modalities) == 1:
+            raise TrainingDataError(
+                f"the dataset {dataset.name} has one modality: with generator=parts, as form=paper has it, one is "
+                "generated from another"
+            )
+        parts = split_parts(dataset, self.trainer.seed, how=options.split)
+        if len(parts.valid) < FEWEST_HELD_OUT:
+            raise TooLittleFeedbackError(
+                f"the dataset {dataset.name} has too little feedback: {len(parts.valid)} interactions to choose by, and "
+                f"at least {FEWEST_HELD_OUT} are wanted"
+            )
+        return parts
 
     def _from_items(self, dataset: Dataset, options: DataOptions, terminal: Terminal) -> Trained:
         opened = new_bundle(prepare_features(dataset, options, terminal))
