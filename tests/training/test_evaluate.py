@@ -126,6 +126,42 @@ def test_missing_by_level(dataset: Dataset, model: str) -> None:
     assert ("history" in found["runs"][0]) == (model in ("dgmrec", "lightgcn"))
 
 
+def test_posted_items_by_what_is_observed_of_them(dataset: Dataset) -> None:
+    found = run(dataset, protocol=Protocol.POSTED, options=DataOptions(threads=1))["runs"][0]
+    metrics = found["metrics"]
+    for name in (*dataset.modalities, "all"):
+        before, after, new = (metrics[f"hits@20[{name}, {when}]"] for when in ("before", "after", "new"))
+        assert 0 <= new <= after
+        assert before > 0
+        assert {f"recall@20[{name}, {where}]" for where in ("among new", "of all", "new of all")} <= metrics.keys()
+    assert {f"ndcg@20[{name}, neighbours]" for name in dataset.modalities} <= metrics.keys()
+    assert "recall@20[chance]" in metrics
+    assert "recall@20[text, TF-IDF neighbours]" not in metrics  # there are no texts
+    assert found["setting"]["popularity_offset"] > 0
+
+
+def test_training_sees_nothing_of_items_that_are_posted_later(dataset: Dataset) -> None:
+    rows = set(np.sort(np.random.default_rng(1).permutation(ITEMS)[: round(0.2 * ITEMS)]).tolist())
+    other = [
+        record | {"modalities": {name: {"vector": [9.0] * len(content["vector"])} for name, content in own.items()}}
+        if row in rows and (own := record.get("modalities"))
+        else record
+        for row, record in enumerate(dataset.records)
+    ]
+    altered, options = replace(dataset, records=other), DataOptions(threads=1)
+    both = [run(given, protocol=Protocol.POSTED, options=options) for given in (dataset, altered)]
+    histories = [found["runs"][0]["history"] for found in both]
+    assert histories[0][-1]["metrics"] == histories[1][-1]["metrics"]
+    assert both[0]["mean"]["recall@20[all, among new]"] != both[1]["mean"]["recall@20[all, among new]"]
+
+
+def test_only_the_model_that_is_served_posts_items() -> None:
+    with pytest.raises(EvaluationError, match="the protocol posted has no model 'ease'"):
+        Plan("ease", Protocol.POSTED, DataOptions(), CONFIGS)
+    with pytest.raises(EvaluationError, match="withholds no cells"):
+        Plan("dgmrec", Protocol.POSTED, DataOptions(missing=0.5), CONFIGS)
+
+
 def test_lightgcn_is_dgmrec_without_modalities(dataset: Dataset) -> None:
     plan = Plan("dgmrec", Protocol.MISSING, LEVELS, (CONFIG.model_copy(update={"modal": False}), CONFIGS[1]))
     with Terminal(quiet=True) as terminal:

@@ -19,6 +19,7 @@ from training.bundles import new_bundle, run_fingerprint
 from training.content import DataOptions, TrainingDataError, no_content, prepare_features
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Chooser
+from training.dgmrec.placement import choose_new_offset
 from training.dgmrec.task import DGMRecTask, TopNData
 from training.progress import Terminal
 from training.recipe import Checkpoints, Trained
@@ -125,10 +126,7 @@ def serving_model(task: DGMRecTask, users: Vocabulary, items: Vocabulary) -> DGM
     model, fallback = task.module, task.propagated_features(task.content.evidence)
     out, prediction = task.final_embeddings()
     tables = serving_tables(model, task.interactions, task.content, out, prediction, task.user_factors, fallback)
-    offset = model.config.popularity_offset * model.cold_start.unit  # of this model's own axis
-    model.config = model.config.model_copy(
-        update={"fallback_imputer": task.fallback_imputer[0], "popularity_offset": offset}
-    )
+    model.config = model.config.model_copy(update={"fallback_imputer": task.fallback_imputer[0]})
     return DGMRecServing(model.cpu(), tables, users, items)
 
 
@@ -159,13 +157,18 @@ def chosen_settings(
 
 
 def with_chosen_offset(trained: TrainedDGMRec, pinned: frozenset[str], terminal: Terminal) -> TrainedDGMRec:
-    """The same with the cold items of the catalogue placed where validation has them (`choose_catalogue_offset`)."""
-    if pinned & {"catalogue_offset", "popularity_offset"}:
+    """The same with new items, and the cold items of the catalogue, placed where validation has them
+    (`choose_new_offset`, `choose_catalogue_offset`)."""
+    if "popularity_offset" in pinned:
         return trained
-    offset = trained.task.choose_catalogue_offset()
-    if offset is None:
+    placed = choose_new_offset(trained.task)
+    if placed is not None:
+        terminal.say(str(placed))
+    offset = None if "catalogue_offset" in pinned else trained.task.choose_catalogue_offset()
+    if offset is not None:
+        terminal.say(f"chosen: catalogue_offset={offset}")
+    if placed is None and offset is None:
         return trained
-    terminal.say(f"chosen: catalogue_offset={offset}")
     return replace(trained, metrics=trained.metrics | trained.task.test())
 
 

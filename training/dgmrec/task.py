@@ -42,7 +42,7 @@ CONTENT_ROWS = 512
 CONTENT_EVERY = 4  # steps: the content losses converge long before the ranking does
 Q_STEPS = 3
 WAYS = 4  # in which a held-out cell is generated: with its evidence, and without parts of it
-CATALOGUE_OFFSETS = (1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
+CATALOGUE_OFFSETS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
 OFFSET_TOLERANCE = 0.005  # of the validation metric, for a cold item to stand higher
 TRUST = (0.25, 0.5, 0.75, 1.0)
 
@@ -423,21 +423,24 @@ class DGMRecTask:
         if self.content is None or not cold.any():
             return None
         out, module = self.final_embeddings()[0], self.module
-        start, axis = float(module.cold_start.offset), module.cold_start.popularity_axis
-        own, scores = start / module.cold_start.spread, {}
+        own, axis = float(module.cold_start.offset), module.cold_start.popularity_axis
+        scores = {}
         for offset in (own, *(lower for lower in CATALOGUE_OFFSETS if lower < own)):
-            moved = cold[:, None] * (offset * module.cold_start.spread - start) * axis
+            moved = cold[:, None] * (offset - own) * module.cold_start.spread * axis
             found = self._ranking(replace(out, items=out.items + moved), self.data.parts.valid, self.data.parts.train)
             scores[offset] = (found["recall@20"] * found["ndcg@20"]) ** 0.5
         best = max(scores.values())
         chosen = next(offset for offset, score in scores.items() if score >= best * (1 - OFFSET_TOLERANCE))
         if chosen == own:
             return None
-        update = {"catalogue_offset": chosen}
-        self.config = self.config.model_copy(update=update)
-        module.config = module.config.model_copy(update=update)
-        module.cold_start.config = module.cold_start.config.model_copy(update=update)
+        self.reconfigure(catalogue_offset=chosen)
         return chosen
+
+    def reconfigure(self, **settings: float) -> None:
+        """Change settings of the cold start, which nothing that has been trained depends on."""
+        self.config = self.config.model_copy(update=settings)
+        for part in (self.module, self.module.cold_start):
+            part.config = part.config.model_copy(update=settings)
 
     def weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none
