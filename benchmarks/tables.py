@@ -105,6 +105,29 @@ def new_items() -> str:
     return _table(header, rows)
 
 
+def posted() -> str:
+    """New items by what is observed of them: among the new, and what the whole list gains or loses by them."""
+    rows = []
+    for dataset, label in STRANGER_SETS.items():
+        found = _found(f"posted/{dataset}/dgmrec.json")
+        if not found:
+            continue
+        mean = found["mean"]
+        names = [name.removesuffix(", after]").removeprefix("hits@20[") for name in mean if name.endswith(", after]")]
+        for name in sorted(names, key=lambda name: name == "all"):
+            words = f"[{name}, TF-IDF neighbours]"
+            cells = [
+                _pair(found, label) if f"recall@20{label}" in mean else ""
+                for label in ("[chance]", f"[{name}, neighbours]", words, f"[{name}, among new]")
+            ]
+            before, after, new = (mean[f"hits@20[{name}, {when}]"] for when in ("before", "after", "new"))
+            rows.append([label, name, *cells, f"{before:.0f}", f"{after:.0f} ({new:.0f})"])
+    header = ["new items among the new, Recall@20 / NDCG@20", "known by", "chance", "neighbours' popularity"]
+    return _table(
+        [*header, "TF-IDF neighbours' popularity", "Lacuna", "hits before posting", "after (of new items)"], rows
+    )
+
+
 def validation_only() -> str:
     """What new items of ML-100K are lifted by, on others held out as if they were new."""
     lines = ["| ML-100K, validation only | Recall@20 / NDCG@20 | of these, new items alone |", "|---|---|---|"]
@@ -505,6 +528,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "imputation": imputation,
     "ranking": ranking,
     "stranger": stranger,
+    "posted": posted,
     "stranger-choices": stranger_choices,
     "new-items": new_items,
     "validation_only": validation_only,

@@ -181,6 +181,10 @@ class DGMRecServing:
         row = self.items.get(item)
         return row if row is not None and self.tables["warm"][row] else None
 
+    def search_scale(self, name: str) -> float:
+        """By what a cosine with a generated feature is multiplied to stand beside those with observed ones."""
+        return self._towers[name].search_scale
+
     def has_mean(self, name: str) -> bool:
         """Whether training saw anything of this modality, so that its mean means something."""
         return bool(self._towers[name].projection.mean.any())

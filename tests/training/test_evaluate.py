@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 import training.evaluate.protocols as module
+import training.evaluate.search as search
 from models.imputers import IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, TRAINER, write_vectors
@@ -152,7 +153,7 @@ def test_training_sees_nothing_of_items_that_are_posted_later(dataset: Dataset) 
     both = [run(given, protocol=Protocol.POSTED, options=options) for given in (dataset, altered)]
     histories = [found["runs"][0]["history"] for found in both]
     assert histories[0][-1]["metrics"] == histories[1][-1]["metrics"]
-    assert both[0]["mean"]["recall@20[all, among new]"] != both[1]["mean"]["recall@20[all, among new]"]
+    assert both[0]["mean"]["ndcg@20[all, among new]"] != both[1]["mean"]["ndcg@20[all, among new]"]
 
 
 def test_only_the_model_that_is_served_posts_items() -> None:
@@ -476,3 +477,22 @@ def test_real_tiktok_mask_ignores_the_text_that_is_not_there(tiktok: Dataset) ->
 def test_real_tiktok_popularity(tiktok: Dataset) -> None:
     found = run(tiktok, "popularity", options=DataOptions(mask="0.60"))["mean"]
     assert (found["recall@20"], found["ndcg@20"]) == pytest.approx((0.0627, 0.0273), abs=5e-5)
+
+
+def test_pages_of_searches_by_state() -> None:
+    """Two items with features like the asker's, one of them generated, and one of its categories."""
+    features = torch.tensor([[1.0, 0], [0.9, 0.1], [1.0, 0.01], [0, 1.0], [0.1, 1.0]])
+    observed = torch.tensor([[True], [True], [False], [True], [True]])
+    categories = [("a",), ("a",), ("b",), ("b",), ("a", "b", "c")]
+    batch, signals = ModalBatch({"m0": features}, observed), {"m0": features}
+    module_page, search.PAGE = search.PAGE, 1
+    try:
+        metrics = search.search_page(batch, signals, {"m0": 0.9}, categories)
+    finally:
+        search.PAGE = module_page
+    # Asked by 0, 1, 3, 4: plainly 0 and 1 find the generated 2; scaled, they find each other.
+    assert metrics["generated_share@1[m0, plain]"] == 0.5
+    assert metrics["generated_share@1[m0]"] == 0
+    assert metrics["precision@1[m0, plain, generated]"] == 0
+    assert metrics["precision@1[m0, observed]"] == metrics["precision@1[m0]"] == 0.5
+    assert not any(name.startswith("precision") for name in search.search_page(batch, signals, {"m0": 1.0}, [()] * 5))

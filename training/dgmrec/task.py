@@ -41,6 +41,7 @@ from training.trainer import TrainerConfig, set_rate
 CONTENT_ROWS = 512
 CONTENT_EVERY = 4  # steps: the content losses converge long before the ranking does
 Q_STEPS = 3
+SEARCH_QUERIES = 500  # items whose features ask for held-out ones
 WAYS = 4  # in which a held-out cell is generated: with its evidence, and without parts of it
 CATALOGUE_OFFSETS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
 OFFSET_TOLERANCE = 0.005  # of the validation metric, for a cold item to stand higher
@@ -405,12 +406,23 @@ class DGMRecTask:
                 self.module.tower(name).fit_calibration(facts[~half], cosines[~half])
                 served[half] = (facts[half] @ self.module.tower(name).calibration).clamp(0, 1)
             self.module.tower(name).fit_calibration(facts, cosines)
+            self._fit_search_scale(name, features, truth)
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.
         self.base = self.module.fit_base(self.content.evidence, self.raw.observed)
         self._regenerate(self.embed(), share=1.0)
         return report
+
+    def _fit_search_scale(self, name: str, features: Tensor, truth: Tensor) -> None:
+        """Fit how cosines with generated features compare, by centred features of held-out cells `[k, dim]`, asked for
+        by other items."""
+        tower, column = self.module.tower(name), self.module.names.index(name)
+        others = self.cells[:, column].nonzero().squeeze(1)
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).to(self.device)
+        queries = self.raw.features[name][others[order[:SEARCH_QUERIES]]]
+        mean = tower.projection.mean
+        tower.fit_search_scale(*(tower.projection(rows) for rows in (queries, features + mean, truth + mean)))
 
     def weigh_linear(self, weight: float) -> None:
         """Give the components of the linear form a weight beside the others, as soon as these are trained."""

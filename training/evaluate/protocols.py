@@ -27,6 +27,7 @@ from training.dgmrec.task import DGMRecTask
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.evaluate.posted import measure_posted, without_new
 from training.evaluate.result import Measured, result_of, run_record, training_record
+from training.evaluate.search import search_page
 from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
@@ -352,7 +353,18 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     filled, confidence = generated_content(trained.task, prepared.batch)
     ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
     metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)
-    return Outcome(metrics, trained.result)
+    return Outcome(metrics | _searches(dataset, trained.task, prepared.batch), trained.result)
+
+
+def _searches(dataset: Dataset, task: DGMRecTask, batch: ModalBatch) -> dict[str, float]:
+    """What searches find, by the features that would be served."""
+    assert task.content is not None
+    scales = {name: float(task.module.tower(name).search_scale) for name in batch.names}
+    signals = {name: block.cpu() for name, block in task.content.features.items()}
+    categories = [record.get("categories") or () for record in dataset.records]
+    return search_page(batch, signals, scales, categories) | {
+        f"search_scale[{name}]": scale for name, scale in scales.items()
+    }
 
 
 @torch.no_grad()
