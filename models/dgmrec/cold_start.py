@@ -20,7 +20,7 @@ of all others more than it gave.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from models.dgmrec import expectation, inference
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.expectation import POPULARITY, SHRINKAGE, TASTE, ColdMaps
 from models.graph import Graph, nearest, rescaled, weighted_graph
+from models.words import WORDS, CatalogueWords
 
 SURE_DEGREE = 10.0  # users at which an item's vector is known half as surely as it can be
 FEWEST_ITEMS = 2 * linalg.FOLDS  # warm ones with a modality, for anything to be learned of it
@@ -44,6 +45,9 @@ class ColdStart(nn.Module):
     popularity_axis: Tensor
     slopes: Tensor
     intercepts: Tensor
+    word_frequency: Tensor
+    word_slopes: Tensor
+    word_intercept: Tensor
     gram: Tensor
     moments: Tensor
     place: Tensor
@@ -57,8 +61,11 @@ class ColdStart(nn.Module):
         self.register_buffer("popularity_axis", torch.zeros(d))
         self.register_buffer("slopes", torch.zeros(sum(ranks.values()), 1 + d))
         self.register_buffer("intercepts", torch.zeros(count, 1 + d))
-        self.register_buffer("gram", torch.zeros(2, 2 * count, 2 * count))
-        self.register_buffer("moments", torch.zeros(2, 2 * count))
+        self.register_buffer("word_frequency", torch.zeros(WORDS))
+        self.register_buffer("word_slopes", torch.zeros(WORDS, 1 + d))
+        self.register_buffer("word_intercept", torch.zeros(1 + d))
+        self.register_buffer("gram", torch.zeros(2, 2 * count + 1, 2 * count + 1))
+        self.register_buffer("moments", torch.zeros(2, 2 * count + 1))
         self.register_buffer("place", torch.zeros(4))
         self.register_buffer("offset", torch.zeros(()))  # of cold items of the training catalogue
         self.register_buffer("pseudo_count", torch.zeros(()))  # as many users as an item's content counts for
@@ -83,6 +90,7 @@ class ColdStart(nn.Module):
         observed: Tensor,
         degree: Tensor,
         shrunk: Mapping[str, Tensor] | None = None,
+        words: CatalogueWords | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Fit the maps; answer the vectors `[n, d]` that items are ranked by after training, and the prediction of each
         from its content. What every item would be ranked by were it new, without an offset, is then in `as_new`.
@@ -91,6 +99,7 @@ class ColdStart(nn.Module):
             users: `[W, d]`, vectors of the users with interactions. items: `[n, d]`, as trained.
             features: completed, by modality `[n, r_m]`. observed: bool `[n, M]`. degree: `[n]`.
             shrunk: what warm items are predicted from, the `shrunk_features`; by default the features.
+            words: of the items' texts.
         """
         warm = degree > 0
         self.as_new = torch.zeros_like(items)
@@ -99,8 +108,8 @@ class ColdStart(nn.Module):
         self.popularity_axis.copy_(linalg.unit(users.mean(dim=0)))
         self.pseudo_count.copy_(self.config.cold_pseudo_count * degree[warm].mean())
         self._fit_place(items @ self.popularity_axis, degree)
-        told = observed & torch.stack([features[name].norm(dim=1) > 0 for name in self.names], dim=1)
-        predictions = self._fit_sources(items, features, told, degree)
+        told = torch.cat([_told(features, observed, self.names), _worded(words, degree)[:, None]], dim=1)
+        predictions = self._fit_sources(items, features, told, degree, words)
         self._fit_offset(items @ self.popularity_axis, degree)
         self.as_new = self._expected(predictions, told, torch.zeros_like(self.offset))
         cold = self._expected(predictions, told, self.offset)
@@ -144,9 +153,16 @@ class ColdStart(nn.Module):
         mean = log_degree[warm].mean()
         self.place.copy_(torch.stack([mean, start[0] + mean * gain[0, 0], gain[0, 0], place[warm].std(correction=0)]))
 
-    def _fit_sources(self, items: Tensor, features: Mapping[str, Tensor], told: Tensor, degree: Tensor) -> Tensor:
-        """Fit each modality's ridge regression on the warm items that have it told (bool `[n, M]`), and the moments of
-        all predictions; answer these `[n, 2M, 1 + d]`, each item's made without it."""
+    def _fit_sources(
+        self,
+        items: Tensor,
+        features: Mapping[str, Tensor],
+        told: Tensor,
+        degree: Tensor,
+        words: CatalogueWords | None,
+    ) -> Tensor:
+        """Fit each modality's ridge regression on the warm items that have it told (bool `[n, M + 1]`), that on words,
+        and the moments of all predictions; answer these `[n, 2M + 1, 1 + d]`, each item's made without it."""
         warm = degree > 0
         log_degree = degree.clamp_min(1).log()[:, None] - self.place[0]
         truth = torch.cat([log_degree * warm[:, None], self._across(items)], dim=1)
@@ -163,7 +179,8 @@ class ColdStart(nn.Module):
             fitted, self.slopes[part], self.intercepts[column] = self._ridge(block, truth, rows, degree)
             ridge.append(fitted)
             kernel.append(self._kernel(block, truth, rows, degree))
-        predictions = torch.stack([*ridge, *kernel], dim=1) * torch.cat([told, told], dim=1)[:, :, None]
+        by_words = torch.zeros_like(truth) if words is None else self._fit_words(truth, words)
+        predictions: Tensor = torch.stack([*ridge, *kernel, by_words], dim=1) * expectation.sources(told)[:, :, None]
         sure = degree / (degree + SURE_DEGREE)
         for what, columns, weight in (POPULARITY, slice(0, 1), warm.to(sure.dtype)), (TASTE, slice(1, None), sure):
             gram, moments = _second_moments(predictions[..., columns], truth[:, columns], told, weight)
@@ -194,6 +211,18 @@ class ColdStart(nn.Module):
                 answers[held] = start + content[held] @ slopes_without
         return answers, slopes / block.shape[1] ** 0.5, intercept
 
+    def _fit_words(self, truth: Tensor, words: CatalogueWords) -> Tensor:
+        """Fit the ridge regressions of the truth `[n, 1 + d]` on words; their answers `[n, 1 + d]`."""
+        given = truth.cpu().numpy()
+        popularity, taste = words.popularity.fit(given[:, :1]), words.taste.fit(given[:, 1:])
+        fitted = [np.concatenate(pair, axis=-1) for pair in zip(popularity, taste, strict=True)]
+        answers: Tensor
+        answers, slopes, intercept = (torch.from_numpy(table).to(truth.device) for table in fitted)
+        self.word_frequency.copy_(torch.from_numpy(words.frequency))
+        self.word_slopes.copy_(slopes)
+        self.word_intercept.copy_(intercept)
+        return answers
+
     def _kernel(self, block: Tensor, truth: Tensor, rows: Tensor, degree: Tensor) -> Tensor:
         """Kernel regressions of the truth `[n, 1 + d]` on the nearest of some rows (bool `[n]`) by a modality's
         features `[n, r]`, no item its own neighbour."""
@@ -206,7 +235,7 @@ class ColdStart(nn.Module):
         return torch.cat(means, dim=1)
 
     def _expected(self, predictions: Tensor, told: Tensor, offset: Tensor) -> Tensor:
-        """The vectors `[n, d]` to be expected of new items, from the predictions `[n, 2M, 1 + d]`."""
+        """The vectors `[n, d]` to be expected of new items, from the predictions `[n, 2M + 1, 1 + d]`."""
         weights = expectation.source_weights(self.maps, told)
         place = expectation.mean_place(self.config, self.maps, weights, offset.expand(len(told)))
         set_apart = expectation.apart(self.config, self.maps, predictions, weights.popularity, weights.taste)
@@ -249,14 +278,25 @@ class ColdStart(nn.Module):
         self.offset.copy_(new * self.config.popularity_offset + (1 - new) * ignored / max(self.spread, 1e-12))
 
 
+def _told(features: Mapping[str, Tensor], observed: Tensor, names: Sequence[str]) -> Tensor:
+    """Which modalities say anything of an item, bool `[n, M]`."""
+    return observed & torch.stack([features[name].norm(dim=1) > 0 for name in names], dim=1)
+
+
+def _worded(words: CatalogueWords | None, degree: Tensor) -> Tensor:
+    """Of which items words say anything, bool `[n]`."""
+    known = np.zeros(len(degree), dtype=np.bool_) if words is None else words.known
+    return torch.from_numpy(known).to(degree.device)
+
+
 def _second_moments(predictions: Tensor, truth: Tensor, told: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Second moments of predictions `[n, 2M, t]` and of these with the truth `[n, t]`, over the items that have both
-    told (bool `[n, M]`), which weigh `[n]`.
+    """Second moments of predictions `[n, 2M + 1, t]` and of these with the truth `[n, t]`, over the items that have
+    both told (bool `[n, M + 1]`), which weigh `[n]`.
 
     The former are shrunk towards their diagonal, more where items are few: moments of few are chance. As each is of
     other items, they may not be of anything that there can be; the nearest that are have no negative eigenvalue.
     """
-    present = torch.cat([told, told], dim=1).to(weight.dtype)
+    present = expectation.sources(told).to(weight.dtype)
     weighted = predictions * weight[:, None, None]
     both: Tensor = (present * weight[:, None]).T @ present
     gram = torch.einsum("nat,nbt->ab", weighted, predictions) / both.clamp_min(1e-9)

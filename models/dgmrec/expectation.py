@@ -2,11 +2,11 @@
 it is for.
 
 Each observed modality gives two predictions of either, a ridge regression on the feature and a kernel regression on the
-warm items nearest by it. They are added up by the weights of the best linear prediction from just those that the item
-has, which follow from the second moments of all of them and of the truth over the warm items, each predicted as if it
-were new: w = G^-1 b, with G and b cut to the predictions that are there. A modality that says nothing on this catalogue
-thus gets next to no weight alone, and one that repeats another none beside it; generated features, which follow from
-the observed ones, take no part.
+warm items nearest by it, and the words of a text one more (`models.words`). They are added up by the weights of the
+best linear prediction from just those that the item has, which follow from the second moments of all of them and of the
+truth over the warm items, each predicted as if it were new: w = G^-1 b, with G and b cut to the predictions that are
+there. A modality that says nothing on this catalogue thus gets next to no weight alone, and one that repeats another
+none beside it; generated features, which follow from the observed ones, take no part.
 
 Such a prediction is short where it is unsure, and could not stand beside the vectors of warm items: all differences are
 widened by one factor (`prediction_scale`), and the mean is placed along the axis of popularity so that the items that
@@ -42,8 +42,9 @@ class ColdMaps:
     Attributes:
         axis: `[d]`, of popularity.
         slopes, intercepts: `[sum of r_m, 1 + d]` and `[M, 1 + d]`, of each modality's ridge regression.
-        gram, moments: `[2, 2M, 2M]` and `[2, 2M]`, of popularity and of taste: second moments of the predictions, the
-            ridge regressions first, and of these with the truth. Zero for a modality that nothing was learned of.
+        gram, moments: `[2, 2M + 1, 2M + 1]` and `[2, 2M + 1]`, of popularity and of taste: second moments of the
+            predictions, the ridge regressions first, those of words last, and of these with the truth. Zero for what
+            nothing was learned of.
         place: `[4]`: the mean logarithm of the warm items' degrees, the mean place along the axis, what a unit of the
             former is along it, and the standard deviation of the places.
     """
@@ -58,8 +59,8 @@ class ColdMaps:
 
 @dataclass(frozen=True)
 class SourceWeights:
-    """How the predictions of some items are added up: of popularity and of taste `[n, 2M]`, zero where there is none,
-    how many say anything `[n]`, and the standard deviation `[n]` of the sum for popularity."""
+    """How the predictions of some items are added up: of popularity and of taste `[n, 2M + 1]`, zero where there is
+    none, how many say anything `[n]`, and the standard deviation `[n]` of the sum for popularity."""
 
     popularity: Numbers
     taste: Numbers
@@ -67,11 +68,16 @@ class SourceWeights:
     deviation: Numbers
 
 
-def source_weights(maps: ColdMaps, observed: Numbers) -> SourceWeights:
-    """The weights for items with these modalities observed `[n, M]`."""
+def sources(told: Numbers) -> Numbers:
+    """Which predictions there are `[n, 2M + 1]` of items with these modalities told, and, last, words `[n, M + 1]`."""
+    return library(told).concatenate([told[:, :-1], told], axis=1)
+
+
+def source_weights(maps: ColdMaps, told: Numbers) -> SourceWeights:
+    """The weights for items with these modalities told, and, last, words `[n, M + 1]`."""
     gram, moments = (np.asarray(table, dtype=np.float64) for table in (maps.gram, maps.moments))
-    patterns, which = np.unique(np.asarray(observed, dtype=np.bool_), axis=0, return_inverse=True)
-    present = np.concatenate([patterns, patterns], axis=1) & (moments[POPULARITY] != 0)
+    patterns, which = np.unique(np.asarray(told, dtype=np.bool_), axis=0, return_inverse=True)
+    present = sources(patterns) & (moments[POPULARITY] != 0)
     solved = [[_solved(gram[what], moments[what], row) for row in present] for what in (POPULARITY, TASTE)]
     weights = np.array(solved).reshape(2, *present.shape)
     variance = (weights[POPULARITY] * moments[POPULARITY]).sum(axis=1).clip(min=0)
@@ -81,7 +87,7 @@ def source_weights(maps: ColdMaps, observed: Numbers) -> SourceWeights:
 
 def _solved(gram: Double, moments: Double, present: Mask) -> Double:
     weights = np.zeros(len(moments))
-    chosen = np.flatnonzero(present)
+    chosen = np.flatnonzero(present & (np.diagonal(gram) > 0))
     if len(chosen):
         weights[chosen] = np.linalg.solve(gram[np.ix_(chosen, chosen)], moments[chosen])
     return weights

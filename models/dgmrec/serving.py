@@ -28,6 +28,7 @@ from models.imputers import PropagatedFeatures
 from models.modality import ModalitySpec
 from models.renamed import refuse_old_names
 from models.vocabulary import Vocabulary
+from models.words import count_words, tf_idf
 
 FILE = "dgmrec.safetensors"
 TABLES = (
@@ -275,47 +276,64 @@ class DGMRecServing:
 
     # --- cold start --------------------------------------------------------------------------------------------
 
-    def content_vectors(self, features: Mapping[str, Array], observed: Mask, later: Mask) -> Array:
+    def words(self, text: str | None) -> Array:
+        """What the words of a text lead to expect of its item `[1 + d]`, and 1 where they say anything, else zeros:
+        `[2 + d]`."""
+        row = tf_idf(count_words([text]), numpy_of(self.model.cold_start.word_frequency))
+        if not row.nnz:
+            return np.zeros(2 + self.size, dtype=np.float32)
+        slopes, intercept = (
+            numpy_of(table) for table in (self.model.cold_start.word_slopes, self.model.cold_start.word_intercept)
+        )
+        prediction = intercept + row.data @ slopes[row.indices]
+        return np.append(prediction, 1.0).astype(np.float32)
+
+    def content_vectors(self, features: Mapping[str, Array], observed: Mask, words: Array, later: Mask) -> Array:
         """The vectors `[b, d]` that the content alone of items without interactions leads to expect: what the ridge
         regressions add to the mean (`models.dgmrec.expectation`).
 
         Args:
             features: by modality `[b, r_m]`. observed: bool `[b, M]`; the other features are not read.
+            words: `[b, 2 + d]`, see `words`.
             later: bool `[b]`, items that came after training, all of which are new.
         """
         blocks = {name: features[name] for name in self.names}
-        weights = self._source_weights(blocks, observed)
+        weights = self._source_weights(blocks, observed, words)
         trained = numpy_of(self.model.cold_start.offset)
         offset = np.where(later, np.float32(self.config.popularity_offset), trained)
         place = expectation.mean_place(self.config, self._cold, weights, offset)
         count, ridge = len(self.names), expectation.ridge_predictions(self._cold, blocks)
-        popularity, taste = weights.popularity[:, :count], weights.taste[:, :count]
-        set_apart = expectation.apart(self.config, self._cold, ridge, popularity, taste)
+        own = np.concatenate([ridge, words[:, None, :-1]], axis=1)
+        popularity, taste = (
+            np.concatenate([table[:, :count], table[:, -1:]], axis=1) for table in (weights.popularity, weights.taste)
+        )
+        set_apart = expectation.apart(self.config, self._cold, own, popularity, taste)
         return np.asarray(place[:, None] * self._axis + set_apart, dtype=np.float32)
 
-    def _source_weights(self, features: Mapping[str, Array], observed: Mask) -> SourceWeights:
+    def _source_weights(self, features: Mapping[str, Array], observed: Mask, words: Array) -> SourceWeights:
         told = observed & np.stack([features[name].any(axis=1) for name in self.names], axis=1)
-        return expectation.source_weights(self._cold, told)
+        return expectation.source_weights(self._cold, np.concatenate([told, words[:, -1:] > 0], axis=1))
 
     def expected_vectors(
         self,
         content: Array,
         features: Mapping[str, Array],
         observed: Mask,
+        words: Array,
         neighbours: tuple[Array, Array, Array, Array],
     ) -> Array:
         """The vectors `[b, d]` to be expected of items without interactions: what content alone leads to expect
         `[b, d]`, and the kernel regressions on the nearest warm items.
 
         Args:
-            features, observed: as for `content_vectors`.
+            features, observed, words: as for `content_vectors`.
             neighbours: of the nearest warm items by each modality: vectors that their users make of them
                 `[b, M, k, d]`, cosines, numbers of users, 0 for none, and these of the items that training knew, 0 for
                 the others, whose popularity is not settled, `[b, M, k]` each.
         """
-        count, weights = len(self.names), self._source_weights(features, observed)
+        count, weights = len(self.names), self._source_weights(features, observed, words)
         kernel = expectation.kernel_predictions(self.config, self._cold, *neighbours)
-        popularity, taste = weights.popularity[:, count:], weights.taste[:, count:]
+        popularity, taste = weights.popularity[:, count:-1], weights.taste[:, count:-1]
         set_apart = expectation.apart(self.config, self._cold, kernel, popularity, taste)
         return np.asarray(content + set_apart, dtype=np.float32)
 

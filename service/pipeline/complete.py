@@ -21,6 +21,7 @@ from service.pipeline.engine import Engine
 from service.pipeline.evidence import input_of, users_of
 from service.pipeline.impute import DGMREC, Completed, ImputationInput, UserEvidence, impute
 
+TEXT = "text"  # the modality whose words are read
 GROWN = 2  # times as many users as training knew, from which on an item's own users complete it
 
 
@@ -79,7 +80,11 @@ def complete(active: Active, catalogue: Catalogue, contents: Sequence[Content]) 
         Computed(
             result.generated,
             Derived(
-                result.features, *_folded(model, item), result.reach, {name: side[row] for name, side in sides.items()}
+                result.features,
+                *_folded(model, item),
+                result.reach,
+                {name: side[row] for name, side in sides.items()},
+                words_of(model, item),
             ),
         )
         for row, (item, result) in enumerate(zip(contents, completed, strict=True))
@@ -127,6 +132,12 @@ def _folded(model: DGMRecServing, item: Content) -> tuple[Array, float]:
         return np.zeros(model.size, dtype=np.float32), 0.0
     messages = np.array([user.message for user in item.users], dtype=np.float32)
     return model.folded(messages), float(len(messages))
+
+
+def words_of(model: DGMRecServing, item: Content) -> Array | None:
+    """What the words of its text lead to expect of an item that came after training."""
+    text = item.observed.get(TEXT)
+    return None if model.trained_row(item.id) is not None or text is None else model.words(text.text)
 
 
 def _sides(

@@ -40,7 +40,7 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
             # Lists are ranked by inner product, which favours the popular; cosine is what "similar" means.
             keys, cosines = catalogue.indexes[COSINE].search(unit(catalogue.final(np.array([key]))), n, allowed)
             return views.hits(catalogue, keys[0], cosines[0])
-        return _by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
+        return by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
 
 
 async def retrieve(
@@ -89,10 +89,10 @@ async def retrieve(
         allowed = catalogue.eligible(categories)
         if not include_generated:
             allowed &= catalogue.having(goal)[: len(allowed)]  # the catalogue may have grown in between
-        return _by_modality(engine, goal, feature, n, allowed)
+        return by_modality(engine, goal, feature, n, allowed)
 
 
-def _by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
+def by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
     """The items nearest by a modality, those with generated features among the others by calibrated cosines
     (`DGMRecServing.search_scale`)."""
     length, catalogue = float(np.linalg.norm(feature)), engine.memory.catalogue

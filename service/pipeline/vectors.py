@@ -338,7 +338,7 @@ def _reach(features: Array, cosines: Array) -> Array:
 def _content(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
     features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
     new = np.array([catalogue.entries[key].id not in model.items for key in keys.tolist()], dtype=np.bool_)
-    content = model.content_vectors(features, catalogue.observed[keys], new)
+    content = model.content_vectors(features, catalogue.observed[keys], catalogue.rows.get("words", keys), new)
     nobody = np.zeros((len(keys), model.size), dtype=np.float32)
     base = model.item_messages(content, nobody, nobody[:, 0])
     trained = catalogue.trained[keys]
@@ -412,7 +412,8 @@ def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
     known = np.where(catalogue.trained[near] >= 0, degree, np.float32(0))
     neighbours = own, catalogue.kernel_cosines.get("cosines", keys), degree, known
     features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
-    return model.expected_vectors(catalogue.rows.get("content", keys), features, catalogue.observed[keys], neighbours)
+    content, words = catalogue.rows.get("content", keys), catalogue.rows.get("words", keys)
+    return model.expected_vectors(content, features, catalogue.observed[keys], words, neighbours)
 
 
 def _directions(features: Array) -> Array:

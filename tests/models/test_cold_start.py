@@ -15,6 +15,7 @@ from torch.nn import functional
 from models.dgmrec.cold_start import share_of_new
 from models.dgmrec.model import Embeddings
 from models.modality import ModalBatch
+from models.words import CatalogueWords
 from tests.models.worlds import ITEMS, SMALL, World, generator, small, world
 
 D = SMALL.embedding_size
@@ -144,7 +145,7 @@ def test_cold_items_follow_from_the_best_sum_of_predictions_by_what_is_observed(
         sources = np.stack([ridge, kernel @ target / kernel.sum(axis=1, keepdims=True).clip(1e-12)])
         share = weight * learned / (weight * learned).sum()
         gram = np.einsum("n,and,bnd->ab", share, sources, sources)
-        gram[np.diag_indices(2)] *= 1 + 0.03 + 2 / (weight * learned).sum()
+        gram[np.diag_indices(2)] *= 1 + 0.03 + 3 / (weight * learned).sum()
         moments = np.einsum("n,and,nd->a", share, sources, target)
         weights = np.linalg.solve(gram, moments)
         told.append((np.einsum("a,and->nd", weights, sources), weights @ moments))
@@ -271,3 +272,29 @@ def test_warm_items_are_predicted_from_features_shrunk_towards_generated_ones(we
     whole, _ = fitted(w, out, features=shrunk)
     torch.testing.assert_close(vectors[~out.cold], whole[~out.cold])
     assert torch.equal(expected_plain, expected_shrunk) == (weight == 0)
+
+
+@torch.no_grad()
+def test_words_tell_of_new_items_what_features_do_not() -> None:
+    """An item is as popular as the maker whose name stands in its text; the features are noise."""
+    rng, n = np.random.default_rng(0), 120
+    maker = rng.integers(0, 4, size=n)
+    degree = torch.from_numpy(np.array([1.0, 8, 40, 200], np.float32)[maker])
+    degree[-30:] = 0
+    noise = torch.from_numpy(rng.normal(size=(n, 6)).astype(np.float32))
+    w = world((6,), config=small(rank=6), batch=ModalBatch({"m0": noise}, torch.ones(n, 1).bool()))
+    items = torch.zeros(n, D)
+    items[:, -1] = degree.clamp_min(1).log()
+    users = torch.zeros(5, D)
+    users[:, -1] = 1
+    texts = [f"by maker{number} and others" for number in maker]
+    words = CatalogueWords.of(texts, degree.numpy(), (degree / (degree + 10)).numpy())
+    cold_start = w.model.cold_start
+    places = {}
+    for given in (None, words):
+        found, _ = cold_start.fit(users, items, w.content.features, torch.ones(n, 1).bool(), degree, None, given)
+        places[given is words] = np.array(
+            [found[-30:, -1].numpy()[maker[-30:] == number].mean() for number in range(4)]
+        )
+    assert (np.diff(places[True]) > 0.3).all()
+    assert np.ptp(places[False]) < 0.3 * np.ptp(places[True])

@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
+from models.dgmrec.cold_start import SURE_DEGREE
 from models.dgmrec.serving import FILE, FOLD_IN_PSEUDO_COUNT, DGMRecServing, ImputationEvidence
 from models.graph import nearest
 from models.imputers import GRAPH_IMPUTERS, IMPUTERS
+from models.words import CatalogueWords
 from tests.models.worlds import FALLBACK_SETTINGS, ITEMS, SMALL, USERS, World, online_of, world
 
 Array = NDArray[np.float32]
@@ -243,8 +245,14 @@ def test_encode_and_fuse(changes: dict[str, str]) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("changes", [{}, {"ranking": "bpr"}, {"prediction_scale": 1.0}, {"cold_neighbours": 2}])
-def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("written", [False, True])
+def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any], written: bool) -> None:
     w = world(config=SMALL.model_copy(update=changes))
+    degree, texts = w.graphs.item_degree, None
+    if written:
+        texts = [" ".join(f"word{(row * step) % 7}" for step in (1, 2, 3)) for row in range(ITEMS)]
+        words_of = CatalogueWords.of(texts, degree.numpy(), (degree / (degree + SURE_DEGREE)).numpy())
+        w = replace(w, content=replace(w.content, words=words_of))
     online = online_of(w)
     out = w.forward()
     items = w.model.final_embeddings(out, w.content, w.graphs.item_degree)[0].items
@@ -253,13 +261,17 @@ def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any]) -> Non
     around = neighbours_of(w, rows)
     features = {name: block[rows].numpy() for name, block in w.content.features.items()}
     observed = w.batch.observed[rows].numpy()
-    content = online.content_vectors(features, observed, np.zeros(len(rows), np.bool_))
-    np.testing.assert_allclose(online.expected_vectors(content, features, observed, around), items[rows], atol=1e-5)
-    content = online.content_vectors(features, observed, np.ones(len(rows), np.bool_))
-    later = online.expected_vectors(content, features, observed, around)
+    words = np.stack([online.words(None if texts is None else texts[row]) for row in rows])
+    assert bool(words[:, -1].any()) == written
+    content = online.content_vectors(features, observed, words, np.zeros(len(rows), np.bool_))
+    expected = online.expected_vectors(content, features, observed, words, around)
+    np.testing.assert_allclose(expected, items[rows], atol=1e-5)
+    content = online.content_vectors(features, observed, words, np.ones(len(rows), np.bool_))
+    later = online.expected_vectors(content, features, observed, words, around)
     cold_start = w.model.cold_start
     raised = (w.model.config.popularity_offset - cold_start.offset) * cold_start.spread
-    lifted = torch.where(w.batch.observed[rows].any(dim=1), raised, -cold_start.offset.clamp_max(0) * cold_start.spread)
+    told = w.batch.observed[rows].any(dim=1) | torch.from_numpy(words[:, -1] > 0)
+    lifted = torch.where(told, raised, -cold_start.offset.clamp_max(0) * cold_start.spread)
     np.testing.assert_allclose(later, items[rows] + lifted[:, None] * cold_start.popularity_axis, atol=1e-5)
     warm = np.flatnonzero(~out.cold)
     np.testing.assert_allclose(online.warm_vectors(warm, out.item_modal[warm].numpy()), items[warm], atol=1e-5)

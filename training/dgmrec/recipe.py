@@ -26,6 +26,8 @@ from training.recipe import Checkpoints, Trained
 from training.splits import Parts, Split, SplitName, hold_out_items, pair_times, random_split, time_split
 from training.trainer import TrainerConfig, TrainingResult, train
 
+TEXT = "text"
+
 
 def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None, how: SplitName = SplitName.AUTO) -> Parts:
     """The dataset's interactions in parts; users without training pairs are left out.
@@ -89,7 +91,7 @@ def train_dgmrec(
     """Train, regenerate, calibrate, and test unless told not to, on these parts or those of `split_parts`."""
     if parts is None:
         parts = split_parts(dataset, trainer.seed)
-    data = TopNData(content, parts, len(dataset.users), len(dataset.items))
+    data = TopNData(content, parts, len(dataset.users), len(dataset.items), observed_texts(dataset, content))
     task = DGMRecTask(data, config, trainer)
     result = train(
         task,
@@ -99,6 +101,15 @@ def train_dgmrec(
         progress=terminal,
     )
     return TrainedDGMRec(task, result, task.finish() | (task.test() if tested else {}))
+
+
+def observed_texts(dataset: Dataset, content: ModalBatch) -> list[str | None] | None:
+    """The items' texts where these are observed; None where nobody has any."""
+    if TEXT not in content.names:
+        return None
+    observed = content.observed[:, content.names.index(TEXT)].tolist()
+    texts = dataset.content(TEXT)
+    return [text if given and isinstance(text, str) else None for text, given in zip(texts, observed, strict=True)]
 
 
 def fingerprint(

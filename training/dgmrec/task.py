@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Array
+from models.dgmrec.cold_start import SURE_DEGREE
 from models.dgmrec.collaborative import Histories
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemContent
@@ -32,6 +34,7 @@ from models.graph import (
 )
 from models.imputers import GRAPH_IMPUTERS, PropagatedFeatures, chosen, propagate_features
 from models.modality import ModalBatch
+from models.words import CatalogueWords
 from training.dgmrec.inputs import HELD_CELLS, select_inputs
 from training.metrics import evaluate_ranking
 from training.sampling import NegativeSampler, batches
@@ -50,7 +53,8 @@ TRUST = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class TopNData:
-    """What top-N training reads: features with holes, and (user, item) pairs by part.
+    """What top-N training reads: features with holes, (user, item) pairs by part, and the items' texts where they are
+    observed.
 
     Users without training pairs must not stand in the other parts (`Parts.evaluable`).
     """
@@ -59,6 +63,7 @@ class TopNData:
     parts: Parts
     n_users: int
     n_items: int
+    texts: Sequence[str | None] | None = None
 
 
 class DGMRecTask:
@@ -115,12 +120,20 @@ class DGMRecTask:
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
             self.base = model.fit_base(evidence, self.cells)
+        self.words = self.words_of(self.data.texts)
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
             everyone = torch.ones(len(batch), dtype=torch.bool, device=self.device)
             self.matrices[name] = self._item_graph(features[name], evidence.observed[:, column], everyone)
         self._set_content(features, evidence)
+
+    def words_of(self, texts: Sequence[str | None] | None) -> CatalogueWords | None:
+        """The words of these texts of the items, for the cold start to learn from."""
+        if texts is None or not any(texts):
+            return None
+        degree: Array = self.interactions.item_degree.cpu().numpy()
+        return CatalogueWords.of(texts, degree, degree / (degree + np.float32(SURE_DEGREE)))
 
     def _impute(self, evidence: Evidence, preference: Tensor | None) -> dict[str, Tensor]:
         """Features with every cell filled, by the configured imputation."""
@@ -174,7 +187,7 @@ class DGMRecTask:
         else:
             neighbour_graph, without = self.content.neighbour_graph, dict(self.content.neighbour_graph_without)
         graphs = {name: Graph(with_self_loops(matrix), self.device) for name, matrix in self.matrices.items()}
-        self.content = ItemContent(features, evidence, graphs, neighbour_graph, without)
+        self.content = ItemContent(features, evidence, graphs, neighbour_graph, without, self.words)
 
     def _neighbour_graph(self, evidence: Evidence, names: Sequence[str]) -> Graph:
         """Each item's mean over its neighbours by those of the modalities that it has."""

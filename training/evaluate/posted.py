@@ -17,6 +17,7 @@ from models.evidence import Evidence
 from models.graph import nearest
 from models.modality import ModalBatch
 from training.datasets.base import Dataset
+from training.dgmrec.recipe import observed_texts
 from training.dgmrec.task import DGMRecTask
 from training.metrics import Ranks, ScoreFunction, Scores, rank_all, summarise
 from training.splits import Pairs
@@ -54,7 +55,7 @@ def measure_posted(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset
     metrics = _among_new(_for_everyone(torch.zeros(len(batch))), test[of_new], new_items, "chance")
     for name in (*batch.names, ALL):
         given = batch if name == ALL else without_new(batch, new_items, but=name)
-        scores = _products(*posted_vectors(task, given, new_items))
+        scores = _products(*posted_vectors(task, given, new_items, dataset))
         metrics |= _among_new(scores, test[of_new], new_items, f"{name}, among new")
         metrics |= _among_all(scores, test, train, new_items, name)
         if name != ALL:
@@ -67,7 +68,7 @@ def measure_posted(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset
     return metrics
 
 
-def posted_vectors(task: DGMRecTask, batch: ModalBatch, new_items: Rows) -> tuple[Tensor, Tensor]:
+def posted_vectors(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset: Dataset) -> tuple[Tensor, Tensor]:
     """Users' and items' vectors, those of the new items from what the batch has of them."""
     content, module = task.content, task.module
     assert content is not None
@@ -77,7 +78,7 @@ def posted_vectors(task: DGMRecTask, batch: ModalBatch, new_items: Rows) -> tupl
     evidence: Evidence = replace(content.evidence, observed=observed)
     task.reconfigure(catalogue_offset=task.config.popularity_offset)  # all of them are new
     degree = task.interactions.item_degree
-    seen = replace(content, features=features, evidence=evidence)
+    seen = replace(content, features=features, evidence=evidence, words=task.words_of(observed_texts(dataset, batch)))
     out, _ = module.final_embeddings(task.embed(), seen, degree, task.base)
     return out.users, out.items
 

@@ -10,7 +10,7 @@ import pytest
 
 from service.domain import State
 from service.pipeline.engine import Engine
-from service.pipeline.retrieve import _by_modality
+from service.pipeline.retrieve import by_modality
 from tests.service.unit.test_whole_items import Trained
 
 
@@ -43,7 +43,7 @@ def test_generated_features_stand_among_the_others_by_calibrated_cosines(
         expected.append((-cosine * (scale if generated else 1), key, entry.id, generated))
     assert include_generated == any(generated for *_, generated in expected)
     for n in (5, 200):
-        hits = _by_modality(engine, name, query, n, allowed)
+        hits = by_modality(engine, name, query, n, allowed)
         ranked = sorted(expected)[:n]
         assert [hit.id for hit in hits] == [item for _, _, item, _ in ranked]
         np.testing.assert_allclose([hit.score for hit in hits], [-score for score, *_ in ranked], atol=1e-5)
