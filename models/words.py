@@ -26,6 +26,11 @@ PENALTY = 1.0  # of ridge regressions on TF-IDF rows of length 1
 _WORD = re.compile(r"[^\W_]{2,}")
 
 
+def title_and_text(title: str | None, text: str | None) -> str | None:
+    """What is written of an item; a title that stands in for a text is read once."""
+    return " ".join(dict.fromkeys(part for part in (title, text) if part)) or None
+
+
 def count_words(texts: Sequence[str | None]) -> Matrix:
     """1 + log(count) of each text's words by their hash, `[n, WORDS]`; empty rows where there is no text."""
     counts = [Counter(map(_hash, _WORD.findall((text or "").lower()))) for text in texts]

@@ -99,7 +99,8 @@ class ModalityTower(nn.Module):
         self.register_buffer("mean_general", torch.zeros(d))
         self.register_buffer("calibration", torch.zeros(inference.FACTS))
         self.register_buffer("trust", torch.zeros(()))  # share of the learned step that held-out cells bear out
-        self.register_buffer("search_scale", torch.ones(()))  # of cosines with generated features, see its fit
+        # Of cosines with generated features of items with users, and of those without, see its fit.
+        self.register_buffer("search_scale", torch.ones(2))
         # Directions of observed features, for kNN smoothing; zero rows where there are fewer.
         self.register_buffer("directions", torch.zeros(min(n_items, SMOOTHING_ROWS), rank))
 
@@ -205,7 +206,7 @@ class ModalityTower(nn.Module):
         self.calibration[inference.LENGTH_FACT] += 1
 
     @torch.no_grad()
-    def fit_search_scale(self, queries: Tensor, generated: Tensor, truth: Tensor) -> None:
+    def fit_search_scale(self, queries: Tensor, generated: Tensor, truth: Tensor, *, warm: bool) -> None:
         """By what a query's cosine with a generated feature is multiplied to stand beside those with observed ones.
 
         Generated features lie in fewer directions than real ones, so that more of them are near to any query, whatever
@@ -214,11 +215,14 @@ class ModalityTower(nn.Module):
 
         Args:
             queries: signals of other items `[q, r_m]`. generated, truth: signals of held-out cells `[k, r_m]`.
+            warm: whether they were generated from users as well.
         """
+        if len(generated) < FEWEST_CELLS or not len(queries):
+            return
         directions = linalg.unit(queries)
         spreads = [(directions @ linalg.unit(signals).T).std() for signals in (truth, generated)]
-        if len(generated) >= FEWEST_CELLS and len(queries) and spreads[1] > 0:
-            self.search_scale.copy_((spreads[0] / spreads[1]).clamp_max(1.0))
+        if spreads[1] > 0:
+            self.search_scale[0 if warm else 1] = (spreads[0] / spreads[1]).clamp_max(1.0)
 
     def shrunk_features(self, features: Tensor, base: Tensor, observed: Tensor) -> Tensor:
         """Completed features `[n, r_m]` as warm items' vectors are predicted from them: to an observed one (bool `[n]`)

@@ -182,9 +182,10 @@ class DGMRecServing:
         row = self.items.get(item)
         return row if row is not None and self.tables["warm"][row] else None
 
-    def search_scale(self, name: str) -> float:
-        """By what a cosine with a generated feature is multiplied to stand beside those with observed ones."""
-        return self._towers[name].search_scale
+    def search_scale(self, name: str, *, warm: bool) -> float:
+        """By what a cosine with a generated feature, of an item with users or without, is multiplied to stand beside
+        those with observed ones."""
+        return float(self._towers[name].search_scale[0 if warm else 1])
 
     def has_mean(self, name: str) -> bool:
         """Whether training saw anything of this modality, so that its mean means something."""

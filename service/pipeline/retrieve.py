@@ -99,9 +99,13 @@ def by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: 
     if length <= 1e-6:
         return []
     having = catalogue.having(modality)[: len(allowed)]  # the catalogue may have grown in between
-    direction, index = (feature / length)[None], catalogue.indexes[modality]
+    direction, index, model = (feature / length)[None], catalogue.indexes[modality], engine.active.dgmrec
+    warm = catalogue.warm[: len(allowed)]
+    generated = [
+        (~having & (warm == with_users), model.search_scale(modality, warm=with_users)) for with_users in (True, False)
+    ]
     found = []
-    for kind, scale in ((having, 1.0), (~having, engine.active.dgmrec.search_scale(modality))):
+    for kind, scale in ((having, 1.0), *generated):
         if (allowed & kind).any():
             keys, cosines = index.search(direction, n, allowed & kind)
             found.append((keys[0], cosines[0] * np.float32(scale)))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from models.words import PENALTY, CatalogueWords, RidgeOnRows, count_words, inverse_frequency, tf_idf
+from models.words import PENALTY, CatalogueWords, RidgeOnRows, count_words, inverse_frequency, tf_idf, title_and_text
 
 TEXTS = ["The red shoe, the red hat", "a red hat", None, "Blue: shoe!", "", "green", "blue hat, blue shoe"]
 
@@ -18,6 +18,12 @@ def test_words_are_counted_by_their_hash() -> None:
     assert [int((row > 0).sum()) for row in counts] == [4, 2, 0, 2, 0, 1, 3]  # single letters say nothing
     assert counts[0].max() == pytest.approx(1 + np.log(2))
     np.testing.assert_array_equal(count_words(["RED Hat"]).toarray(), count_words(["hat red"]).toarray())
+
+
+def test_a_title_that_stands_in_for_a_text_is_read_once() -> None:
+    assert title_and_text("Alien (1979)", "A crew.") == "Alien (1979) A crew."
+    assert title_and_text("Alien", "Alien") == title_and_text(None, "Alien") == "Alien"
+    assert title_and_text(None, "") is None
 
 
 def test_a_word_weighs_the_more_the_fewer_texts_have_it() -> None:

@@ -487,7 +487,7 @@ def test_pages_of_searches_by_state() -> None:
     batch, signals = ModalBatch({"m0": features}, observed), {"m0": features}
     module_page, search.PAGE = search.PAGE, 1
     try:
-        metrics = search.search_page(batch, signals, {"m0": 0.9}, categories)
+        metrics = search.search_page(batch, signals, {"m0": np.full(5, 0.9, np.float32)}, categories)
     finally:
         search.PAGE = module_page
     # Asked by 0, 1, 3, 4: plainly 0 and 1 find the generated 2; scaled, they find each other.
@@ -495,4 +495,7 @@ def test_pages_of_searches_by_state() -> None:
     assert metrics["generated_share@1[m0]"] == 0
     assert metrics["precision@1[m0, plain, generated]"] == 0
     assert metrics["precision@1[m0, observed]"] == metrics["precision@1[m0]"] == 0.5
-    assert not any(name.startswith("precision") for name in search.search_page(batch, signals, {"m0": 1.0}, [()] * 5))
+    assert not any(
+        name.startswith("precision")
+        for name in search.search_page(batch, signals, {"m0": np.ones(5, np.float32)}, [()] * 5)
+    )

@@ -15,6 +15,7 @@ from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
+from models.words import title_and_text
 from training.bundles import new_bundle, run_fingerprint
 from training.content import DataOptions, TrainingDataError, no_content, prepare_features
 from training.datasets.base import Dataset
@@ -104,12 +105,14 @@ def train_dgmrec(
 
 
 def observed_texts(dataset: Dataset, content: ModalBatch) -> list[str | None] | None:
-    """The items' texts where these are observed; None where nobody has any."""
+    """The items' titles and texts where texts are observed; None where nobody has any."""
     if TEXT not in content.names:
         return None
     observed = content.observed[:, content.names.index(TEXT)].tolist()
-    texts = dataset.content(TEXT)
-    return [text if given and isinstance(text, str) else None for text, given in zip(texts, observed, strict=True)]
+    texts = [text if isinstance(text, str) else None for text in dataset.content(TEXT)]
+    titles = [record.get("title") for record in dataset.records]
+    whole = [title_and_text(*both) for both in zip(titles, texts, strict=True)]
+    return [text if given else None for text, given in zip(whole, observed, strict=True)]
 
 
 def fingerprint(

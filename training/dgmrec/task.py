@@ -435,7 +435,11 @@ class DGMRecTask:
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).to(self.device)
         queries = self.raw.features[name][others[order[:SEARCH_QUERIES]]]
         mean = tower.projection.mean
-        tower.fit_search_scale(*(tower.projection(rows) for rows in (queries, features + mean, truth + mean)))
+        by_way = [rows.chunk(WAYS) for rows in (features, truth)]
+        for way, warm in ((0, True), (1, False)):  # with all its evidence, and without interactions
+            generated, true = (tower.projection(rows[way] + mean) for rows in by_way)
+            something = generated.any(dim=1)
+            tower.fit_search_scale(tower.projection(queries), generated[something], true[something], warm=warm)
 
     def weigh_linear(self, weight: float) -> None:
         """Give the components of the linear form a weight beside the others, as soon as these are trained."""

@@ -359,11 +359,15 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
 def _searches(dataset: Dataset, task: DGMRecTask, batch: ModalBatch) -> dict[str, float]:
     """What searches find, by the features that would be served."""
     assert task.content is not None
-    scales = {name: float(task.module.tower(name).search_scale) for name in batch.names}
+    scales = {name: task.module.tower(name).search_scale.cpu().numpy() for name in batch.names}
+    cold = (task.interactions.item_degree == 0).long().cpu().numpy()
+    by_item = {name: scale[cold] for name, scale in scales.items()}
     signals = {name: block.cpu() for name, block in task.content.features.items()}
     categories = [record.get("categories") or () for record in dataset.records]
-    return search_page(batch, signals, scales, categories) | {
-        f"search_scale[{name}]": scale for name, scale in scales.items()
+    return search_page(batch, signals, by_item, categories) | {
+        f"search_scale[{name}, {which}]": float(scale[number])
+        for name, scale in scales.items()
+        for number, which in enumerate(("warm", "cold"))
     }
 
 

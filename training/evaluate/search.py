@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.arrays import Mask, Rows
+from models.arrays import Array, Mask, Rows
 from models.linalg import unit
 from models.modality import ModalBatch
 
@@ -19,7 +19,7 @@ ALIKE = 0.5  # of the categories that two items have together, those that they s
 
 
 def search_page(
-    batch: ModalBatch, signals: Mapping[str, Tensor], scales: Mapping[str, float], categories: Sequence[Sequence[str]]
+    batch: ModalBatch, signals: Mapping[str, Tensor], scales: Mapping[str, Array], categories: Sequence[Sequence[str]]
 ) -> dict[str, float]:
     """Items with a modality observed ask for others like them; by modality, and once more with plain cosines as
     `[name, plain]`:
@@ -29,7 +29,7 @@ def search_page(
     - `generated_share@10`: of the first ten, those found by a generated feature.
 
     Args:
-        signals: by modality `[n, r_m]`, every cell filled. scales: by modality, of cosines with generated ones.
+        signals: by modality `[n, r_m]`, every cell filled. scales: by modality `[n]`, of cosines with generated ones.
         categories: of each item.
     """
     alike = _alike(categories)
@@ -42,8 +42,8 @@ def search_page(
         directions = unit(signals[name])
         cosines = (directions[asking] @ directions.T).numpy()
         cosines[np.arange(len(asking)), asking] = -np.inf
-        for label, scale in ((name, scales[name]), (f"{name}, plain", 1.0)):
-            scaled = np.where(observed, cosines, cosines * np.float32(scale))
+        for label, scale in ((name, scales[name]), (f"{name}, plain", np.ones_like(scales[name]))):
+            scaled = np.where(observed, cosines, cosines * scale)
             first = np.argsort(-scaled, axis=1, kind="stable")[:, :PAGE]
             metrics |= _page(first, ~observed, alike[asking] if alike is not None else None, label)
     return metrics

@@ -25,7 +25,7 @@ def test_generated_features_stand_among_the_others_by_calibrated_cosines(
     trained: Trained, monkeypatch: pytest.MonkeyPatch, scale: float, include_generated: bool
 ) -> None:
     catalogue, name = trained.items, "audio"
-    monkeypatch.setattr(trained.online, "search_scale", lambda _: scale)
+    monkeypatch.setattr(trained.online, "search_scale", lambda _, warm: scale if warm else scale / 2)
     engine = cast(Engine, SimpleNamespace(active=trained.active, memory=SimpleNamespace(catalogue=catalogue)))
     query = np.random.default_rng(0).normal(size=trained.online.ranks[name]).astype(np.float32)
     allowed = catalogue.eligible()
@@ -40,7 +40,8 @@ def test_generated_features_stand_among_the_others_by_calibrated_cosines(
             continue
         cosine = float(feature @ query / length / np.linalg.norm(query))
         generated = entry.states[name] is State.GENERATED
-        expected.append((-cosine * (scale if generated else 1), key, entry.id, generated))
+        factor = scale if catalogue.warm[key] else scale / 2
+        expected.append((-cosine * (factor if generated else 1), key, entry.id, generated))
     assert include_generated == any(generated for *_, generated in expected)
     for n in (5, 200):
         hits = by_modality(engine, name, query, n, allowed)

@@ -247,6 +247,9 @@ def test_words_of_later_items_are_stored(trained: Trained) -> None:
         assert later is not None
         np.testing.assert_allclose(later, [0.5 * 2**0.5] * (1 + model.size) + [1.0], rtol=1e-5)
         assert not model.words(None).any()
+        titled = words_of(model, Content("later", observed, title="old hat"))
+        assert titled is not None
+        assert titled[0] > later[0]
         features = {name: np.zeros(rank, np.float32) for name, rank in model.ranks.items()}
         nobody_met, reach = np.zeros(model.size, np.float32), np.zeros(len(features), np.float32)
         derived = Derived(features, nobody_met, 0.0, reach, words=later)
