@@ -200,6 +200,21 @@ def retrieval() -> str:
     return "\n".join(lines)
 
 
+def search() -> str:
+    """What the first page of a search holds, by state, with calibrated cosines and with plain ones."""
+    mean = _load("retrieval/ml-100k/dgmrec-search.json")["mean"]
+    rows = []
+    for name in ("text", "image"):
+        for label, words in ((name, "calibrated"), (f"{name}, plain", "plain cosines")):
+            figures = (
+                f"generated_share@10[{label}]",
+                *(f"precision@10[{label}{state}]" for state in ("", ", observed", ", generated")),
+            )
+            rows.append([f"ML-100K, {name}", words, *(f"{mean[figure]:.3f}" for figure in figures)])
+    header = ["first ten of a search", "scores", "share of generated", "precision", "of observed", "of generated"]
+    return _table(header, rows)
+
+
 def ratio() -> str:
     """Recall by the share of missing cells, and what it loses against none missing."""
     found = {label: _found(f"ratio/{dataset}/dgmrec.json") for dataset, label in DATASETS.items()}
@@ -529,6 +544,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ranking": ranking,
     "stranger": stranger,
     "posted": posted,
+    "search": search,
     "stranger-choices": stranger_choices,
     "new-items": new_items,
     "validation_only": validation_only,
