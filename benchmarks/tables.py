@@ -105,7 +105,7 @@ def new_items() -> str:
     return _table(header, rows)
 
 
-def search() -> str:
+def items_alone() -> str:
     """What searches by words find in bundles made of items alone."""
     named = {"demo": "the drawn demo catalogue, a colour and a kind", "ml-1m": "films by genre (plots and posters)"}
     rows = []
@@ -127,6 +127,29 @@ def training_cost() -> str:
             mean = found["mean"]
             rows.append([name, f"{mean['processor_seconds[first]']:.0f} s", f"{mean['peak_rss_mb[first]']:.0f} MB"])
     return _table(["10,000 films (synthetic)", "processor", "peak memory"], rows)
+
+
+def posted() -> str:
+    """New items by what is observed of them: among the new, and what the whole list gains or loses by them."""
+    rows = []
+    for dataset, label in STRANGER_SETS.items():
+        found = _found(f"posted/{dataset}/dgmrec.json")
+        if not found:
+            continue
+        mean = found["mean"]
+        names = [name.removesuffix(", after]").removeprefix("hits@20[") for name in mean if name.endswith(", after]")]
+        for name in sorted(names, key=lambda name: name == "all"):
+            words = f"[{name}, TF-IDF neighbours]"
+            cells = [
+                _pair(found, label) if f"recall@20{label}" in mean else ""
+                for label in ("[chance]", f"[{name}, neighbours]", words, f"[{name}, among new]")
+            ]
+            before, after, new = (mean[f"hits@20[{name}, {when}]"] for when in ("before", "after", "new"))
+            rows.append([label, name, *cells, f"{before:.0f}", f"{after:.0f} ({new:.0f})"])
+    header = ["new items among the new, Recall@20 / NDCG@20", "known by", "chance", "neighbours' popularity"]
+    return _table(
+        [*header, "TF-IDF neighbours' popularity", "Lacuna", "hits before posting", "after (of new items)"], rows
+    )
 
 
 def validation_only() -> str:
@@ -199,6 +222,21 @@ def retrieval() -> str:
             cells = [" / ".join(f"{found['mean'][metric.format(name)]:.4f}" for name in names) for metric in wanted]
             lines.append(f"| {label} ({' / '.join(names)}) | {words} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def search() -> str:
+    """What the first page of a search holds, by state, with calibrated cosines and with plain ones."""
+    mean = _load("retrieval/ml-100k/dgmrec-search.json")["mean"]
+    rows = []
+    for name in ("text", "image"):
+        for label, words in ((name, "calibrated"), (f"{name}, plain", "plain cosines")):
+            figures = (
+                f"generated_share@10[{label}]",
+                *(f"precision@10[{label}{state}]" for state in ("", ", observed", ", generated")),
+            )
+            rows.append([f"ML-100K, {name}", words, *(f"{mean[figure]:.3f}" for figure in figures)])
+    header = ["first ten of a search", "scores", "share of generated", "precision", "of observed", "of generated"]
+    return _table(header, rows)
 
 
 def ratio() -> str:
@@ -529,11 +567,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "imputation": imputation,
     "ranking": ranking,
     "stranger": stranger,
+    "posted": posted,
+    "search": search,
     "stranger-choices": stranger_choices,
     "new-items": new_items,
     "validation_only": validation_only,
     "retrieval": retrieval,
-    "search": search,
+    "items-alone": items_alone,
     "training-cost": training_cost,
     "calibration": calibration,
     "ratio": ratio,

@@ -19,7 +19,8 @@ OLD_NAMES: OldNames = {
     "cold_kernel": "cold_kernel_weight",
     "cold_linear": "cold_ridge_weight",
     "cold_penalty": "cold_ridge_penalty",
-    "cold_spread": "popularity_slope",
+    "cold_spread": "prediction_scale",
+    "popularity_slope": "prediction_scale",
     "cold_lift": "popularity_offset",
     "whitening": None,
     "hide_rate": None,
@@ -171,18 +172,26 @@ class ColdStartSettings(BaseModel):
     cold_pseudo_count: float = Field(
         0.07, ge=0, description="as how many users an item's content counts, in shares of the mean item's users"
     )
-    cold_ridge_weight: float = Field(1.4, ge=0, description="weight of the ridge regression on content")
-    cold_ridge_penalty: float = Field(8.0, gt=0, description="of that ridge regression")
-    cold_kernel_weight: float = Field(1.0, ge=0, description="weight of the kernel regression on neighbours")
+    cold_ridge_weight: float = Field(1.4, ge=0, description="weight of the ridge regression on a warm item's content")
+    cold_ridge_penalty: float = Field(8.0, gt=0, description="of the ridge regressions on content")
+    cold_kernel_weight: float = Field(1.0, ge=0, description="likewise of the kernel regression on neighbours")
     cold_neighbours: int = Field(80, ge=1, description="of the kernel regression, by each modality")
     cold_temperature: float = Field(0.1, gt=0, description="t of the kernel exp((cosine - 1) / t) degree^p")
     cold_popularity: float = Field(0.5, ge=0, le=2, description="p of that kernel")
-    popularity_slope: float = Field(1.25, ge=0, description="by what predicted differences in popularity are widened")
-    popularity_offset: float = Field(0.6, ge=0, description="how much more popular a new item counts than predicted")
+    prediction_scale: float = Field(
+        2.0,
+        ge=0,
+        description="by what predicted differences between new items, in popularity and in taste, are widened",
+    )
+    popularity_offset: float = Field(
+        2.0,
+        description="how far above the mean warm item a new one stands that is predicted to be one standard deviation "
+        "more popular than the mean, in standard deviations of the warm ones' popularity",
+    )
     catalogue_offset: float | None = Field(
         None,
-        description="likewise of cold items of the training catalogue, in standard deviations of the warm ones' "
-        "popularity; null: the former, as far as there are more than chance would leave",
+        description="likewise of cold items of the training catalogue; null: the former, as far as there are more than "
+        "chance would leave",
     )
     feature_shrinkage: float = Field(
         2.0, ge=0, description="weight of a warm item's generated features beside its observed ones"

@@ -45,6 +45,7 @@ from models.projection import Projection
 # A cosine lies some .25 around what is expected of it, and the base's length some .03 beside that; the ratio of their
 # squares, for each of the four ways in which a held-out cell is asked for.
 CALIBRATION_PENALTY = 300.0
+FEWEST_CELLS = 20  # held-out ones that say anything of a spread
 WHITENING = 0.5  # how far components come to one variance: 0 not, 1 all
 SMOOTHING_ROWS = 8192  # features that smoothing looks among: a request's time must not grow with the catalogue
 
@@ -69,6 +70,7 @@ class ModalityTower(nn.Module):
     mean_general: Tensor
     calibration: Tensor
     trust: Tensor
+    search_scale: Tensor
     directions: Tensor
 
     def __init__(self, spec: ModalitySpec, config: DGMRecConfig, ranks: Mapping[str, int], n_items: int) -> None:
@@ -100,6 +102,8 @@ class ModalityTower(nn.Module):
         self.register_buffer("calibration", torch.zeros(inference.FACTS))
         # Share of the learned step that held-out cells bear out; without a base there is nothing else.
         self.register_buffer("trust", torch.tensor(float(config.generator == "parts")))
+        # Of cosines with generated features of items with users, and of those without, see its fit.
+        self.register_buffer("search_scale", torch.ones(2))
         # Directions of observed features, for kNN smoothing; zero rows where there are fewer.
         self.register_buffer("directions", torch.zeros(min(n_items, SMOOTHING_ROWS), rank))
 
@@ -204,6 +208,25 @@ class ModalityTower(nn.Module):
         penalty = CALIBRATION_PENALTY if self.config.generator == "residual" else 1.0  # without a base, no forecast
         self.calibration.copy_(linalg.ridge(facts, off[:, None], penalty)[:, 0])
         self.calibration[inference.LENGTH_FACT] += 1
+
+    @torch.no_grad()
+    def fit_search_scale(self, queries: Tensor, generated: Tensor, truth: Tensor, *, warm: bool) -> None:
+        """By what a query's cosine with a generated feature is multiplied to stand beside those with observed ones.
+
+        Generated features lie in fewer directions than real ones, so that more of them are near to any query, whatever
+        it asks for. Held-out cells tell by how much: their cosines with the queries, scaled, spread as far as those of
+        their true features.
+
+        Args:
+            queries: signals of other items `[q, r_m]`. generated, truth: signals of held-out cells `[k, r_m]`.
+            warm: whether they were generated from users as well.
+        """
+        if len(generated) < FEWEST_CELLS or not len(queries):
+            return
+        directions = linalg.unit(queries)
+        spreads = [(directions @ linalg.unit(signals).T).std() for signals in (truth, generated)]
+        if spreads[1] > 0:
+            self.search_scale[0 if warm else 1] = (spreads[0] / spreads[1]).clamp_max(1.0)
 
     def shrunk_features(self, features: Tensor, base: Tensor, observed: Tensor) -> Tensor:
         """Completed features `[n, r_m]` as warm items' vectors are predicted from them: to an observed one (bool `[n]`)

@@ -289,20 +289,13 @@ def content_row(features: Mapping[str, Numbers]) -> Numbers:
     return library(columns[0]).concatenate(columns, axis=1)
 
 
-def kernel_weight(config: DGMRecConfig, cosines: Numbers, degree: Numbers) -> Numbers:
+def kernel_weight(config: DGMRecConfig, cosines: Numbers, degree: Numbers, power: float | None = None) -> Numbers:
     """How much neighbours weigh in the prediction of an item `[...]`, exp((cosine - 1) / t) degree^p, from their
-    cosines and degrees `[...]`; cold ones nothing."""
+    cosines and degrees `[...]`; cold ones nothing. The power is the configured one by default."""
+    power = config.cold_popularity if power is None else power
     near = library(cosines).exp((cosines - 1) / config.cold_temperature)
     warm = cast(degree, cosines).clip(min=1)
-    return library(cosines).where(degree > 0, near * warm**config.cold_popularity, 0)
-
-
-def content_prediction(
-    config: DGMRecConfig, slopes: Numbers, intercept: Numbers, axis: Numbers, content: Numbers, neighbours: Numbers
-) -> Numbers:
-    """The vectors `[n, d]` that content leads to expect of cold items: a linear map of the content `[n, sum of r_m]`,
-    and across the axis of popularity `[d]` the kernel-weighted mean of the neighbours' vectors `[n, d]`."""
-    return intercept + content @ slopes + config.cold_kernel_weight * across(neighbours, axis)
+    return library(cosines).where(degree > 0, near * warm**power, 0)
 
 
 def shrink(own: Numbers, prediction: Numbers, degree: Numbers, pseudo_count: Numbers, axis: Numbers) -> Numbers:

@@ -50,6 +50,7 @@ from models.dgmrec.linear import messages_and_targets
 from models.evidence import Evidence
 from models.graph import Graph, InteractionGraphs, propagate, spectral_embedding
 from models.modality import ModalBatch, ModalitySpec
+from models.words import CatalogueWords
 
 INITIAL_SIZE = 0.1  # root mean square of the embeddings at first
 HIDE_RATE = 0.3  # how often a hidden cell also loses other evidence
@@ -66,6 +67,7 @@ class ItemContent:
         neighbour_graph: `[n, n]`, each item's nearest by what it has observed; empty for an item without anything.
         neighbour_graph_without: by modality, the same by the other modalities: the neighbours of an item while its cell
             of this modality is hidden.
+        words: of the items' texts, where there are any.
     """
 
     features: Mapping[str, Tensor]
@@ -73,6 +75,7 @@ class ItemContent:
     graphs: Mapping[str, Graph]
     neighbour_graph: Graph
     neighbour_graph_without: Mapping[str, Graph]
+    words: CatalogueWords | None = None
 
 
 @dataclass(frozen=True)
@@ -379,7 +382,9 @@ class DGMRec(nn.Module):
         if self.config.feature_shrinkage and base:
             shrunk = self.shrunk_features(content.features, base, observed)
         users = out.users[out.histories.degree > 0]
-        items, prediction = self.cold_start.fit(users, out.items, content.features, observed, degree, shrunk)
+        items, prediction = self.cold_start.fit(
+            users, out.items, content.features, observed, degree, shrunk, content.words
+        )
         return replace(out, items=items), prediction
 
     def propagated(self, content: ItemContent, parts: Tensor) -> Tensor:

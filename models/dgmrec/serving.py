@@ -7,6 +7,7 @@ index instead of a graph, and collaborative parts are folded in (see `DGMRec.fol
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch import Tensor
 
 from models.arrays import Array, Mask, Rows
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
-from models.dgmrec import inference
+from models.dgmrec import expectation, inference
 from models.dgmrec.config import OLD_NAMES, DGMRecConfig
+from models.dgmrec.expectation import ColdMaps, SourceWeights
 from models.dgmrec.model import DGMRec, Embeddings, ItemContent
 from models.dgmrec.weights import Linear, TowerWeights, numpy_of
 from models.evidence import EVIDENCE_NEIGHBOURS, NEAR_DUPLICATES, ImputationEvidence
@@ -26,6 +28,7 @@ from models.imputers import PropagatedFeatures
 from models.modality import ModalitySpec
 from models.renamed import refuse_old_names
 from models.vocabulary import Vocabulary
+from models.words import count_words, tf_idf
 
 FILE = "dgmrec.safetensors"
 TABLES = (
@@ -113,8 +116,8 @@ class DGMRecServing:
         self._general = Linear([model.general])
         self._weight = numpy_of(model.weight.exp())  # of each modality (eq. 17)
         cold_start = model.cold_start
-        self._axis = numpy_of(cold_start.popularity_axis)
-        self._slopes, self._intercept = numpy_of(cold_start.slopes), numpy_of(cold_start.intercept)
+        self._cold = ColdMaps(*(numpy_of(getattr(cold_start.maps, field.name)) for field in fields(ColdMaps)))
+        self._axis = self._cold.axis
         self.tables = dict(tables)
         self.users, self.items = users, items
         self.specs = {spec.name: spec for spec in model.specs}
@@ -196,6 +199,11 @@ class DGMRecServing:
         if self.config.imputation != "generate":
             return self.config.imputation
         return "dgmrec" if self._towers[name].trust > 0 else "dgmrec-base"
+
+    def search_scale(self, name: str, *, warm: bool) -> float:
+        """By what a cosine with a generated feature, of an item with users or without, is multiplied to stand beside
+        those with observed ones."""
+        return float(self._towers[name].search_scale[0 if warm else 1])
 
     def has_mean(self, name: str) -> bool:
         """Whether training saw anything of this modality, so that its mean means something."""
@@ -311,35 +319,66 @@ class DGMRecServing:
 
     # --- cold start --------------------------------------------------------------------------------------------
 
-    def content_vectors(self, features: Mapping[str, Array], later: Mask) -> Array:
-        """The vectors `[b, d]` that the content alone of items without interactions leads to expect: a linear map.
+    def words(self, text: str | None) -> Array:
+        """What the words of a text lead to expect of its item `[1 + d]`, and 1 where they say anything, else zeros:
+        `[2 + d]`."""
+        row = tf_idf(count_words([text]), numpy_of(self.model.cold_start.word_frequency))
+        if not row.nnz:
+            return np.zeros(2 + self.size, dtype=np.float32)
+        slopes, intercept = (
+            numpy_of(table) for table in (self.model.cold_start.word_slopes, self.model.cold_start.word_intercept)
+        )
+        prediction = intercept + row.data @ slopes[row.indices]
+        return np.append(prediction, 1.0).astype(np.float32)
+
+    def content_vectors(self, features: Mapping[str, Array], observed: Mask, words: Array, later: Mask) -> Array:
+        """The vectors `[b, d]` that the content alone of items without interactions leads to expect: what the ridge
+        regressions add to the mean (`models.dgmrec.expectation`).
 
         Args:
-            features: by modality `[b, r_m]`. later: bool `[b]`, items that came after training, all of which are new.
+            features: by modality `[b, r_m]`. observed: bool `[b, M]`; the other features are not read.
+            words: `[b, 2 + d]`, see `words`.
+            later: bool `[b]`, items that came after training, all of which are new.
         """
-        content = inference.content_row({name: features[name] for name in self.names})
-        nobody = np.zeros((len(content), self.size), dtype=np.float32)
-        prediction = inference.content_prediction(
-            self.config, self._slopes, self._intercept, self._axis, content, nobody
-        )
+        blocks = {name: features[name] for name in self.names}
+        weights = self._source_weights(blocks, observed, words)
         trained = numpy_of(self.model.cold_start.offset)
         offset = np.where(later, np.float32(self.config.popularity_offset), trained)
-        return np.asarray(prediction + offset[:, None] * self._axis, dtype=np.float32)
+        place = expectation.mean_place(self.config, self._cold, weights, offset)
+        count, ridge = len(self.names), expectation.ridge_predictions(self._cold, blocks)
+        own = np.concatenate([ridge, words[:, None, :-1]], axis=1)
+        popularity, taste = (
+            np.concatenate([table[:, :count], table[:, -1:]], axis=1) for table in (weights.popularity, weights.taste)
+        )
+        set_apart = expectation.apart(self.config, self._cold, own, popularity, taste)
+        return np.asarray(place[:, None] * self._axis + set_apart, dtype=np.float32)
 
-    def expected_vectors(self, content: Array, neighbours: Array, cosines: Array, degree: Array) -> Array:
+    def _source_weights(self, features: Mapping[str, Array], observed: Mask, words: Array) -> SourceWeights:
+        told = observed & np.stack([features[name].any(axis=1) for name in self.names], axis=1)
+        return expectation.source_weights(self._cold, np.concatenate([told, words[:, -1:] > 0], axis=1))
+
+    def expected_vectors(
+        self,
+        content: Array,
+        features: Mapping[str, Array],
+        observed: Mask,
+        words: Array,
+        neighbours: tuple[Array, Array, Array, Array],
+    ) -> Array:
         """The vectors `[b, d]` to be expected of items without interactions: what content alone leads to expect
-        `[b, d]`, and the kernel regression on the nearest warm items.
+        `[b, d]`, and the kernel regressions on the nearest warm items.
 
         Args:
-            neighbours: vectors `[b, k, d]` that the users of the nearest warm items by every modality make of these.
-            cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
+            features, observed, words: as for `content_vectors`.
+            neighbours: of the nearest warm items by each modality: vectors that their users make of them
+                `[b, M, k, d]`, cosines, numbers of users, 0 for none, and these of the items that training knew, 0 for
+                the others, whose popularity is not settled, `[b, M, k]` each.
         """
-        weights = inference.kernel_weight(self.config, cosines, degree)
-        weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-12))
-        mean = (weights[:, None].astype(np.float32) @ neighbours)[:, 0]
-        return np.asarray(
-            content + self.config.cold_kernel_weight * inference.across(mean, self._axis), dtype=np.float32
-        )
+        count, weights = len(self.names), self._source_weights(features, observed, words)
+        kernel = expectation.kernel_predictions(self.config, self._cold, *neighbours)
+        popularity, taste = weights.popularity[:, count:-1], weights.taste[:, count:-1]
+        set_apart = expectation.apart(self.config, self._cold, kernel, popularity, taste)
+        return np.asarray(content + set_apart, dtype=np.float32)
 
     def warm_vectors(self, rows: Rows, modal: Array) -> Array:
         """The final vectors `[b, d]` of items with training interactions, in these rows of the tables `[b]`, with their

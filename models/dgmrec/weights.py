@@ -73,6 +73,7 @@ class TowerWeights:
         self.interaction_mask, self.content_mask = numpy_of(tower.interaction_mask), numpy_of(tower.content_mask)
         self.mean_general, self.calibration = numpy_of(tower.mean_general), numpy_of(tower.calibration)
         self.trust = np.float32(tower.trust)
+        self.search_scale = numpy_of(tower.search_scale)
         self._directions = numpy_of(tower.directions[tower.directions.any(dim=1)])
 
     def mean_of_nearest(self, directions: Array) -> Array | None:

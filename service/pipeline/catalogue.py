@@ -32,7 +32,7 @@ FINAL = "items"
 COSINE, TARGETS = "items:cosine", "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 _FEATURE, _SIDE = "feature.", "side."
-_OWN = ("folded", "users", "reach")
+_OWN = ("folded", "users", "reach", "words")
 KERNEL_FIELDS = ("kernel", "kernel.cosines", "kernel.reach")
 
 
@@ -60,7 +60,7 @@ class Shape:
     def fields(self) -> dict[str, tuple[int, ...]]:
         """Shape of each part of the stored derived state, in the order in which they are packed."""
         features = {f"{_FEATURE}{name}": (rank,) for name, rank in self.ranks.items()}
-        own = {"folded": (self.size,), "users": (), "reach": (len(self.ranks),)}
+        own = {"folded": (self.size,), "users": (), "reach": (len(self.ranks),), "words": (2 + self.size,)}
         return {**features, **own, **{f"{_SIDE}{name}": shape for name, shape in self.sides.items()}}
 
     def vectors(self) -> dict[str, tuple[int, ...]]:
@@ -95,6 +95,7 @@ class Derived:
         reach: `[M]`, by modality the cosine beyond which another item that has it would be among those that the
             generated features follow from; infinite where there are none.
         sides: its row of each field of IRIS' `ItemSides`.
+        words: `[2 + d]`, what the words of its text lead to expect of it (`DGMRecServing.words`); by default nothing.
     """
 
     features: Mapping[str, Array]
@@ -102,18 +103,20 @@ class Derived:
     users: float
     reach: Array
     sides: Mapping[str, Array] = field(default_factory=dict)
+    words: Array | None = None
 
     def fields(self) -> dict[str, Any]:
         """Each part of it (see Shape.fields)."""
+        words = np.zeros(2 + len(self.folded), dtype=np.float32) if self.words is None else self.words
         features = {f"{_FEATURE}{name}": feature for name, feature in self.features.items()}
-        own = {name: getattr(self, name) for name in _OWN}
+        own = {name: getattr(self, name) for name in _OWN} | {"words": words}
         return {**features, **own, **{f"{_SIDE}{name}": side for name, side in self.sides.items()}}
 
     @classmethod
     def of(cls, fields: Mapping[str, Array]) -> Derived:
         """The reverse of `fields`."""
         features, sides = _below(_FEATURE, fields), _below(_SIDE, fields)
-        return cls(features, fields["folded"], float(fields["users"]), fields["reach"], sides)
+        return cls(features, fields["folded"], float(fields["users"]), fields["reach"], sides, fields["words"])
 
     def pack(self, shape: Shape) -> bytes:
         """As little-endian float32, for the store, in the order of `Shape.fields`."""

@@ -116,7 +116,9 @@ async def _compared(engine: Engine, ids: Collection[str]) -> list[Difference]:
     stored = await engine.store.get_items(list(ids))
     gone = [Difference(item_id, ("item",), 1.0) for item_id in ids if item_id not in stored and item_id in catalogue]
     items = [item for item in stored.values() if not item.is_pending]
-    contents = await with_users(engine, {item.id: item.observed for item in items})
+    contents = await with_users(
+        engine, {item.id: item.observed for item in items}, {item.id: item.title for item in items}
+    )
     counts = await engine.store.item_counts([item.id for item in items], min_rating=engine.active.min_rating)
     compared = await runtime.compute(_compare, engine.active, catalogue, items, contents, counts)
     return [*gone, *compared]

@@ -14,6 +14,7 @@ import numpy as np
 from models.arrays import Array
 from models.dgmrec.serving import DGMRecServing
 from models.iris.serving import IRISServing
+from models.words import title_and_text
 from service.domain import Generated, Observed, State
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived
@@ -21,18 +22,20 @@ from service.pipeline.engine import Engine
 from service.pipeline.evidence import input_of, users_of
 from service.pipeline.impute import Completed, ImputationInput, UserEvidence, impute
 
+TEXT = "text"  # the modality whose words are read
 GROWN = 2  # times as many users as training knew, from which on an item's own users complete it
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """An item to be completed: its id, its observed features, what its users say of it, and how many are interested in
-    it."""
+    """An item to be completed: its id, its observed features, what its users say of it, how many are interested in it,
+    and its title."""
 
     id: str
     observed: Mapping[str, Observed]
     users: Sequence[UserEvidence] = ()
     interested: int = 0
+    title: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +52,16 @@ def reads_users(model: DGMRecServing, item_id: str, observed: Mapping[str, Obser
     return model.trained_row(item_id) is None or any(name not in observed for name in model.names)
 
 
-async def with_users(engine: Engine, items: Mapping[str, Mapping[str, Observed]]) -> list[Content]:
-    """Items, by id with what is observed of them, with their users as far as these count."""
+async def with_users(
+    engine: Engine, items: Mapping[str, Mapping[str, Observed]], titles: Mapping[str, str | None]
+) -> list[Content]:
+    """Items, by id with what is observed of them and their titles, with their users as far as these count."""
     model = engine.active.dgmrec
     counted = [item for item, observed in items.items() if as_in_training(model, item, observed)]
     counts = await engine.store.item_counts(counted, min_rating=engine.active.min_rating) if counted else {}
-    contents = [Content(item, observed, interested=counts.get(item, 0)) for item, observed in items.items()]
+    contents = [
+        Content(item, observed, interested=counts.get(item, 0), title=titles[item]) for item, observed in items.items()
+    ]
     reading = [
         content.id
         for content in contents
@@ -79,7 +86,11 @@ def complete(active: Active, catalogue: Catalogue, contents: Sequence[Content]) 
         Computed(
             result.generated,
             Derived(
-                result.features, *_folded(model, item), result.reach, {name: side[row] for name, side in sides.items()}
+                result.features,
+                *_folded(model, item),
+                result.reach,
+                {name: side[row] for name, side in sides.items()},
+                words_of(model, item),
             ),
         )
         for row, (item, result) in enumerate(zip(contents, completed, strict=True))
@@ -127,6 +138,14 @@ def _folded(model: DGMRecServing, item: Content) -> tuple[Array, float]:
         return np.zeros(model.size, dtype=np.float32), 0.0
     messages = np.array([user.message for user in item.users], dtype=np.float32)
     return model.folded(messages), float(len(messages))
+
+
+def words_of(model: DGMRecServing, item: Content) -> Array | None:
+    """What the words of its title and text lead to expect of an item that came after training."""
+    text = item.observed.get(TEXT)
+    if model.trained_row(item.id) is not None or text is None:
+        return None
+    return model.words(title_and_text(item.title, text.text))
 
 
 def _sides(

@@ -79,7 +79,9 @@ async def _complete(engine: Engine, items: Sequence[StoredItem]) -> None:
     reported = time.monotonic()
     for start in range(0, len(items), BATCH):
         batch = items[start : start + BATCH]
-        contents = await with_users(engine, {item.id: item.observed for item in batch})
+        contents = await with_users(
+            engine, {item.id: item.observed for item in batch}, {item.id: item.title for item in batch}
+        )
         computed = await runtime.compute(complete, active, catalogue, contents)
         saves = [
             GeneratedWrite(item.id, item.version, made.generated, active.version, made.derived.pack(catalogue.shape))

@@ -179,7 +179,8 @@ async def regenerate(engine: Engine, queued: dict[str, int]) -> None:
         seen = runtime.seen()
         items = await engine.store.get_items(list(queued))
         items = {item_id: item for item_id, item in items.items() if item_id in catalogue}
-        contents = await with_users(engine, {item_id: item.observed for item_id, item in items.items()})
+        observed = {item_id: item.observed for item_id, item in items.items()}
+        contents = await with_users(engine, observed, {item_id: item.title for item_id, item in items.items()})
         computed = await runtime.compute(complete, active, catalogue, contents)
         renewed = [
             replace(

@@ -11,7 +11,7 @@ from models.linalg import unit
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import not_found, require_modality
-from service.pipeline.catalogue import COSINE, Catalogue
+from service.pipeline.catalogue import COSINE
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import ImputationInput, impute
@@ -40,7 +40,7 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
             # Lists are ranked by inner product, which favours the popular; cosine is what "similar" means.
             keys, cosines = catalogue.indexes[COSINE].search(unit(catalogue.final(np.array([key]))), n, allowed)
             return views.hits(catalogue, keys[0], cosines[0])
-        return _by_modality(catalogue, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
+        return by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
 
 
 async def retrieve(
@@ -89,13 +89,29 @@ async def retrieve(
         allowed = catalogue.eligible(categories)
         if not include_generated:
             allowed &= catalogue.having(goal)[: len(allowed)]  # the catalogue may have grown in between
-        return _by_modality(catalogue, goal, feature, n, allowed)
+        return by_modality(engine, goal, feature, n, allowed)
 
 
-def _by_modality(catalogue: Catalogue, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
-    length = float(np.linalg.norm(feature))
+def by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
+    """The items nearest by a modality, those with generated features among the others by calibrated cosines
+    (`DGMRecServing.search_scale`)."""
+    length, catalogue = float(np.linalg.norm(feature)), engine.memory.catalogue
     if length <= 1e-6:
         return []
-    keys, scores = catalogue.indexes[modality].search((feature / length)[None], n, allowed)
-    valid = keys[0] >= 0
-    return views.hits(catalogue, keys[0][valid], scores[0][valid], modality)
+    having = catalogue.having(modality)[: len(allowed)]  # the catalogue may have grown in between
+    direction, index, model = (feature / length)[None], catalogue.indexes[modality], engine.active.dgmrec
+    warm = catalogue.warm[: len(allowed)]
+    generated = [
+        (~having & (warm == with_users), model.search_scale(modality, warm=with_users)) for with_users in (True, False)
+    ]
+    found = []
+    for kind, scale in ((having, 1.0), *generated):
+        if (allowed & kind).any():
+            keys, cosines = index.search(direction, n, allowed & kind)
+            found.append((keys[0], cosines[0] * np.float32(scale)))
+    if not found:
+        return []
+    keys, scores = (np.concatenate(part) for part in zip(*found, strict=True))
+    order = np.lexsort((keys, -scores))
+    order = order[keys[order] >= 0][:n]
+    return views.hits(catalogue, keys[order], scores[order], modality)

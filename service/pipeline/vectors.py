@@ -343,11 +343,9 @@ def _reach(features: Array, cosines: Array) -> Array:
 def _content(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
     features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
     new = np.array([catalogue.entries[key].id not in model.items for key in keys.tolist()], dtype=np.bool_)
-    content = model.content_vectors(features, new)
-    observed = catalogue.observed[keys]
-    given = {name: block * observed[:, [column]] for column, (name, block) in enumerate(features.items())}
+    content = model.content_vectors(features, catalogue.observed[keys], catalogue.rows.get("words", keys), new)
     nobody = np.zeros((len(keys), model.size), dtype=np.float32)
-    base = model.item_messages(model.content_vectors(given, new), nobody, nobody[:, 0])
+    base = model.item_messages(content, nobody, nobody[:, 0])
     trained = catalogue.trained[keys]
     return {"content": content, "base": _trained_or(trained, model.tables["item_message"][trained], base)}
 
@@ -417,10 +415,13 @@ def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
         return model.combine(nothing, catalogue.rows.get("modal", keys))
     if (catalogue.trained[keys] >= 0).all():
         return nothing
-    near = catalogue.kernel.get("keys", keys).reshape(len(keys), -1).astype(np.int64)
-    cosines = catalogue.kernel_cosines.get("cosines", keys).reshape(len(keys), -1)
+    near = catalogue.kernel.get("keys", keys).astype(np.int64)
     own, degree = catalogue.rows.get("own", near), catalogue.rows.get("degree", near)
-    return model.expected_vectors(catalogue.rows.get("content", keys), own, cosines, degree)
+    known = np.where(catalogue.trained[near] >= 0, degree, np.float32(0))
+    neighbours = own, catalogue.kernel_cosines.get("cosines", keys), degree, known
+    features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
+    content, words = catalogue.rows.get("content", keys), catalogue.rows.get("words", keys)
+    return model.expected_vectors(content, features, catalogue.observed[keys], words, neighbours)
 
 
 def _directions(features: Array) -> Array:

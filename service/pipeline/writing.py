@@ -13,7 +13,7 @@ from service.domain import Draft, ItemView, Observed, StoredItem
 from service.pipeline import dependents, vectors, views
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry
-from service.pipeline.complete import Computed, Content, complete, reads_users, with_users
+from service.pipeline.complete import Computed, Content, complete, reads_users, with_users, words_of
 from service.pipeline.encode import Encoded
 from service.pipeline.engine import Engine
 from service.ports import ItemWrite, Keep, Media, Seen, Stored
@@ -41,7 +41,7 @@ def plan_of(engine: Engine, draft: Draft, encoded: Encoded) -> Plan:
     """The plan of a new item."""
     return Plan(
         draft.id, draft.title, draft.categories, draft.metadata, draft.available, encoded, engine.runtime.seen(),
-        content=Content(draft.id, encoded.observed),
+        content=Content(draft.id, encoded.observed, title=draft.title),
     )  # fmt: skip
 
 
@@ -49,7 +49,7 @@ async def replacing(engine: Engine, plan: Plan, previous: StoredItem | None) -> 
     """The plan of an item that takes the place of a stored one."""
     if previous is None:
         return plan
-    (content,) = await with_users(engine, {plan.id: plan.encoded.observed})
+    (content,) = await with_users(engine, {plan.id: plan.encoded.observed}, {plan.id: plan.title})
     return replace(plan, previous=previous, content=content)
 
 
@@ -134,7 +134,7 @@ def _unchanged(active: Active, catalogue: Catalogue, plan: Plan) -> Computed:
     derived = None if previous is None else Derived.unpack(previous.derived, catalogue.shape)
     if previous is None or derived is None or previous.model_version != active.version:
         return complete(active, catalogue, [plan.content])[0]
-    return Computed(previous.generated, derived)
+    return Computed(previous.generated, replace(derived, words=words_of(active.dgmrec, plan.content)))  # of its title
 
 
 def _stored_item(plan: Plan, computed: Computed, derived: bytes, model_version: str, now: datetime) -> StoredItem:

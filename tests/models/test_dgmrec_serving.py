@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from models.bundle import MANIFEST, Bundle, BundleError, BundleWriter, DataEntry, ModalityEntry, file_sha256
+from models.dgmrec.cold_start import SURE_DEGREE
 from models.dgmrec.serving import FILE, FOLD_IN_PSEUDO_COUNT, DGMRecServing, ImputationEvidence
 from models.graph import nearest
 from models.imputers import GRAPH_IMPUTERS, IMPUTERS
+from models.words import CatalogueWords
 from tests.models.worlds import FALLBACK_SETTINGS, ITEMS, SMALL, USERS, World, online_of, small, world
 
 Array = NDArray[np.float32]
@@ -242,9 +244,15 @@ def test_encode_and_fuse(changes: dict[str, str]) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, {"ranking": "bpr"}, {"cold_kernel_weight": 0.0}, {"cold_neighbours": 2}])
-def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any]) -> None:
+@pytest.mark.parametrize("changes", [{}, {"ranking": "bpr"}, {"prediction_scale": 1.0}, {"cold_neighbours": 2}])
+@pytest.mark.parametrize("written", [False, True])
+def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any], written: bool) -> None:
     w = world(config=SMALL.model_copy(update=changes))
+    degree, texts = w.graphs.item_degree, None
+    if written:
+        texts = [" ".join(f"word{(row * step) % 7}" for step in (1, 2, 3)) for row in range(ITEMS)]
+        words_of = CatalogueWords.of(texts, degree.numpy(), (degree / (degree + SURE_DEGREE)).numpy())
+        w = replace(w, content=replace(w.content, words=words_of))
     online = online_of(w)
     out = w.forward()
     items = w.model.final_embeddings(out, w.content, w.graphs.item_degree)[0].items
@@ -252,12 +260,19 @@ def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any]) -> Non
     assert len(rows)
     around = neighbours_of(w, rows)
     features = {name: block[rows].numpy() for name, block in w.content.features.items()}
-    before = online.expected_vectors(online.content_vectors(features, np.zeros(len(rows), np.bool_)), *around)
-    np.testing.assert_allclose(before, items[rows], atol=1e-5)
-    later = online.expected_vectors(online.content_vectors(features, np.ones(len(rows), np.bool_)), *around)
+    observed = w.batch.observed[rows].numpy()
+    words = np.stack([online.words(None if texts is None else texts[row]) for row in rows])
+    assert bool(words[:, -1].any()) == written
+    content = online.content_vectors(features, observed, words, np.zeros(len(rows), np.bool_))
+    expected = online.expected_vectors(content, features, observed, words, around)
+    np.testing.assert_allclose(expected, items[rows], atol=1e-5)
+    content = online.content_vectors(features, observed, words, np.ones(len(rows), np.bool_))
+    later = online.expected_vectors(content, features, observed, words, around)
     cold_start = w.model.cold_start
-    lifted = (w.model.config.popularity_offset - cold_start.offset) * cold_start.popularity_axis
-    np.testing.assert_allclose(later, items[rows] + lifted, atol=1e-5)
+    raised = (w.model.config.popularity_offset - cold_start.offset) * cold_start.spread
+    told = w.batch.observed[rows].any(dim=1) | torch.from_numpy(words[:, -1] > 0)
+    lifted = torch.where(told, raised, -cold_start.offset.clamp_max(0) * cold_start.spread)
+    np.testing.assert_allclose(later, items[rows] + lifted[:, None] * cold_start.popularity_axis, atol=1e-5)
     warm = np.flatnonzero(~out.cold)
     np.testing.assert_allclose(online.warm_vectors(warm, out.item_modal[warm].numpy()), items[warm], atol=1e-5)
     for row in warm:
@@ -265,9 +280,9 @@ def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any]) -> Non
         np.testing.assert_allclose(alone[0], items[row], atol=1e-5)
 
 
-def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDArray[np.int64]]:
-    """What an index would find around some rows: what their users make of the nearest warm items, cosines and
-    degrees."""
+def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
+    """What an index would find around some rows, by modality: what their users make of the nearest warm items, cosines
+    and degrees."""
     out, found, cosines = w.forward(), [], []
     for column, features in enumerate(w.content.features.values()):
         keys, near = nearest(
@@ -280,9 +295,9 @@ def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDAr
         keys[~features[rows].any(dim=1)] = -1
         found.append(keys)
         cosines.append(near)
-    keys = torch.cat(found, dim=1)
-    degree = torch.where(keys >= 0, w.graphs.item_degree[keys], 0)
-    return out.items[keys].detach().numpy(), torch.cat(cosines, dim=1).numpy(), degree.long().numpy()
+    keys = torch.stack(found, dim=1)
+    degree = torch.where(keys >= 0, w.graphs.item_degree[keys], 0).numpy()
+    return out.items[keys].detach().numpy(), torch.stack(cosines, dim=1).numpy(), degree, degree
 
 
 def test_preference(w: World, online: DGMRecServing) -> None:

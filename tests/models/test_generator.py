@@ -437,3 +437,24 @@ def test_few_cells_hardly_move_what_the_base_forecasts() -> None:
     tower.fit_calibration(made.facts.repeat(100, 1), torch.full((100 * ITEMS,), 0.9))
     many = (tower.confidence(made) - length).abs().max()
     assert 0 < few < 0.05 < 0.2 < many
+
+
+def test_cosines_with_generated_features_spread_as_those_with_true_ones() -> None:
+    """Generated ones that lie about one direction are near to many queries, or far from them; unseen of fewer cells."""
+    tower, rng = world((6, 6)).model.tower("m0"), generator()
+    rank = int(tower.content_weights.shape[1])
+    queries, truth = torch.randn(50, rank, generator=rng), torch.randn(40, rank, generator=rng)
+    about = torch.randn(1, rank, generator=rng) + 0.2 * torch.randn(40, rank, generator=rng)
+    queries[:, 0] *= 3  # they vary along one direction
+    about[:, 0] += 5 * torch.randn(40, generator=rng)
+    tower.fit_search_scale(queries, about, truth, warm=True)
+    unit = functional.normalize
+
+    def spread(signals: Tensor) -> float:
+        return float((unit(queries, dim=1) @ unit(signals, dim=1).T).std())
+
+    expected = spread(truth) / spread(about)
+    assert expected < 0.9
+    assert tower.search_scale.tolist() == pytest.approx([expected, 1.0], rel=1e-4)
+    tower.fit_search_scale(queries, about[:10], truth[:10], warm=False)
+    assert float(tower.search_scale[1]) == 1.0

@@ -200,7 +200,9 @@ async def check_index(engine: Engine) -> None:
 async def _check_stored(engine: Engine, items: Sequence[StoredItem]) -> None:
     """What is stored of items is what follows from their features, their users and their neighbours now."""
     active, catalogue = engine.active, engine.memory.catalogue
-    contents = await with_users(engine, {item.id: item.observed for item in items})
+    contents = await with_users(
+        engine, {item.id: item.observed for item in items}, {item.id: item.title for item in items}
+    )
     for item, computed in zip(items, complete(active, catalogue, contents), strict=True):
         assert {name: (one.generator, one.basis) for name, one in item.generated.items()} == {
             name: (one.generator, one.basis) for name, one in computed.generated.items()

@@ -21,6 +21,7 @@ from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard, contents, group, parts
 from training.dgmrec import inputs
 from training.dgmrec.inputs import HeldOutScores
+from training.dgmrec.placement import OFFSETS, choose_new_offset
 from training.dgmrec.task import CATALOGUE_OFFSETS, TRUST, DGMRecTask, TopNData, calibration_error
 from training.splits import Parts
 from training.trainer import train
@@ -515,8 +516,8 @@ def test_cold_items_stand_where_validation_has_them(form: str) -> None:
     before, cold_start = scores(task)[:, cold].mean(), task.module.cold_start
     offset = task.choose_catalogue_offset()
     assert offset in CATALOGUE_OFFSETS
-    assert scores(task)[:, cold].mean() < before - 0.5
-    assert float(cold_start.offset) == pytest.approx(offset * cold_start.spread, rel=1e-5)
+    assert scores(task)[:, cold].mean() < before - 0.3
+    assert float(cold_start.offset) == pytest.approx(offset)
     assert task.config.catalogue_offset == offset
 
 
@@ -532,3 +533,45 @@ def test_cold_items_stay_where_validation_does_not_mind() -> None:
 
 def test_without_cold_items_there_is_none_to_place() -> None:
     assert task_of(modal=False).choose_catalogue_offset() is None
+
+
+# --- new items beside warm ones ---------------------------------------------------------------------------------------
+
+
+def test_new_items_stand_where_hidden_ones_bring_most_hits() -> None:
+    """By a plain recount: no lower place has nearly as many hits, and no higher one clearly more."""
+    task = task_of(rounds=5)
+    train(task, task.trainer)
+    task.finish()
+    out, cold_start = task.final_embeddings()[0], task.module.cold_start
+    axis, spread, new = cold_start.popularity_axis.clone(), cold_start.spread, cold_start.as_new.clone()
+    placed = choose_new_offset(task)
+    assert placed is not None
+    assert task.config.popularity_offset == cold_start.config.popularity_offset == placed.offset
+
+    order = np.random.default_rng(task.trainer.seed).permutation(task.warm)
+    hidden = set(order[: round(0.2 * len(order))].tolist())
+    seen = {tuple(pair) for pair in task.data.parts.train.tolist()}
+    worth = 1 + len(task.data.parts.train) / len(task.data.parts.valid)
+    warm = set(task.warm.tolist())
+
+    def hits(offset: float | None) -> float:
+        total = 0.0
+        for user, item in task.data.parts.valid.tolist():
+            shown = [i for i in warm if (user, i) not in seen and (offset is not None or i not in hidden)]
+            rows = {i: new[i] + (offset or 0) * spread * axis if i in hidden else out.items[i] for i in shown}
+            ranked = sorted(shown, key=lambda i: -float(out.users[user] @ rows[i]))[:20]
+            total += (worth if item in hidden else 1.0) * (item in ranked)
+        return total
+
+    found = {offset: hits(offset) for offset in OFFSETS}
+    best = max(found.values())
+    assert placed.after == pytest.approx(found[placed.offset])
+    assert placed.before == pytest.approx(hits(None))
+    assert placed.after >= 0.95 * best
+    assert all(count < 0.95 * best for offset, count in found.items() if offset < placed.offset)
+    assert f"popularity_offset={placed.offset}" in str(placed)
+
+
+def test_without_content_nothing_is_placed() -> None:
+    assert choose_new_offset(task_of(modal=False)) is None

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 import training.evaluate.protocols as module
+import training.evaluate.search as search
 from models.imputers import IMPUTERS
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG, ITEMS, TRAINER, write_vectors
@@ -124,6 +125,42 @@ def test_missing_by_level(dataset: Dataset, model: str) -> None:
     assert all(0 <= metrics[name] <= 1 for name in metrics if "@" in name)
     assert found["config"]["levels"]
     assert ("history" in found["runs"][0]) == (model in ("dgmrec", "lightgcn"))
+
+
+def test_posted_items_by_what_is_observed_of_them(dataset: Dataset) -> None:
+    found = run(dataset, protocol=Protocol.POSTED, options=DataOptions(threads=1))["runs"][0]
+    metrics = found["metrics"]
+    for name in (*dataset.modalities, "all"):
+        before, after, new = (metrics[f"hits@20[{name}, {when}]"] for when in ("before", "after", "new"))
+        assert 0 <= new <= after
+        assert before > 0
+        assert {f"recall@20[{name}, {where}]" for where in ("among new", "of all", "new of all")} <= metrics.keys()
+    assert {f"ndcg@20[{name}, neighbours]" for name in dataset.modalities} <= metrics.keys()
+    assert "recall@20[chance]" in metrics
+    assert "recall@20[text, TF-IDF neighbours]" not in metrics  # there are no texts
+    assert found["setting"]["popularity_offset"] > 0
+
+
+def test_training_sees_nothing_of_items_that_are_posted_later(dataset: Dataset) -> None:
+    rows = set(np.sort(np.random.default_rng(1).permutation(ITEMS)[: round(0.2 * ITEMS)]).tolist())
+    other = [
+        record | {"modalities": {name: {"vector": [9.0] * len(content["vector"])} for name, content in own.items()}}
+        if row in rows and (own := record.get("modalities"))
+        else record
+        for row, record in enumerate(dataset.records)
+    ]
+    altered, options = replace(dataset, records=other), DataOptions(threads=1)
+    both = [run(given, protocol=Protocol.POSTED, options=options) for given in (dataset, altered)]
+    histories = [found["runs"][0]["history"] for found in both]
+    assert histories[0][-1]["metrics"] == histories[1][-1]["metrics"]
+    assert both[0]["mean"]["ndcg@20[all, among new]"] != both[1]["mean"]["ndcg@20[all, among new]"]
+
+
+def test_only_the_model_that_is_served_posts_items() -> None:
+    with pytest.raises(EvaluationError, match="the protocol posted has no model 'ease'"):
+        Plan("ease", Protocol.POSTED, DataOptions(), CONFIGS)
+    with pytest.raises(EvaluationError, match="withholds no cells"):
+        Plan("dgmrec", Protocol.POSTED, DataOptions(missing=0.5), CONFIGS)
 
 
 def test_lightgcn_is_dgmrec_without_modalities(dataset: Dataset) -> None:
@@ -440,3 +477,25 @@ def test_real_tiktok_mask_ignores_the_text_that_is_not_there(tiktok: Dataset) ->
 def test_real_tiktok_popularity(tiktok: Dataset) -> None:
     found = run(tiktok, "popularity", options=DataOptions(mask="0.60"))["mean"]
     assert (found["recall@20"], found["ndcg@20"]) == pytest.approx((0.0627, 0.0273), abs=5e-5)
+
+
+def test_pages_of_searches_by_state() -> None:
+    """Two items with features like the asker's, one of them generated, and one of its categories."""
+    features = torch.tensor([[1.0, 0], [0.9, 0.1], [1.0, 0.01], [0, 1.0], [0.1, 1.0]])
+    observed = torch.tensor([[True], [True], [False], [True], [True]])
+    categories = [("a",), ("a",), ("b",), ("b",), ("a", "b", "c")]
+    batch, signals = ModalBatch({"m0": features}, observed), {"m0": features}
+    module_page, search.PAGE = search.PAGE, 1
+    try:
+        metrics = search.search_page(batch, signals, {"m0": np.full(5, 0.9, np.float32)}, categories)
+    finally:
+        search.PAGE = module_page
+    # Asked by 0, 1, 3, 4: plainly 0 and 1 find the generated 2; scaled, they find each other.
+    assert metrics["generated_share@1[m0, plain]"] == 0.5
+    assert metrics["generated_share@1[m0]"] == 0
+    assert metrics["precision@1[m0, plain, generated]"] == 0
+    assert metrics["precision@1[m0, observed]"] == metrics["precision@1[m0]"] == 0.5
+    assert not any(
+        name.startswith("precision")
+        for name in search.search_page(batch, signals, {"m0": np.ones(5, np.float32)}, [()] * 5)
+    )

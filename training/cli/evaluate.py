@@ -50,6 +50,8 @@ from training.progress import Terminal
 from training.report.page import make_report
 from training.splits import SplitName
 
+UNLEVELLED = (Protocol.RATIO, Protocol.STRANGER, Protocol.POSTED)  # protocols that withhold no cells by themselves
+
 
 def evaluate_command(
     model: Annotated[
@@ -89,7 +91,7 @@ def evaluate_command(
         bool,
         typer.Option(
             "--validation-only",
-            help="Under new-items: draw other items as new for each seed and leave the test part unseen, "
+            help="Under new-items and posted: draw other items as new for each seed and leave the test part unseen, "
             "to choose settings by.",
         ),
     ] = False,
@@ -125,7 +127,7 @@ def evaluate_command(
         _check_model(model, protocol, LEAVE_ONE_OUT_MODELS)
         run = partial(evaluate_leave_one_out, plan=LeaveOneOutPlan(model, *iris_configs(chosen), options, split))
     else:
-        levels = missing is None and mask is None and protocol not in (Protocol.RATIO, Protocol.STRANGER)
+        levels = missing is None and mask is None and protocol not in UNLEVELLED
         given = {**chosen, "device": parse_device(device)}
         plan = Plan(
             model,

@@ -15,11 +15,13 @@ from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
+from models.words import title_and_text
 from training.bundles import new_bundle, run_fingerprint
 from training.content import DataOptions, TooLittleFeedbackError, TrainingDataError, no_content, prepare_features
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Chooser
 from training.dgmrec.items_only import items_only_model
+from training.dgmrec.placement import choose_new_offset
 from training.dgmrec.task import DGMRecTask, TopNData
 from training.progress import Terminal, Trial
 from training.recipe import Checkpoints, Trained
@@ -37,6 +39,7 @@ PAPER_TRAINER: dict[str, Any] = {
     "smoothing": 1,
     "tolerance": 0.0,
 }
+TEXT = "text"
 
 
 def split_parts(dataset: Dataset, seed: int, new_items: Rows | None = None, how: SplitName = SplitName.AUTO) -> Parts:
@@ -104,7 +107,7 @@ def train_dgmrec(
     """Train, regenerate, calibrate, and test unless told not to, on these parts or those of `split_parts`."""
     if parts is None:
         parts = split_parts(dataset, trainer.seed)
-    data = TopNData(content, parts, len(dataset.users), len(dataset.items))
+    data = TopNData(content, parts, len(dataset.users), len(dataset.items), observed_texts(dataset, content))
     task = DGMRecTask(data, config, trainer)
     result = train(
         task,
@@ -114,6 +117,17 @@ def train_dgmrec(
         progress=terminal,
     )
     return TrainedDGMRec(task, result, task.finish() | (task.test() if tested else {}))
+
+
+def observed_texts(dataset: Dataset, content: ModalBatch) -> list[str | None] | None:
+    """The items' titles and texts where texts are observed; None where nobody has any."""
+    if TEXT not in content.names:
+        return None
+    observed = content.observed[:, content.names.index(TEXT)].tolist()
+    texts = [text if isinstance(text, str) else None for text in dataset.content(TEXT)]
+    titles = [record.get("title") for record in dataset.records]
+    whole = [title_and_text(*both) for both in zip(titles, texts, strict=True)]
+    return [text if given else None for text, given in zip(whole, observed, strict=True)]
 
 
 def fingerprint(
@@ -141,10 +155,7 @@ def serving_model(task: DGMRecTask, users: Vocabulary, items: Vocabulary) -> DGM
     model, fallback = task.module, task.propagated_features(task.content.evidence)
     out, prediction = task.final_embeddings()
     tables = serving_tables(model, task.interactions, task.content, out, prediction, task.user_factors, fallback)
-    offset = model.config.popularity_offset * model.cold_start.unit  # of this model's own axis
-    model.config = model.config.model_copy(
-        update={"fallback_imputer": task.fallback_imputer[0], "popularity_offset": offset}
-    )
+    model.config = model.config.model_copy(update={"fallback_imputer": task.fallback_imputer[0]})
     return DGMRecServing(model.cpu(), tables, users, items)
 
 
@@ -184,13 +195,18 @@ def chosen_settings(
 
 
 def with_chosen_offset(trained: TrainedDGMRec, pinned: frozenset[str], terminal: Terminal) -> TrainedDGMRec:
-    """The same with the cold items of the catalogue placed where validation has them (`choose_catalogue_offset`)."""
-    if pinned & {"catalogue_offset", "popularity_offset"}:
+    """The same with new items, and the cold items of the catalogue, placed where validation has them
+    (`choose_new_offset`, `choose_catalogue_offset`)."""
+    if "popularity_offset" in pinned:
         return trained
-    offset = trained.task.choose_catalogue_offset()
-    if offset is None:
+    placed = choose_new_offset(trained.task)
+    if placed is not None:
+        terminal.say(str(placed))
+    offset = None if "catalogue_offset" in pinned else trained.task.choose_catalogue_offset()
+    if offset is not None:
+        terminal.say(f"chosen: catalogue_offset={offset}")
+    if placed is None and offset is None:
         return trained
-    terminal.say(f"chosen: catalogue_offset={offset}")
     return replace(trained, metrics=trained.metrics | trained.task.test())
 
 
@@ -285,8 +301,8 @@ class DGMRecRecipe:
         parts = split_parts(dataset, self.trainer.seed, how=options.split)
         if len(parts.valid) < FEWEST_HELD_OUT:
             raise TooLittleFeedbackError(
-                f"the dataset {dataset.name} has too little feedback: {len(parts.valid)} interactions to choose by, and "
-                f"at least {FEWEST_HELD_OUT} are wanted"
+                f"the dataset {dataset.name} has too little feedback: {len(parts.valid)} interactions to choose by, "
+                f"and at least {FEWEST_HELD_OUT} are wanted"
             )
         return parts
 

@@ -16,6 +16,8 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from numpy.typing import NDArray
 from torch import Tensor
 
+from models.arrays import Array
+from models.dgmrec.cold_start import SURE_DEGREE
 from models.dgmrec.collaborative import Histories
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.model import DGMRec, Embeddings, ItemContent
@@ -32,6 +34,7 @@ from models.graph import (
 )
 from models.imputers import GRAPH_IMPUTERS, PropagatedFeatures, chosen, propagate_features
 from models.modality import ModalBatch
+from models.words import CatalogueWords
 from training.dgmrec.inputs import HELD_CELLS, select_inputs
 from training.metrics import evaluate_ranking
 from training.sampling import NegativeSampler, batches
@@ -39,8 +42,9 @@ from training.splits import Parts
 from training.trainer import TrainerConfig, set_rate
 
 Q_STEPS = 3
+SEARCH_QUERIES = 500  # items whose features ask for held-out ones
 WAYS = 4  # in which a held-out cell is generated: with its evidence, and without parts of it
-CATALOGUE_OFFSETS = (1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
+CATALOGUE_OFFSETS = (1.5, 1.0, 0.5, 0.0, -0.5, -1.0, -2.0)
 NOT_AMONG = -1e30  # added to a score, below all others
 OFFSET_TOLERANCE = 0.005  # of the validation metric, for a cold item to stand higher
 TRUST = (0.25, 0.5, 0.75, 1.0)
@@ -48,7 +52,8 @@ TRUST = (0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class TopNData:
-    """What top-N training reads: features with holes, and (user, item) pairs by part.
+    """What top-N training reads: features with holes, (user, item) pairs by part, and the items' texts where they are
+    observed.
 
     Users without training pairs must not stand in the other parts (`Parts.evaluable`).
     """
@@ -57,6 +62,7 @@ class TopNData:
     parts: Parts
     n_users: int
     n_items: int
+    texts: Sequence[str | None] | None = None
 
 
 class DGMRecTask:
@@ -113,6 +119,7 @@ class DGMRecTask:
         evidence = gather_evidence(own, batch.observed, self.interactions, factors, folds=folds)
         if self.config.imputation == "generate":
             self.base = model.fit_base(evidence, self.cells)
+        self.words = self.words_of(self.data.texts)
         self.matrices: dict[str, Matrix] = {}
         features = self._impute(evidence, None)
         for column, name in enumerate(model.names):
@@ -122,6 +129,13 @@ class DGMRecTask:
             rows = torch.ones_like(observed) if from_all else observed
             self.matrices[name] = self._item_graph(features[name], observed, rows)
         self._set_content(features, evidence)
+
+    def words_of(self, texts: Sequence[str | None] | None) -> CatalogueWords | None:
+        """The words of these texts of the items, for the cold start to learn from."""
+        if texts is None or not any(texts):
+            return None
+        degree: Array = self.interactions.item_degree.cpu().numpy()
+        return CatalogueWords.of(texts, degree, degree / (degree + np.float32(SURE_DEGREE)))
 
     def _impute(self, evidence: Evidence, preference: Tensor | None) -> dict[str, Tensor]:
         """Features with every cell filled, by the configured imputation."""
@@ -175,7 +189,7 @@ class DGMRecTask:
         else:
             neighbour_graph, without = self.content.neighbour_graph, dict(self.content.neighbour_graph_without)
         graphs = {name: Graph(with_self_loops(matrix), self.device) for name, matrix in self.matrices.items()}
-        self.content = ItemContent(features, evidence, graphs, neighbour_graph, without)
+        self.content = ItemContent(features, evidence, graphs, neighbour_graph, without, self.words)
 
     def _neighbour_graph(self, evidence: Evidence, names: Sequence[str]) -> Graph:
         """Each item's mean over its neighbours by those of the modalities that it has."""
@@ -428,12 +442,27 @@ class DGMRecTask:
                 served[half] = (facts[half] @ self.module.tower(name).calibration).clamp(0, 1)
             self.module.tower(name).fit_calibration(facts, cosines)
             report[f"trust[{name}]"] = self.module.tower(name).trust.item()
+            self._fit_search_scale(name, features, truth)
             report[f"cosine[{name}]"] = cosines.mean().item()
             report[f"calibration_error[{name}]"] = calibration_error(served.cpu().numpy(), cosines.cpu().numpy())
         # What is served may know the cells that confidence had to be measured on.
         self.base = self.module.fit_base(self.content.evidence, self.raw.observed)
         self._regenerate(self.embed(), self.config.final_refinement)
         return report
+
+    def _fit_search_scale(self, name: str, features: Tensor, truth: Tensor) -> None:
+        """Fit how cosines with generated features compare, by centred features of held-out cells `[k, dim]`, asked for
+        by other items."""
+        tower, column = self.module.tower(name), self.module.names.index(name)
+        others = self.cells[:, column].nonzero().squeeze(1)
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(0)).to(self.device)
+        queries = self.raw.features[name][others[order[:SEARCH_QUERIES]]]
+        mean = tower.projection.mean
+        by_way = [rows.chunk(WAYS) for rows in (features, truth)]
+        for way, warm in ((0, True), (1, False)):  # with all its evidence, and without interactions
+            generated, true = (tower.projection(rows[way] + mean) for rows in by_way)
+            something = generated.any(dim=1)
+            tower.fit_search_scale(tower.projection(queries), generated[something], true[something], warm=warm)
 
     def weigh_linear(self, weight: float) -> None:
         """Give the components of the linear form a weight beside the others, as soon as these are trained."""
@@ -446,21 +475,24 @@ class DGMRecTask:
         if self.content is None or not cold.any() or self.config.cold_start == "modal":
             return None
         out, module = self.final_embeddings()[0], self.module
-        start, axis = float(module.cold_start.offset), module.cold_start.popularity_axis
-        own, scores = start / module.cold_start.spread, {}
+        own, axis = float(module.cold_start.offset), module.cold_start.popularity_axis
+        scores = {}
         for offset in (own, *(lower for lower in CATALOGUE_OFFSETS if lower < own)):
-            moved = cold[:, None] * (offset * module.cold_start.spread - start) * axis
+            moved = cold[:, None] * (offset - own) * module.cold_start.spread * axis
             found = self._ranking(replace(out, items=out.items + moved), self.data.parts.valid, self.data.parts.train)
             scores[offset] = (found["recall@20"] * found["ndcg@20"]) ** 0.5
         best = max(scores.values())
         chosen = next(offset for offset, score in scores.items() if score >= best * (1 - OFFSET_TOLERANCE))
         if chosen == own:
             return None
-        update = {"catalogue_offset": chosen}
-        self.config = self.config.model_copy(update=update)
-        module.config = module.config.model_copy(update=update)
-        module.cold_start.config = module.cold_start.config.model_copy(update=update)
+        self.reconfigure(catalogue_offset=chosen)
         return chosen
+
+    def reconfigure(self, **settings: float) -> None:
+        """Change settings of the cold start, which nothing that has been trained depends on."""
+        self.config = self.config.model_copy(update=settings)
+        for part in (self.module, self.module.cold_start):
+            part.config = part.config.model_copy(update=settings)
 
     def weigh_generator(self, out: Embeddings) -> None:
         """Take of each generator's learned step away from its base the share that is best on the held-out cells; none

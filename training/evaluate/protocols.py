@@ -21,10 +21,13 @@ from training.baselines.ranking import BASELINES, BaselineData, tune
 from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Trial
+from training.dgmrec.placement import choose_new_offset
 from training.dgmrec.recipe import chosen_settings, split_parts, train_dgmrec, with_chosen_offset
 from training.dgmrec.task import DGMRecTask
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
+from training.evaluate.posted import measure_posted, without_new
 from training.evaluate.result import Measured, result_of, run_record, training_record
+from training.evaluate.search import search_page
 from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
@@ -37,6 +40,7 @@ class Protocol(StrEnum):
 
     MISSING = "missing"
     NEW_ITEMS = "new-items"
+    POSTED = "posted"
     RATIO = "ratio"
     RETRIEVAL = "retrieval"
     STRANGER = "stranger"
@@ -44,10 +48,12 @@ class Protocol(StrEnum):
     LEAVE_ONE_OUT = "leave-one-out"
 
 
+WITH_NEW_ITEMS = (Protocol.NEW_ITEMS, Protocol.POSTED)
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
 LEARNED = ("dgmrec", "lightgcn")
 RANKING_MODELS = (*LEARNED, *BASELINES)
 GENERATING_MODELS = ("dgmrec", *IMPUTERS)
+FITTING = {Protocol.RETRIEVAL: GENERATING_MODELS, Protocol.POSTED: ("dgmrec",)}
 MODELS = tuple(dict.fromkeys((*RANKING_MODELS, *IMPUTERS)))
 
 
@@ -88,7 +94,7 @@ class Plan:
             raise EvaluationError("ratings are measured by evaluate_rating")
         if self.protocol is Protocol.LEAVE_ONE_OUT:
             raise EvaluationError("leave-one-out is measured by evaluate_leave_one_out")
-        fitting = GENERATING_MODELS if self.protocol is Protocol.RETRIEVAL else RANKING_MODELS
+        fitting = FITTING.get(self.protocol, RANKING_MODELS)
         if self.model not in fitting:
             raise EvaluationError(
                 f"the protocol {self.protocol.value} has no model {self.model!r}; it has {', '.join(fitting)}"
@@ -97,13 +103,13 @@ class Plan:
             raise EvaluationError(f"there is no imputer {self.imputer!r}; there are {', '.join(IMPUTERS)}")
         if self.imputer is not None and (self.protocol is Protocol.RETRIEVAL or not self.reads_content):
             raise EvaluationError(f"an imputer has no use for {self.model} under the protocol {self.protocol.value}")
-        if self.validation_only and self.protocol is not Protocol.NEW_ITEMS:
+        if self.validation_only and self.protocol not in WITH_NEW_ITEMS:
             raise EvaluationError(
                 f"the protocol {self.protocol.value} has no new items to draw others for validation only"
             )
         withheld = bool(self.options.missing or self.options.mask or self.options.levels)
-        if self.protocol is Protocol.STRANGER and withheld:
-            raise EvaluationError("the protocol stranger withholds no cells")
+        if self.protocol in (Protocol.STRANGER, Protocol.POSTED) and withheld:
+            raise EvaluationError(f"the protocol {self.protocol.value} withholds no cells")
         if self.budget and self.protocol is not Protocol.STRANGER:
             raise EvaluationError(f"the protocol {self.protocol.value} takes settings as they are given")
         if self.protocol is Protocol.RATIO and withheld:
@@ -233,6 +239,9 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     if plan.validation_only:
         parts = validation_parts(split_parts(dataset, plan.options.seed), parts)
     prepared = prepared_content(dataset, plan, parts, terminal)
+    if plan.protocol is Protocol.POSTED:
+        assert new_items is not None
+        return _post(dataset, plan, parts, prepared.batch, new_items, terminal)
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
     ranks = rank_all(scores, parts.test, parts.train)
     if new_items is not None:
@@ -248,7 +257,7 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
 
 def new_items_of(dataset: Dataset, plan: Plan) -> Rows | None:
     """Rows of the items that the plan holds out of training: the published ones, or drawn from the seed."""
-    if plan.protocol is not Protocol.NEW_ITEMS:
+    if plan.protocol not in WITH_NEW_ITEMS:
         return None
     rng = np.random.default_rng(plan.options.seed)
     if dataset.new_items is None:
@@ -310,6 +319,22 @@ def _fit(
     return (lambda rows: users[rows] @ items.T), Outcome(trained.metrics, trained.result, setting, choice.trials)
 
 
+def _post(
+    dataset: Dataset, plan: Plan, parts: Parts, batch: ModalBatch, new_items: Rows, terminal: Terminal
+) -> Outcome:
+    """Train without the new items, choose where such items stand, and post them."""
+    if not batch.names:
+        raise EvaluationError("a dataset without content has no new items to post")
+    seen = without_new(batch, new_items)
+    trained = train_dgmrec(dataset, seen, *plan.configs, parts=parts, terminal=terminal, tested=False)
+    if "popularity_offset" not in plan.pinned:
+        placed = choose_new_offset(trained.task)
+        terminal.say(str(placed))
+    chosen = {"popularity_offset": trained.task.config.popularity_offset}
+    metrics = measure_posted(trained.task, batch, new_items, dataset)
+    return Outcome(trained.metrics | metrics, trained.result, chosen)
+
+
 # --- E2: retrieval ---------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +353,22 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     filled, confidence = generated_content(trained.task, prepared.batch)
     ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
     metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)
-    return Outcome(metrics, trained.result)
+    return Outcome(metrics | _searches(dataset, trained.task, prepared.batch), trained.result)
+
+
+def _searches(dataset: Dataset, task: DGMRecTask, batch: ModalBatch) -> dict[str, float]:
+    """What searches find, by the features that would be served."""
+    assert task.content is not None
+    scales = {name: task.module.tower(name).search_scale.cpu().numpy() for name in batch.names}
+    cold = (task.interactions.item_degree == 0).long().cpu().numpy()
+    by_item = {name: scale[cold] for name, scale in scales.items()}
+    signals = {name: block.cpu() for name, block in task.content.features.items()}
+    categories = [record.get("categories") or () for record in dataset.records]
+    return search_page(batch, signals, by_item, categories) | {
+        f"search_scale[{name}, {which}]": float(scale[number])
+        for name, scale in scales.items()
+        for number, which in enumerate(("warm", "cold"))
+    }
 
 
 @torch.no_grad()

@@ -46,6 +46,7 @@ TITLES = {
     "stranger": "What a stranger gets",
     "missing": "Top-N with missing modalities",
     "new-items": "New items",
+    "posted": "New items, posted after training",
     "ratio": "Top-N by share of missing cells",
     "retrieval": "Imputation and cross-modal retrieval",
     "rating": "Rating prediction",
@@ -58,6 +59,8 @@ ABOUT = {
     "statistic or encoder.",
     "new-items": "The training interactions of the new items have joined the test part. All: every test interaction; "
     "new alone: those with new items, which are still ranked among all items.",
+    "posted": "Training has seen nothing of the new items; they are then ranked by what is observed of them, one "
+    "modality or all. Hits are those among the first 20 of all lists, before and after the new items are posted.",
     "ratio": "The same ranking with ever more item-modality cells withheld, each share containing the smaller ones.",
     "retrieval": "Features imputed for withheld cells, compared with the true ones. All similarities are centred "
     "cosines.",

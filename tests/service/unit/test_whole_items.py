@@ -17,10 +17,11 @@ from models.dgmrec.model import ItemContent
 from models.dgmrec.serving import DGMRecServing
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
-from service.domain import State
+from service.domain import Observed, State
 from service.pipeline import vectors
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
+from service.pipeline.complete import Content, words_of
 from service.pipeline.impute import Completed, ImputationInput, UserEvidence, impute
 from tests.fakes import BruteForceIndex
 from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard
@@ -237,3 +238,32 @@ def test_another_neighbour_changes_an_item(trained: Trained) -> None:
     after = impute(trained.online, catalogue, [trained.input_of(row)])[0]
     changes = not np.allclose(before.features[name], after.features[name], atol=1e-3)
     assert changes == (trained.online.config.generator == "residual")  # parts are generated from the item's own alone
+
+
+def test_words_of_later_items_are_stored(trained: Trained) -> None:
+    """What the words of an item's text say is part of its derived state; an item that training knew needs none."""
+    model, shape = trained.online, trained.items.shape
+    cold_start = model.model.cold_start
+    before = [table.clone() for table in (cold_start.word_frequency, cold_start.word_slopes)]
+    try:
+        cold_start.word_frequency.fill_(1.0)
+        cold_start.word_slopes.fill_(0.5)
+        observed = {"text": Observed(np.zeros(3, np.float32), "text", text="red hat")}
+        later, known = (words_of(model, Content(item, observed)) for item in ("later", "i7"))
+        assert known is None
+        assert later is not None
+        np.testing.assert_allclose(later, [0.5 * 2**0.5] * (1 + model.size) + [1.0], rtol=1e-5)
+        assert not model.words(None).any()
+        titled = words_of(model, Content("later", observed, title="old hat"))
+        assert titled is not None
+        assert titled[0] > later[0]
+        features = {name: np.zeros(rank, np.float32) for name, rank in model.ranks.items()}
+        nobody_met, reach = np.zeros(model.size, np.float32), np.zeros(len(features), np.float32)
+        derived = Derived(features, nobody_met, 0.0, reach, words=later)
+        unpacked = Derived.unpack(derived.pack(shape), shape)
+        assert unpacked is not None
+        assert unpacked.words is not None
+        np.testing.assert_array_equal(unpacked.words, later)
+    finally:
+        cold_start.word_frequency.copy_(before[0])
+        cold_start.word_slopes.copy_(before[1])
