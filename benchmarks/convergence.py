@@ -45,6 +45,7 @@ from training.evaluate.result import write_single_run
 
 BATCH = 500
 RATE, SECONDS = 10.0, 60.0
+POLL_S = 0.25  # between two looks at whether anything is pending: more often, and looking would be most of the work
 MIX = {"event": 8, "create": 1, "replace": 0.6, "delete": 0.4}
 START_S = 3600.0
 
@@ -313,7 +314,7 @@ def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace)
                 asked = time.monotonic()
                 if client.get("/stats").json()["awaiting_regeneration"] == 0:
                     idle.append(asked)
-                time.sleep(0.05)
+                time.sleep(POLL_S)
 
     watching = threading.Thread(target=watch)
     watching.start()

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -284,17 +285,24 @@ class DGMRecServing:
         offset = np.where(later, np.float32(self.config.popularity_offset), trained)
         return np.asarray(prediction + offset[:, None] * self._axis, dtype=np.float32)
 
-    def expected_vectors(self, content: Array, neighbours: Array, cosines: Array, degree: Array) -> Array:
+    def expected_vectors(
+        self, content: Array, vectors: Array, neighbours: Rows, cosines: Array, degree: Array
+    ) -> Array:
         """The vectors `[b, d]` to be expected of items without interactions: what content alone leads to expect
         `[b, d]`, and the kernel regression on the nearest warm items.
 
         Args:
-            neighbours: vectors `[b, k, d]` that the users of the nearest warm items by every modality make of these.
-            cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers of users; 0 for none.
+            vectors: `[n, d]`, what items' users make of them. neighbours: the rows there of the nearest warm items by
+                every modality `[b, k]`. cosines: `[b, k]`, by that modality's features. degree: `[b, k]`, their numbers
+                of users; 0 for none.
         """
         weights = inference.kernel_weight(self.config, cosines, degree)
         weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), np.float32(1e-12))
-        mean = (weights[:, None].astype(np.float32) @ neighbours)[:, 0]
+        # A sparse product, as the vectors are too many to gather; it sums each row by itself, whatever the others are.
+        ends = np.arange(len(weights) + 1) * weights.shape[1]
+        shape = (len(weights), len(vectors))
+        graph = sp.csr_array((weights.ravel().astype(np.float32), neighbours.ravel(), ends), shape=shape)
+        mean = graph @ vectors
         return np.asarray(
             content + self.config.cold_kernel_weight * inference.across(mean, self._axis), dtype=np.float32
         )

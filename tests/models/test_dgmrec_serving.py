@@ -265,9 +265,9 @@ def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any]) -> Non
         np.testing.assert_allclose(alone[0], items[row], atol=1e-5)
 
 
-def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDArray[np.int64]]:
-    """What an index would find around some rows: what their users make of the nearest warm items, cosines and
-    degrees."""
+def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, NDArray[np.int64], Array, NDArray[np.int64]]:
+    """What an index would find around some rows: what their users make of items, which of them are the nearest warm
+    ones, and the cosines and degrees of these."""
     out, found, cosines = w.forward(), [], []
     for column, features in enumerate(w.content.features.values()):
         keys, near = nearest(
@@ -282,7 +282,8 @@ def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, NDAr
         cosines.append(near)
     keys = torch.cat(found, dim=1)
     degree = torch.where(keys >= 0, w.graphs.item_degree[keys], 0)
-    return out.items[keys].detach().numpy(), torch.cat(cosines, dim=1).numpy(), degree.long().numpy()
+    near = keys.clamp_min(0).numpy()
+    return out.items.detach().numpy(), near, torch.cat(cosines, dim=1).numpy(), degree.long().numpy()
 
 
 def test_preference(w: World, online: DGMRecServing) -> None:
