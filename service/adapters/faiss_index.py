@@ -24,6 +24,7 @@ FAISS: Any = faiss  # for what its type stubs leave out
 QUERIES_AT_ONCE = 16  # with more, FAISS may turn to BLAS, with other last bits
 BLOCK = 1024  # queries from which on BLAS looks for candidates, several times as fast
 CANDIDATES = 8  # so many more than are asked for
+SPARE, SELECTED = 16, 5  # rows that are looked for beside, where no more than one in so many may not be found
 ROUNDING = 1e-5  # by which BLAS and FAISS' own kernel may differ at most, of the product of two lengths
 HNSW_LINKS = 32
 HNSW_EF_CONSTRUCTION = 200
@@ -307,12 +308,28 @@ def _scan(rows: Array, keys: Keys, alive: Mask, queries: Array, k: int, allowed:
     if len(queries) >= BLOCK and count > k + 1 + CANDIDATES:
         return _scan_blocks(rows[eligible], keys[eligible], queries, k)
     selector = None if count == len(rows) else _selector(eligible)
-    places, scores = _kernel(rows, queries, min(k + 1, count), selector)
+    places, scores = _first(rows, eligible, queries, min(k + 1, count), selector)
     if k + 1 < count:
         # Where the k-th score ties with the next one, FAISS keeps which of them it likes, not the smaller key.
         for row in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
             places[row], scores[row] = _decide_ties(rows, keys, queries[row : row + 1], k, count, selector)
     return np.where(places >= 0, keys[places], -1) if count else places, scores
+
+
+def _first(rows: Array, eligible: Mask, queries: Array, k: int, selector: Any) -> tuple[Keys, Array]:
+    """As `_kernel`, of the eligible rows. Where all but a few are, to look for some more and drop what is not takes less
+    time than to tell the kernel."""
+    depth = min(k + SPARE, len(rows))
+    if selector is None or k == 0 or SELECTED * (len(rows) - _count(eligible)) > len(rows):
+        return _kernel(rows, queries, k, selector)
+    places, scores = _kernel(rows, queries, depth, None)
+    lost = ~eligible[places]
+    order = np.argsort(lost, axis=1, kind="stable")[:, :k]
+    lacking = np.flatnonzero(np.take_along_axis(lost, order[:, -1:], axis=1)[:, 0])
+    places, scores = np.take_along_axis(places, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    if len(lacking):
+        places[lacking], scores[lacking] = _kernel(rows, queries[lacking], k, selector)
+    return places, scores
 
 
 def _scan_blocks(rows: Array, keys: Keys, queries: Array, k: int) -> tuple[Keys, Array]:

@@ -193,6 +193,10 @@ class Catalogue:
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
         self.indexes[COSINE] = make_index(shape.size)
+        # Of the items that have a modality observed, and of the warm ones of these: those that neighbours are looked up
+        # among. To pass over most of an index takes longer than to search all of it.
+        self.observed_indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
+        self.warm_indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         if shape.sides:
             self.indexes[TARGETS] = make_index(shape.sides["q"][0] + 1)
         count = len(shape.ranks)
@@ -256,7 +260,7 @@ class Catalogue:
         for entry, derived in rows:
             self._forget_categories(entry.key)
             self._store(entry, derived)
-        self._index(keys, rows)
+        self._index(keys, rows, moved)
         if compute is not None:
             compute(keys, moved)
         self._keys.update((entry.id, entry.key) for entry, _ in rows)
@@ -272,7 +276,7 @@ class Catalogue:
         self.available[key] = False
         self.observed[key] = False
         self.warm[key] = False
-        for index in self.indexes.values():
+        for index in self.every_index():
             index.remove(np.array([key], dtype=np.int64))
         self._forget_categories(key)
         if (entry := self.entries.pop(key, None)) is not None:
@@ -287,10 +291,13 @@ class Catalogue:
         for name, values in layer.items():
             rows, field_name, part = self._place_of(name)
             if rows is None:
-                changed |= self.warm[keys] != values
-                self.stale.add(WARMED, keys[values & ~self.warm[keys]])
-                self.stale.add(COOLED, keys[~values & self.warm[keys]])
+                switched = self.warm[keys] != values
+                changed |= switched
+                self.stale.add(WARMED, keys[values & switched])
+                self.stale.add(COOLED, keys[~values & switched])
                 self.warm[keys] = values
+                for column in range(len(self.names)) if switched.any() else ():
+                    self._index_observed(keys[switched], column)
                 continue
             differs = rows.get(field_name, keys, *part) != values
             if name in (*NEAR_LISTS, *KERNEL_LISTS):  # the spare ones count for nothing yet
@@ -359,7 +366,7 @@ class Catalogue:
         for column, name in enumerate(self.names):
             had, has = not is_new and self.observed[key, column], entry.states[name] is State.OBSERVED
             same = not is_new and np.array_equal(self.rows.get(f"{_FEATURE}{name}", key), derived.features[name])
-            moved.append(not same)
+            moved.append(not same or self.entries[key].states[name] is not entry.states[name])
             if had and not (has and same):
                 self.stale.add_feature(DEPARTED, name, key)
             if has and not (had and same):
@@ -384,19 +391,30 @@ class Catalogue:
             self._categories.setdefault(category, set()).add(key)
         self.entries[key] = entry
 
-    def _index(self, keys: Keys, rows: Sequence[tuple[Entry, Derived]]) -> None:
-        for name in self.names:
-            vectors = np.stack([derived.features[name] for _, derived in rows])
-            length = np.linalg.norm(vectors, axis=1)
-            # An absent feature, and a mean, which says nothing, cannot be found by it.
-            present = (length > 1e-6) & [entry.states[name] is not State.ABSENT for entry, _ in rows]
-            if present.any():
-                self.indexes[name].upsert(keys[present], vectors[present] / length[present, None])
-            if not present.all():
-                self.indexes[name].remove(keys[~present])
+    def _index(self, keys: Keys, rows: Sequence[tuple[Entry, Derived]], moved: Mask) -> None:
+        for column, name in enumerate(self.names):
+            if (its := moved[:, column]).any():
+                absent = np.array([entry.states[name] is State.ABSENT for entry, _ in rows], dtype=np.bool_)
+                self._place(self.indexes[name], keys[its], column, ~absent[its])
+                self._index_observed(keys[its], column)
         if TARGETS in self.indexes:
             rows_of = [np.append(derived.sides["q"], derived.sides["item_bias"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
+
+    def _index_observed(self, keys: Keys, column: int) -> None:
+        name, observed = self.names[column], self.observed[keys, column]
+        self._place(self.observed_indexes[name], keys, column, observed)
+        self._place(self.warm_indexes[name], keys, column, observed & self.warm[keys])
+
+    def _place(self, index: VectorIndex, keys: Keys, column: int, chosen: Mask) -> None:
+        """Index the directions of the chosen ones' features by a modality, and none of the others'."""
+        features = self.rows.get(f"{_FEATURE}{self.names[column]}", keys)
+        length = np.linalg.norm(features, axis=1)
+        present = chosen & (length > 1e-6)  # a mean, which says nothing, cannot be found by it
+        if present.any():
+            index.upsert(keys[present], features[present] / length[present, None])
+        if not present.all():
+            index.remove(keys[~present])
 
     def _forget_categories(self, key: int) -> None:
         entry = self.entries.get(key)
@@ -407,6 +425,10 @@ class Catalogue:
                 self._categories.pop(category, None)
 
     # --- reading -----------------------------------------------------------------------------------------------
+
+    def every_index(self) -> list[VectorIndex]:
+        """All indexes."""
+        return [*self.indexes.values(), *self.observed_indexes.values(), *self.warm_indexes.values()]
 
     def final(self, keys: Keys) -> Array:
         """Final vectors `[k, d]`."""

@@ -33,7 +33,7 @@ from service.pipeline import nearest as nearest_lists
 from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry
 from service.pipeline.nearest import Nearest
 from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED
-from service.ports import Keys
+from service.ports import Keys, VectorIndex
 
 CHUNK, SEARCHED = 256, 1024  # items derived at once, and looked up at once: as many as make a search quick
 BLOCK = 16  # rows of every matrix product
@@ -283,9 +283,8 @@ def _lists(layer: str, catalogue: Catalogue) -> Nearest:
 def _search(layer: str, catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Array]:
     """Whole lists of the neighbours of items `[n]` by a modality."""
     features = catalogue.rows.get(f"feature.{name}", keys)
-    allowed = catalogue.having(name) if layer == NEAR else catalogue.having(name) & catalogue.warm
-    count = _lists(layer, catalogue).length
-    near, cosines = neighbours_of(catalogue, name, features, keys, count, allowed)
+    index = (catalogue.observed_indexes if layer == NEAR else catalogue.warm_indexes)[name]
+    near, cosines = neighbours_of(index, features, keys, _lists(layer, catalogue).length)
     return nearest_lists.found(near, cosines, np.linalg.norm(features, axis=1) > 1e-6)
 
 
@@ -320,25 +319,25 @@ def _reach(features: Array, cosines: Array) -> Array:
 # --- computing -------------------------------------------------------------------------------------------------------
 
 
-def nearest(catalogue: Catalogue, name: str, features: Array, k: int, allowed: Mask) -> tuple[Keys, Array]:
-    """Keys and cosines `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`; -1 and -inf where
-    there are too few.
+def nearest(index: VectorIndex, features: Array, k: int, allowed: Mask | None = None) -> tuple[Keys, Array]:
+    """Keys and cosines `[b, k]` of the nearest items of an index of one modality by projected features `[b, r_m]`; -1
+    and -inf where there are too few.
 
     A zero feature, which says nothing, has no neighbours.
     """
     keys = np.full((len(features), k), -1, dtype=np.int64)
     cosines = np.full((len(features), k), -np.inf, dtype=np.float32)
     rows = np.flatnonzero(np.linalg.norm(features, axis=1) > 1e-6)
-    if len(rows) and allowed.any():
-        keys[rows], cosines[rows] = catalogue.indexes[name].search(_directions(features[rows]), k, allowed)
+    if len(rows):
+        keys[rows], cosines[rows] = index.search(_directions(features[rows]), k, allowed)
     return keys, cosines
 
 
 def neighbours_of(
-    catalogue: Catalogue, name: str, features: Array, keys: Keys, k: int, allowed: Mask
+    index: VectorIndex, features: Array, keys: Keys, k: int, allowed: Mask | None = None
 ) -> tuple[Keys, Array]:
     """As `nearest`, of items with these keys `[b]` (-1 for none), no item its own neighbour."""
-    near, cosines = nearest(catalogue, name, features, k + 1, allowed)
+    near, cosines = nearest(index, features, k + 1, allowed)
     itself = (near == keys[:, None]) & (near >= 0)
     near[itself], cosines[itself] = -1, -np.inf
     order = np.argsort(itself, axis=1, kind="stable")[:, :k]
