@@ -317,7 +317,7 @@ def _scan(rows: Array, keys: Keys, alive: Mask, queries: Array, k: int, allowed:
 
 
 def _first(rows: Array, eligible: Mask, queries: Array, k: int, selector: Any) -> tuple[Keys, Array]:
-    """As `_kernel`, of the eligible rows. Where all but a few are, to look for some more and drop what is not takes less
+    """As `_kernel`, of the eligible rows. Where nearly all are, to look for some more and drop the others takes less
     time than to tell the kernel."""
     depth = min(k + SPARE, len(rows))
     if selector is None or k == 0 or SELECTED * (len(rows) - _count(eligible)) > len(rows):
