@@ -13,9 +13,9 @@ what a later one made.
 6. `final` and `message`: for a trained item shrunk towards what training predicted; for a later one what its content
    and layer 4 of its kernel neighbours lead to expect, giving way to its own vector.
 
-`derive` computes all of it from what is stored, and that is the definition. Afterwards `put` computes an item's own
-rows at once, `Catalogue.stale` notes which others read them, and `renew` computes these, a few at a time, in the same
-order with the same functions, so that the outcome is the same.
+`derive` computes all of it from what is stored, and that is the definition. Afterwards `put` computes at once those of
+an item's own rows that it is ranked by, `Catalogue.stale` notes what else is to be computed, and `renew` does that, a few
+items at a time, in the same order with the same functions, so that the outcome is the same.
 """
 
 from __future__ import annotations
@@ -45,14 +45,36 @@ TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rathe
 def put(model: DGMRecServing, catalogue: Catalogue, rows: Sequence[tuple[Entry, Derived]]) -> None:
     """Insert or replace items, each id once; when this returns, every index knows them."""
 
-    def compute_all(keys: Keys, moved: Mask) -> None:
+    def compute_layers(keys: Keys, moved: Mask) -> None:
+        cold = (catalogue.trained[keys] < 0) & (catalogue.rows.get("users", keys) == 0)
+        _leave(model, catalogue, keys[cold], moved[cold])
         for layer in layers(model):
+            chosen = ~cold if _is_left(layer) else np.ones_like(cold)
+            its, its_moved = keys[chosen], moved[chosen]
+            if not len(its):
+                continue
             # An item whose feature is as it was has the neighbours that it had: others have not moved.
-            groups = _by_names(model, moved) if layer in (NEAR, KERNEL) else [((), slice(None))]
-            changed = [_compute(layer, model, catalogue, keys[rows], names) for names, rows in groups]
+            groups = _by_names(model, its_moved) if layer in (NEAR, KERNEL) else [((), slice(None))]
+            changed = [_compute(layer, model, catalogue, its[rows], names) for names, rows in groups]
             _note_readers(catalogue, layer, np.concatenate(changed))
 
-    catalogue.put(rows, compute_all)
+    catalogue.put(rows, compute_layers)
+
+
+def _is_left(layer: str) -> bool:
+    """Whether what an item that nobody has met is ranked by follows without this layer."""
+    return layer not in (CONTENT, KERNEL, FINAL)
+
+
+def _leave(model: DGMRecServing, catalogue: Catalogue, keys: Keys, moved: Mask) -> None:
+    """Leave to `renew` the layers of items `[n]` that they are not ranked by; `moved` `[n, M]` are their features."""
+    for column, name in enumerate(model.names):
+        its = keys[moved[:, column]]
+        catalogue.rows.put_all("near.reach", its, np.full(len(its), -np.inf, dtype=np.float32), column)  # not known yet
+        catalogue.stale.add(_by(NEAR, name), its)
+    for layer in filter(_is_left, layers(model)):
+        if layer != NEAR:
+            catalogue.stale.add(layer, keys)
 
 
 def _by_names(model: DGMRecServing, moved: Mask) -> list[tuple[tuple[str, ...], Any]]:
