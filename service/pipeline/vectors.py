@@ -14,8 +14,8 @@ what a later one made.
    and layer 4 of its kernel neighbours lead to expect, giving way to its own vector.
 
 `derive` computes all of it from what is stored, and that is the definition. Afterwards `put` computes at once those of
-an item's own rows that it is ranked by, `Catalogue.stale` notes what else is to be computed, and `renew` does that, a few
-items at a time, in the same order with the same functions, so that the outcome is the same.
+an item's own rows that it is ranked by, `Catalogue.stale` notes what else is to be computed, and `renew` does that, a
+few items at a time, in the same order with the same functions, so that the outcome is the same.
 """
 
 from __future__ import annotations
@@ -79,6 +79,8 @@ def _leave(model: DGMRecServing, catalogue: Catalogue, keys: Keys, moved: Mask) 
 
 def _by_names(model: DGMRecServing, moved: Mask) -> list[tuple[tuple[str, ...], Any]]:
     """Which modalities' features have changed, of which rows: from `[n, M]`."""
+    if len(moved) == 1:
+        return [(tuple(name for name, is_moved in zip(model.names, moved[0], strict=True) if is_moved), slice(None))]
     kinds, which = np.unique(moved, axis=0, return_inverse=True)
     return [
         (tuple(name for name, is_moved in zip(model.names, kind, strict=True) if is_moved), which.ravel() == number)
@@ -430,13 +432,12 @@ def _own(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, ND
 def _final(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
     trained, users = catalogue.trained[keys], catalogue.rows.get("users", keys)
     expected = _expected(model, catalogue, keys)
-    known = model.warm_vectors(trained, catalogue.rows.get("modal", keys))
-    later = model.final_vectors(expected, catalogue.rows.get("own", keys), users)
+    final = model.final_vectors(expected, catalogue.rows.get("own", keys), users)
     message = model.item_messages(expected, catalogue.rows.get("folded", keys), users)
-    return {
-        "final": _trained_or(trained, known, later),
-        "message": _trained_or(trained, model.tables["item_message"][trained], message),
-    }
+    if (trained >= 0).any():
+        final = _trained_or(trained, model.warm_vectors(trained, catalogue.rows.get("modal", keys)), final)
+        message = _trained_or(trained, model.tables["item_message"][trained], message)
+    return {"final": final, "message": message}
 
 
 def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
