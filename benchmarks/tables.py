@@ -457,7 +457,7 @@ def load() -> str:
         "|---" * (len(found) + 1) + "|",
     ]
     for label, name, form in (
-        ("background work, share of the time", "background_share", ".1%"),
+        ("background work, share of a core", "background_share", ".1%"),
         ("processor of the service, all work, share of a core", "processor_share", ".1%"),
         ("time until nothing was pending after a write, p50", "spread_p50_seconds", ".2f"),
         ("p99", "spread_p99_seconds", ".2f"),

@@ -121,11 +121,12 @@ async def _timed(engine: Engine, step: Callable[[Engine], Awaitable[bool]]) -> b
     runtime, started, processor = engine.runtime, time.monotonic(), time.process_time()
     done = await step(engine)
     if done:
-        took = time.monotonic() - started
+        took, processor = time.monotonic() - started, time.process_time() - processor
         runtime.timer.observe_step("background", took)
+        runtime.timer.observe_step("background_processor", processor)  # with that of requests meanwhile
         if time.monotonic() - runtime.busy_at < BUSY_S:
             # Of its own time: what other programs of the machine took is no reason to take longer still.
-            await runtime.rest(min(took, time.process_time() - processor) * (1 / SHARE - 1))
+            await runtime.rest(min(took, processor) * (1 / SHARE - 1))
     return done
 
 
