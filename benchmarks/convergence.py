@@ -12,8 +12,9 @@ with probability 1/3, and as many events. With `--trained`, a bundle is trained 
 known to training, which costs most. A start derives everything (`start_without_derived_seconds`). Then, for a
 minute, ten writes a second: eight events of feedback, and new, replaced and deleted items. Reported are the writes'
 latencies, the share of a core that background work took (`background_share`: processor time of the service while it was
-at it, with what it answered meanwhile), and how long after a write nothing was pending any more (`spread_*`). At the end
-a sample of the state is checked, and the service started again, with and without a snapshot.
+at it until nothing was pending, what it answered meanwhile included, in shares of that minute), and how long after a
+write nothing was pending any more (`spread_*`). At the end a sample of the state is checked, and the service started
+again, with and without a snapshot.
 """
 
 from __future__ import annotations
@@ -356,8 +357,9 @@ def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace)
         written.append(time.monotonic())
         latencies[kind].append(written[-1] - started)
     took = time.monotonic() - begin
-    background, processor = service.background_seconds() - background, service.processor_seconds - processor
+    processor = service.processor_seconds - processor
     service.wait_until_idle()
+    background = service.background_seconds() - background
     time.sleep(0.2)
     done.set()
     watching.join()
