@@ -313,8 +313,8 @@ class Catalogue:
         """A field `[n, ...]` of a layer of vectors, as it was written."""
         if name in (*KERNEL_FIELDS, "near"):
             lists = self.near if name == "near" else self.kernel
-            rows, field_name = (lists.cosines, "cosines") if name.endswith("cosines") else (lists.keys, "keys")
-            return rows.get(field_name, keys)[..., : lists.size]
+            whole = lists.cosines.get("cosines", keys) if name.endswith("cosines") else lists.keys.get("keys", keys)
+            return whole[..., : lists.size]
         rows, field_name, part = self._place_of(name)
         return self.warm[keys] if rows is None else rows.get(field_name, keys, *part)
 

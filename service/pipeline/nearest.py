@@ -40,12 +40,11 @@ class Nearest:
 
     def put(self, keys: Keys, column: int, lists: tuple[Keys, Array]) -> Mask:
         """Write whole lists of items by one modality; of which `[n]` has changed what counts."""
-        before = self.of(keys, column)
-        pairs = zip(before, lists, strict=True)
+        old_keys, old_cosines = self.of(keys, column)
         self.keys.put_all("keys", keys, lists[0], column)
         self.cosines.put_all("cosines", keys, lists[1], column)
-        changed: Mask = np.any([(old != new)[:, : self.size].any(axis=1) for old, new in pairs], axis=0)
-        return changed
+        changed = (old_keys != lists[0]) | (old_cosines != lists[1])
+        return np.asarray(changed[:, : self.size].any(axis=1))
 
     def holding(self, keys: Keys, capacity: int, column: int | None = None, *, spare: bool = False) -> Keys:
         """Items which have any of these, below `capacity`, in their lists, by one modality or any: among what counts,

@@ -325,7 +325,8 @@ def _put_lists(layer: str, catalogue: Catalogue, name: str, keys: Keys, whole: t
 def _compared(layer: str, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
     """What counts of the lists of neighbours of items `[n]`, by field, as a search finds them."""
     size, found = _lists(layer, catalogue).size, [_search(layer, catalogue, name, keys) for name in catalogue.names]
-    near, cosines = (np.stack([lists[part][:, :size] for lists in found], axis=1) for part in (0, 1))
+    near = np.stack([lists[0][:, :size] for lists in found], axis=1)
+    cosines = np.stack([lists[1][:, :size] for lists in found], axis=1)
     if layer == KERNEL:
         return dict(zip(KERNEL_FIELDS, (near, cosines), strict=True))
     features = [catalogue.rows.get(f"feature.{name}", keys) for name in catalogue.names]
