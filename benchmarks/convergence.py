@@ -8,13 +8,12 @@ exported and imported into an empty service with the same bundle, once items fir
 a second time over. Compared are every user's list of 20, and how many of the items that nobody has touched stand in it.
 
 `load`: a database with so many items, which are synthetic: the demo's features with noise, each lacking every modality
-with probability 1/3, and as many events. With `--trained`, a bundle is trained on these first; without, no item was
-known to training, which costs most. A start derives everything (`start_without_derived_seconds`). Then, for a
-minute, ten writes a second: eight events of feedback, and new, replaced and deleted items. Reported are the writes'
-latencies, the share of a core that background work took (`background_share`: processor time of the service while it was
-at it until nothing was pending, what it answered meanwhile included, in shares of that minute), and how long after a
-write nothing was pending any more (`spread_*`). At the end a sample of the state is checked, and the service started
-again, with and without a snapshot.
+with probability 1/3, and as many events. No item was known to training, which costs most. A start derives everything
+(`start_without_derived_seconds`). Then, for a minute, ten writes a second: eight events of feedback, and new, replaced
+and deleted items. Reported are the writes' latencies, the share of a core that background work took
+(`background_share`: processor time of the service while it was at it until nothing was pending, what it answered
+meanwhile included, in shares of that minute), and how long after a write nothing was pending any more (`spread_*`). At
+the end a sample of the state is checked, and the service started again, with and without a snapshot.
 """
 
 from __future__ import annotations
@@ -39,19 +38,11 @@ import numpy as np
 import psutil
 
 from models.bundle import CATALOGUE_FEATURES, Bundle
-from models.dgmrec.config import DGMRecConfig
 from service.adapters.sql.store import SqlStore
 from service.domain import Event, Observed, StoredItem
 from service.ports import ItemWrite
 from tests.service.processes import REPOSITORY, free_port
-from training.content import DataOptions
-from training.datasets import load_dataset
-from training.datasets.prepared import write_dataset
-from training.dgmrec.recipe import DGMRecRecipe
 from training.evaluate.result import write_single_run
-from training.progress import Terminal
-from training.recipe import train_into_bundle
-from training.trainer import TrainerConfig
 
 BATCH = 500
 RATE, SECONDS = 10.0, 60.0
@@ -264,9 +255,8 @@ def load(options: argparse.Namespace) -> dict[str, float]:
         folder = Path(name)
         catalogue = Catalogue(options.bundle, 1)
         settings = {"seed_catalogue": 0, "snapshot_minutes": 0}
-        bundle = _trained(options.bundle, folder, options.items) if options.trained else options.bundle
         asyncio.run(_fill(folder / "lacuna.db", catalogue, options.items))
-        with Service(bundle, folder, **settings) as service:
+        with Service(options.bundle, folder, **settings) as service:
             metrics = {
                 "items": float(options.items),
                 "start_without_derived_seconds": service.start_seconds,
@@ -281,28 +271,12 @@ def load(options: argparse.Namespace) -> dict[str, float]:
                 print(row)
             metrics["differing"] = float(report["differing"])
             metrics["check_seconds"] = time.monotonic() - begin
-        with Service(bundle, folder, **settings) as again:
+        with Service(options.bundle, folder, **settings) as again:
             metrics["start_seconds"] = again.start_seconds
             again.post("/admin/snapshot", None)
-        with Service(bundle, folder, **settings) as quick:
+        with Service(options.bundle, folder, **settings) as quick:
             metrics["start_from_snapshot_seconds"] = quick.start_seconds
     return metrics
-
-
-def _trained(bundle: Path, folder: Path, items: int) -> Path:
-    """A bundle for which the items and the feedback that `_fill` stores are what it was trained on."""
-    catalogue, data = Catalogue(bundle, 1), folder / "data"
-    bodies = [catalogue.body(f"i{number}") for number in range(items)]
-    rows = [
-        {"user": event.user, "item": event.item, "type": event.type, "timestamp": event.timestamp.isoformat()}
-        for event in _events(items)
-    ]
-    write_dataset(data, bodies, rows, name="synthetic", source="benchmarks/convergence.py", synthetic=True)
-    recipe = DGMRecRecipe(DGMRecConfig(), TrainerConfig(epochs=1))  # how well it recommends is no matter
-    with Terminal() as terminal:
-        options = DataOptions(threads=1, cache=folder / "cache")
-        train_into_bundle(recipe, load_dataset(data), folder / "bundle", options, terminal=terminal, source=data)
-    return folder / "bundle"
 
 
 def _events(items: int) -> Iterator[Event]:
@@ -405,7 +379,6 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--new", type=int, default=100, help="items that are written to the seeded service")
     parser.add_argument("--items", type=int, default=10_000)
-    parser.add_argument("--trained", action="store_true", help="train a bundle on these items first")
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -420,7 +393,7 @@ def main() -> None:
         "synthetic": True,
         "model": "dgmrec",
         "variant": f"convergence-{options.what}",
-        "config": {"items": options.items, "trained": options.trained, "rate": RATE, "mix": MIX},
+        "config": {"items": options.items, "rate": RATE, "mix": MIX},
     }
     write_single_run(options.json, what, metrics, " ".join(["python -m benchmarks.convergence", *sys.argv[1:]]), begin)
 

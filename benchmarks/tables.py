@@ -468,7 +468,7 @@ def load() -> str:
         ("a start from a snapshot / s", "start_from_snapshot_seconds", ".1f"),
         ("a start that derives everything / s", "start_without_derived_seconds", ".1f"),
         ("memory / MiB", "memory_mb", ",.0f"),
-        ("items that `check` finds to differ", "differing", ".0f"),
+        ("items, of 1,000, that `check` finds to differ", "differing", ".0f"),
     ):
         lines.append("| " + " | ".join([label, *(f"{size[name]:{form}}" for size in found)]) + " |")
     return "\n".join(lines)

@@ -413,7 +413,8 @@ class StepTimer(Protocol):
     """Records how long things took."""
 
     def observe_step(self, step: str, seconds: float) -> None:
-        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`."""
+        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`; as
+        `background_processor`, the processor time of the process during the last."""
 
     def observe_lag(self, seconds: Sequence[float]) -> None:
         """Record how old changes of other workers were when this one had taken them over."""
