@@ -519,7 +519,7 @@ def load() -> str:
         "|---" * (len(found) + 1) + "|",
     ]
     for label, name, form in (
-        ("background work, share of the time", "background_share", ".1%"),
+        ("background work, share of a core", "background_share", ".1%"),
         ("processor of the service, all work, share of a core", "processor_share", ".1%"),
         ("time until nothing was pending after a write, p50", "spread_p50_seconds", ".2f"),
         ("p99", "spread_p99_seconds", ".2f"),
@@ -530,7 +530,7 @@ def load() -> str:
         ("a start from a snapshot / s", "start_from_snapshot_seconds", ".1f"),
         ("a start that derives everything / s", "start_without_derived_seconds", ".1f"),
         ("memory / MiB", "memory_mb", ",.0f"),
-        ("items that `check` finds to differ", "differing", ".0f"),
+        ("items, of 1,000, that `check` finds to differ", "differing", ".0f"),
     ):
         lines.append("| " + " | ".join([label, *(f"{size[name]:{form}}" for size in found)]) + " |")
     return "\n".join(lines)

@@ -87,7 +87,7 @@ def compose(active: Active, store: Store, *, cache: Cache, notifier: ChangeNotif
     catalogue, runtime = _empty_catalogue(active), Runtime(notifier)
     profiles = None if active.ratings is None else Profiles(active.ratings, store, runtime, catalogue)
     memory = Memory(catalogue, Histories(store, active.min_rating), profiles)
-    closers = [index.close for index in catalogue.indexes.values() if isinstance(index, FaissIndex)]
+    closers = [index.close for index in catalogue.every_index() if isinstance(index, FaissIndex)]
     return Engine(store, cache, active, memory, runtime, closers=closers, **options)
 
 

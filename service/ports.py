@@ -266,8 +266,9 @@ class Store(Protocol):
         """Remove the events that are of a user, of an item and of a type, as far as these are given, one of them at
         least; answers how many. The items are enqueued for regeneration."""
 
-    async def user_items(self, user: str, *, min_rating: float | None) -> list[Interaction]:
-        """Every item of a user once, with the event that decides (`models.feedback`), newest first."""
+    async def user_items(self, users: Collection[str], *, min_rating: float | None) -> dict[str, list[Interaction]]:
+        """Every item of each of some users once, with the event that decides (`models.feedback`), newest first; users
+        without any are left out."""
 
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
@@ -412,7 +413,8 @@ class StepTimer(Protocol):
     """Records how long things took."""
 
     def observe_step(self, step: str, seconds: float) -> None:
-        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`."""
+        """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`; as
+        `background_processor`, the processor time of the process during the last."""
 
     def observe_lag(self, seconds: Sequence[float]) -> None:
         """Record how old changes of other workers were when this one had taken them over."""

@@ -18,7 +18,7 @@ Pure functions of torch tensors or NumPy arrays, as in `models.dgmrec.inference`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,16 +109,22 @@ def ridge_predictions(maps: ColdMaps, features: Mapping[str, Numbers]) -> Number
 
 
 def kernel_predictions(
-    config: DGMRecConfig, maps: ColdMaps, vectors: Numbers, cosines: Numbers, degree: Numbers, known_degree: Numbers
+    config: DGMRecConfig,
+    maps: ColdMaps,
+    mean: Callable[[Numbers], Numbers],
+    cosines: Numbers,
+    degree: Numbers,
+    known_degree: Numbers,
 ) -> Numbers:
-    """The kernel regressions `[n, M, 1 + d]` on neighbours: their vectors `[n, M, k, d]`, cosines and degrees
-    `[n, M, k]`, 0 for none, and the degrees of those whose popularity is settled, 0 for the others."""
+    """The kernel regressions `[n, M, 1 + d]` on neighbours: what is the mean of their vectors by shares `[n, M, k]`,
+    `[n, M, d]`, their cosines and degrees `[n, M, k]`, 0 for none, and the degrees of those whose popularity is
+    settled, 0 for the others."""
     xp = library(maps.axis)
     by_taste = _shares(kernel_weight(config, cosines, degree))
     by_popularity = _shares(kernel_weight(config, cosines, known_degree, 0.0))
     apart = xp.log(known_degree.clip(min=1)) - maps.place[0]
     popularity = (by_popularity * apart).sum(axis=-1)[..., None]
-    taste = across((by_taste[..., None, :] @ vectors)[..., 0, :], maps.axis)
+    taste = across(mean(by_taste), maps.axis)
     return xp.concatenate([popularity, taste], axis=-1)
 
 

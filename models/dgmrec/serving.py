@@ -11,6 +11,7 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -363,19 +364,30 @@ class DGMRecServing:
         features: Mapping[str, Array],
         observed: Mask,
         words: Array,
-        neighbours: tuple[Array, Array, Array, Array],
+        vectors: Array,
+        neighbours: tuple[Rows, Array, Array, Array],
     ) -> Array:
         """The vectors `[b, d]` to be expected of items without interactions: what content alone leads to expect
         `[b, d]`, and the kernel regressions on the nearest warm items.
 
         Args:
             features, observed, words: as for `content_vectors`.
-            neighbours: of the nearest warm items by each modality: vectors that their users make of them
-                `[b, M, k, d]`, cosines, numbers of users, 0 for none, and these of the items that training knew, 0 for
-                the others, whose popularity is not settled, `[b, M, k]` each.
+            vectors: `[n, d]`, what items' users make of them.
+            neighbours: the rows there of the nearest warm items by each modality, cosines, numbers of users, 0 for
+                none, and these of the items that training knew, 0 for the others, whose popularity is not settled,
+                `[b, M, k]` each.
         """
         count, weights = len(self.names), self._source_weights(features, observed, words)
-        kernel = expectation.kernel_predictions(self.config, self._cold, *neighbours)
+        rows, cosines, degree, known = neighbours
+
+        def mean(shares: Array) -> Array:
+            # A sparse product, as the vectors are too many to gather; it sums each row by itself, whatever the others.
+            ends = np.arange(len(rows) * count + 1) * rows.shape[2]
+            shape = (len(rows) * count, len(vectors))
+            graph = sp.csr_array((shares.ravel().astype(np.float32), rows.ravel(), ends), shape=shape)
+            return np.asarray(graph @ vectors).reshape(len(rows), count, -1)
+
+        kernel = expectation.kernel_predictions(self.config, self._cold, mean, cosines, degree, known)
         popularity, taste = weights.popularity[:, count:-1], weights.taste[:, count:-1]
         set_apart = expectation.apart(self.config, self._cold, kernel, popularity, taste)
         return np.asarray(content + set_apart, dtype=np.float32)

@@ -21,7 +21,11 @@ from service.ports import Keys
 Kind = Literal["flat", "hnsw"]
 
 FAISS: Any = faiss  # for what its type stubs leave out
-QUERIES_AT_ONCE = 16  # FAISS may turn to BLAS, with other last bits, from 20 queries on
+QUERIES_AT_ONCE = 16  # with more, FAISS may turn to BLAS, with other last bits
+BLOCK = 1024  # queries from which on BLAS looks for candidates, several times as fast
+CANDIDATES = 8  # so many more than are asked for
+SPARE, SELECTED = 16, 5  # rows that are looked for beside, where no more than one in so many may not be found
+ROUNDING = 1e-5  # by which BLAS and FAISS' own kernel may differ at most, of the product of two lengths
 HNSW_LINKS = 32
 HNSW_EF_CONSTRUCTION = 200
 HNSW_EF_SEARCH = 128
@@ -301,13 +305,50 @@ def _scan(rows: Array, keys: Keys, alive: Mask, queries: Array, k: int, allowed:
     """The exact answer over some rows: keys and scores `[q, c]`, the best of which are the k best of all."""
     eligible = _eligible(keys, alive, allowed)
     count = _count(eligible)
+    if len(queries) >= BLOCK and count > k + 1 + CANDIDATES:
+        return _scan_blocks(rows[eligible], keys[eligible], queries, k)
     selector = None if count == len(rows) else _selector(eligible)
-    places, scores = _kernel(rows, queries, min(k + 1, count), selector)
+    places, scores = _first(rows, eligible, queries, min(k + 1, count), selector)
     if k + 1 < count:
         # Where the k-th score ties with the next one, FAISS keeps which of them it likes, not the smaller key.
         for row in np.flatnonzero(scores[:, k - 1] == scores[:, k]):
             places[row], scores[row] = _decide_ties(rows, keys, queries[row : row + 1], k, count, selector)
     return np.where(places >= 0, keys[places], -1) if count else places, scores
+
+
+def _first(rows: Array, eligible: Mask, queries: Array, k: int, selector: Any) -> tuple[Keys, Array]:
+    """As `_kernel`, of the eligible rows. Where nearly all are, to look for some more and drop the others takes less
+    time than to tell the kernel."""
+    depth = min(k + SPARE, len(rows))
+    if selector is None or k == 0 or SELECTED * (len(rows) - _count(eligible)) > len(rows):
+        return _kernel(rows, queries, k, selector)
+    places, scores = _kernel(rows, queries, depth, None)
+    lost = ~eligible[places]
+    order = np.argsort(lost, axis=1, kind="stable")[:, :k]
+    lacking = np.flatnonzero(np.take_along_axis(lost, order[:, -1:], axis=1)[:, 0])
+    places, scores = np.take_along_axis(places, order, axis=1), np.take_along_axis(scores, order, axis=1)
+    if len(lacking):
+        places[lacking], scores[lacking] = _kernel(rows, queries[lacking], k, selector)
+    return places, scores
+
+
+def _scan_blocks(rows: Array, keys: Keys, queries: Array, k: int) -> tuple[Keys, Array]:
+    """As `_scan`, over all of the rows `[n, dim]`: candidates by BLAS, and their scores by FAISS' own kernel."""
+    depth = k + 1 + CANDIDATES
+    found_keys, found = np.empty((len(queries), k + 1), np.int64), np.empty((len(queries), k + 1), np.float32)
+    slack = ROUNDING * np.linalg.norm(queries, axis=1) * np.linalg.norm(rows, axis=1).max()
+    for start in range(0, len(queries), BLOCK):
+        block = slice(start, start + BLOCK)
+        places, scores = _knn(rows, queries[block], depth)
+        for row, (candidates, last) in enumerate(zip(places, scores[:, -1].tolist(), strict=True), start):
+            query = queries[row : row + 1]
+            order, exact = _kernel(rows[candidates], query, k + 1, None)
+            chosen = candidates[order[0]]
+            # One that is no candidate may belong to them, or one that ties.
+            if exact[0, k] <= last + slack[row] or exact[0, k] == exact[0, k - 1]:
+                chosen, exact = _decide_ties(rows, keys, query, k, len(rows), None)
+            found_keys[row], found[row] = keys[chosen], exact
+    return found_keys, found
 
 
 def _decide_ties(rows: Array, keys: Keys, query: Array, k: int, count: int, selector: Any) -> tuple[Keys, Array]:
@@ -346,10 +387,17 @@ def _kernel(rows: Array, queries: Array, k: int, selector: Any) -> tuple[Keys, A
         return places, scores
     for start in range(0, len(queries), QUERIES_AT_ONCE):
         part = slice(start, start + QUERIES_AT_ONCE)
-        pointers = (faiss.swig_ptr(queries[part]), faiss.swig_ptr(rows))
-        sizes = (rows.shape[1], len(queries[part]), len(rows), k)
-        faiss.knn_inner_product(*pointers, *sizes, faiss.swig_ptr(scores[part]), faiss.swig_ptr(places[part]), selector)
+        places[part], scores[part] = _knn(rows, queries[part], k, selector)
     scores[places < 0] = -np.inf
+    return places, scores
+
+
+def _knn(rows: Array, queries: Array, k: int, selector: Any = None) -> tuple[Keys, Array]:
+    """FAISS' brute force on all of the queries at once: places and scores `[q, k]`."""
+    places, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+    pointers = (faiss.swig_ptr(queries), faiss.swig_ptr(rows))
+    sizes = (rows.shape[1], len(queries), len(rows), k)
+    faiss.knn_inner_product(*pointers, *sizes, faiss.swig_ptr(scores), faiss.swig_ptr(places), selector)
     return places, scores
 
 

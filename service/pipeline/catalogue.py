@@ -13,6 +13,7 @@ masks keep some 30 bytes.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from models.arrays import Array, Counts, Double, Mask
 from models.iris.serving import ItemSides
 from models.linalg import unit
 from service.domain import State, StoredItem
+from service.pipeline.nearest import Nearest
 from service.pipeline.rows import Rows
 from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED, Stale
 from service.ports import Keys, VectorIndex
@@ -33,7 +35,9 @@ COSINE, TARGETS = "items:cosine", "iris:targets"  # as no modality can be named
 _STATES = (State.ABSENT, State.OBSERVED, State.GENERATED)
 _FEATURE, _SIDE = "feature.", "side."
 _OWN = ("folded", "users", "reach", "words")
-KERNEL_FIELDS = ("kernel", "kernel.cosines", "kernel.reach")
+KERNEL_FIELDS = ("kernel", "kernel.cosines")
+NEAR_LISTS = ("near.list", "near.list.cosines")  # with the spare neighbours
+KERNEL_LISTS = ("kernel.list", "kernel.list.cosines")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Shape:
 
     `ranks` r_m by modality, `size` d, `layers` L of the item graph, `neighbours` k of it, `kernel` neighbours by each
     modality that a cold item's vector is expected from, and, where the bundle holds an IRIS, the shapes of what that
-    needs of an item (`IRISServing.shapes`).
+    needs of an item (`IRISServing.shapes`). `spare` more neighbours of both kinds are kept (see `pipeline.nearest`).
     """
 
     ranks: Mapping[str, int]
@@ -51,6 +55,7 @@ class Shape:
     neighbours: int = 10
     kernel: int = 80
     sides: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    spare: int = 16
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -77,6 +82,11 @@ class Shape:
         parts = {f"parts.{layer}": (count, 2 * d) for layer in range(self.layers)}
         vectors = dict.fromkeys(("content", "base", "modal", "own", "final", "message"), (d,))
         return {**lists, **parts, **vectors, "degree": (), "warm": ()}
+
+    def list_fields(self, *, later: bool) -> dict[str, tuple[int, ...]]:
+        """Shape of each field of the whole lists of neighbours that every item has, or `later` ones alone."""
+        count = (self.kernel if later else self.neighbours) + self.spare + 1
+        return dict.fromkeys(KERNEL_LISTS if later else NEAR_LISTS, (len(self.ranks), count))
 
     @property
     def length(self) -> int:
@@ -186,13 +196,16 @@ class Catalogue:
         self.indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         self.indexes[FINAL] = make_index(shape.size)
         self.indexes[COSINE] = make_index(shape.size)
+        # Of the items that have a modality observed, and of the warm ones of these: those that neighbours are looked up
+        # among. To pass over most of an index takes longer than to search all of it.
+        self.observed_indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
+        self.warm_indexes: dict[str, VectorIndex] = {name: make_index(rank) for name, rank in shape.ranks.items()}
         if shape.sides:
             self.indexes[TARGETS] = make_index(shape.sides["q"][0] + 1)
         count = len(shape.ranks)
         self.rows = Rows(shape.fields() | shape.vectors())
-        self.near = Rows({"near": (count, shape.neighbours)}, np.int32, -1)
-        self.kernel = Rows({"keys": (count, shape.kernel)}, np.int32, -1)
-        self.kernel_cosines = Rows({"cosines": (count, shape.kernel), "reach": (count,)})
+        self.near = Nearest(count, shape.neighbours, shape.spare)
+        self.kernel = Nearest(count, shape.kernel, shape.spare)
         self.available: Mask = np.zeros(0, dtype=np.bool_)
         # These have a place from the start, for -1, which is nobody's key, leads to the last one.
         self.observed: Mask = np.zeros((1, count), dtype=np.bool_)
@@ -202,6 +215,7 @@ class Catalogue:
         self.created: Double = np.zeros(0, dtype=np.float64)
         self.stale = Stale()
         self._categories: dict[str, set[int]] = {}
+        self._states: Counter[tuple[str, State]] = Counter()  # numbers of items by modality and state
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -249,7 +263,7 @@ class Catalogue:
         for entry, derived in rows:
             self._forget_categories(entry.key)
             self._store(entry, derived)
-        self._index(keys, rows)
+        self._index(keys, rows, moved)
         if compute is not None:
             compute(keys, moved)
         self._keys.update((entry.id, entry.key) for entry, _ in rows)
@@ -265,11 +279,12 @@ class Catalogue:
         self.available[key] = False
         self.observed[key] = False
         self.warm[key] = False
-        for index in self.indexes.values():
+        for index in self.every_index():
             index.remove(np.array([key], dtype=np.int64))
         self._forget_categories(key)
-        self.entries.pop(key, None)
-        for rows in (self.rows, self.near, self.kernel, self.kernel_cosines):
+        if (entry := self.entries.pop(key, None)) is not None:
+            self._states.subtract(entry.states.items())
+        for rows in (self.rows, *self.near.rows, *self.kernel.rows):
             rows.remove(key)
 
     def write_layer(self, keys: Keys, layer: Mapping[str, NDArray[Any]]) -> Keys:
@@ -279,12 +294,17 @@ class Catalogue:
         for name, values in layer.items():
             rows, field_name, part = self._place_of(name)
             if rows is None:
-                changed |= self.warm[keys] != values
-                self.stale.add(WARMED, keys[values & ~self.warm[keys]])
-                self.stale.add(COOLED, keys[~values & self.warm[keys]])
+                switched = self.warm[keys] != values
+                changed |= switched
+                self.stale.add(WARMED, keys[values & switched])
+                self.stale.add(COOLED, keys[~values & switched])
                 self.warm[keys] = values
+                for column in range(len(self.names)) if switched.any() else ():
+                    self._index_observed(keys[switched], column)
                 continue
             differs = rows.get(field_name, keys, *part) != values
+            if name in (*NEAR_LISTS, *KERNEL_LISTS):  # the spare ones count for nothing yet
+                differs = differs[..., : (self.near if name in NEAR_LISTS else self.kernel).size]
             changed |= differs.reshape(len(keys), -1).any(axis=1)
             rows.put_all(field_name, keys, values, *part)
         if "final" in layer:
@@ -294,6 +314,10 @@ class Catalogue:
 
     def read_layer(self, keys: Keys, name: str) -> NDArray[Any]:
         """A field `[n, ...]` of a layer of vectors, as it was written."""
+        if name in (*KERNEL_FIELDS, "near"):
+            lists = self.near if name == "near" else self.kernel
+            whole = lists.cosines.get("cosines", keys) if name.endswith("cosines") else lists.keys.get("keys", keys)
+            return whole[..., : lists.size]
         rows, field_name, part = self._place_of(name)
         return self.warm[keys] if rows is None else rows.get(field_name, keys, *part)
 
@@ -302,29 +326,21 @@ class Catalogue:
         if name.startswith("parts."):
             return self.rows, "parts", (int(name.removeprefix("parts.")),)
         places: Mapping[str, tuple[Rows | None, str]] = {
-            "near": (self.near, "near"),
-            "kernel": (self.kernel, "keys"),
-            "kernel.cosines": (self.kernel_cosines, "cosines"),
-            "kernel.reach": (self.kernel_cosines, "reach"),
+            "near.list": (self.near.keys, "keys"),
+            "near.list.cosines": (self.near.cosines, "cosines"),
+            "kernel.list": (self.kernel.keys, "keys"),
+            "kernel.list.cosines": (self.kernel.cosines, "cosines"),
             "warm": (None, "warm"),
         }
         return *places.get(name, (self.rows, name)), ()
 
     def near_to(self, keys: Keys, column: int | None = None) -> Keys:
         """The items which have any of these among their neighbours in the item graph, by one modality or any."""
-        return self._holding(self.near, "near", keys, column)
+        return self.near.holding(keys, self.capacity, column)
 
     def expected_from(self, keys: Keys, column: int | None = None) -> Keys:
         """The later items which have any of these among their kernel neighbours, by one modality or any."""
-        return self._holding(self.kernel, "keys", keys, column)
-
-    def _holding(self, rows: Rows, name: str, keys: Keys, column: int | None) -> Keys:
-        owners, lists = rows.all(name)
-        named = np.zeros(self.capacity + 1, dtype=np.bool_)  # the last place is that of -1, of no item
-        named[keys] = True
-        held = named[lists if column is None else lists[:, column]]
-        holding: Keys = owners[held.reshape(len(owners), -1).any(axis=1) & (owners >= 0)]
-        return holding
+        return self.kernel.holding(keys, self.capacity, column)
 
     def set_popularity(self, users: Mapping[str, int]) -> None:
         """Note the number of users of these items; those that were deleted are left out."""
@@ -338,7 +354,7 @@ class Catalogue:
         if size <= have:
             return
         size = max(size, 2 * have, 1024)
-        for rows in (self.rows, self.near, self.kernel, self.kernel_cosines):
+        for rows in (self.rows, *self.near.rows, *self.kernel.rows):
             rows.reserve(size)
         self.trained, self.warm = _grown(self.trained, size, -1), _grown(self.warm, size)
         self.observed, self.popularity = _grown(self.observed, size), _grown(self.popularity, size)
@@ -353,7 +369,7 @@ class Catalogue:
         for column, name in enumerate(self.names):
             had, has = not is_new and self.observed[key, column], entry.states[name] is State.OBSERVED
             same = not is_new and np.array_equal(self.rows.get(f"{_FEATURE}{name}", key), derived.features[name])
-            moved.append(not same)
+            moved.append(not same or self.entries[key].states[name] is not entry.states[name])
             if had and not (has and same):
                 self.stale.add_feature(DEPARTED, name, key)
             if has and not (had and same):
@@ -367,6 +383,9 @@ class Catalogue:
         if key not in self.entries:
             row = self._trained_row(entry.id)
             self.trained[key] = -1 if row is None else row
+        else:
+            self._states.subtract(self.entries[key].states.items())
+        self._states.update(entry.states.items())
         self.rows.put(key, derived.fields())
         self.observed[key] = [entry.states[name] is State.OBSERVED for name in self.names]
         self.available[key] = entry.available
@@ -375,19 +394,30 @@ class Catalogue:
             self._categories.setdefault(category, set()).add(key)
         self.entries[key] = entry
 
-    def _index(self, keys: Keys, rows: Sequence[tuple[Entry, Derived]]) -> None:
-        for name in self.names:
-            vectors = np.stack([derived.features[name] for _, derived in rows])
-            length = np.linalg.norm(vectors, axis=1)
-            # An absent feature, and a mean, which says nothing, cannot be found by it.
-            present = (length > 1e-6) & [entry.states[name] is not State.ABSENT for entry, _ in rows]
-            if present.any():
-                self.indexes[name].upsert(keys[present], vectors[present] / length[present, None])
-            if not present.all():
-                self.indexes[name].remove(keys[~present])
+    def _index(self, keys: Keys, rows: Sequence[tuple[Entry, Derived]], moved: Mask) -> None:
+        for column, name in enumerate(self.names):
+            if (its := moved[:, column]).any():
+                absent = np.array([entry.states[name] is State.ABSENT for entry, _ in rows], dtype=np.bool_)
+                self._place(self.indexes[name], keys[its], column, ~absent[its])
+                self._index_observed(keys[its], column)
         if TARGETS in self.indexes:
             rows_of = [np.append(derived.sides["q"], derived.sides["item_bias"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
+
+    def _index_observed(self, keys: Keys, column: int) -> None:
+        name, observed = self.names[column], self.observed[keys, column]
+        self._place(self.observed_indexes[name], keys, column, observed)
+        self._place(self.warm_indexes[name], keys, column, observed & self.warm[keys])
+
+    def _place(self, index: VectorIndex, keys: Keys, column: int, chosen: Mask) -> None:
+        """Index the directions of the chosen ones' features by a modality, and none of the others'."""
+        features = self.rows.get(f"{_FEATURE}{self.names[column]}", keys)
+        length = np.linalg.norm(features, axis=1)
+        present = chosen & (length > 1e-6)  # a mean, which says nothing, cannot be found by it
+        if present.any():
+            index.upsert(keys[present], features[present] / length[present, None])
+        if not present.all():
+            index.remove(keys[~present])
 
     def _forget_categories(self, key: int) -> None:
         entry = self.entries.get(key)
@@ -398,6 +428,10 @@ class Catalogue:
                 self._categories.pop(category, None)
 
     # --- reading -----------------------------------------------------------------------------------------------
+
+    def every_index(self) -> list[VectorIndex]:
+        """All indexes."""
+        return [*self.indexes.values(), *self.observed_indexes.values(), *self.warm_indexes.values()]
 
     def final(self, keys: Keys) -> Array:
         """Final vectors `[k, d]`."""
@@ -431,11 +465,7 @@ class Catalogue:
 
     def count_states(self) -> dict[str, dict[str, int]]:
         """Number of items by modality and state."""
-        counts = {name: dict.fromkeys((state.value for state in _STATES), 0) for name in self.names}
-        for entry in list(self.entries.values()):
-            for name, state in entry.states.items():
-                counts[name][state.value] += 1
-        return counts
+        return {name: {state.value: self._states[name, state] for state in _STATES} for name in self.names}
 
     def count_categories(self) -> dict[str, int]:
         """Number of items by category, the largest first, ties by name."""

@@ -14,6 +14,7 @@ from models.dgmrec.serving import DGMRecServing
 from service.domain import Observed
 from service.pipeline.catalogue import Catalogue
 from service.pipeline.engine import Engine
+from service.pipeline.history import History
 from service.pipeline.impute import ImputationInput, UserEvidence
 from service.ports import Keys
 
@@ -45,18 +46,20 @@ async def users_of(engine: Engine, items: Collection[str]) -> dict[str, list[Use
     if not items:
         return {}
     interested = await engine.store.interested_users(items, limit=USERS, min_rating=engine.active.min_rating)
+    everybody = dict.fromkeys(user for users in interested.values() for user in users)
+    histories = await engine.memory.histories.of_all(everybody)
     evidence = {}
     for item, users in interested.items():
-        evidence[item] = await _evidence_of(engine, item, users)
+        evidence[item] = _evidence_of(engine, item, {user: histories[user] for user in users})
         await asyncio.sleep(0)  # what is computed of one item's users takes long enough
     return evidence
 
 
-async def _evidence_of(engine: Engine, item: str, users: Sequence[str]) -> list[UserEvidence]:
+def _evidence_of(engine: Engine, item: str, users: Mapping[str, History]) -> list[UserEvidence]:
     model, catalogue = engine.active.dgmrec, engine.memory.catalogue
     evidence = []
-    for user in users:
-        earlier = (await engine.memory.histories.of(user)).earlier(item)
+    for user, history in users.items():
+        earlier = history.earlier(item)
         if earlier is None:
             continue
         others = catalogue.keys(earlier)

@@ -110,8 +110,8 @@ async def delete_user(engine: Engine, user: str) -> None:
     Raises:
         UserNotFoundError: nothing is.
     """
-    interactions = await engine.store.user_items(user, min_rating=engine.active.min_rating)
-    items = [interaction.item for interaction in interactions]
+    interactions = await engine.store.user_items([user], min_rating=engine.active.min_rating)
+    items = [interaction.item for interaction in interactions.get(user, ())]
     with engine.runtime.step("commit"):
         deleted = await engine.store.delete_user(user)
     _take_effect(engine, [user], items)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ HISTORIES = 50_000  # in memory
 PROFILE = 2000  # the newest items of a user that the vector is made of
 EARLIER = 500  # of a user's items that say something of a later one
 EXPLAINING = 500  # the newest items of a user that IRIS reads
+AT_ONCE = 200  # users whose histories are read by one query
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,29 +84,43 @@ class Histories:
     def __init__(self, store: Store, min_rating: float | None, size: int = HISTORIES) -> None:
         self._store, self._min_rating = store, min_rating
         self._cached: LRUCache[str, History] = LRUCache(size)
-        self.loading: dict[str, asyncio.Task[History]] = {}
+        self.loading: dict[str, asyncio.Task[dict[str, History]]] = {}
 
     async def of(self, user: str) -> History:
         """A user's history; empty for an unknown user."""
-        cached = self._cached.get(user)
-        if cached is not None:
-            return cached
-        task = self.loading.get(user)
-        if task is None:
-            task = self.loading[user] = asyncio.get_running_loop().create_task(self._load(user))
-        return await asyncio.shield(task)
+        return (await self.of_all([user]))[user]
 
-    async def _load(self, user: str) -> History:
+    async def of_all(self, users: Collection[str]) -> dict[str, History]:
+        """Histories of several users; those that are not in memory are read a portion at a time."""
+        found = {user: cached for user in users if (cached := self._cached.get(user)) is not None}
+        left = [user for user in users if user not in found]
+        for start in range(0, len(left), AT_ONCE):
+            portion = left[start : start + AT_ONCE]
+            if missing := [user for user in portion if user not in self.loading]:
+                task = asyncio.get_running_loop().create_task(self._load(missing))
+                self.loading |= dict.fromkeys(missing, task)
+            tasks = {user: self.loading[user] for user in portion}
+            for user, task in tasks.items():
+                found[user] = (await asyncio.shield(task))[user]
+        return found
+
+    async def _load(self, users: Sequence[str]) -> dict[str, History]:
         task = asyncio.current_task()
         try:
-            history = of_items(await self._store.user_items(user, min_rating=self._min_rating))
-            # A write that came in between has dropped this task, and what was read is not cached.
-            if self.loading.get(user) is task:
-                self._cached[user] = history
-            return history
+            items = await self._store.user_items(users, min_rating=self._min_rating)
+            histories = {}
+            for user in users:
+                histories[user] = of_items(items.get(user, ()))
+                # A write that came in between has dropped this task, and what was read is not cached.
+                if self.loading.get(user) is task:
+                    self._cached[user] = histories[user]
+                if len(users) > 1:
+                    await asyncio.sleep(0)  # histories may be long
+            return histories
         finally:
-            if self.loading.get(user) is task:
-                del self.loading[user]
+            for user in users:
+                if self.loading.get(user) is task:
+                    del self.loading[user]
 
     def forget(self, users: Iterable[str]) -> None:
         """Drop histories, after a write that changes them."""

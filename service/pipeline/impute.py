@@ -238,9 +238,7 @@ def _observed_neighbours(
     keys = np.array([-1 if item.key is None else item.key for item in inputs], dtype=np.int64)
     depth = max(model.config.neighbours, 2 * EVIDENCE_NEIGHBOURS)
     return {
-        name: neighbours_of(
-            catalogue, name, features[name] * observed[:, [column]], keys, depth, catalogue.having(name)
-        )
+        name: neighbours_of(catalogue.observed_indexes[name], features[name] * observed[:, [column]], keys, depth)
         for column, name in enumerate(model.names)
     }
 
@@ -307,7 +305,7 @@ def _having_both(
         again = rows[short]
         own = np.array([-1 if inputs[row].key is None else inputs[row].key for row in again.tolist()], dtype=np.int64)
         both_keys[short], both_cosines[short] = neighbours_of(
-            catalogue, names[0], features[again], own, EVIDENCE_NEIGHBOURS, catalogue.having(*names)
+            catalogue.observed_indexes[names[0]], features[again], own, EVIDENCE_NEIGHBOURS, catalogue.having(*names)
         )
     return both_keys, both_cosines
 

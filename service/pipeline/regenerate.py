@@ -6,16 +6,16 @@ neighbours (`complete`); and vectors in memory that are stale are computed again
 first two queues, where a killed process cannot forget them; `Runtime.changed` and `Runtime.pending` are this worker's
 part of them. The third belongs to each worker's own memory.
 
-While requests are answered, background work takes a part of the writer's thread only (`SHARE`).
+Work is done in rounds, with a rest in between (`REST_S`), in which writes gather: a round costs some ten queries,
+however many writes there were. While requests are answered, it takes a part of the writer's thread only (`SHARE`).
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Awaitable, Callable, Collection, Iterable
 from dataclasses import replace
 
 from models.dgmrec.serving import DGMRecServing
@@ -34,6 +34,7 @@ CHANGES = 64  # changes of features that are looked at at once
 AT_ONCE = 64  # items completed at once
 SLICE_S = 0.02  # longest time of the writer's thread in one go, as far as the steps allow
 SHARE, BUSY_S = 0.5, 1.0  # of the time, for so long after a request that needed the writer's thread
+REST_S = 0.5  # between two rounds
 QUEUE = "/parts"  # name of a lock, which no item's id can be
 
 
@@ -99,20 +100,34 @@ def _adopt(engine: Engine, items: Collection[str]) -> None:
 
 
 async def _work_off(engine: Engine) -> None:
+    """In rounds, so that what many writes have in common is done once for all of them."""
     runtime = engine.runtime
     async with runtime.lock(QUEUE):
-        while not runtime.is_closing:
-            started = time.monotonic()
+        while is_waiting(engine) and not runtime.is_closing:
+            await runtime.rest(runtime.round_at + REST_S - time.monotonic())
             try:
-                done = await _spread(engine) or await _regenerate_some(engine) or await _renew_some(engine)
+                for step in (_spread, _regenerate_some, _renew_some):
+                    while not runtime.is_closing and await _timed(engine, step):
+                        pass
             except StoreUnavailableError as error:
                 log.warning("background work waits for the database: %s", error.reason)
                 return
-            if not done:
-                return
-            runtime.timer.observe_step("background", time.monotonic() - started)
-            if time.monotonic() - runtime.busy_at < BUSY_S:
-                await asyncio.sleep((time.monotonic() - started) * (1 / SHARE - 1))
+            finally:
+                runtime.round_at = time.monotonic()
+
+
+async def _timed(engine: Engine, step: Callable[[Engine], Awaitable[bool]]) -> bool:
+    """Take a step, and leave the rest of the time to requests; whether there was anything to do."""
+    runtime, started, processor = engine.runtime, time.monotonic(), time.process_time()
+    done = await step(engine)
+    if done:
+        took, processor = time.monotonic() - started, time.process_time() - processor
+        runtime.timer.observe_step("background", took)
+        runtime.timer.observe_step("background_processor", processor)  # with that of requests meanwhile
+        if time.monotonic() - runtime.busy_at < BUSY_S:
+            # Of its own time: what other programs of the machine took is no reason to take longer still.
+            await runtime.rest(min(took, processor) * (1 / SHARE - 1))
+    return done
 
 
 # --- changes of features ---------------------------------------------------------------------------------------------

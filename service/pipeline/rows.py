@@ -51,6 +51,13 @@ class Rows:
         rows: NDArray[Any] = packed.arrays[name][index]
         return rows
 
+    def table(self, name: str, keys: Keys) -> tuple[NDArray[Any], Keys]:
+        """All rows of a field as they are kept, which are not to be changed, and where in them those of some keys are:
+        for what would gather many rows many times."""
+        packed = self._packed
+        places = np.where(keys < 0, 0, packed.places[np.maximum(keys, 0)])
+        return packed.arrays[name], places.astype(np.int64, copy=False)
+
     def all(self, name: str) -> tuple[Keys, NDArray[Any]]:
         """Whose each row of a field is `[r]`, -1 for nobody's, and the rows themselves `[r, ...]`, which are not to be
         changed."""

@@ -4,6 +4,7 @@ the change log."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -63,7 +64,8 @@ class Runtime:
     `writer` runs everything that encodes or computes embeddings, one after the other, so that the event loop keeps
     answering; the catalogue is only written from there. `pending` are the items that this worker is about to
     regenerate, in order, and `changed` the positions of changes of features that it is about to spread; the store has
-    all that are pending. `busy_at` is when a request last needed the writer (`time.monotonic`).
+    all that are pending. `busy_at` is when a request last needed the writer, and `round_at` when the last round of
+    background work ended (`time.monotonic`).
     """
 
     notifier: ChangeNotifier
@@ -76,9 +78,11 @@ class Runtime:
     is_behind: bool = False  # whether the store may have more that is pending because of this worker's writes
     busy_at: float = -math.inf
     computing: int = 0  # computations that the writer's thread has, or is to have
+    round_at: float = -math.inf
     fallbacks: Counter[str] = field(default_factory=Counter)
     superseded: str | None = None  # why this worker's answers are no longer right
     is_closing: bool = False
+    _awaited: asyncio.Event = field(default_factory=asyncio.Event)  # whether somebody waits for background work
     _locks: dict[str, tuple[asyncio.Lock, int]] = field(default_factory=dict)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _services: list[asyncio.Task[None]] = field(default_factory=list)
@@ -140,10 +144,17 @@ class Runtime:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("background work failed", exc_info=error)
 
+    async def rest(self, seconds: float) -> None:
+        """Wait between two pieces of background work, unless somebody waits for it (`drain`)."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._awaited.wait(), seconds)
+
     async def drain(self) -> None:
         """Wait until all background work is done."""
+        self._awaited.set()
         while self._tasks:
             await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._awaited.clear()
 
     def run(self, service: Coroutine[Any, Any, None]) -> None:
         """Let something run until the worker is closed."""

@@ -28,14 +28,14 @@ from models.files import clear_abandoned, replacing
 from service.domain import ChangesLostError, ConflictError, LacunaError, NotReadyError, State
 from service.pipeline import follow, regenerate, vectors
 from service.pipeline.active import Active
-from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry, Shape
+from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
 from service.pipeline.engine import Engine
 from service.ports import Change
 
 log = logging.getLogger(__name__)
 
 NAME = "catalogue.snapshot"
-FORMAT = 3
+FORMAT = 4
 BATCH = 1000  # items put into the catalogue at once
 DIGEST = hashlib.sha256().digest_size
 _ABOUT, _POPULARITY, _LATER = "about", "popularity", "later."
@@ -116,7 +116,7 @@ def _copy(active: Active, catalogue: Catalogue, entry: Change) -> Snapshot:
     keys = np.array(sorted(catalogue.entries), dtype=np.int64)
     later = keys[catalogue.trained[keys] < 0]
     arrays = {name: catalogue.rows.get(name, keys) for name in catalogue.shape.fields()}
-    arrays |= {name: catalogue.read_layer(keys, name) for name in catalogue.shape.layer_fields()}
+    arrays |= {name: catalogue.read_layer(keys, name) for name in _layers(catalogue.shape)}
     return Snapshot(
         active.identity,
         entry.position,
@@ -124,8 +124,15 @@ def _copy(active: Active, catalogue: Catalogue, entry: Change) -> Snapshot:
         [catalogue.entries[key] for key in keys.tolist()],
         arrays,
         catalogue.popularity[keys],
-        {name: catalogue.read_layer(later, name) for name in KERNEL_FIELDS},
+        {name: catalogue.read_layer(later, name) for name in catalogue.shape.list_fields(later=True)},
     )
+
+
+def _layers(shape: Shape) -> dict[str, tuple[int, ...]]:
+    """Shape of each field of the vectors that every item has, with the whole lists of neighbours."""
+    layers = shape.layer_fields()
+    del layers["near"]
+    return layers | shape.list_fields(later=False)
 
 
 def write(snapshot: Snapshot, path: Path) -> int:
@@ -210,7 +217,7 @@ def read(path: Path, shape: Shape) -> Snapshot:
     popularity = tensors.pop(_POPULARITY)
     entries = [_entry(values) for values in about["entries"]]
     later = {name.removeprefix(_LATER): tensors.pop(name) for name in list(tensors) if name.startswith(_LATER)}
-    if {name: array.shape[1:] for name, array in tensors.items()} != shape.fields() | shape.layer_fields():
+    if {name: array.shape[1:] for name, array in tensors.items()} != shape.fields() | _layers(shape):
         raise SnapshotError("it is of another model")
     at = datetime.fromisoformat(about["at"])
     return Snapshot(about["bundle"], about["position"], at, entries, tensors, popularity, later)
@@ -223,7 +230,7 @@ def _entry(values: Mapping[str, Any]) -> Entry:
 
 def fill(catalogue: Catalogue, snapshot: Snapshot) -> None:
     """Put a snapshot's items into a catalogue."""
-    stored, layers = catalogue.shape.fields(), catalogue.shape.layer_fields()
+    stored, layers = catalogue.shape.fields(), _layers(catalogue.shape)
     for start in range(0, len(snapshot.entries), BATCH):
         rows = range(start, min(start + BATCH, len(snapshot.entries)))
         derived = [Derived.of({name: snapshot.arrays[name][row] for name in stored}) for row in rows]

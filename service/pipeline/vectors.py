@@ -13,9 +13,9 @@ what a later one made.
 6. `final` and `message`: for a trained item shrunk towards what training predicted; for a later one what its content
    and layer 4 of its kernel neighbours lead to expect, giving way to its own vector.
 
-`derive` computes all of it from what is stored, and that is the definition. Afterwards `put` computes an item's own
-rows at once, `Catalogue.stale` notes which others read them, and `renew` computes these, a few at a time, in the same
-order with the same functions, so that the outcome is the same.
+`derive` computes all of it from what is stored, and that is the definition. Afterwards `put` computes at once those of
+an item's own rows that it is ranked by, `Catalogue.stale` notes what else is to be computed, and `renew` does that, a
+few items at a time, in the same order with the same functions, so that the outcome is the same.
 """
 
 from __future__ import annotations
@@ -29,33 +29,59 @@ from numpy.typing import NDArray
 from models.arrays import Array, Mask
 from models.dgmrec.inference import mean_of_gathered
 from models.dgmrec.serving import DGMRecServing
+from service.pipeline import nearest as nearest_lists
 from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry
+from service.pipeline.nearest import Nearest
 from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED
-from service.ports import Keys
+from service.ports import Keys, VectorIndex
 
-CHUNK = 256  # items derived at once
+CHUNK, SEARCHED = 256, 1024  # items derived at once, and looked up at once: as many as make a search quick
 BLOCK = 16  # rows of every matrix product
 READERS = 4096  # changed items whose readers are looked for at once
 FEW, SEARCHES = 256, 32  # items renewed at once, so that a write never waits long for the thread, and looked up at once
-LAST = np.iinfo(np.int64).max  # sorts behind every key
 TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rather than missed
 
 
 def put(model: DGMRecServing, catalogue: Catalogue, rows: Sequence[tuple[Entry, Derived]]) -> None:
     """Insert or replace items, each id once; when this returns, every index knows them."""
 
-    def compute_all(keys: Keys, moved: Mask) -> None:
+    def compute_layers(keys: Keys, moved: Mask) -> None:
+        cold = (catalogue.trained[keys] < 0) & (catalogue.rows.get("users", keys) == 0)
+        cold &= model.expects_by_regression  # else a cold item is ranked by its modal part
+        _leave(model, catalogue, keys[cold], moved[cold])
         for layer in layers(model):
+            chosen = ~cold if _is_left(layer) else np.ones_like(cold)
+            its, its_moved = keys[chosen], moved[chosen]
+            if not len(its):
+                continue
             # An item whose feature is as it was has the neighbours that it had: others have not moved.
-            groups = _by_names(model, moved) if layer in (NEAR, KERNEL) else [((), slice(None))]
-            changed = [_compute(layer, model, catalogue, keys[rows], names) for names, rows in groups]
+            groups = _by_names(model, its_moved) if layer in (NEAR, KERNEL) else [((), slice(None))]
+            changed = [_compute(layer, model, catalogue, its[rows], names) for names, rows in groups]
             _note_readers(catalogue, layer, np.concatenate(changed))
 
-    catalogue.put(rows, compute_all)
+    catalogue.put(rows, compute_layers)
+
+
+def _is_left(layer: str) -> bool:
+    """Whether what an item that nobody has met is ranked by follows without this layer."""
+    return layer not in (CONTENT, KERNEL, FINAL)
+
+
+def _leave(model: DGMRecServing, catalogue: Catalogue, keys: Keys, moved: Mask) -> None:
+    """Leave to `renew` the layers of items `[n]` that they are not ranked by; `moved` `[n, M]` are their features."""
+    for column, name in enumerate(model.names):
+        its = keys[moved[:, column]]
+        catalogue.rows.put_all("near.reach", its, np.full(len(its), -np.inf, dtype=np.float32), column)  # not known yet
+        catalogue.stale.add(_by(NEAR, name), its)
+    for layer in filter(_is_left, layers(model)):
+        if layer != NEAR:
+            catalogue.stale.add(layer, keys)
 
 
 def _by_names(model: DGMRecServing, moved: Mask) -> list[tuple[tuple[str, ...], Any]]:
     """Which modalities' features have changed, of which rows: from `[n, M]`."""
+    if len(moved) == 1:
+        return [(tuple(name for name, is_moved in zip(model.names, moved[0], strict=True) if is_moved), slice(None))]
     kinds, which = np.unique(moved, axis=0, return_inverse=True)
     return [
         (tuple(name for name, is_moved in zip(model.names, kind, strict=True) if is_moved), which.ravel() == number)
@@ -69,8 +95,9 @@ def derive(model: DGMRecServing, catalogue: Catalogue, chosen: Sequence[str] = (
     keys = np.array(sorted(catalogue.entries), dtype=np.int64)
     todo = chosen or layers(model)
     for number, layer in enumerate(todo):
-        for start in range(0, len(keys), CHUNK):
-            _compute(layer, model, catalogue, keys[start : start + CHUNK])
+        chunk = SEARCHED if layer in (NEAR, KERNEL) else CHUNK
+        for start in range(0, len(keys), chunk):
+            _compute(layer, model, catalogue, keys[start : start + chunk])
             yield (number + start / len(keys)) / len(todo)
     if not chosen:
         catalogue.stale.clear()
@@ -156,19 +183,15 @@ def layers(model: DGMRecServing) -> list[str]:
     return [CONTENT, NEAR, PARTS, *(propagated(layer) for layer in range(1, model.layers + 1)), OWN, KERNEL, FINAL]
 
 
-def compute(
-    layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str] | None = None
-) -> dict[str, NDArray[Any]]:
-    """One layer of some items `[n]`, by field `[n, ...]`; nothing is written. Of neighbours, those by the modalities
-    `names` are looked up, all by default, and the others are as they were.
+def compute(layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
+    """One layer of some items `[n]`, by field `[n, ...]`; nothing is written.
 
     It has the same bits whichever items are computed together: what an index answers, and what is computed row by row,
     does not depend on the other rows. A matrix product may round a row another way in another number of rows, so that
     it is always of BLOCK rows.
     """
     if layer in (NEAR, KERNEL):
-        chosen = model.names if names is None else names
-        return _near(model, catalogue, keys, chosen) if layer == NEAR else _kernel(catalogue, keys, chosen)
+        return _compared(layer, model, catalogue, keys)
     if layer not in (CONTENT, PARTS):
         if layer.startswith("propagated."):
             return _propagated(model, catalogue, keys, int(layer.rpartition(".")[2]))
@@ -185,12 +208,18 @@ def compute(
 def _compute(
     layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str] | None = None
 ) -> Keys:
-    """Compute and write one layer of items `[n]`; those of which it has changed."""
+    """Compute and write one layer of items `[n]`; those of which it has changed. Neighbours are looked up by the
+    modalities `names`, by default all."""
     if layer == KERNEL:
         keys = keys[catalogue.trained[keys] < 0]
     if not len(keys):
         return keys
-    return catalogue.write_layer(keys, compute(layer, model, catalogue, keys, names))
+    if layer not in (NEAR, KERNEL):
+        return catalogue.write_layer(keys, compute(layer, model, catalogue, keys))
+    changed = np.zeros(len(keys), dtype=np.bool_)
+    for name in model.names if names is None else names:
+        changed |= _put_lists(layer, catalogue, name, keys, _search(layer, model, catalogue, name, keys))
+    return keys[changed]
 
 
 def _note(catalogue: Catalogue, layer: str, changed: Keys) -> None:
@@ -212,91 +241,134 @@ def _note_readers(catalogue: Catalogue, layer: str, changed: Keys) -> None:
 
 
 def _note_features(catalogue: Catalogue, name: str, keys: Keys, *, departed: bool) -> None:
-    """Note whose neighbours by a modality these items are no more, or may be from now on."""
-    column = catalogue.names.index(name)
-    if departed:
-        catalogue.stale.add(_by(NEAR, name), catalogue.near_to(keys, column))
-        catalogue.stale.add(_by(KERNEL, name), catalogue.expected_from(keys, column))
-        return
-    near, kernel = _within_reach(catalogue, name, keys)
-    catalogue.stale.add(_by(NEAR, name), near)
-    _insert(catalogue, name, kernel, keys[catalogue.warm[keys]])
+    """Bring up to date whose neighbours by a modality these items are no more, or may be from now on."""
+    for layer in (NEAR, KERNEL):
+        if departed:
+            _drop(layer, catalogue, name, keys)
+        else:
+            _insert(layer, catalogue, name, keys if layer == NEAR else keys[catalogue.warm[keys]])
 
 
 def _note_warmth(catalogue: Catalogue, keys: Keys, *, cooled: bool) -> None:
-    """Note whose vectors these items no longer help to expect, or may help from now on."""
+    """Bring up to date whose vectors these items no longer help to expect, or may help from now on."""
     for column, name in enumerate(catalogue.names):
         if cooled:
-            catalogue.stale.add(_by(KERNEL, name), catalogue.expected_from(keys, column))
-            continue
-        having = keys[catalogue.observed[keys, column] & catalogue.warm[keys]]  # still
-        if len(having):
-            _insert(catalogue, name, _within_reach(catalogue, name, having)[1], having)
+            _drop(KERNEL, catalogue, name, keys)
+        else:  # still
+            _insert(KERNEL, catalogue, name, keys[catalogue.observed[keys, column] & catalogue.warm[keys]])
 
 
-def _within_reach(catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Keys]:
-    """Which items' neighbours by a modality these items are or could be: of the item graph, and, for warm ones of
-    these, of the kernel."""
-    column = catalogue.names.index(name)
-    owners, features = catalogue.rows.all(f"feature.{name}")
-    _, near_reach = catalogue.rows.all("near.reach")
-    directions = _directions(catalogue.rows.get(f"feature.{name}", keys))
-    products = features @ directions.T
-    slack = TOLERANCE * np.linalg.norm(features, axis=1)
-    near = (products.max(axis=1) >= near_reach[:, column] - slack) & (owners >= 0)
-    warm = catalogue.warm[keys]
-    if not warm.any():
-        return owners[near], owners[:0]
-    kernel_reach = catalogue.kernel_cosines.get("reach", owners, column)
-    later = (owners >= 0) & (catalogue.trained[owners] < 0)
-    kernel = (products[:, warm].max(axis=1) >= kernel_reach - slack) & later
-    return owners[near], owners[kernel]
+def _drop(layer: str, catalogue: Catalogue, name: str, gone: Keys) -> None:
+    """Take items `[c]` out of the lists of neighbours by a modality; those that become too short are to be looked up
+    again."""
+    lists, column = _lists(layer, catalogue), catalogue.names.index(name)
+    keys = lists.holding(gone, catalogue.capacity, column, spare=True)
+    if len(keys):
+        before = lists.of(keys, column)
+        whole, short = nearest_lists.without(before, np.isin(before[0][:, :-1], gone), lists.size)
+        _note(catalogue, layer, keys[_put_lists(layer, catalogue, name, keys, whole)])
+        catalogue.stale.add(_by(layer, name), keys[short])
 
 
-def _insert(catalogue: Catalogue, name: str, keys: Keys, new: Keys) -> None:
-    """Give new warm items `[c]` their places among the kernel neighbours by a modality of items `[n]`, as looking these
-    up again would."""
-    keys = keys[~catalogue.stale.holds(_by(KERNEL, name), keys)]  # those will be
-    if not len(keys) or not len(new):
+def _insert(layer: str, catalogue: Catalogue, name: str, new: Keys) -> None:
+    """Give new items `[c]` their places in the lists of neighbours by a modality, as looking these up again would."""
+    if not len(new):
         return
-    column = catalogue.names.index(name)
-    near, cosines, reach = (catalogue.read_layer(keys, field) for field in KERNEL_FIELDS)
+    lists, column = _lists(layer, catalogue), catalogue.names.index(name)
+    directions = _directions(catalogue.rows.get(f"feature.{name}", new))
+    keys = _within_reach(layer, catalogue, name, directions)
+    keys = keys[~catalogue.stale.holds(_by(layer, name), keys)]  # those will be looked up
+    if len(keys):
+        features = catalogue.rows.get(f"feature.{name}", keys)
+        cosines = catalogue.indexes[name].products(_directions(features), directions)
+        cosines[keys[:, None] == new] = -np.inf
+        whole = nearest_lists.with_new(lists.of(keys, column), new, cosines)
+        _note(catalogue, layer, keys[_put_lists(layer, catalogue, name, keys, whole)])
+
+
+def _within_reach(layer: str, catalogue: Catalogue, name: str, directions: Array) -> Keys:
+    """The items in whose lists of neighbours by a modality any of these directions `[c, r_m]` has a place, and maybe
+    some others."""
+    owners, features = catalogue.rows.all(f"feature.{name}")
+    known = _lists(layer, catalogue).cosines.get("cosines", owners, catalogue.names.index(name), -1)
+    chosen = (owners >= 0) & (known < np.inf)
+    if layer == KERNEL:
+        chosen &= catalogue.trained[owners] < 0
+    products, length = (features @ directions.T).max(axis=1), np.sqrt(np.einsum("nr,nr->n", features, features))
+    within: Keys = owners[chosen & (products >= (np.where(chosen, known, 0) - TOLERANCE) * length)]
+    return within
+
+
+# --- lists of neighbours ---------------------------------------------------------------------------------------------
+
+
+def _lists(layer: str, catalogue: Catalogue) -> Nearest:
+    return catalogue.near if layer == NEAR else catalogue.kernel
+
+
+def _search(layer: str, model: DGMRecServing, catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Array]:
+    """Whole lists of the neighbours of items `[n]` by a modality."""
     features = catalogue.rows.get(f"feature.{name}", keys)
-    others = _directions(catalogue.rows.get(f"feature.{name}", new))
-    products = catalogue.indexes[name].products(_directions(features), others)
-    known = (new[None, :, None] == near[:, None, column]).any(axis=2) | (new == keys[:, None])
-    all_keys = np.concatenate([near[:, column], np.where(known, -1, new)], axis=1)
-    all_cosines = np.concatenate([cosines[:, column], np.where(known, np.float32(-np.inf), products)], axis=1)
-    order = np.lexsort((np.where(all_keys < 0, LAST, all_keys), -all_cosines), axis=-1)[:, : near.shape[2]]
-    near[:, column] = np.take_along_axis(all_keys, order, axis=1)
-    cosines[:, column] = np.take_along_axis(all_cosines, order, axis=1)
-    reach[:, column] = _reach(features, cosines[:, column])
-    changed = catalogue.write_layer(keys, dict(zip(KERNEL_FIELDS, (near, cosines, reach), strict=True)))
-    _note(catalogue, KERNEL, changed)
+    if layer == NEAR and not model.passes_to_generated:
+        features = features * catalogue.observed[keys, catalogue.names.index(name)][:, None]
+    index = (catalogue.observed_indexes if layer == NEAR else catalogue.warm_indexes)[name]
+    near, cosines = neighbours_of(index, features, keys, _lists(layer, catalogue).length)
+    return nearest_lists.found(near, cosines, np.linalg.norm(features, axis=1) > 1e-6)
+
+
+def _put_lists(layer: str, catalogue: Catalogue, name: str, keys: Keys, whole: tuple[Keys, Array]) -> Mask:
+    """Write lists of items `[n]` by a modality; of which has changed what counts."""
+    column = catalogue.names.index(name)
+    if layer == NEAR:
+        features = catalogue.rows.get(f"feature.{name}", keys)
+        reach = _reach(features, whole, catalogue.near.size)
+        catalogue.rows.put_all("near.reach", keys, reach, column)
+    return _lists(layer, catalogue).put(keys, column, whole)
+
+
+def _compared(layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
+    """What counts of the lists of neighbours of items `[n]`, by field, as a search finds them."""
+    size = _lists(layer, catalogue).size
+    found = [_search(layer, model, catalogue, name, keys) for name in catalogue.names]
+    near = np.stack([lists[0][:, :size] for lists in found], axis=1)
+    cosines = np.stack([lists[1][:, :size] for lists in found], axis=1)
+    if layer == KERNEL:
+        return dict(zip(KERNEL_FIELDS, (near, cosines), strict=True))
+    features = [catalogue.rows.get(f"feature.{name}", keys) for name in catalogue.names]
+    reach = [_reach(block, lists, size) for block, lists in zip(features, found, strict=True)]
+    return {"near": near, "near.reach": np.stack(reach, axis=1)}
+
+
+def _reach(features: Array, whole: tuple[Keys, Array], size: int) -> Array:
+    """The inner product `[n]` of a feature `[n, r_m]` and another's direction beyond which that is among the first
+    `size` of its list; infinite for a feature that says nothing, or that is to have no neighbours."""
+    length, last = np.linalg.norm(features, axis=1), whole[1][:, size - 1]
+    has_list = (length > 1e-6) & (whole[1][:, -1] < np.inf)
+    return np.where(has_list, last * np.maximum(length, 1e-6), np.inf).astype(np.float32)
 
 
 # --- computing -------------------------------------------------------------------------------------------------------
 
 
-def nearest(catalogue: Catalogue, name: str, features: Array, k: int, allowed: Mask) -> tuple[Keys, Array]:
-    """Keys and cosines `[b, k]` of the nearest items by one modality's projected features `[b, r_m]`; -1 and -inf where
-    there are too few.
+def nearest(index: VectorIndex, features: Array, k: int, allowed: Mask | None = None) -> tuple[Keys, Array]:
+    """Keys and cosines `[b, k]` of the nearest items of an index of one modality by projected features `[b, r_m]`; -1
+    and -inf where there are too few.
 
     A zero feature, which says nothing, has no neighbours.
     """
     keys = np.full((len(features), k), -1, dtype=np.int64)
     cosines = np.full((len(features), k), -np.inf, dtype=np.float32)
     rows = np.flatnonzero(np.linalg.norm(features, axis=1) > 1e-6)
-    if len(rows) and allowed.any():
-        keys[rows], cosines[rows] = catalogue.indexes[name].search(_directions(features[rows]), k, allowed)
+    if len(rows):
+        keys[rows], cosines[rows] = index.search(_directions(features[rows]), k, allowed)
     return keys, cosines
 
 
 def neighbours_of(
-    catalogue: Catalogue, name: str, features: Array, keys: Keys, k: int, allowed: Mask
+    index: VectorIndex, features: Array, keys: Keys, k: int, allowed: Mask | None = None
 ) -> tuple[Keys, Array]:
     """As `nearest`, of items with these keys `[b]` (-1 for none), no item its own neighbour."""
-    near, cosines = nearest(catalogue, name, features, k + 1, allowed)
+    near, cosines = nearest(index, features, k + 1, allowed)
     itself = (near == keys[:, None]) & (near >= 0)
     near[itself], cosines[itself] = -1, -np.inf
     order = np.argsort(itself, axis=1, kind="stable")[:, :k]
@@ -320,26 +392,6 @@ def expected_preference(model: DGMRecServing, catalogue: Catalogue, near: Keys, 
     return np.asarray(np.where(known, mean / np.maximum(total, 1e-6)[:, None, None], everybody), dtype=np.float32)
 
 
-def _near(model: DGMRecServing, catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    near, reach = (catalogue.read_layer(keys, name) for name in ("near", "near.reach"))
-    for name in names:
-        column = catalogue.names.index(name)
-        features = catalogue.rows.get(f"feature.{name}", keys)
-        if not model.passes_to_generated:
-            features = features * catalogue.observed[keys, column][:, None]
-        allowed = catalogue.having(name)
-        near[:, column], cosines = neighbours_of(catalogue, name, features, keys, near.shape[2], allowed)
-        reach[:, column] = _reach(features, cosines)
-    return {"near": near, "near.reach": reach}
-
-
-def _reach(features: Array, cosines: Array) -> Array:
-    """The inner product `[n]` of a feature `[n, r_m]` and another's direction beyond which that is among the neighbours
-    whose cosines these are `[n, k]`; infinite for a feature that says nothing."""
-    length = np.linalg.norm(features, axis=1)
-    return np.where(length > 1e-6, cosines[:, -1] * np.maximum(length, 1e-6), np.inf).astype(np.float32)
-
-
 def _content(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
     features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
     new = np.array([catalogue.entries[key].id not in model.items for key in keys.tolist()], dtype=np.bool_)
@@ -352,7 +404,7 @@ def _content(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str
 
 def _parts(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
     trained = catalogue.trained[keys]
-    expected = expected_preference(model, catalogue, catalogue.near.get("near", keys), catalogue.observed[keys])
+    expected = expected_preference(model, catalogue, catalogue.read_layer(keys, "near"), catalogue.observed[keys])
     preference = _trained_or(trained, model.tables["item_preference"][trained], expected)
     features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
     return {"parts.0": model.encode(features, preference.swapaxes(0, 1)).swapaxes(0, 1)}
@@ -364,7 +416,7 @@ def _trained_or(trained: Keys, known: Array, later: Array) -> Array:
 
 
 def _propagated(model: DGMRecServing, catalogue: Catalogue, keys: Keys, layer: int) -> dict[str, NDArray[Any]]:
-    near = catalogue.near.get("near", keys)
+    near = catalogue.read_layer(keys, "near")
     parts = catalogue.rows.get("parts", keys, 0)  # without neighbours, the item's own
     for column in range(len(model.names)):
         below = catalogue.rows.get("parts", near[:, column], layer - 1, column)
@@ -385,27 +437,15 @@ def _own(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, ND
     return {"own": np.where(warm[:, None], own, np.float32(0)), "degree": degree, "warm": warm}
 
 
-def _kernel(catalogue: Catalogue, keys: Keys, names: Sequence[str]) -> dict[str, NDArray[Any]]:
-    near, cosines, reach = (catalogue.read_layer(keys, name) for name in KERNEL_FIELDS)
-    for name in names:
-        column = catalogue.names.index(name)
-        features = catalogue.rows.get(f"feature.{name}", keys)
-        allowed = catalogue.having(name) & catalogue.warm
-        near[:, column], cosines[:, column] = neighbours_of(catalogue, name, features, keys, near.shape[2], allowed)
-        reach[:, column] = _reach(features, cosines[:, column])
-    return dict(zip(KERNEL_FIELDS, (near, cosines, reach), strict=True))
-
-
 def _final(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, NDArray[Any]]:
     trained, users = catalogue.trained[keys], catalogue.rows.get("users", keys)
     expected = _expected(model, catalogue, keys)
-    known = model.warm_vectors(trained, catalogue.rows.get("modal", keys))
-    later = model.final_vectors(expected, catalogue.rows.get("own", keys), users)
+    final = model.final_vectors(expected, catalogue.rows.get("own", keys), users)
     message = model.item_messages(expected, catalogue.rows.get("folded", keys), users)
-    return {
-        "final": _trained_or(trained, known, later),
-        "message": _trained_or(trained, model.tables["item_message"][trained], message),
-    }
+    if (trained >= 0).any():
+        final = _trained_or(trained, model.warm_vectors(trained, catalogue.rows.get("modal", keys)), final)
+        message = _trained_or(trained, model.tables["item_message"][trained], message)
+    return {"final": final, "message": message}
 
 
 def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
@@ -415,13 +455,14 @@ def _expected(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> Array:
         return model.combine(nothing, catalogue.rows.get("modal", keys))
     if (catalogue.trained[keys] >= 0).all():
         return nothing
-    near = catalogue.kernel.get("keys", keys).astype(np.int64)
-    own, degree = catalogue.rows.get("own", near), catalogue.rows.get("degree", near)
+    near, cosines = (catalogue.read_layer(keys, name) for name in KERNEL_FIELDS)
+    own, places = catalogue.rows.table("own", near)
+    degree = catalogue.rows.table("degree", near)[0][places]
     known = np.where(catalogue.trained[near] >= 0, degree, np.float32(0))
-    neighbours = own, catalogue.kernel_cosines.get("cosines", keys), degree, known
     features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
     content, words = catalogue.rows.get("content", keys), catalogue.rows.get("words", keys)
-    return model.expected_vectors(content, features, catalogue.observed[keys], words, neighbours)
+    neighbours = places, cosines, degree, known
+    return model.expected_vectors(content, features, catalogue.observed[keys], words, own, neighbours)
 
 
 def _directions(features: Array) -> Array:

@@ -106,7 +106,7 @@ def neighbours(
     mask = catalogue.having(modality, excluded=key)
     if not hidden:
         mask &= catalogue.available[: len(mask)]
-    keys, cosines = nearest(catalogue, modality, feature[None], k, mask)
+    keys, cosines = nearest(catalogue.observed_indexes[modality], feature[None], k, mask)
     return tuple(hits(catalogue, keys[0], cosines[0], modality))
 
 

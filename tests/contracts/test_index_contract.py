@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from service.adapters.faiss_index import FaissIndex, use_one_thread
+from service.adapters.faiss_index import BLOCK, FaissIndex, use_one_thread
 from service.ports import VectorIndex
 from tests.fakes import BruteForceIndex
 
@@ -93,6 +93,28 @@ def test_the_first_of_many_are_those_of_few(seed: int) -> None:
     expected.upsert(keys, exact[keys % 25])
     for k in (1, 30, 100, 333, 600):
         agree(index, expected, exact[:2], k, allowed)
+
+
+@pytest.mark.parametrize("dim", [16, 128])  # at the wider one FAISS does turn to BLAS
+@pytest.mark.parametrize("kind", ["spread", "close", "equal"])
+def test_many_queries_are_answered_as_each_alone(kind: str, dim: int) -> None:
+    """To the bit, ties included, over rows of a base, of a delta, and with some that may not be found."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((1500, dim)).astype(np.float32)
+    if kind == "close":  # nearer than rounding can tell
+        rows = rows[:1] + rng.standard_normal((1500, dim)).astype(np.float32) * np.float32(1e-6)
+    elif kind == "equal":
+        rows = rows[rng.integers(0, 40, 1500)]
+    index = flat(dim, merge_share=None)
+    index.upsert(np.arange(1200), rows[:1200])
+    index.merge()
+    index.upsert(np.arange(1100, 1500), rows[1100:])
+    queries = np.resize(rows, (BLOCK + 60, dim))
+    for allowed in (None, rng.random(1500) < 0.7):
+        keys, scores = index.search(queries, 20, allowed)
+        alone = [index.search(query[None], 20, allowed) for query in queries]
+        assert keys.tolist() == [one[0][0].tolist() for one in alone]
+        assert scores.tobytes() == b"".join(one[1].tobytes() for one in alone)
 
 
 @every_index

@@ -172,7 +172,7 @@ async def test_delete_takes_all_that_hangs_on_an_item(store: SqlStore) -> None:
     assert (await store.delete_item("a")).value
     assert not (await store.delete_item("a")).value
     assert await store.get_item("a") is None
-    assert [found.item for found in await store.user_items("u1", min_rating=None)] == ["b"]
+    assert [found.item for found in (await store.user_items(["u1"], min_rating=None))["u1"]] == ["b"]
     assert (await store.write_items(create(item("a", observed={}, generated={})))).value.results == ["created"]
     assert await store.item_users("a", limit=9) == []
 
@@ -315,11 +315,11 @@ async def test_the_newest_event_of_a_pair_decides(store: SqlStore) -> None:
             event(item_id="d", type="review", text="no stars", minute=4),
         ]
     )
-    found = await store.user_items("u1", min_rating=4.0)
+    found = (await store.user_items(["u1"], min_rating=4.0))["u1"]
     assert [(one.item, one.interested) for one in found] == [("d", True), ("c", False), ("b", True), ("a", False)]
     assert [one.timestamp for one in found] == [NOON + timedelta(minutes=minute) for minute in (4, 3, 2, 1)]
-    assert [one.interested for one in await store.user_items("u1", min_rating=None)] == [True] * 4
-    assert await store.user_items("nobody", min_rating=4.0) == []
+    assert [one.interested for one in (await store.user_items(["u1"], min_rating=None))["u1"]] == [True] * 4
+    assert await store.user_items(["nobody"], min_rating=4.0) == {}
     assert await store.item_counts(min_rating=4.0) == {"b": 1, "d": 1}
     assert await store.item_counts(["a", "b"], min_rating=None) == {"a": 1, "b": 1}
     assert await store.interested_users(["a"], limit=9, min_rating=4.0) == {}
@@ -348,8 +348,8 @@ async def test_sql_and_python_agree_on_what_shows_interest(store: SqlStore) -> N
         expected = {(stored[k].user, stored[k].item): bool(interested[k]) for k in newest}
         found = {
             (user, one.item): one.interested
-            for user in ("u0", "u1", "u2")
-            for one in await store.user_items(user, min_rating=min_rating)
+            for user, its in (await store.user_items(["u0", "u1", "u2"], min_rating=min_rating)).items()
+            for one in its
         }
         assert found == expected
         counts = Counter(key for (_, key), liked in expected.items() if liked)

@@ -264,10 +264,10 @@ def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any], writte
     words = np.stack([online.words(None if texts is None else texts[row]) for row in rows])
     assert bool(words[:, -1].any()) == written
     content = online.content_vectors(features, observed, words, np.zeros(len(rows), np.bool_))
-    expected = online.expected_vectors(content, features, observed, words, around)
+    expected = online.expected_vectors(content, features, observed, words, *around)
     np.testing.assert_allclose(expected, items[rows], atol=1e-5)
     content = online.content_vectors(features, observed, words, np.ones(len(rows), np.bool_))
-    later = online.expected_vectors(content, features, observed, words, around)
+    later = online.expected_vectors(content, features, observed, words, *around)
     cold_start = w.model.cold_start
     raised = (w.model.config.popularity_offset - cold_start.offset) * cold_start.spread
     told = w.batch.observed[rows].any(dim=1) | torch.from_numpy(words[:, -1] > 0)
@@ -280,9 +280,9 @@ def test_cold_items_are_predicted_as_in_training(changes: dict[str, Any], writte
         np.testing.assert_allclose(alone[0], items[row], atol=1e-5)
 
 
-def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, Array, Array]:
-    """What an index would find around some rows, by modality: what their users make of the nearest warm items, cosines
-    and degrees."""
+def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, tuple[NDArray[np.int64], Array, Array, Array]]:
+    """What an index would find around some rows, by modality: what their users make of items, and which of them are the
+    nearest warm ones, with cosines and degrees."""
     out, found, cosines = w.forward(), [], []
     for column, features in enumerate(w.content.features.values()):
         keys, near = nearest(
@@ -297,7 +297,8 @@ def neighbours_of(w: World, rows: NDArray[np.int64]) -> tuple[Array, Array, Arra
         cosines.append(near)
     keys = torch.stack(found, dim=1)
     degree = torch.where(keys >= 0, w.graphs.item_degree[keys], 0).numpy()
-    return out.items[keys].detach().numpy(), torch.stack(cosines, dim=1).numpy(), degree, degree
+    known = keys.clamp_min(0).numpy()
+    return out.items.detach().numpy(), (known, torch.stack(cosines, dim=1).numpy(), degree, degree)
 
 
 def test_preference(w: World, online: DGMRecServing) -> None:

@@ -134,14 +134,20 @@ class FeedbackQueries(Queries):
         return Committed(removed, positions)
 
     @reads
-    def user_items(self, connection: Connection, user: str, *, min_rating: float | None) -> list[Interaction]:
-        """The items of a user, however many, each with the event that decides; newest first."""
-        newest = _deciding(min_rating, feedback.c.user_id == user)
-        query = select(items.c.id, newest.c.timestamp, newest.c.interested, newest.c.first).join(
-            items, items.c.row_id == newest.c.item_row
-        )
-        rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
-        return [Interaction(item, moment, bool(interested), first) for item, moment, interested, first in rows]
+    def user_items(
+        self, connection: Connection, users: Collection[str], *, min_rating: float | None
+    ) -> dict[str, list[Interaction]]:
+        """The items of users, however many, each with the event that decides, newest first; users without any are left
+        out."""
+        found: dict[str, list[Interaction]] = {}
+        for chunk in chunks(users):
+            newest = _deciding(min_rating, feedback.c.user_id.in_(chunk))
+            columns = (newest.c.user_id, items.c.id, newest.c.timestamp, newest.c.interested, newest.c.first)
+            query = select(*columns).join(items, items.c.row_id == newest.c.item_row)
+            rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
+            for user, item, moment, interested, first in rows:
+                found.setdefault(user, []).append(Interaction(item, moment, bool(interested), first))
+        return found
 
     @reads
     def item_users(self, connection: Connection, item: str, *, limit: int) -> list[str]:

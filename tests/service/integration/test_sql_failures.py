@@ -77,7 +77,7 @@ EVERY_METHOD: dict[str, Call] = {
     "add_feedback": lambda store: store.add_feedback([event()]),
     "list_feedback": lambda store: store.list_feedback(limit=1),
     "delete_feedback": lambda store: store.delete_feedback(user="u"),
-    "user_items": lambda store: store.user_items("u", min_rating=None),
+    "user_items": lambda store: store.user_items(["u"], min_rating=None),
     "interested_users": lambda store: store.interested_users(["a"], limit=1, min_rating=None),
     "item_users": lambda store: store.item_users("a", limit=1),
     "item_counts": lambda store: store.item_counts(min_rating=None),

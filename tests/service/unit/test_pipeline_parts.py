@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -34,7 +35,8 @@ from tests.fakes import BruteForceIndex
 from tests.models.worlds import ITEMS, SMALL, online_of, world
 
 SHAPE = Shape({"text": 3, "image": 2}, 2, 1, neighbours=2, kernel=3)
-VECTORS = SHAPE.layer_fields() | {"kernel": (2, 3), "kernel.cosines": (2, 3), "kernel.reach": (2,)}
+LISTS = SHAPE.list_fields(later=False) | SHAPE.list_fields(later=True)
+VECTORS = {name: shape for name, shape in SHAPE.layer_fields().items() if name != "near"} | LISTS
 
 
 class Whole(NamedTuple):
@@ -50,7 +52,7 @@ def whole(seed: int = 0, *, modal: tuple[float, float] = (0.0, 0.0)) -> Whole:
     made: dict[str, NDArray[Any]] = {
         name: rng.standard_normal(shape).astype(np.float32) for name, shape in VECTORS.items()
     }
-    made |= {name: rng.integers(9, size=VECTORS[name]).astype(np.int32) for name in ("near", "kernel")}
+    made |= {name: rng.integers(9, size=VECTORS[name]).astype(np.int32) for name in ("near.list", "kernel.list")}
     made |= {"modal": np.array(modal, dtype=np.float32), "warm": np.array(True)}
     return Whole(Derived.of(stored), made)
 
@@ -278,7 +280,7 @@ def test_memory_follows_the_items_that_are_there_not_those_that_were(monkeypatch
         assert_kept(made, key, whole(key))
         made.remove("again")
     floats = SHAPE.length + sum(int(np.prod(shape)) for name, shape in VECTORS.items() if name != "warm")
-    assert sum(part.nbytes for part in (made.rows, made.near, made.kernel, made.kernel_cosines)) <= 16 * floats * 4
+    assert sum(part.nbytes for part in (made.rows, *made.near.rows, *made.kernel.rows)) <= 16 * floats * 4
     assert_kept(made, 1, whole(1))
     gone = np.array([-1, 0, 2, 490])
     for name in (*SHAPE.fields(), "modal", "final"):
@@ -415,9 +417,9 @@ class SlowStore:
         self.asked = 0
         self.go = asyncio.Event()
 
-    async def user_items(self, _user: str, **_: object) -> list[Interaction]:
+    async def user_items(self, users: Collection[str], **_: object) -> dict[str, list[Interaction]]:
         self.asked += 1
-        found = list(self.items)
+        found = {user: list(self.items) for user in users}
         await self.go.wait()
         return found
 
@@ -444,6 +446,25 @@ async def test_readers_of_one_history_share_one_reading() -> None:
     assert {(await one).seen for one in waiting} == {()}
     await histories.of("u")
     assert store.asked == 1
+    assert histories.loading == {}
+
+
+async def test_histories_of_several_users_are_one_reading_beside_that_which_goes_on() -> None:
+    store = SlowStore()
+    histories = histories_of(store)
+    first = asyncio.create_task(histories.of("a"))
+    await asyncio.sleep(0)
+    others = asyncio.create_task(histories.of_all(["a", "b", "c"]))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)  # both are being read
+    store.items.append(interaction("x"))
+    histories.forget(["c"])
+    store.go.set()
+    assert {user: found.seen for user, found in (await others).items()} == {"a": (), "b": (), "c": ()}
+    assert (await first).seen == ()
+    assert store.asked == 2
+    assert {user for user, _ in histories.cached()} == {"a", "b"}  # of c, somebody wrote
+    assert (await histories.of("c")).seen == ("x",)
     assert histories.loading == {}
 
 

@@ -16,7 +16,7 @@ from service.pipeline.stale import Stale
 from tests.fakes import BruteForceIndex
 from tests.service.unit.test_whole_items import FORMS, Trained
 
-KEYS = 60
+KEYS, SPARE = 60, 2
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
 
@@ -26,8 +26,10 @@ def model(request: pytest.FixtureRequest) -> DGMRecServing:
 
 
 def empty(model: DGMRecServing) -> Catalogue:
-    """With few neighbours, so that in a small catalogue lists are full and writes push items out of them."""
-    return Catalogue(Shape(model.ranks, model.size, model.layers, 3, 5), BruteForceIndex, model.trained_row)
+    """With few neighbours, so that in a small catalogue lists are full, and writes push items out of them or use up the
+    spare ones."""
+    shape = Shape(model.ranks, model.size, model.layers, 3, 5, spare=SPARE)
+    return Catalogue(shape, BruteForceIndex, model.trained_row)
 
 
 def row(model: DGMRecServing, rng: np.random.Generator, key: int) -> tuple[Entry, Derived]:

@@ -203,7 +203,7 @@ def test_preferences_of_cold_items(trained: Trained) -> None:
     """They are expected from the trained ones among an item's neighbours, as training does."""
     rows = np.flatnonzero(~trained.histories.any(axis=0))
     keys = FIRST_KEY + rows
-    near = trained.items.near.get("near", keys)
+    near = trained.items.read_layer(keys, "near")
     preference = vectors.expected_preference(trained.online, trained.items, near, trained.items.observed[keys])
     np.testing.assert_allclose(preference.swapaxes(0, 1), trained.out.preference[:, rows], **CLOSE)
 
