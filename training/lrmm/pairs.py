@@ -43,6 +43,11 @@ class RatingPairs:
         kept = np.array([name not in withheld for name in names])
         return replace(self, present=self.present & kept)
 
+    def with_missing(self, share: float, seed: int) -> RatingPairs:
+        """The same with each modality of each pair missing with this probability."""
+        kept = np.random.default_rng(seed).random(self.present.shape) >= share
+        return replace(self, present=self.present & kept)
+
     def present_reviews(self, names: tuple[str, ...]) -> Double:
         """Number of reviews of the sides that are present `[b]`."""
         sides = self.present[:, [names.index(USER), names.index(ITEM)]]
