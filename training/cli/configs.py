@@ -13,7 +13,7 @@ from models.iris.config import IRISConfig
 from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
 from models.lrmm.config import LRMMConfig, LRMMPaperConfig
 from models.renamed import OldNames, refuse_old_names
-from training.cli.options import CommandError
+from training.cli.options import CommandError, parse_device
 from training.dgmrec.recipe import DGMRecRecipe
 from training.iris.recipe import IRISRecipe
 from training.iris.task import TRAINER as IRIS_TRAINER
@@ -68,6 +68,11 @@ def lrmm_configs(settings: dict[str, Any]) -> tuple[LRMMConfig | LRMMPaperConfig
     if settings.get("form") == "paper":
         return _validated(settings, LRMMPaperConfig, TRAINER_OF_PAPER.model_dump())
     return _validated(settings, LRMMConfig, RATING_TRAINER.model_dump())
+
+
+def with_device(settings: dict[str, Any], device: str) -> dict[str, Any]:
+    """LRMM's settings with the device of the command, where its form is one that trains on it."""
+    return {"device": parse_device(device), **settings} if settings.get("form") == "paper" else settings
 
 
 def iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, TrainerConfig]:

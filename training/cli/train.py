@@ -22,7 +22,7 @@ from models.bundle import Bundle, BundleError, read_manifest, require_replaceabl
 from models.dgmrec.serving import DGMRecServing
 from models.feedback import AUTO
 from models.rows import ANY_LENGTH
-from training.cli.configs import RECIPES, all_recipes
+from training.cli.configs import RECIPES, all_recipes, with_device
 from training.cli.options import (
     Budget,
     CommandError,
@@ -164,6 +164,8 @@ def train_command(
     on_device = "dgmrec.device" if model is Model.ALL else "device"
     if model in (Model.DGMREC, Model.ALL):
         chosen[on_device] = parse_device(device)
+    if model is Model.LRMM:
+        chosen = with_device(chosen, device)
     recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
     seconds = parse_budget(budget)
     recipes = [replace(r, budget=seconds, on_all=True) if isinstance(r, DGMRecRecipe) else r for r in recipes]
