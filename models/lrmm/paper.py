@@ -157,7 +157,7 @@ class PaperLRMM(nn.Module):
     @torch.inference_mode()
     def feature_embeddings(self, name: str, features: Array) -> Array:
         """Embeddings `[n, d]` of raw features `[n, dim]`. (eq. 10)"""
-        mapped: Array = self.maps[name](torch.from_numpy(features).to(self.score.weight.device)).cpu().numpy()
+        mapped: Array = self.maps[name](torch.tensor(features, device=self.score.weight.device)).cpu().numpy()
         return mapped
 
     # --- ratings -----------------------------------------------------------------------------------------------------
