@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.lrmm.factors import Penalties
 from models.renamed import OldNames
 
 
@@ -36,6 +37,8 @@ class LRMMConfig(BaseModel):
     use_biases: bool = Field(True, description="whether ratings are read, or texts alone")
     factor_size: int = Field(20, ge=0, description="number of latent factors of users and items")
     factor_penalty: float = Field(15.0, gt=0, description="ridge penalty of the factors; weaker directions vanish")
+    user_bias_penalty: float = Field(3.0, gt=0, description="ridge penalty of users' biases, fitted with the factors")
+    item_bias_penalty: float = Field(2.0, gt=0, description="the same of items' biases")
 
     # autoencoders and rating (eq. 11-19)
     members: int = Field(4, ge=1, description="models of the ensemble, whose mean is served")
@@ -55,6 +58,11 @@ class LRMMConfig(BaseModel):
     # training pairs
     folds: int = Field(10, ge=2, description="folds of the training reviews, each predicted from the others")
     repeats: int = Field(4, ge=1, description="times that the training reviews are cut into folds anew")
+
+    @property
+    def penalties(self) -> Penalties:
+        """Of the latent factors."""
+        return Penalties(self.factor_penalty, self.user_bias_penalty, self.item_bias_penalty)
 
 
 class LRMMPaperConfig(BaseModel):

@@ -111,7 +111,7 @@ class Rated:
 
 @dataclass(frozen=True)
 class Profiles:
-    """Users or items: embeddings `[n, d]`, latent factors `[n, k]`, who has any review at all `[n]`."""
+    """Users or items: embeddings `[n, d]`, what they bring to affinities `[n, k + 2]`, who has any review `[n]`."""
 
     embedding: Array
     factors: Double
@@ -128,7 +128,7 @@ class TrainedSides:
     factors: LatentFactors
 
     def others(self, side: str, pairs: Sequence[tuple[str, str]]) -> tuple[Double, Double]:
-        """Biases `[r]` and latent factors `[r, k]` of the other sides of reviews by (user, item).
+        """Biases `[r]` and latent factors `[r, k + 1]` of the other sides of reviews by (user, item).
 
         The other side is the item's where `side` is USER; of one that training has not seen both are zero.
         """
@@ -238,7 +238,7 @@ class LRMMServing(RatingServing[LRMM]):
     def profile(self, side: str, reviewed: Reviewed, n: int) -> Profiles:
         """Profiles of `n` users or items (`side` is USER or ITEM)."""
         raw, known = profiles(reviewed, n, self.prior, bias_shrinkage(side))
-        factors = fold_in_factors(reviewed, raw, self.prior, self.config.factor_penalty)
+        factors = fold_in_factors(side, reviewed, raw, self.prior, self.config.penalties)
         return Profiles(self.scales[side](raw), factors, known)
 
     def content(self, modality: str, features: Array) -> Array:
@@ -271,8 +271,8 @@ class LRMMServing(RatingServing[LRMM]):
         arrays: dict[str, NDArray[Any]] = {
             "users.bias": biases.user,
             "items.bias": biases.item,
-            "users.factors": factors.user,
-            "items.factors": factors.item,
+            "users.fitted": factors.user,
+            "items.fitted": factors.item,
             "prior.shares": self.prior.shares,
             "prior.moments": np.array([self.prior.mean, self.prior.variance]),
             "intervals.edges": self.intervals.edges,
@@ -302,7 +302,7 @@ class LRMMServing(RatingServing[LRMM]):
             model = LRMM(config, entry.config["sizes"], 0.0)
             model.load_state_dict(_part(arrays, "model."))
             biases = Biases(float(mean), arrays["users.bias"], arrays["items.bias"])
-            factors = LatentFactors(arrays["users.factors"], arrays["items.factors"])
+            factors = LatentFactors(arrays["users.fitted"], arrays["items.fitted"])
             sentence = entry.config["sentence"]
             encoder = (_encoder(bundle, config, arrays), EncoderRef.model_validate(sentence)) if sentence else None
             return cls(

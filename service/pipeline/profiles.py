@@ -36,7 +36,7 @@ NAMES: Mapping[Side, str] = {"user": USER, "item": ITEM}
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A side of a pair: its embedding `[d]`, latent factors `[k]`, whether it has any review, and how many."""
+    """A side of a pair: its embedding `[d]`, what it brings to affinities, whether it has any review, and how many."""
 
     embedding: Array
     factors: Double

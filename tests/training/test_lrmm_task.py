@@ -127,7 +127,7 @@ def test_documents_hold_the_newest_reviews() -> None:
     builder = PairBuilder(world, vectors, config, {})
     every = np.arange(len(world))
     biases = builder.biases(every)
-    reviewed = builder.reviewed(USER, every, biases, builder.factors(every, biases))
+    reviewed = builder.reviewed(USER, every, biases, builder.factors(every, biases.mean))
     newest = {int(user): int(np.flatnonzero(world.user == user).max()) for user in range(USERS)}
     for user in range(USERS):
         told = reviewed.vector[(reviewed.group == user) & reviewed.has_text]

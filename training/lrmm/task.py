@@ -241,7 +241,7 @@ def _contents(content: ModalBatch, projections: Mapping[str, Projection]) -> dic
 
 def _trained_sides(source: RatingSource, builder: PairBuilder) -> TrainedSides:
     biases = builder.biases(source.parts.train)
-    return TrainedSides(source.users, source.items, biases, builder.factors(source.parts.train, biases))
+    return TrainedSides(source.users, source.items, biases, builder.factors(source.parts.train, biases.mean))
 
 
 def calibrated(module: RatingModule, valid: RatingPairs) -> Intervals:
