@@ -14,8 +14,8 @@ text as metadata, its picture, or whatever else it has). Any subset may be absen
 * The rating is a linear and a nonlinear function of the same modalities, and the mean of several `members` that differ
   in their initial weights and drops, all computed at once.
 * The affinity of both sides, the product of their latent factors with what biases that are fitted together with these
-  differ by from the profiles' (`models.lrmm.factors`, `models.lrmm.profiles.fold_in_factors`), is added to the rating of a
-  pair whose sides are both known, with a learned scale that starts at one.
+  differ by from the profiles' (`models.lrmm.factors`, `models.lrmm.profiles.fold_in_factors`), is added to the rating
+  of a pair whose sides are both known, with a learned scale that starts at one.
 * Texts are scaled against the ratings' statistics (`profiles.TEXT_SCALE`), which makes weight decay a prior on them.
 """
 
