@@ -98,6 +98,12 @@ def evaluate_command(
     item_reviews: Annotated[
         int | None, typer.Option(min=0, help="Under rating: at most so many training reviews tell of an item.")
     ] = None,
+    item_ratings: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Under rating: at most so many training ratings of an item are left, for every model."
+        ),
+    ] = None,
     target: Annotated[
         Path | None, typer.Option(help="Under rating: the dataset that is rated by what lrmm learned from --data.")
     ] = None,
@@ -122,6 +128,7 @@ def evaluate_command(
         "--budget": parse_budget(budget) > 0,
         "--validation-only": validation_only,
         "--item-reviews": item_reviews is not None,
+        "--item-ratings": item_ratings is not None,
         "--target": target is not None,
     }
     _refuse_unused(protocol, [name for name, is_given in given.items() if is_given])
@@ -130,7 +137,8 @@ def evaluate_command(
         whole = replace(options, missing=0.0)
         other = None if target is None else load_dataset(target)
         configs = lrmm_configs(with_device(chosen, device))
-        run = partial(evaluate_rating, plan=RatingPlan(model, *configs, whole, item_reviews, other, missing or 0.0))
+        plan_of_ratings = RatingPlan(model, *configs, whole, item_reviews, other, missing or 0.0, item_ratings)
+        run = partial(evaluate_rating, plan=plan_of_ratings)
     elif protocol is Protocol.LEAVE_ONE_OUT:
         _check_model(model, protocol, LEAVE_ONE_OUT_MODELS)
         run = partial(evaluate_leave_one_out, plan=LeaveOneOutPlan(model, *iris_configs(chosen), options, split))
@@ -154,7 +162,7 @@ def evaluate_command(
     _write_result(result, json_file)
 
 
-OF_RATING = ("--item-reviews", "--target")
+OF_RATING = ("--item-reviews", "--item-ratings", "--target")
 UNUSED = {
     Protocol.RATING: ("--mask", "--imputer", "--split", "--budget", "--validation-only"),
     Protocol.LEAVE_ONE_OUT: (*OF_RATING, "--imputer", "--budget", "--validation-only"),

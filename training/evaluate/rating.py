@@ -45,6 +45,7 @@ class RatingPlan:
     Attributes:
         item_reviews: how many reviews of an item are read at most; of a baseline's training ratings no more are left.
         target: the dataset whose test part is rated instead, by what was learned from the other.
+        item_ratings: how many training ratings of an item are left, the newest ones, whatever the model.
         missing: with which probability each modality of each training pair is missing (LRMM alone).
     """
 
@@ -55,6 +56,7 @@ class RatingPlan:
     item_reviews: int | None = None
     target: Dataset | None = None
     missing: float = 0.0
+    item_ratings: int | None = None
 
     def __post_init__(self) -> None:
         if self.model != LRMM and self.target is not None:
@@ -101,6 +103,8 @@ def _condition(dataset: Dataset, plan: RatingPlan) -> dict[str, Any]:
     condition: dict[str, Any] = {}
     if plan.item_reviews is not None:
         condition["item_reviews"] = plan.item_reviews
+    if plan.item_ratings is not None:
+        condition["item_ratings"] = plan.item_ratings
     if plan.missing:
         condition["missing"] = plan.missing
     if plan.target is not None:
@@ -117,6 +121,7 @@ def _runner(
 
     def run(parts: RatingParts, seed: int) -> dict[str, Any]:
         begin = time.perf_counter()
+        parts = thinned(ratings, parts, plan.item_ratings)
         terminal.say("the published split" if seed == PUBLISHED else f"split {seed}")
         if prepared is None:
             outcome = _baseline(ratings, thinned(ratings, parts, plan.item_reviews), plan.model, seed, terminal)
