@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -158,7 +158,9 @@ def evaluate_command(
         run = partial(evaluate, plan=plan)
     dataset = load_dataset(data)
     with Terminal() as terminal:
-        result = run(dataset, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
+        result = run(
+            dataset, seeds=seeds, variant=variant or _variant_of(chosen), command=_command(), terminal=terminal
+        )
     _write_result(result, json_file)
 
 
@@ -173,6 +175,11 @@ def _refuse_unused(protocol: Protocol, given: Sequence[str]) -> None:
     for name in UNUSED.get(protocol, OF_RATING):
         if name in given:
             raise CommandError(f"the protocol {protocol.value} has no use for {name}")
+
+
+def _variant_of(settings: Mapping[str, Any]) -> str | None:
+    """What a result is called that is not of the default form."""
+    return "form-paper" if settings.get("form") == "paper" else None
 
 
 def _check_model(model: str, protocol: Protocol, models: Sequence[str]) -> None:
