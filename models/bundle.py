@@ -87,6 +87,7 @@ class DataEntry(_Part):
 class ModelEntry(_Part):
     """A trained model inside the bundle: its config, its measured metrics and its tensors' file."""
 
+    form: str = Field("lacuna", description="lacuna, or paper: the model as its paper has it")
     config: dict[str, Any]
     metrics: dict[str, float]
     file: str

@@ -14,8 +14,9 @@ from models.bundle import Bundle, BundleError
 from models.dgmrec.serving import DGMRecServing
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.iris.serving import IRISServing
+from models.lrmm.loading import load_lrmm
+from models.lrmm.paper_serving import PaperServing
 from models.lrmm.serving import NAME as LRMM
-from models.lrmm.serving import LRMMServing
 from service.adapters.faiss_index import FaissIndex, use_one_thread
 from service.adapters.fetcher import UrlFetcher
 from service.adapters.limiters import MemoryLimiter, RedisLimiter
@@ -156,11 +157,11 @@ def _load_ratings(
     Raises:
         BundleError, EncoderUnavailableError: each with one sentence.
     """
-    lrmm = LRMMServing.load(bundle)
+    lrmm = load_lrmm(bundle)
     if lrmm is None:
         return None
     identity = bundle.manifest.files[bundle.manifest.models[LRMM].file]
-    if lrmm.sentence is None:
+    if isinstance(lrmm, PaperServing) or lrmm.sentence is None:
         return RatingModel(lrmm, None, identity)
     wanted = (lrmm.sentence.id, lrmm.sentence.weights_sha256)
     shared = (encoder for encoder in encoders.values() if (encoder.id, encoder.weights_sha256) == wanted)

@@ -160,7 +160,7 @@ class DGMRecServing:
         writer.tensors(FILE, arrays)
         writer.vocabulary("users", self.users)
         writer.vocabulary("items", self.items)
-        return ModelEntry(config=self.config.model_dump(), metrics=dict(metrics), file=FILE)
+        return ModelEntry(config=self.config.model_dump(), metrics=dict(metrics), file=FILE, form=self.config.form)
 
     # --- features --------------------------------------------------------------------------------------------
 

@@ -13,8 +13,9 @@ text as metadata, its picture, or whatever else it has). Any subset may be absen
 * alpha and beta are homoscedastic uncertainty weights, since plain learnable factors shrink to zero. (eq. 22)
 * The rating is a linear and a nonlinear function of the same modalities, and the mean of several `members` that differ
   in their initial weights and drops, all computed at once.
-* The affinity of both sides, the product of their latent factors (`models.lrmm.factors`), is added to the rating of a
-  pair whose sides are both known, with a learned scale that starts at one.
+* The affinity of both sides, the product of their latent factors with what biases that are fitted together with these
+  differ by from the profiles' (`models.lrmm.factors`, `models.lrmm.profiles.fold_in_factors`), is added to the rating
+  of a pair whose sides are both known, with a learned scale that starts at one.
 * Texts are scaled against the ratings' statistics (`profiles.TEXT_SCALE`), which makes weight decay a prior on them.
 """
 
@@ -87,7 +88,7 @@ class LRMM(nn.Module):
         Args:
             embeddings: by modality `[b, d_m]`; rows that are not present hold placeholders.
             present: bool `[b, M]`, or `[K, b, M]` where members see different ones; columns as in `names`.
-            affinity: products of the sides' latent factors `[b]`; counts where both are present.
+            affinity: of the sides `[b]`; counts where both are present.
         """
         k = self.config.members
         mask = present.expand(k, -1, -1) if present.dim() == 2 else present

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from models.arrays import Array, Double, Mask, Rows
-from models.lrmm.factors import fold_in
+from models.lrmm.factors import Penalties, fold_in
 from models.lrmm.model import USER
 
 BOUNDS = (3.5, 4.5)  # of low, middle and high ratings
@@ -38,8 +38,8 @@ class Reviewed:
     """Reviews by whom they are of, each `[r]` but `vector` `[r, d + 1]` (the sentiment comes last).
 
     `group` is the number of the user or item; `value` the rating, nan where there is none; `other_bias` and
-    `other_factors [r, k]` those of the other side of the pair (the item of a user's review, the user of an item's);
-    `has_text` whether there is a text that counts.
+    `other_factors [r, k + 1]` (factors and the bias fitted with them) those of the other side of the pair (the item of
+    a user's review, the user of an item's); `has_text` whether there is a text that counts.
     """
 
     group: Rows
@@ -135,14 +135,25 @@ def _mean_vectors(reviewed: Reviewed, n: int, text_count: NDArray[Any]) -> Doubl
     return means
 
 
-def fold_in_factors(reviewed: Reviewed, raw: Double, prior: Prior, penalty: float) -> Double:
-    """Latent factors `[n, k]` of the groups whose raw profiles are given: what their ratings hold beyond biases."""
+def fold_in_factors(side: str, reviewed: Reviewed, raw: Double, prior: Prior, penalties: Penalties) -> Double:
+    """What the groups of a side (USER or ITEM), whose raw profiles are given, bring to a pair's affinity `[n, k + 2]`.
+
+    The inner product of a user's and an item's is p . q and what each bias, fitted with the factors, differs by from
+    that of the profile: (p, b_u - bias_u, 1) . (q, 1, b_i - bias_i). Zeros where there are no factors or no ratings.
+    """
+    size = reviewed.other_factors.shape[1] - 1
+    brought = np.zeros((len(raw), size + 2))
     if not reviewed.other_factors.any():
-        return np.zeros((len(raw), reviewed.other_factors.shape[1]))
+        return brought
     rated = ~np.isnan(reviewed.value)
-    group = reviewed.group[rated]
-    residual = reviewed.value[rated] - prior.mean - reviewed.other_bias[rated] - raw[group, BIAS]
-    return fold_in(group, reviewed.other_factors[rated], residual, len(raw), penalty)
+    group, residual = reviewed.group[rated], reviewed.value[rated] - prior.mean
+    bias_penalty = penalties.user_bias if side == USER else penalties.item_bias
+    found = fold_in(group, reviewed.other_factors[rated], residual, len(raw), (penalties.factors, bias_penalty))
+    known = np.bincount(group, minlength=len(raw)) > 0
+    difference = np.where(known, found[:, size] - raw[:, BIAS], 0.0)
+    brought[:, :size] = found[:, :size]
+    brought[:, size:] = np.stack([difference, known] if side == USER else [known, difference], axis=1)
+    return brought
 
 
 @dataclass(frozen=True)

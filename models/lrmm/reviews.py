@@ -74,21 +74,31 @@ class TextLSTM(nn.Module):
         self.lstm = nn.LSTM(width, hidden, batch_first=True)
         self.dropout = nn.Dropout(dropout)
         self.rating = nn.Linear(hidden, 1)
-        recurrent: Tensor = self.lstm.weight_hh_l0.data  # type: ignore[assignment]  # nn.Module knows no better
-        for gate in torch.split(recurrent, hidden):
-            nn.init.orthogonal_(gate)
+        make_orthogonal(self.lstm)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Word ids `[b, length]`, padded with zeros -> `[b, hidden]`; zeros for a text without words."""
         states, _ = self.lstm(self.dropout(self.embedding(ids)))  # [b, length, hidden]
-        is_word = (ids != PADDING).to(states.dtype)  # [b, length]
-        mean: Tensor = (states * is_word[:, :, None]).sum(1) / is_word.sum(1, keepdim=True).clamp_min(1)
-        return mean
+        return mean_of_words(states, ids)
 
     def rate(self, ids: Tensor) -> Tensor:
         """The rating that the words suggest, relative to the mean rating, `[b]`: what the LSTM is trained on."""
         rated: Tensor = self.rating(self.dropout(self(ids))).squeeze(1)
         return rated
+
+
+def make_orthogonal(lstm: nn.LSTM) -> None:
+    """Let the recurrent weights of each gate start orthogonal (Saxe et al., 2014)."""
+    recurrent: Tensor = lstm.weight_hh_l0.data  # type: ignore[assignment]  # nn.Module knows no better
+    for gate in torch.split(recurrent, lstm.hidden_size):
+        nn.init.orthogonal_(gate)
+
+
+def mean_of_words(states: Tensor, ids: Tensor) -> Tensor:
+    """The mean `[b, d]` of states `[b, length, d]` over the words `[b, length]`; zeros where there is none. (eq. 9)"""
+    is_word = (ids != PADDING).to(states.dtype)  # [b, length]
+    mean: Tensor = (states * is_word[:, :, None]).sum(1) / is_word.sum(1, keepdim=True).clamp_min(1)
+    return mean
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from models.arrays import Array, Double, Mask, Rows
 from models.bundle import Bundle, BundleWriter, EncoderRef, ModelEntry
@@ -110,7 +111,7 @@ class Rated:
 
 @dataclass(frozen=True)
 class Profiles:
-    """Users or items: embeddings `[n, d]`, latent factors `[n, k]`, who has any review at all `[n]`."""
+    """Users or items: embeddings `[n, d]`, what they bring to affinities `[n, k + 2]`, who has any review `[n]`."""
 
     embedding: Array
     factors: Double
@@ -127,7 +128,7 @@ class TrainedSides:
     factors: LatentFactors
 
     def others(self, side: str, pairs: Sequence[tuple[str, str]]) -> tuple[Double, Double]:
-        """Biases `[r]` and latent factors `[r, k]` of the other sides of reviews by (user, item).
+        """Biases `[r]` and latent factors `[r, k + 1]` of the other sides of reviews by (user, item).
 
         The other side is the item's where `side` is USER; of one that training has not seen both are zero.
         """
@@ -142,59 +143,37 @@ class TrainedSides:
         return np.where(known, bias[chosen], 0.0), np.where(known[:, None], factors[chosen], 0.0)
 
 
-class LRMMServing:
-    """A trained LRMM with all that turns reviews into its inputs.
-
-    Args:
-        sides: what training has seen.
-        prior, scales: of the profiles, the latter by modality.
-        encoder: of reviews, and which encoder makes the sentence embeddings; None where training saw no texts.
-        contents: projections of the items' own features, by the dataset's name of the modality.
-    """
-
-    def __init__(
-        self,
-        model: LRMM,
-        *,
-        sides: TrainedSides,
-        prior: Prior,
-        scales: Mapping[str, Scale],
-        encoder: tuple[ReviewEncoder, EncoderRef] | None,
-        contents: Mapping[str, Projection],
-        intervals: Intervals,
-    ) -> None:
-        self.model = model.eval()
-        self.sides = sides
-        self.prior, self.scales = prior, scales
-        self.encoder = encoder[0] if encoder else None
-        self.sentence = encoder[1] if encoder else None
-        self.contents = contents
-        self.intervals = intervals
+class RatingModule(Protocol):
+    """The part of a model that rates embedded pairs, whatever its form."""
 
     @property
-    def config(self) -> LRMMConfig:
-        """The model's settings."""
-        return self.model.config
+    def names(self) -> tuple[str, ...]: ...
+
+    @property
+    def sizes(self) -> dict[str, int]: ...
+
+    def eval(self) -> Any: ...
+
+    def predict(self, embeddings: Mapping[str, Tensor], present: Tensor, affinity: Tensor, /) -> Tensor: ...
+
+
+M_co = TypeVar("M_co", bound=RatingModule, covariant=True)
+
+
+class RatingServing(Generic[M_co]):
+    """What every form of LRMM is served by: embeddings of the modalities in, ratings with intervals out."""
+
+    contents: Collection[str]  # the items' own content that is read, by the data's names of the modalities
+
+    def __init__(self, model: M_co, intervals: Intervals) -> None:
+        self.model: M_co = model
+        self.model.eval()
+        self.intervals = intervals
 
     @property
     def names(self) -> tuple[str, ...]:
         """Modalities of a pair, in the order of the masks' columns."""
         return self.model.names
-
-    @property
-    def vector_dim(self) -> int:
-        """Length of a review's vector, the sentiment included."""
-        return 1 if self.encoder is None else self.encoder.dim
-
-    def profile(self, side: str, reviewed: Reviewed, n: int) -> Profiles:
-        """Profiles of `n` users or items (`side` is USER or ITEM)."""
-        raw, known = profiles(reviewed, n, self.prior, bias_shrinkage(side))
-        factors = fold_in_factors(reviewed, raw, self.prior, self.config.factor_penalty)
-        return Profiles(self.scales[side](raw), factors, known)
-
-    def content(self, modality: str, features: Array) -> Array:
-        """Embeddings `[n, d]` of the items' own raw features `[n, dim]` in a content modality of the data."""
-        return content_embeddings(self.contents[modality], features)
 
     @torch.inference_mode()
     def rate(self, embeddings: Mapping[str, Array], present: Mask, affinity: Double, review_count: Double) -> Rated:
@@ -216,6 +195,55 @@ class LRMMServing:
         """Which sides are known `[b]`: 0 neither, 1 the user, 2 the item, 3 both."""
         user, item = (present[:, self.names.index(side)].astype(np.int64) for side in (USER, ITEM))
         return user + 2 * item
+
+
+class LRMMServing(RatingServing[LRMM]):
+    """A trained LRMM with all that turns reviews into its inputs.
+
+    Args:
+        sides: what training has seen.
+        prior, scales: of the profiles, the latter by modality.
+        encoder: of reviews, and which encoder makes the sentence embeddings; None where training saw no texts.
+        contents: projections of the items' own features, by the dataset's name of the modality.
+    """
+
+    def __init__(
+        self,
+        model: LRMM,
+        *,
+        sides: TrainedSides,
+        prior: Prior,
+        scales: Mapping[str, Scale],
+        encoder: tuple[ReviewEncoder, EncoderRef] | None,
+        contents: Mapping[str, Projection],
+        intervals: Intervals,
+    ) -> None:
+        super().__init__(model, intervals)
+        self.sides = sides
+        self.prior, self.scales = prior, scales
+        self.encoder = encoder[0] if encoder else None
+        self.sentence = encoder[1] if encoder else None
+        self.contents: Mapping[str, Projection] = contents
+
+    @property
+    def config(self) -> LRMMConfig:
+        """The model's settings."""
+        return self.model.config
+
+    @property
+    def vector_dim(self) -> int:
+        """Length of a review's vector, the sentiment included."""
+        return 1 if self.encoder is None else self.encoder.dim
+
+    def profile(self, side: str, reviewed: Reviewed, n: int) -> Profiles:
+        """Profiles of `n` users or items (`side` is USER or ITEM)."""
+        raw, known = profiles(reviewed, n, self.prior, bias_shrinkage(side))
+        factors = fold_in_factors(side, reviewed, raw, self.prior, self.config.penalties)
+        return Profiles(self.scales[side](raw), factors, known)
+
+    def content(self, modality: str, features: Array) -> Array:
+        """Embeddings `[n, d]` of the items' own raw features `[n, dim]` in a content modality of the data."""
+        return content_embeddings(self.contents[modality], features)
 
     # --- bundle ------------------------------------------------------------------------------------------------------
 
@@ -243,8 +271,8 @@ class LRMMServing:
         arrays: dict[str, NDArray[Any]] = {
             "users.bias": biases.user,
             "items.bias": biases.item,
-            "users.factors": factors.user,
-            "items.factors": factors.item,
+            "users.fitted": factors.user,
+            "items.fitted": factors.item,
             "prior.shares": self.prior.shares,
             "prior.moments": np.array([self.prior.mean, self.prior.variance]),
             "intervals.edges": self.intervals.edges,
@@ -274,7 +302,7 @@ class LRMMServing:
             model = LRMM(config, entry.config["sizes"], 0.0)
             model.load_state_dict(_part(arrays, "model."))
             biases = Biases(float(mean), arrays["users.bias"], arrays["items.bias"])
-            factors = LatentFactors(arrays["users.factors"], arrays["items.factors"])
+            factors = LatentFactors(arrays["users.fitted"], arrays["items.fitted"])
             sentence = entry.config["sentence"]
             encoder = (_encoder(bundle, config, arrays), EncoderRef.model_validate(sentence)) if sentence else None
             return cls(

@@ -11,6 +11,7 @@ from models.bundle import Manifest, ModalityEntry
 from models.dgmrec.serving import DGMRecServing
 from models.encoders import ImageEncoder, TextEncoder
 from models.iris.serving import IRISServing
+from models.lrmm.paper_serving import PaperServing
 from models.lrmm.serving import LRMMServing
 from service.domain import NotServedError
 
@@ -18,9 +19,9 @@ from service.domain import NotServedError
 @dataclass(frozen=True, slots=True)
 class RatingModel:
     """LRMM, the sentence encoder that its review encoder reads, if it reads reviews, and what tells the encoder of
-    reviews from every other."""
+    reviews from every other. The paper's form reads whole documents and keeps nothing of a single review."""
 
-    lrmm: LRMMServing
+    lrmm: LRMMServing | PaperServing
     sentence: TextEncoder | None
     identity: str
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from models.arrays import Array
 from models.lrmm.model import ITEM, USER
+from models.lrmm.paper_serving import PaperServing
 from models.lrmm.serving import LRMMServing, pair_name
 from service.domain import NotServedError, PredictedRating, State
 from service.pipeline.engine import Engine
@@ -36,7 +37,7 @@ async def predict(engine: Engine, pairs: Sequence[tuple[str, str]]) -> list[Pred
 
 
 def _rated(
-    lrmm: LRMMServing,
+    lrmm: LRMMServing | PaperServing,
     pairs: Sequence[tuple[str, str]],
     users: Mapping[str, Profile],
     items: Mapping[str, Profile],
@@ -75,7 +76,7 @@ def _rated(
     ]
 
 
-def _states(lrmm: LRMMServing, present: Sequence[bool]) -> dict[str, State]:
+def _states(lrmm: LRMMServing | PaperServing, present: Sequence[bool]) -> dict[str, State]:
     """A modality that is missing is reconstructed from those that are present, where there are any."""
     missing = State.GENERATED if any(present) and lrmm.config.impute else State.ABSENT
     return {

@@ -1,8 +1,9 @@
 """What is known of users and items from their ratings and reviews: read from the store, encoded once, held in memory.
 
 A review is encoded when its document is first needed, right after it came in (`encode_soon`) or at the next prediction,
-and its vector is stored; a document is put together from the stored vectors. A change of somebody's reviews drops the
-profile here; the other workers learn of it through the change log.
+and its vector is stored; a document is put together from the stored vectors. The paper's form reads whole documents:
+they are read anew whenever one of their reviews changes, and nothing of them is stored. A change of somebody's reviews
+drops the profile here; the other workers learn of it through the change log.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import numpy as np
 from cachetools import LRUCache
 
 from models.arrays import Array, Double
+from models.encoders import TextEncoder
+from models.lrmm.documents import described
 from models.lrmm.model import ITEM, USER
+from models.lrmm.paper_serving import PaperServing
 from models.lrmm.profiles import Reviewed, in_document
 from models.lrmm.reviews import excerpt
-from models.lrmm.serving import LRMMServing
-from service.domain import Review
+from models.lrmm.serving import LRMMServing, pair_name
+from service.domain import Review, StoredItem
 from service.pipeline.active import RatingModel
 from service.pipeline.catalogue import Catalogue
 from service.pipeline.runtime import Runtime
@@ -32,7 +36,7 @@ NAMES: Mapping[Side, str] = {"user": USER, "item": ITEM}
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """A side of a pair: its embedding `[d]`, latent factors `[k]`, whether it has any review, and how many."""
+    """A side of a pair: its embedding `[d]`, what it brings to affinities, whether it has any review, and how many."""
 
     embedding: Array
     factors: Double
@@ -75,7 +79,7 @@ class Profiles:
 
     def encode_soon(self, users: Collection[str], items: Collection[str]) -> None:
         """Encode in the background what has just been written about a few users and items."""
-        if self.model.lrmm.encoder is not None and len(users) + len(items) <= EAGER:
+        if _reads_texts(self.model.lrmm) and len(users) + len(items) <= EAGER:
             self._runtime.background(self._refresh(users, items))
 
     async def _refresh(self, users: Collection[str], items: Collection[str]) -> None:
@@ -95,16 +99,24 @@ class Profiles:
         if absent:
             before = self._changes
             reviews = await self._store.documents(side, absent, encoder=self.model.identity, limit=REVIEWS)
-            reviews = await self._encoded({key: _latest(rows) for key, rows in reviews.items()})
-            computed = _profiles(self.model.lrmm, side, absent, reviews)
+            computed = await self._computed(side, absent, {key: _latest(rows) for key, rows in reviews.items()})
             profiles |= computed
             if self._changes == before:
                 self._cached.update({(side, key): profile for key, profile in computed.items()})
         return profiles
 
-    async def _encoded(self, documents: Mapping[str, Sequence[Review]]) -> dict[str, list[Review]]:
+    async def _computed(
+        self, side: Side, keys: Sequence[str], reviews: Mapping[str, Sequence[Review]]
+    ) -> dict[str, Profile]:
+        lrmm = self.model.lrmm
+        if not isinstance(lrmm, PaperServing):
+            return _profiles(lrmm, side, keys, await self._encoded(lrmm, reviews))
+        with self._runtime.step("encode"):
+            return await self._runtime.compute(_read, lrmm, side, keys, reviews)
+
+    async def _encoded(self, lrmm: LRMMServing, documents: Mapping[str, Sequence[Review]]) -> dict[str, list[Review]]:
         """The same documents with a vector for every review that stands within their first L words."""
-        read = {key: _within_document(self.model.lrmm, reviews) for key, reviews in documents.items()}
+        read = {key: _within_document(lrmm, reviews) for key, reviews in documents.items()}
         new = {
             review.row: review
             for reviews in read.values()
@@ -115,7 +127,9 @@ class Profiles:
             return read
         with self._runtime.step("encode"):
             texts = [review.text or "" for review in new.values()]
-            vectors = dict(zip(new, await self._runtime.compute(_encode, self.model, texts), strict=True))
+            vectors = dict(
+                zip(new, await self._runtime.compute(_encode, lrmm, self.model.sentence, texts), strict=True)
+            )
         await self._store.save_review_vectors(
             self.model.identity, [(row, review.words, vectors[row]) for row, review in new.items()]
         )
@@ -143,14 +157,52 @@ class Profiles:
             else:
                 absent.append(item)
         if absent:
-            for item, stored in (await self._store.get_items(absent)).items():
-                contents[item] = {
-                    name: lrmm.content(name, stored.observed[name].vector[None])[0]
-                    for name in lrmm.contents
-                    if name in stored.observed
-                }
-                self._contents[item] = (stored.row, stored.version), contents[item]
+            stored = list((await self._store.get_items(absent)).values())
+            embeddings = _contents(lrmm, stored)
+            if isinstance(lrmm, PaperServing):
+                of_words = await self._runtime.compute(_described, lrmm, stored)
+                embeddings = [features | words for features, words in zip(embeddings, of_words, strict=True)]
+            for one, found in zip(stored, embeddings, strict=True):
+                contents[one.id] = found
+                self._contents[one.id] = (one.row, one.version), found
         return contents
+
+
+def _reads_texts(lrmm: LRMMServing | PaperServing) -> bool:
+    return isinstance(lrmm, PaperServing) or lrmm.encoder is not None
+
+
+def _contents(lrmm: LRMMServing | PaperServing, items: Sequence[StoredItem]) -> list[dict[str, Array]]:
+    """Embeddings of the observed features of items, without those that are read as words."""
+    read = [name for name in lrmm.contents if not (isinstance(lrmm, PaperServing) and lrmm.reads_words_of(name))]
+    return [
+        {name: lrmm.content(name, item.observed[name].vector[None])[0] for name in read if name in item.observed}
+        for item in items
+    ]
+
+
+def _described(lrmm: PaperServing, items: Sequence[StoredItem]) -> list[dict[str, Array]]:
+    """Embeddings of what items are described by, where that is read as words and there are any."""
+    found: list[dict[str, Array]] = [{} for _ in items]
+    for name in filter(lrmm.reads_words_of, lrmm.contents):
+        texts = [described(item.title, item.observed[name].text) if name in item.observed else "" for item in items]
+        documents = [lrmm.document([text]) for text in texts]
+        for place, embedding in enumerate(lrmm.documents(pair_name(name), documents)):
+            if documents[place]:
+                found[place][name] = embedding
+    return found
+
+
+def _read(
+    lrmm: PaperServing, side: Side, keys: Sequence[str], reviews: Mapping[str, Sequence[Review]]
+) -> dict[str, Profile]:
+    """Profiles from documents: the newest reviews, concatenated and cut to L words."""
+    documents = [lrmm.document(review.text or "" for review in reviews.get(key, ())) for key in keys]
+    embeddings, none = lrmm.documents(NAMES[side], documents), np.zeros(0)
+    return {
+        key: Profile(embeddings[row], none, bool(documents[row]), len(reviews.get(key, ())))
+        for row, key in enumerate(keys)
+    }
 
 
 def _latest(reviews: Sequence[Review]) -> list[Review]:
@@ -179,8 +231,8 @@ def _words(lrmm: LRMMServing, review: Review) -> int:
     return review.words if review.text is None else min(len(review.text.split()), lrmm.config.review_words)
 
 
-def _encode(model: RatingModel, texts: Sequence[str]) -> Array:
-    encoder, sentence = model.lrmm.encoder, model.sentence
+def _encode(lrmm: LRMMServing, sentence: TextEncoder | None, texts: Sequence[str]) -> Array:
+    encoder = lrmm.encoder
     assert encoder is not None  # only its words are counted, and only what has words is encoded
     assert sentence is not None  # it was loaded with the encoder
     return encoder.encode(texts, sentence.encode([excerpt(text, encoder.limit) for text in texts]))

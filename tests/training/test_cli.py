@@ -393,7 +393,30 @@ def test_evaluate_ratings_that_are_not_there(lacuna: Run, data: Path) -> None:
     assert "the protocol rating has no model 'ease'; it has lrmm, offset" in refused(
         lacuna("evaluate", "ease", *arguments)
     )
-    assert "belong to the protocol rating" in refused(lacuna("evaluate", "ease", "--data", data, "--item-reviews", 1))
+    answer = lacuna("evaluate", "ease", "--data", data, "--item-reviews", 1)
+    assert "the protocol missing has no use for --item-reviews" in refused(answer)
+
+
+@pytest.mark.parametrize("protocol", ["rating", "leave-one-out"])
+@pytest.mark.parametrize("option", [("--imputer", "mean"), ("--budget", "5m"), ("--validation-only",)])
+def test_an_option_that_a_protocol_does_not_use_is_refused(
+    lacuna: Run, tmp_path: Path, protocol: str, option: tuple[str, ...]
+) -> None:
+    answer = lacuna("evaluate", "popularity", "--data", tmp_path, "--protocol", protocol, *option)
+    assert f"the protocol {protocol} has no use for {option[0]}" in refused(answer)
+
+
+@pytest.mark.parametrize("option", [("--mask", "0.60"), ("--split", "time")])
+def test_ratings_have_splits_of_their_own_and_no_masks(lacuna: Run, tmp_path: Path, option: tuple[str, str]) -> None:
+    answer = lacuna("evaluate", "lrmm", "--data", tmp_path, "--protocol", "rating", *option)
+    assert f"the protocol rating has no use for {option[0]}" in refused(answer)
+
+
+def test_a_form_is_one_that_the_model_has(lacuna: Run, tmp_path: Path) -> None:
+    arguments = ("--data", tmp_path, "--protocol", "rating")
+    assert "the setting 'form'" in refused(lacuna("evaluate", "lrmm", *arguments, "--form", "other"))
+    answer = lacuna("evaluate", "lrmm", *arguments, "--form", "paper", "--set", "members=2")
+    assert "there is no setting 'members'" in refused(answer)
     sentence = refused(lacuna("evaluate", "svd", *arguments, "--item-reviews", 0))
     assert "svd cannot be trained where no item has a rating" in sentence
     sentence = refused(lacuna("evaluate", "lrmm", *arguments, "--set", "memberz=2"))

@@ -128,7 +128,7 @@ def test_documents_hold_the_newest_reviews() -> None:
     builder = PairBuilder(world, vectors, config, {})
     every = np.arange(len(world))
     biases = builder.biases(every)
-    reviewed = builder.reviewed(USER, every, biases, builder.factors(every, biases))
+    reviewed = builder.reviewed(USER, every, biases, builder.factors(every, biases.mean))
     newest = {int(user): int(np.flatnonzero(world.user == user).max()) for user in range(USERS)}
     for user in range(USERS):
         told = reviewed.vector[(reviewed.group == user) & reviewed.has_text]
@@ -255,6 +255,21 @@ def test_the_protocol_runs_random_splits_and_says_how(tmp_path: Path) -> None:
     assert result["config"]["model"]["members"] == 2
     assert result["mean"]["rmse[+F]"] < baseline["mean"]["rmse[+F]"]
     assert {"rmse[-U]", "mae[-O]", "coverage[-U-O]", "width[+F]"} <= set(result["mean"])
+
+
+def test_every_model_is_left_with_the_same_ratings(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    plan = RatingPlan("lrmm", CONFIG, QUICK, DataOptions(cache=tmp_path / "cache", threads=1), item_ratings=2)
+    with terminal() as told:
+        found = [
+            evaluate_rating(data, replace(plan, model=model), seeds=1, variant=None, command="test", terminal=told)
+            for model in ("lrmm", "biases")
+        ]
+    for result in found:
+        assert result["config"]["item_ratings"] == 2
+        assert {row["reviews"] for row in result["runs"][0]["by_amount"]["item"]} <= {"0", "1", "2"}
+    rows = [[(row["reviews"], row["rows"]) for row in one["runs"][0]["by_amount"]["user"]] for one in found]
+    assert rows[0] == rows[1]
 
 
 def test_another_dataset_is_rated_by_what_was_learned_from_the_first(tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from models.dgmrec.config import DGMRecConfig
 from models.iris.config import IRISConfig
 from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
-from models.lrmm.config import LRMMConfig
+from models.lrmm.config import LRMMConfig, LRMMPaperConfig
 from models.renamed import OldNames, refuse_old_names
-from training.cli.options import CommandError
+from training.cli.options import CommandError, parse_device
 from training.dgmrec.recipe import PAPER_TRAINER, DGMRecRecipe
 from training.iris.recipe import IRISRecipe
 from training.iris.task import TRAINER as IRIS_TRAINER
 from training.iris.task import IRISTraining
+from training.lrmm.paper import TRAINER_OF_PAPER
 from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.recipe import Recipe
@@ -63,8 +64,15 @@ def all_recipes(settings: dict[str, Any]) -> list[Recipe]:
     return recipes
 
 
-def lrmm_configs(settings: dict[str, Any]) -> tuple[LRMMConfig, TrainerConfig]:
+def lrmm_configs(settings: dict[str, Any]) -> tuple[LRMMConfig | LRMMPaperConfig, TrainerConfig]:
+    if settings.get("form") == "paper":
+        return _validated(settings, LRMMPaperConfig, TRAINER_OF_PAPER.model_dump())
     return _validated(settings, LRMMConfig, RATING_TRAINER.model_dump())
+
+
+def with_device(settings: dict[str, Any], device: str) -> dict[str, Any]:
+    """LRMM's settings with the device of the command, where its form is one that trains on it."""
+    return {"device": parse_device(device), **settings} if settings.get("form") == "paper" else settings
 
 
 def iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, TrainerConfig]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ import torch
 import typer
 
 from models.files import replacing
-from training.cli.configs import dgmrec_configs, iris_configs, lrmm_configs
+from training.cli.configs import dgmrec_configs, iris_configs, lrmm_configs, with_device
 from training.cli.options import (
     Cache,
     CommandError,
     Data,
     Device,
+    Form,
     ImageEncoderName,
     ImageWeights,
     Mask,
@@ -69,7 +70,8 @@ def evaluate_command(
             min=0,
             max=0.95,
             help="Share of item-modality cells to withhold. "
-            "Without it and --mask, equal shares of the items lack 0, 1, ..., all modalities.",
+            "Without it and --mask, equal shares of the items lack 0, 1, ..., all modalities. "
+            "Under rating: the probability that a training pair lacks a modality, reviews included.",
         ),
     ] = None,
     mask: Mask = None,
@@ -99,6 +101,12 @@ def evaluate_command(
     item_reviews: Annotated[
         int | None, typer.Option(min=0, help="Under rating: at most so many training reviews tell of an item.")
     ] = None,
+    item_ratings: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Under rating: at most so many training ratings of an item are left, for every model."
+        ),
+    ] = None,
     target: Annotated[
         Path | None, typer.Option(help="Under rating: the dataset that is rated by what lrmm learned from --data.")
     ] = None,
@@ -107,43 +115,75 @@ def evaluate_command(
     device: Device = "auto",
     threads: Threads = 2,
     cache: Cache = None,
+    form: Form = None,
     settings: Settings = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the raw result goes.")] = None,
 ) -> None:
     """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
     torch.set_num_threads(threads)
     _check_place(json_file)
-    chosen = parse_settings(settings)
+    chosen = parse_settings(settings, form)
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_folder(cache), threads)
     run: Callable[..., dict[str, Any]]
-    if protocol is not Protocol.RATING and (item_reviews is not None or target is not None):
-        raise CommandError("--item-reviews and --target belong to the protocol rating")
+    given = {
+        "--mask": mask is not None,
+        "--imputer": imputer is not None,
+        "--split": split is not None,
+        "--budget": parse_budget(budget) > 0,
+        "--validation-only": validation_only,
+        "--item-reviews": item_reviews is not None,
+        "--item-ratings": item_ratings is not None,
+        "--target": target is not None,
+    }
+    _refuse_unused(protocol, [name for name, is_given in given.items() if is_given])
     if protocol is Protocol.RATING:
         _check_model(model, protocol, RATING_MODELS)
-        whole = replace(options, missing=0.0, mask=None)
+        whole = replace(options, missing=0.0)
         other = None if target is None else load_dataset(target)
-        run = partial(evaluate_rating, plan=RatingPlan(model, *lrmm_configs(chosen), whole, item_reviews, other))
+        configs = lrmm_configs(with_device(chosen, device))
+        plan_of_ratings = RatingPlan(model, *configs, whole, item_reviews, other, missing or 0.0, item_ratings)
+        run = partial(evaluate_rating, plan=plan_of_ratings)
     elif protocol is Protocol.LEAVE_ONE_OUT:
         _check_model(model, protocol, LEAVE_ONE_OUT_MODELS)
         run = partial(evaluate_leave_one_out, plan=LeaveOneOutPlan(model, *iris_configs(chosen), options, split))
     else:
         levels = missing is None and mask is None and protocol not in UNLEVELLED
-        given = {**chosen, "device": parse_device(device)}
+        settings_given = {**chosen, "device": parse_device(device)}
         plan = Plan(
             model,
             protocol,
             replace(options, levels=levels, split=_split(protocol, split)),
-            dgmrec_configs(given),
+            dgmrec_configs(settings_given),
             imputer,
             validation_only,
             parse_budget(budget) if model == "dgmrec" else 0.0,
-            frozenset(given),
+            frozenset(settings_given),
         )
         run = partial(evaluate, plan=plan)
     dataset = load_dataset(data)
     with Terminal() as terminal:
-        result = run(dataset, seeds=seeds, variant=variant, command=_command(), terminal=terminal)
+        result = run(
+            dataset, seeds=seeds, variant=variant or _variant_of(chosen), command=_command(), terminal=terminal
+        )
     _write_result(result, json_file)
+
+
+OF_RATING = ("--item-reviews", "--item-ratings", "--target")
+UNUSED = {
+    Protocol.RATING: ("--mask", "--imputer", "--split", "--budget", "--validation-only"),
+    Protocol.LEAVE_ONE_OUT: (*OF_RATING, "--imputer", "--budget", "--validation-only"),
+}  # what the rankings do not use of the others they say themselves
+
+
+def _refuse_unused(protocol: Protocol, given: Sequence[str]) -> None:
+    for name in UNUSED.get(protocol, OF_RATING):
+        if name in given:
+            raise CommandError(f"the protocol {protocol.value} has no use for {name}")
+
+
+def _variant_of(settings: Mapping[str, Any]) -> str | None:
+    """What a result is called that is not of the default form."""
+    return "form-paper" if settings.get("form") == "paper" else None
 
 
 def _check_model(model: str, protocol: Protocol, models: Sequence[str]) -> None:

@@ -22,12 +22,13 @@ from models.bundle import Bundle, BundleError, read_manifest, require_replaceabl
 from models.dgmrec.serving import DGMRecServing
 from models.feedback import AUTO
 from models.rows import ANY_LENGTH
-from training.cli.configs import RECIPES, all_recipes
+from training.cli.configs import RECIPES, all_recipes, with_device
 from training.cli.options import (
     Budget,
     Cache,
     CommandError,
     Device,
+    Form,
     ImageEncoderName,
     ImageWeights,
     Mask,
@@ -149,6 +150,7 @@ def train_command(
     threads: Threads = 2,
     seed: Seed = 0,
     cache: Cache = None,
+    form: Form = None,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
 ) -> None:
@@ -166,10 +168,12 @@ def train_command(
         missing, mask, image_encoder, image_weights, cache_folder(cache), threads, seed, min_rating=least, split=split
     )
     options = replace(options, encoder_seconds=seconds * ENCODER_SHARE or None, title_as_text=title_as_text)
-    chosen = {"seed": seed, **parse_settings(settings)}
+    chosen = {"seed": seed, **parse_settings(settings, form)}
     on_device = "dgmrec.device" if model is Model.ALL else "device"
     if model in (Model.DGMREC, Model.ALL):
         chosen[on_device] = parse_device(device)
+    if model is Model.LRMM:
+        chosen = with_device(chosen, device)
     recipes = all_recipes(chosen) if model is Model.ALL else [RECIPES[model](chosen)]
     recipes = [replace(r, budget=seconds, on_all=True) if isinstance(r, DGMRecRecipe) else r for r in recipes]
     train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)

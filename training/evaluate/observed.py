@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from models.arrays import Double, Rows
+from models.lrmm.paper_serving import PaperServing
 from models.lrmm.serving import LRMMServing
 from training.lrmm.pairs import RatingPairs
 from training.plane import plane
@@ -57,7 +58,9 @@ def reviews_of(user: Rows, item: Rows, train: Rows, rows: Rows) -> Double:
 
 
 @torch.inference_mode()
-def reconstructions(serving: LRMMServing, test: RatingPairs) -> Mapping[str, Mapping[str, list[list[float]]]]:
+def reconstructions(
+    serving: LRMMServing | PaperServing, test: RatingPairs
+) -> Mapping[str, Mapping[str, list[list[float]]]]:
     """Some test pairs' modalities and what is rebuilt of each where it is withheld, in one plane by modality."""
     planes = {}
     for column, name in enumerate(serving.names):

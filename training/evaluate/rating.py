@@ -11,15 +11,14 @@ import numpy as np
 
 from models.arrays import Double
 from models.feedback import HIGHEST, LOWEST
-from models.lrmm.config import LRMMConfig
 from training.baselines.rating import RATING_BASELINES, BaselineRatings, tune_rating_baseline
 from training.content import DataOptions
 from training.datasets.base import Dataset
 from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
 from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.lrmm.ratings import RatingDataError, RatingParts, Ratings, published_parts, random_parts, thinned
-from training.lrmm.recipe import encoded_ratings, review_sentences
-from training.lrmm.task import RatingSource, measured, predicted, train_lrmm
+from training.lrmm.recipe import AnyConfig, described_items, encoded_ratings, review_sentences, train_form
+from training.lrmm.task import RatingSource, measured, predicted
 from training.lrmm.transfer import Target, transferred
 from training.progress import Terminal
 from training.trainer import TrainerConfig
@@ -46,18 +45,24 @@ class RatingPlan:
     Attributes:
         item_reviews: how many reviews of an item are read at most; of a baseline's training ratings no more are left.
         target: the dataset whose test part is rated instead, by what was learned from the other.
+        item_ratings: how many training ratings of an item are left, the newest ones, whatever the model.
+        missing: with which probability each modality of each training pair is missing (LRMM alone).
     """
 
     model: str
-    config: LRMMConfig
+    config: AnyConfig
     trainer: TrainerConfig
     options: DataOptions
     item_reviews: int | None = None
     target: Dataset | None = None
+    missing: float = 0.0
+    item_ratings: int | None = None
 
     def __post_init__(self) -> None:
         if self.model != LRMM and self.target is not None:
             raise RatingDataError(f"{self.model} knows users and items alone, of which another dataset has none")
+        if self.model != LRMM and self.missing:
+            raise RatingDataError(f"{self.model} reads no modality that could be missing")
         if self.model != LRMM and self.item_reviews == 0:
             raise RatingDataError(f"{self.model} cannot be trained where no item has a rating")
 
@@ -98,6 +103,10 @@ def _condition(dataset: Dataset, plan: RatingPlan) -> dict[str, Any]:
     condition: dict[str, Any] = {}
     if plan.item_reviews is not None:
         condition["item_reviews"] = plan.item_reviews
+    if plan.item_ratings is not None:
+        condition["item_ratings"] = plan.item_ratings
+    if plan.missing:
+        condition["missing"] = plan.missing
     if plan.target is not None:
         condition["trained_on"] = dataset.name
     return condition
@@ -112,11 +121,12 @@ def _runner(
 
     def run(parts: RatingParts, seed: int) -> dict[str, Any]:
         begin = time.perf_counter()
+        parts = thinned(ratings, parts, plan.item_ratings)
         terminal.say("the published split" if seed == PUBLISHED else f"split {seed}")
         if prepared is None:
             outcome = _baseline(ratings, thinned(ratings, parts, plan.item_reviews), plan.model, seed, terminal)
         else:
-            source = replace(prepared(parts), item_reviews=plan.item_reviews)
+            source = replace(prepared(parts), item_reviews=plan.item_reviews, missing=plan.missing)
             outcome = _lrmm(source, plan, seed, target and target(seed), terminal)
         return run_record(seed, begin, {"metrics": outcome.metrics, **outcome.account})
 
@@ -142,10 +152,11 @@ def _target(plan: RatingPlan, terminal: Terminal) -> Callable[[int], Target] | N
     ratings = Ratings.of(plan.target)
     published = published_parts(plan.target, ratings)
     sentences = review_sentences(ratings, plan.config, plan.options, terminal)
+    texts = described_items(plan.target)
 
     def split(seed: int) -> Target:
         parts = published if seed == PUBLISHED and published else random_parts(len(ratings), seed)
-        return Target(ratings, parts, None if sentences is None else sentences[0])
+        return Target(ratings, parts, None if sentences is None else sentences[0], texts)
 
     return split
 
@@ -154,7 +165,7 @@ def _lrmm(
     source: RatingSource, plan: RatingPlan, seed: int, target: Target | None, terminal: Terminal
 ) -> RatingOutcome:
     trainer = plan.trainer.model_copy(update={"seed": seed})
-    trained = train_lrmm(source, plan.config, trainer, terminal=terminal)
+    trained = train_form(source, plan.config, trainer, terminal=terminal)
     test = trained.test if target is None else transferred(trained.serving, target)
     metrics = {"valid rmse": trained.result.best["rmse[+F]"], **measured(trained.serving, test)}
     account = {

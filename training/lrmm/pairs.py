@@ -43,6 +43,11 @@ class RatingPairs:
         kept = np.array([name not in withheld for name in names])
         return replace(self, present=self.present & kept)
 
+    def with_missing(self, share: float, seed: int) -> RatingPairs:
+        """The same with each modality of each pair missing with this probability."""
+        kept = np.random.default_rng(seed).random(self.present.shape) >= share
+        return replace(self, present=self.present & kept)
+
     def present_reviews(self, names: tuple[str, ...]) -> Double:
         """Number of reviews of the sides that are present `[b]`."""
         sides = self.present[:, [names.index(USER), names.index(ITEM)]]
@@ -63,8 +68,8 @@ def concatenated(parts: list[RatingPairs]) -> RatingPairs:
 
 @dataclass(frozen=True)
 class SideProfiles:
-    """All users or all items under some reviews: raw profiles `[n, d]`, latent factors `[n, k]`, who has any review
-    `[n]`, and how many `[n]`."""
+    """All users or all items under some reviews: raw profiles `[n, d]`, what they bring to affinities `[n, k + 2]`, who
+    has any review `[n]`, and how many `[n]`."""
 
     raw: Double
     factors: Double
@@ -105,14 +110,13 @@ class PairBuilder:
         columns = ratings.user[source], ratings.item[source], ratings.value[source]
         return fit_biases(*columns, ratings.n_users, ratings.n_items, (USER_SHRINKAGE, ITEM_SHRINKAGE))
 
-    def factors(self, source: Rows, biases: Biases) -> LatentFactors:
-        """Fitted to what the biases leave of some reviews' ratings."""
+    def factors(self, source: Rows, mean: float) -> LatentFactors:
+        """Fitted to some reviews' ratings, with biases of their own."""
         ratings, config = self.ratings, self.config
         user, item = ratings.user[source], ratings.item[source]
-        residual = ratings.value[source] - biases.mean - biases.user[user] - biases.item[item]
         size = config.factor_size if config.use_biases else 0
         counts = ratings.n_users, ratings.n_items
-        return fit_factors(user, item, residual, *counts, size=size, penalty=config.factor_penalty)
+        return fit_factors(user, item, ratings.value[source] - mean, *counts, size=size, penalties=config.penalties)
 
     def reviewed(self, side: str, source: Rows, biases: Biases, factors: LatentFactors) -> Reviewed:
         """Some reviews by user or item, in the order of their documents."""
@@ -147,7 +151,7 @@ class PairBuilder:
         if self.item_reviews is not None:
             rated = newest_of(self.ratings.item, self._newest(source), self.item_reviews)
         biases = self.biases(rated)
-        return self.sides_given(source, prior, biases, self.factors(rated, biases))
+        return self.sides_given(source, prior, biases, self.factors(rated, prior.mean))
 
     def sides_given(
         self, source: Rows, prior: Prior, biases: Biases, factors: LatentFactors
@@ -157,7 +161,7 @@ class PairBuilder:
         for side, n in ((USER, self.ratings.n_users), (ITEM, self.ratings.n_items)):
             reviewed = self.reviewed(side, source, biases, factors)
             raw, known = profiles(reviewed, n, prior, bias_shrinkage(side))
-            own_factors = fold_in_factors(reviewed, raw, prior, self.config.factor_penalty)
+            own_factors = fold_in_factors(side, reviewed, raw, prior, self.config.penalties)
             count = np.bincount(reviewed.group, minlength=n).astype(np.float64)
             sides[side] = SideProfiles(raw, own_factors, known, count)
         return sides

@@ -14,9 +14,18 @@ from models.arrays import Array, Double, Mask
 from models.bundle import EncoderRef
 from models.lrmm.config import LRMMConfig
 from models.lrmm.model import ITEM, LRMM, USER
+from models.lrmm.paper_serving import PaperServing
 from models.lrmm.profiles import Prior
 from models.lrmm.reviews import Projection, ReviewEncoder
-from models.lrmm.serving import Intervals, LRMMServing, TrainedSides, content_embeddings, pair_name
+from models.lrmm.serving import (
+    Intervals,
+    LRMMServing,
+    RatingModule,
+    RatingServing,
+    TrainedSides,
+    content_embeddings,
+    pair_name,
+)
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from training.lrmm.pairs import PairBuilder, RatingPairs
@@ -93,11 +102,7 @@ class LRMMTask:
 
     def validate(self) -> dict[str, float]:
         """Errors on the validation part; `-rmse[+F]` is what decides."""
-        errors = {}
-        for regime, withheld in REGIMES.items():
-            if set(withheld) <= set(self.module.names):
-                pairs = self._valid.without(withheld, self.module.names)
-                errors[f"rmse[{regime}]"] = float(np.sqrt(np.mean((predicted(self.module, pairs) - pairs.value) ** 2)))
+        errors = errors_by_regime(self.module, self._valid)
         return {METRIC: -errors["rmse[+F]"], **errors}
 
     def state(self) -> dict[str, Any]:
@@ -110,8 +115,18 @@ class LRMMTask:
         self._generator.set_state(state["generator"])
 
 
+def errors_by_regime(module: RatingModule, pairs: RatingPairs) -> dict[str, float]:
+    """RMSE under each regime that the module's modalities allow."""
+    errors = {}
+    for regime, withheld in REGIMES.items():
+        if set(withheld) <= set(module.names):
+            seen = pairs.without(withheld, module.names)
+            errors[f"rmse[{regime}]"] = float(np.sqrt(np.mean((predicted(module, seen) - seen.value) ** 2)))
+    return errors
+
+
 @torch.inference_mode()
-def predicted(module: LRMM, pairs: RatingPairs) -> Double:
+def predicted(module: RatingModule, pairs: RatingPairs) -> Double:
     """Ratings `[b]` of pairs."""
     embeddings = {name: torch.from_numpy(array) for name, array in pairs.embeddings.items()}
     affinity = torch.from_numpy(pairs.affinity).float()
@@ -129,7 +144,9 @@ class RatingSource:
     Attributes:
         sentences: embeddings `[n, d]` of the reviews' excerpts and which encoder made them; None without texts.
         content: the items' own features with holes, by the data's names of the modalities.
+        item_texts: titles and descriptions by item, blank where missing; None where no item has words.
         item_reviews: how many reviews of an item are read at most, in training and in test; None for all.
+        missing: with which probability each modality of each training pair is missing.
     """
 
     ratings: Ratings
@@ -138,14 +155,16 @@ class RatingSource:
     content: ModalBatch
     users: Vocabulary
     items: Vocabulary
+    item_texts: tuple[str, ...] | None = None
     item_reviews: int | None = None
+    missing: float = 0.0
 
 
 @dataclass(frozen=True)
 class TrainedLRMM:
     """A finished training: what is served, how it went, and the test part under profiles of the training part."""
 
-    serving: LRMMServing
+    serving: LRMMServing | PaperServing
     result: TrainingResult
     test: RatingPairs
     valid: RatingPairs
@@ -169,6 +188,8 @@ def train_lrmm(
     prior = Prior.of(source.ratings.value[parts.train])
     terminal.stage("profiles", 0, 1)
     pairs, scales = builder.held_out(parts.train, prior, np.random.default_rng(trainer.seed))
+    if source.missing:
+        pairs = pairs.with_missing(source.missing, trainer.seed)
     sides = builder.sides(parts.train, prior)
     valid, test = (builder.pairs(rows, sides, scales) for rows in (parts.valid, parts.test))
     terminal.stage("profiles", 1, 1)
@@ -220,10 +241,10 @@ def _contents(content: ModalBatch, projections: Mapping[str, Projection]) -> dic
 
 def _trained_sides(source: RatingSource, builder: PairBuilder) -> TrainedSides:
     biases = builder.biases(source.parts.train)
-    return TrainedSides(source.users, source.items, biases, builder.factors(source.parts.train, biases))
+    return TrainedSides(source.users, source.items, biases, builder.factors(source.parts.train, biases.mean))
 
 
-def calibrated(module: LRMM, valid: RatingPairs) -> Intervals:
+def calibrated(module: RatingModule, valid: RatingPairs) -> Intervals:
     """Intervals from the validation part, with either side, both and none of them known."""
     names = module.names
     pattern, review_count, error = [], [], []
@@ -236,7 +257,7 @@ def calibrated(module: LRMM, valid: RatingPairs) -> Intervals:
     return Intervals.fit(np.concatenate(pattern), np.concatenate(review_count), np.concatenate(error))
 
 
-def measured(serving: LRMMServing, test: RatingPairs) -> dict[str, float]:
+def measured(serving: RatingServing[RatingModule], test: RatingPairs) -> dict[str, float]:
     """RMSE, MAE, coverage and width of the intervals on the test part, by regime; once, when all is chosen."""
     metrics = dict[str, float]()
     for regime, withheld in REGIMES.items():

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.lrmm.config import LRMMConfig
+from models.bundle import read_manifest
+from models.lrmm.config import LRMMConfig, LRMMPaperConfig
 from tests.service.e2e.test_erasure import traces
 from tests.service.running import Running, fresh_id, settings_for
 from training.content import DataOptions
@@ -24,13 +25,26 @@ CONFIG = LRMMConfig(
     members=2, hidden=16, rating_hidden=8, lstm_hidden=8, word_embedding_size=8, lstm_epochs=1,
     sentence_size=8, content_size=8, min_word_count=2, folds=3, repeats=1, document_words=60,
 )  # fmt: skip
+PAPER = LRMMPaperConfig(
+    lstm_hidden=16, hidden=16, word_embedding_size=8, min_word_count=2, document_words=60, optimizer="adam",
+)  # fmt: skip
 WORDS = {1: "awful broke returned it", 3: "it is fine nothing more", 5: "great love it perfect"}
 
 
 @pytest.fixture(scope="session")
 def rating_bundle(demo_bundle: Path, kept: Path) -> Path:
     """The demo bundle, and in it an LRMM that was trained on some reviews of its items."""
-    path = kept / "rating"
+    return trained_beside(demo_bundle, kept, "rating", CONFIG, 4)
+
+
+@pytest.fixture(scope="session")
+def paper_bundle(demo_bundle: Path, kept: Path) -> Path:
+    """The same with the paper's form."""
+    return trained_beside(demo_bundle, kept, "rating-paper", PAPER, 12)
+
+
+def trained_beside(demo_bundle: Path, kept: Path, name: str, config: LRMMConfig | LRMMPaperConfig, epochs: int) -> Path:
+    path = kept / name
     if path.is_dir():
         return path
     data = load_dataset(kept / "data")
@@ -41,29 +55,37 @@ def rating_bundle(demo_bundle: Path, kept: Path) -> Path:
         value = int(rng.choice([1, 3, 5], p=[0.8, 0.15, 0.05] if row % 3 == 0 else [0.05, 0.15, 0.8]))
         event = {"user": f"u{user}", "item": data.items.id(row), "type": "review", "value": value}
         events.append({**event, "text": f"{WORDS[value]} number {number}"})
-    write_dataset(kept / "rated", data.records, events, name="rated (synthetic)", source="test", synthetic=True)
-    temporary = kept / "rating-in-the-making"
+    write_dataset(kept / f"{name}-data", data.records, events, name="rated (synthetic)", source="test", synthetic=True)
+    temporary = kept / f"{name}-in-the-making"
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(demo_bundle, temporary)
     with Terminal(quiet=True) as terminal:
-        trainer = TRAINER.model_copy(update={"epochs": 4, "learning_rate": 3e-3, "batch_size": 32})
+        trainer = TRAINER.model_copy(update={"epochs": epochs, "learning_rate": 3e-3, "batch_size": 32})
         options = DataOptions(cache=kept / "encoders", threads=1)
-        rated = load_dataset(kept / "rated")
-        train_into_bundle(LRMMRecipe(CONFIG, trainer), rated, temporary, options, terminal=terminal)
+        rated = load_dataset(kept / f"{name}-data")
+        train_into_bundle(LRMMRecipe(config, trainer), rated, temporary, options, terminal=terminal)
     temporary.rename(path)
     return path
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=["lacuna-sqlite", "lacuna-postgresql", "paper-sqlite", "paper-postgresql"])
 def rating(
-    request: pytest.FixtureRequest, rating_bundle: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
-    """The service over that bundle, on each database."""
+    """The service over that bundle, in each form, on each database."""
+    form, database = request.param.split("-")
+    bundle = request.getfixturevalue("paper_bundle" if form == "paper" else "rating_bundle")
     file: Path | str = tmp_path_factory.mktemp("rating") / "lacuna.db"
-    if request.param == "postgresql":
+    if database == "postgresql":
         file = request.getfixturevalue("postgres_url")
-    with Running(settings_for(rating_bundle, demo_folder, file)) as service:
+    with Running(settings_for(bundle, demo_folder, file)) as service:
         yield service
+
+
+def form_of(service: Running) -> str:
+    """As the service tells it."""
+    form: str = service.get("/models")["models"][0]["models"]["lrmm"]["form"]
+    return form
 
 
 def review(service: Running, user: str, item: str, value: int, **more: Any) -> None:
@@ -128,6 +150,12 @@ def test_many_pairs_answer_as_each_alone(rating: Running) -> None:
         assert alone["modalities"] == one["modalities"]
 
 
+def test_the_form_is_told(rating_bundle: Path, paper_bundle: Path) -> None:
+    for bundle, form in ((rating_bundle, "lacuna"), (paper_bundle, "paper")):
+        entry = read_manifest(bundle).models["lrmm"]
+        assert entry.form == entry.config["model"]["form"] == form
+
+
 def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> None:
     user, item = fresh_id(), rating.create(title="a pick")["id"]
     unknown = rating.get(f"/predict/nobody/{item}")
@@ -143,6 +171,11 @@ def test_a_review_is_encoded_once_and_erased_with_its_user(rating: Running) -> N
         del encoded.submit
     assert calls == []  # it was encoded when it came in
     assert known["rating"] != unknown["rating"]
+    if form_of(rating) == "paper":  # it keeps no vectors of single reviews
+        rating.ask("DELETE", f"/users/{user}", status=204)
+        rating.wait_until_idle()
+        assert rating.get(f"/predict/nobody/{item}")["rating"] == unknown["rating"]
+        return
     rows = len(traces(rating, rating.engine.active.ratings.identity)["review_vectors"])  # type: ignore[union-attr]
     rating.ask("DELETE", f"/users/{user}", status=204)
     rating.wait_until_idle()
