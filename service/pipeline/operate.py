@@ -27,7 +27,7 @@ def models(engine: Engine) -> list[dict[str, Any]]:
             "created_at": manifest.created_at.isoformat(),
             "data": manifest.data.model_dump(),
             "modalities": [modality.model_dump() for modality in manifest.modalities],
-            "models": {name: {"metrics": entry.metrics} for name, entry in manifest.models.items()},
+            "models": {name: {"form": entry.form, "metrics": entry.metrics} for name, entry in manifest.models.items()},
         }
     ]
 

@@ -9,15 +9,15 @@ from pydantic import BaseModel, ValidationError
 
 from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from models.dgmrec.config import DGMRecConfig
-from models.iris.config import IRISConfig
+from models.iris.config import IRISConfig, paper_settings
 from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
 from models.lrmm.config import LRMMConfig
 from models.renamed import OldNames, refuse_old_names
 from training.cli.options import CommandError
 from training.dgmrec.recipe import DGMRecRecipe
 from training.iris.recipe import IRISRecipe
-from training.iris.task import TRAINER as IRIS_TRAINER
-from training.iris.task import IRISTraining
+from training.iris.source import FORM_SETTINGS, PAPER_TRAINER, PAPER_TRAINING, IRISTraining
+from training.iris.source import TRAINER as IRIS_TRAINER
 from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER as RATING_TRAINER
 from training.recipe import Recipe
@@ -69,7 +69,18 @@ def lrmm_configs(settings: dict[str, Any]) -> tuple[LRMMConfig, TrainerConfig]:
 
 def iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, TrainerConfig]:
     model, training, trainer = divide_settings(settings, IRISConfig, IRISTraining, TrainerConfig)
-    usual = IRIS_TRAINER.model_dump()
+    paper = settings.get("form") == "paper"
+    for form, names in FORM_SETTINGS.items():
+        foreign = sorted(names & settings.keys())
+        if foreign and paper != (form == "paper"):
+            raise CommandError(f"the setting {foreign[0]!r} belongs to form={form}")
+    if paper:
+        size = model.get("embedding_size")
+        model = paper_settings(*([size] if isinstance(size, int) else [])) | model
+        training = PAPER_TRAINING | training
+        if not isinstance(k := training["negatives"], int) or k < 1:
+            raise CommandError(f"the setting 'negatives': form=paper samples a whole number of them, not {k!r}")
+    usual = (PAPER_TRAINER if paper else IRIS_TRAINER).model_dump()
     return _checked(IRISConfig, model), _checked(IRISTraining, training), _checked(TrainerConfig, usual | trainer)
 
 
@@ -103,4 +114,6 @@ def _checked(kind: type[C], settings: dict[str, Any]) -> C:
         return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CommandError(f"the setting {first['loc'][0]!r}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        where = f"the setting {first['loc'][0]!r}: " if first["loc"] else ""  # some fit each other or not
+        raise CommandError(f"{where}{reason}") from None
