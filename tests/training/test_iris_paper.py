@@ -41,10 +41,12 @@ def trained(one: TopNSource, *, training: IRISTraining = TRAINING, **changes: ob
 def drawn(one: TopNSource, **changes: object) -> IRIS:
     """A model whose weights are large enough to tell one reading of the equations from another."""
     module = paper_module(one, CONFIG.model_copy(update=changes), 3)
+    generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for tensor in module.parameters():
-            tensor.normal_(0, 0.5, generator=torch.Generator().manual_seed(tensor.numel()))
+            tensor.normal_(0, 0.5, generator=generator)
         module.item_bias.zero_()
+    module.fit_prediction(*one.read_by(module), torch.ones(ITEMS, dtype=torch.bool))
     return module
 
 

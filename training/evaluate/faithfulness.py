@@ -2,8 +2,8 @@
 
 Deletion and insertion (Petsiuk et al., 2018): a history is taken away from its most relevant item on, or built up from
 nothing in that order, and the item held out is scored and ranked after each step. Orders that know less stand beside:
-by similarity alone, with every interest alike; by likeness of content; at random. If the relevances meant nothing, their
-curves would be those of the random order; if interests added nothing, those of the similarities.
+by similarity alone, with every interest alike; by likeness of content; at random. If the relevances meant nothing,
+their curves would be those of the random order; if interests added nothing, those of the similarities.
 """
 
 from __future__ import annotations
