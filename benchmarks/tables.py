@@ -314,6 +314,102 @@ def left_out_variants() -> str:
     return "\n".join(lines)
 
 
+REPORTED = {  # by the paper's tables IV and V, on a random split of its own
+    16: {"hr@10": 0.8113, "ndcg@10": 0.5639, "hr@20": 0.9053, "ndcg@20": 0.5798},
+    64: {"hr@10": 0.8293, "ndcg@10": 0.5898, "hr@20": 0.9149, "ndcg@20": 0.6123},
+}
+
+
+def iris_forms() -> str:
+    """IRIS as the paper has it, beside what the paper reports and what is served, on the fixed split."""
+    rows = []
+    for size, reported in REPORTED.items():
+        rows.append([f"reported by the paper, d = {size}", _hits(reported), _hits(reported, 20), "", ""])
+        if found := _found(f"leave-one-out/ml-1m/iris-paper-{size}.json"):
+            rows.append([f"`form=paper`, d = {size}", *_first_split(found)])
+    if found := _found("leave-one-out/ml-1m/iris.json"):
+        rows.append(["`form=lacuna`, the default", *_first_split(found)])
+    header = ["ML-1M, one split", "HR@10 / NDCG@10", "HR@20 / NDCG@20", "best epoch", "training, s"]
+    return _table(header, rows)
+
+
+def _first_split(found: Any) -> list[str]:
+    run = found["runs"][0]
+    figures = [_hits(run["metrics"]), _hits(run["metrics"], 20)]
+    return [*figures, f"{run['best_epoch']} of {run['epochs']}", f"{run['training_seconds']:,.0f}"]
+
+
+EXPLAINED = {"iris-explained": "`form=lacuna`", "iris-paper-16": "`form=paper`, d = 16"} | {
+    "iris-paper-64": "`form=paper`, d = 64"
+}
+ORDERS = {
+    "relevance": "relevance, the order of the explanations",
+    "interest": "interest a_ij alone",
+    "similarity": "similarity p_i . q_j alone",
+    "content": "likeness of content",
+    "random": "at random",
+}
+
+
+def faithfulness() -> str:
+    """Areas under the curves of deletion and insertion, by the order in which history items go and come."""
+    rows = []
+    for name, words in EXPLAINED.items():
+        if found := _found(f"leave-one-out/ml-1m/{name}.json"):
+            for order, meaning in ORDERS.items():
+                hits = [f"{found['mean'][f'{way} hr@10[{order}]']:.4f}" for way in ("deletion", "insertion")]
+                scores = [f"{found['mean'][f'{way} score[{order}]']:.3f}" for way in ("deletion", "insertion")]
+                rows.append([words, meaning, *hits, *scores])
+    header = ["IRIS", "order", "deletion, HR@10", "insertion, HR@10", "deletion, score", "insertion, score"]
+    return _table(header, rows)
+
+
+def iris_differences() -> str:
+    """Paper and ours, decision by decision, with what has been measured of each."""
+    paper = _found("leave-one-out/ml-1m/iris-paper-64.json") or _found("leave-one-out/ml-1m/iris-paper-16.json")
+    rows = [[*words, _worth(name)] for words, name in IRIS_DIFFERENCES]
+    if paper:
+        size = paper["config"]["model"]["embedding_size"]
+        both = "the paper's form as a whole", "ours as a whole", f"on one split; the paper's with d = {size}"
+        rows.append([*both, _step(_load("leave-one-out/ml-1m/iris.json"), paper)])
+    return _table(["paper", "ours", "why", "worth, NDCG@10 on ML-1M"], rows)
+
+
+def _worth(name: str) -> str:
+    """What ours has more than the variant that lacks it."""
+    found = _found(f"leave-one-out/ml-1m/{name}.json") if name else None
+    return _step(_load("leave-one-out/ml-1m/iris.json"), found) if found else "not measured by itself"
+
+
+def _step(ours: Any, other: Any) -> str:
+    own, theirs = _by_seed(ours, "ndcg@10"), _by_seed(other, "ndcg@10")
+    steps = [own[seed] - theirs[seed] for seed in theirs]
+    return f"{sum(steps) / len(steps):+.4f} ({', '.join(f'{step:+.4f}' for step in steps)})"
+
+
+IRIS_DIFFERENCES = (
+    (("K = 4 negatives for each positive, drawn anew every epoch", "K = 20, in expectation over the draws",
+      "no noise of sampling in the gradient, and many users and targets in one product"), ""),
+    (("p, q and interests learned together from N(0, 0.01)", "factors first, with equal interests; interests on top",
+      "a member's factors cost seconds, and interests are learned from similarities that hold"), ""),
+    (("one set of factors", "two members side by side, one of which starts from ALS",
+      "ALS folds a user in by item similarities, which is what p_i . q_j is to be"), ""),
+    (("histories whole in training", "a share of .4 of the entries dropped at each step",
+      "it keeps the factors from learning each history by heart"), ""),
+    (("no bias of an item (eq. 5)", "item bias b_j, as in NAIS and FISM (eq. 1)",
+      "popularity needs no similarity"), ""),
+    (("raw features, [2048 -> 768 -> d] and [768 -> d]", "128 whitened principal components, a hidden layer of 128",
+      "a step costs a fraction; modalities of any width stand side by side"), ""),
+    (("content decides interests", "the same", "the ablation has all interests equal"), "iris-no-content"),
+    (("W_share between the towers", "the same; the mean of the others where there are more than two",
+      "any number of modalities"), "iris-image-add-text"),
+    (("zero for what is missing", "the generated feature", "most of a catalogue may lack a modality"), "iris-zero"),
+    (("beta = 0.8", "the same", "the ablation has a plain softmax, beta = 1"), "iris-beta-1"),
+    (("nothing on new items", "factors predicted from content by a ridge regression",
+      "an item is recommended from its first minute on"), ""),
+)  # fmt: skip
+
+
 def explanations() -> str:
     """What an explanation is worth: a score without its first item, and without a random one; and what it costs."""
     found = _found("leave-one-out/ml-1m/iris.json")
@@ -333,8 +429,8 @@ def explanations() -> str:
     return "\n".join(lines)
 
 
-def _hits(metrics: Any) -> str:
-    return f"{metrics['hr@10']:.4f} / {metrics['ndcg@10']:.4f}"
+def _hits(metrics: Any, k: int = 10) -> str:
+    return f"{metrics[f'hr@{k}']:.4f} / {metrics[f'ndcg@{k}']:.4f}"
 
 
 def _left_out_spread(found: Any) -> str:
@@ -518,6 +614,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "leave-one-out": left_out,
     "leave-one-out-variants": left_out_variants,
     "explanations": explanations,
+    "iris-forms": iris_forms,
+    "iris-differences": iris_differences,
+    "faithfulness": faithfulness,
     "rating-conditions": rating_conditions,
     "predict": predict,
     "latency": latency,

@@ -84,12 +84,12 @@ class DataEntry(_Part):
 
 
 class ModelEntry(_Part):
-    """A trained model inside the bundle: its form, its config, its measured metrics and its tensors' file."""
+    """A trained model inside the bundle: its config, its measured metrics and its tensors' file."""
 
+    form: str = Field("lacuna", description="lacuna, or paper: the model as its paper has it")
     config: dict[str, Any]
     metrics: dict[str, float]
     file: str
-    form: str = Field("lacuna", description="paper: as the paper has it; lacuna: ours")
     refitted: bool = Field(
         False,
         description="the metrics are of a fit without the held-out feedback, the weights of the same fit on all of it",

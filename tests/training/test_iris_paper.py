@@ -95,7 +95,7 @@ def test_scores_are_those_of_the_equations(
     users, targets = np.array([0, 0, 3, 17, 17]), np.array([5, 4, 11, 2, 31])
     targets[1] = one.held_out.train[0, 1] if one.held_out.train[0, 0] == 0 else targets[1]  # one of the user's own
     with torch.no_grad():
-        found = task._scores(torch.from_numpy(users), torch.from_numpy(targets))
+        found = task.scores(torch.from_numpy(users), torch.from_numpy(targets))
     expected = [plain_score(one, module, user, j) for user, j in zip(users.tolist(), targets.tolist(), strict=True)]
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=1e-5)
 
@@ -106,7 +106,7 @@ def test_the_two_batches_have_one_gradient(world: Dataset) -> None:
         module = drawn(one)
         task = PaperTask(one, module, TRAINING.model_copy(update={"batches": batches}), QUICK)
         users, targets = torch.arange(20), torch.arange(20) % 7
-        task._scores(users, targets).tanh().sum().backward()  # type: ignore[no-untyped-call]
+        task.scores(users, targets).tanh().sum().backward()  # type: ignore[no-untyped-call]
         gradients.append({name: tensor.grad for name, tensor in module.named_parameters() if tensor.grad is not None})
     assert {"p", "q", "h", "towers.share.weight", "towers.first.audio.weight"} <= gradients[0].keys()
     for name, gradient in gradients[0].items():
@@ -142,7 +142,7 @@ def test_an_epoch_has_every_positive_once_and_new_negatives(world: Dataset, batc
     one = source(world)
     training = TRAINING.model_copy(update={"batches": batches, "negatives": 3})
     task = PaperTask(one, paper_module(one, CONFIG, 0), training, QUICK)
-    first, second = (task._samples(np.random.default_rng(seed)) for seed in (1, 2))
+    first, second = (task.samples(np.random.default_rng(seed)) for seed in (1, 2))
     positives = {tuple(pair) for pair in one.held_out.train.tolist()}
     assert len(first) == 4 * len(positives)
     for samples in (first, second):

@@ -20,6 +20,7 @@ from training.cli.options import (
     CommandError,
     Data,
     Device,
+    Form,
     ImageEncoderName,
     ImageWeights,
     Mask,
@@ -103,13 +104,14 @@ def evaluate_command(
     image_weights: ImageWeights = None,
     device: Device = "auto",
     threads: Threads = 2,
+    form: Form = None,
     settings: Settings = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Where the raw result goes.")] = None,
 ) -> None:
     """Train and test over several seeds; the result holds every seed's figures, their mean and spread."""
     torch.set_num_threads(threads)
     _check_place(json_file)
-    chosen = parse_settings(settings)
+    chosen = parse_settings(settings, form)
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_of(data), threads)
     run: Callable[..., dict[str, Any]]
     if protocol is not Protocol.RATING and (item_reviews is not None or target is not None):

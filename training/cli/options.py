@@ -87,6 +87,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="A setting of the model or the trainer, as --set epochs=50."),
 ]
+Form = Annotated[
+    str | None,
+    typer.Option("--form", metavar="lacuna|paper", help="paper: the model as its paper has it; as --set form=paper."),
+]
 ImageEncoderName = Annotated[
     str, typer.Option(help="catalogue (trained on the catalogue's own pictures), torchvision:<name>, or auto.")
 ]
@@ -107,8 +111,8 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto.")]
 Threads = Annotated[int, typer.Option(min=1, help="Threads for computation.")]
 
 
-def parse_settings(settings: list[str] | None) -> dict[str, Any]:
-    parsed: dict[str, Any] = {}
+def parse_settings(settings: list[str] | None, form: str | None = None) -> dict[str, Any]:
+    parsed: dict[str, Any] = {} if form is None else {"form": form}
     for setting in settings or ():
         name, equals, value = setting.partition("=")
         if not equals:

@@ -27,6 +27,7 @@ from training.cli.options import (
     Budget,
     CommandError,
     Device,
+    Form,
     ImageEncoderName,
     ImageWeights,
     Mask,
@@ -143,6 +144,7 @@ def train_command(
     device: Device = "auto",
     threads: Threads = 2,
     seed: Seed = 0,
+    form: Form = None,
     settings: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the bundle's account for programs.")] = False,
 ) -> None:
@@ -158,7 +160,7 @@ def train_command(
     options = DataOptions(
         missing, mask, image_encoder, image_weights, cache_of(data), threads, seed, min_rating=least, split=split
     )
-    chosen = {"seed": seed, **parse_settings(settings)}
+    chosen = {"seed": seed, **parse_settings(settings, form)}
     on_device = "dgmrec.device" if model is Model.ALL else "device"
     if model in (Model.DGMREC, Model.ALL):
         chosen[on_device] = parse_device(device)

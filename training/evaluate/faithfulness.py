@@ -66,7 +66,7 @@ def faithfulness(serving: IRISServing, source: TopNSource, trials: Trials, seed:
         "faithful": float((falls[:, 0] > falls[:, 1]).mean()),
         "fall ratio": float(falls[:, 0].mean() / max(np.abs(falls[:, 1]).mean(), 1e-12)),
     }
-    means = {}
+    means: dict[str, Array] = {}
     for way, order in ((way, order) for way in WAYS for order in ORDERS):
         mean = np.mean([curve[f"{way}[{order}]"] for curve in curves], axis=0)  # [STEPS + 1, 2]
         means |= {f"{way} score[{order}]": mean[:, 0], f"{way} hr@{HITS}[{order}]": mean[:, 1]}

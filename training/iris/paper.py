@@ -46,7 +46,7 @@ class PaperTask:
     def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
         """One pass over the positives, each with new negatives."""
         rng = np.random.default_rng((self._trainer.seed, epoch))
-        samples = self._samples(rng)
+        samples = self.samples(rng)
         steps = -(-len(samples) // self._trainer.batch_size)
         total = penalty = 0.0
         for done, batch in enumerate(np.array_split(samples, steps)):
@@ -54,7 +54,7 @@ class PaperTask:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._trainer.learning_rate * share
             users, targets, labels = torch.from_numpy(batch.T.copy())
-            log_loss = sampled_log_loss(self._scores(users, targets), labels.float())
+            log_loss = sampled_log_loss(self.scores(users, targets), labels.float())
             l2 = l2_penalty(self.module, self._config)
             self._optimizer.zero_grad()
             (log_loss + l2).backward()  # type: ignore[no-untyped-call]
@@ -63,7 +63,7 @@ class PaperTask:
             progress(done + 1, steps)
         return {"loss": (total + penalty) / steps, "log_loss": total / steps, "l2": penalty / steps}
 
-    def _samples(self, rng: np.random.Generator) -> Rows:
+    def samples(self, rng: np.random.Generator) -> Rows:
         """User, target and label of every sample of an epoch, `[(1 + K) positives, 3]`, in the order of its steps."""
         pairs, k = self._source.held_out.train, int(self._config.negatives)
         negatives = self._sampler.sample(pairs[:, 0], rng, k)
@@ -77,7 +77,7 @@ class PaperTask:
         samples: Rows = np.stack([users, targets, labels], axis=1)[order]
         return samples
 
-    def _scores(self, users: Tensor, targets: Tensor) -> Tensor:
+    def scores(self, users: Tensor, targets: Tensor) -> Tensor:
         """r_uj of the pairs `[s]`."""
         if self._config.batches == "targets":  # few targets, all users: the interests are shared by the users
             columns, place = torch.unique(targets, return_inverse=True)
