@@ -156,7 +156,7 @@ def test_an_epoch_has_every_positive_once_and_new_negatives(world: Dataset, batc
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"batches": "targets"}, {"optimiser": "adagrad"}])
+@pytest.mark.parametrize("changes", [{}, {"batches": "targets", "embedding_rate": 0.1}, {"optimiser": "adagrad"}])
 def test_it_learns_the_groups(world: Dataset, changes: dict[str, Any]) -> None:
     one = source(world)
     made = trained(one, training=TRAINING.model_copy(update=changes))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from models.bundle import Bundle
-from models.iris.config import IRISConfig
+from models.iris.config import IRISConfig, paper_settings
 from models.iris.serving import IRISServing
 from models.modality import ModalBatch
 from tests.training.tiny import CONFIG as DGMREC
@@ -22,7 +22,7 @@ from training.dgmrec.recipe import DGMRecRecipe
 from training.evaluate import LeaveOneOutPlan, evaluate_leave_one_out
 from training.held_out import measured, random_held_out
 from training.iris.recipe import IRISRecipe
-from training.iris.source import TRAINER, IRISTraining, TopNSource, completed
+from training.iris.source import PAPER_TRAINER, TRAINER, IRISTraining, TopNSource, completed
 from training.iris.task import TrainedIRIS, als_similarity, expected_log_loss, train_iris
 from training.progress import Terminal
 from training.recipe import train_into_bundle
@@ -247,3 +247,19 @@ def test_results_of_leave_one_out(larger: Dataset, model: str) -> None:
         assert result["config"]["model"]["negatives"] == TRAINING.negatives
     else:
         assert result["config"]["grid"]
+
+
+def test_results_of_the_papers_form_go_on_where_they_were(larger: Dataset, tmp_path: Path) -> None:
+    config, trainer = IRISConfig(**paper_settings(4)), PAPER_TRAINER.model_copy(update={"epochs": 2})
+    options = DataOptions(threads=1, cache=tmp_path)
+    plan = LeaveOneOutPlan("iris", config, IRISTraining(negatives=4, batches="targets"), trainer, options)
+    first, again = (
+        evaluate_leave_one_out(larger, plan, seeds=1, variant="paper", command="x", terminal=terminal())
+        for _ in range(2)
+    )
+    assert first["config"]["model"]["form"] == "paper"
+    assert len(list(tmp_path.glob("iris-paper-*"))) == 1
+    assert again["runs"][0]["training_seconds"] == first["runs"][0]["training_seconds"]  # nothing was trained again
+    assert again["mean"] == first["mean"]
+    assert {"deletion hr@10[relevance]", "insertion score[random]"} <= first["mean"].keys()
+    assert len(first["runs"][0]["curves"]["deletion hr@10[relevance]"]) == 11

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import init
 
 from models.arrays import Rows
@@ -24,10 +24,10 @@ from training.trainer import TrainerConfig, falling_share
 FACTOR_SPREAD = 0.01  # of the embeddings at the start
 TARGETS_AT_ONCE = 512  # of validation
 
-OPTIMISERS: dict[str, Callable[[list[nn.Parameter], float], torch.optim.Optimizer]] = {
-    "adam": lambda parameters, rate: torch.optim.Adam(parameters, lr=rate),
-    "adagrad": lambda parameters, rate: torch.optim.Adagrad(parameters, lr=rate),
-    "sgd": lambda parameters, rate: torch.optim.SGD(parameters, lr=rate),
+OPTIMISERS: dict[str, Callable[[list[dict[str, Any]]], torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adagrad": torch.optim.Adagrad,
+    "sgd": torch.optim.SGD,
 }
 
 
@@ -40,8 +40,11 @@ class PaperTask:
         self._histories = source.histories
         self._sampler = NegativeSampler(source.held_out.train, len(source.users), len(source.items))
         self._signals, self._present = source.read_by(module)
-        learned = [tensor for name, tensor in module.named_parameters() if name != "item_bias"]  # eq. 5 has none
-        self._optimizer = OPTIMISERS[config.optimiser](learned, trainer.learning_rate)
+        factors = [module.p, module.q]
+        others = [tensor for name, tensor in module.named_parameters() if name not in ("p", "q", "item_bias")]
+        self._rates = (config.embedding_rate or trainer.learning_rate, trainer.learning_rate)
+        groups = [{"params": group, "lr": rate} for group, rate in zip((factors, others), self._rates, strict=True)]
+        self._optimizer = OPTIMISERS[config.optimiser](groups)  # without the item bias: eq. 5 has none
 
     def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
         """One pass over the positives, each with new negatives."""
@@ -51,8 +54,8 @@ class PaperTask:
         total = penalty = 0.0
         for done, batch in enumerate(np.array_split(samples, steps)):
             share = falling_share((epoch - 1 + done / steps) / self._trainer.epochs, self._trainer.constant_fraction)
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._trainer.learning_rate * share
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate * share
             users, targets, labels = torch.from_numpy(batch.T.copy())
             log_loss = sampled_log_loss(self.scores(users, targets), labels.float())
             l2 = l2_penalty(self.module, self._config)

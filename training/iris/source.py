@@ -36,7 +36,7 @@ PAPER_TRAINER = TrainerConfig(  # Adam at 1e-3, mini-batches of 512, stopped by 
     metric=METRIC,
 )
 PAPER_TRAINING: dict[str, Any] = {"negatives": 4, "drop": 0.0}
-PAPER_ONLY = frozenset({"optimiser", "batches", "l2_factors", "l2_interest", "l2_towers", "l2_share"})
+PAPER_ONLY = frozenset({"optimiser", "batches", "embedding_rate", "l2_factors", "l2_interest", "l2_towers", "l2_share"})
 FORM_SETTINGS = {  # what one form has and the other has not
     "paper": PAPER_ONLY,
     "lacuna": frozenset(
@@ -57,6 +57,12 @@ class IRISTraining(BaseModel):
         "pairs",
         description="samples of a step in form=paper: any, or those of items drawn at random, which takes a fraction "
         "of the time",
+    )
+    embedding_rate: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate of P and Q in form=paper; null: that of all else. Where batches=targets, an item is "
+        "a target in one step of an epoch alone",
     )
     l2_factors: float = Field(1e-7, ge=0, description="lambda_1 of eq. 12, of P and Q, in form=paper")
     l2_interest: float = Field(1e-5, ge=0, description="lambda_2, of W_1 to W_4")
