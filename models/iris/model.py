@@ -14,8 +14,9 @@ paper leaves a gap, or another choice measured better:
 * An item without interactions in training has p, q and b predicted from its content, by ridge regression over the
   others.
 
-With `form=paper` none of these holds but the first two: one member, no item bias, raw features as they come, and zero
-for a missing modality. A new item, of which the paper says nothing, has the mean factors of the others.
+With `form=paper` only the first two hold, and the sharing of interests where a step takes all users: one member, no
+item bias, raw features as they come, and zero for a missing modality. A new item, of which the paper says nothing, has
+the mean factors of the others.
 """
 
 from __future__ import annotations
