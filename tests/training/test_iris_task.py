@@ -258,6 +258,7 @@ def test_results_of_the_papers_form_go_on_where_they_were(larger: Dataset, tmp_p
         for _ in range(2)
     )
     assert first["config"]["model"]["form"] == "paper"
+    assert "als_rate" not in first["config"]["model"]
     assert len(list(tmp_path.glob("iris-paper-*"))) == 1
     assert again["runs"][0]["training_seconds"] == first["runs"][0]["training_seconds"]  # nothing was trained again
     assert again["mean"] == first["mean"]

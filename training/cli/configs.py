@@ -16,7 +16,7 @@ from models.renamed import OldNames, refuse_old_names
 from training.cli.options import CommandError
 from training.dgmrec.recipe import DGMRecRecipe
 from training.iris.recipe import IRISRecipe
-from training.iris.source import FORM_SETTINGS, PAPER_TRAINER, PAPER_TRAINING, IRISTraining
+from training.iris.source import PAPER_TRAINER, PAPER_TRAINING, IRISTraining, foreign_to
 from training.iris.source import TRAINER as IRIS_TRAINER
 from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER as RATING_TRAINER
@@ -70,10 +70,8 @@ def lrmm_configs(settings: dict[str, Any]) -> tuple[LRMMConfig, TrainerConfig]:
 def iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, TrainerConfig]:
     model, training, trainer = divide_settings(settings, IRISConfig, IRISTraining, TrainerConfig)
     paper = settings.get("form") == "paper"
-    for form, names in FORM_SETTINGS.items():
-        foreign = sorted(names & settings.keys())
-        if foreign and paper != (form == "paper"):
-            raise CommandError(f"the setting {foreign[0]!r} belongs to form={form}")
+    if foreign := sorted(foreign_to("paper" if paper else "lacuna") & settings.keys()):
+        raise CommandError(f"the setting {foreign[0]!r} belongs to form={'lacuna' if paper else 'paper'}")
     if paper:
         size = model.get("embedding_size")
         model = paper_settings(*([size] if isinstance(size, int) else [])) | model

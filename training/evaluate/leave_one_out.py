@@ -21,7 +21,7 @@ from training.datasets.base import Dataset
 from training.evaluate.faithfulness import faithfulness
 from training.evaluate.result import Measured, result_of, run_record, training_record
 from training.held_out import HeldOut, PairScores, measured, published_held_out, random_held_out
-from training.iris.source import IRISTraining, TopNSource, completed
+from training.iris.source import IRISTraining, TopNSource, completed, foreign_to
 from training.iris.task import member_settings, train_iris
 from training.metrics import ScoreFunction, Scores
 from training.progress import Terminal
@@ -78,8 +78,9 @@ def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
     split = {"split": plan.split}
     if plan.model != IRIS:
         return split | {"grid": [dict(setting) for setting in BASELINES[plan.model].grid]}
+    model = plan.config.model_dump(mode="json") | plan.training.model_dump()
     return split | {
-        "model": plan.config.model_dump(mode="json") | plan.training.model_dump(),
+        "model": {name: value for name, value in model.items() if name not in foreign_to(plan.config.form)},
         "trainer": plan.trainer.model_dump(exclude={"seed"}),
         "missing": plan.options.missing,
         "mask": plan.options.mask,
@@ -172,9 +173,9 @@ def _fingerprint(source: TopNSource, config: IRISConfig, training: IRISTraining,
 def _paper_at(plan: LeaveOneOutPlan, fingerprint: str) -> Path | None:
     """The paper's form takes hours on large data: where it stands is kept beside the dataset, too."""
     cache = plan.options.cache
-    return (
-        None if cache is None or plan.config.form != "paper" else cache / f"iris-paper-{fingerprint[:16]}.safetensors"
-    )
+    if cache is None or plan.config.form != "paper":
+        return None
+    return cache / f"iris-paper-{fingerprint[:16]}.safetensors"
 
 
 def _members_at(plan: LeaveOneOutPlan, settings: str) -> Callable[[int], Path] | None:

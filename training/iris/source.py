@@ -46,6 +46,11 @@ FORM_SETTINGS = {  # what one form has and the other has not
 }
 
 
+def foreign_to(form: str) -> frozenset[str]:
+    """Settings that a form has not."""
+    return FORM_SETTINGS["lacuna" if form == "paper" else "paper"]
+
+
 class IRISTraining(BaseModel):
     """How IRIS is trained, beside the trainer's settings, which are those of the interests."""
 
