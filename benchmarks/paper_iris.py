@@ -15,18 +15,16 @@ table5   d = 64                                                              rea
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paper import Run, _lacuna, _result
 
+from training.datasets import load_dataset
+
 PEERS = ("popularity", "item-knn", "ease", "ease-scaled", "als", "bpr")
 BETAS = ("0.0", "0.5", "0.7", "0.9", "1.0")
-FORMS = {  # what a form of the paper reads; without pictures or texts a dataset has no Image or Text IRIS
-    "image": {"reads": '["image"]'},
-    "image-add-text": {"sharing": "false"},
-    "": {},
-}
 
 
 def paper_run(size: int, name: str = "", **settings: str) -> Run:
@@ -35,15 +33,23 @@ def paper_run(size: int, name: str = "", **settings: str) -> Run:
     return Run("leave-one-out", "iris", variant, {"form": "paper", "embedding_size": str(size), **settings})
 
 
-def runs(what: str) -> Iterator[Run]:
-    """What a table or figure is made of."""
+def alone(size: int, modalities: Sequence[str]) -> Iterator[Run]:
+    """Image IRIS, and the same of every other modality."""
+    yield from (paper_run(size, name, reads=json.dumps([name])) for name in modalities)
+
+
+def runs(what: str, modalities: Sequence[str]) -> Iterator[Run]:
+    """What a table or figure is made of, for a dataset that has these modalities."""
     match what:
         case "table2":
             yield from (Run("leave-one-out", model) for model in (*PEERS, "iris"))
-            yield from (paper_run(64, name, **settings) for name, settings in FORMS.items())
+            yield from alone(64, modalities)
+            yield paper_run(64, "added", sharing="false")  # Image-add-Text
+            yield paper_run(64)
         case "table4" | "table5":
             size = 16 if what == "table4" else 64
-            yield from (paper_run(size, name, **FORMS[name]) for name in ("image", ""))
+            yield from alone(size, modalities)
+            yield paper_run(size)
         case "beta":
             yield paper_run(16)
             yield from (paper_run(16, f"beta-{beta}", beta=beta) for beta in BETAS)
@@ -70,7 +76,8 @@ def main() -> None:
     options = parser.parse_args()
     options.mask = None
     for data in options.data:
-        files = [_result(run, data, options) for run in runs(options.what)]
+        modalities = load_dataset(data).modalities
+        files = [_result(run, data, options) for run in runs(options.what, modalities)]
         page = options.out / f"iris-{options.what}-{data.name}.html"
         _lacuna(["report", *map(str, files), "--html", str(page), "--title", f"IRIS, {options.what}"], options)
 

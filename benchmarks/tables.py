@@ -388,30 +388,36 @@ def iris_differences() -> str:
             if ours and paper:
                 whole = f"the paper's form as a whole, d = {size}"
                 rows.append([whole, "ours as a whole", f"{label}, one split", _step(ours, paper)])
-    return _table(["paper", "ours", "why", "worth, NDCG@10 on ML-1M unless said otherwise"], rows)
+    return _table(["paper", "ours", "why", "worth, NDCG@10"], rows)
 
 
 def _worth(name: str) -> str:
     """What ours has more than the variant that lacks it."""
-    found = _found(f"leave-one-out/ml-1m/{name}.json") if name else None
-    return _step(_load("leave-one-out/ml-1m/iris.json"), found) if found else "not measured by itself"
+    found = []
+    for dataset, label in IRIS_DATA.items():
+        ours, variant = (_found(f"leave-one-out/{dataset}/{one}.json") for one in ("iris", name or "-"))
+        if ours and variant:
+            found.append(f"{label}: {_step(ours, variant)}")
+    return "; ".join(found) or "not measured by itself"
 
 
 def _step(ours: Any, other: Any) -> str:
     own, theirs = _by_seed(ours, "ndcg@10"), _by_seed(other, "ndcg@10")
-    steps = [own[seed] - theirs[seed] for seed in theirs]
+    steps = [own[seed] - theirs[seed] for seed in theirs if seed in own]
     return f"{sum(steps) / len(steps):+.4f} ({', '.join(f'{step:+.4f}' for step in steps)})"
 
 
 IRIS_DIFFERENCES = (
     (("K = 4 negatives for each positive, drawn anew every epoch", "K = 20, in expectation over the draws",
-      "no noise of sampling in the gradient, and many users and targets in one product"), ""),
+      "no noise of sampling in the gradient, and many users and targets in one product"), "iris-negatives-4"),
     (("p, q and interests learned together from N(0, 0.01)", "factors first, with equal interests; interests on top",
       "a member's factors cost seconds, and interests are learned from similarities that hold"), ""),
     (("one set of factors", "two members side by side, one of which starts from ALS",
-      "ALS folds a user in by item similarities, which is what p_i . q_j is to be"), ""),
+      "ALS folds a user in by item similarities, which is what p_i . q_j is to be"), "iris-one-member"),
+    (("factors from random numbers", "one member from those of ALS", "the ablation has two from random numbers"),
+     "iris-no-als"),
     (("histories whole in training", "a share of .4 of the entries dropped at each step",
-      "it keeps the factors from learning each history by heart"), ""),
+      "it keeps the factors from learning each history by heart"), "iris-no-drop"),
     (("no bias of an item (eq. 5)", "item bias b_j, as in NAIS and FISM (eq. 1)",
       "popularity needs no similarity"), ""),
     (("raw features, [2048 -> 768 -> d] and [768 -> d]", "128 whitened principal components, a hidden layer of 128",
