@@ -15,8 +15,8 @@ paper leaves a gap, or another choice measured better:
   others.
 
 With `form=paper` only the first two hold, and the sharing of interests where a step takes all users: one member, no
-item bias, raw features as they come, and zero for a missing modality. A new item, of which the paper says nothing, has
-the mean factors of the others.
+item bias, features at their raw width, divided by one number each modality, and zero for a missing modality. A new
+item, of which the paper says nothing, has the mean factors of the others.
 """
 
 from __future__ import annotations
@@ -91,6 +91,7 @@ class IRIS(nn.Module):
         n_items: number of items with latent factors of their own.
     """
 
+    scales: Tensor
     mean_factors: Tensor
     from_content: Tensor
     warm: Tensor
@@ -105,9 +106,11 @@ class IRIS(nn.Module):
         self.p = nn.Parameter(torch.randn(n_items, d) * 0.03)
         self.q = nn.Parameter(torch.randn(n_items, d) * 0.03)
         self.item_bias = nn.Parameter(torch.zeros(n_items))
-        self.projections = nn.ModuleDict(  # none in the paper's form, whose signals are the raw features
+        self.projections = nn.ModuleDict(  # none in the paper's form, whose signals are the raw features by their scale
             {} if paper else {n: Projection(spec.dim, ranks[n], config.whitening) for n, spec in read.items()}
         )
+        # Root mean squares of the modalities' entries, which only the paper's form reads.
+        self.register_buffer("scales", torch.ones(len(read)), persistent=paper)
         self.towers = Towers(config, ranks)
         self.as_history = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_1, W_3
         self.as_target = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_2, W_4
@@ -121,15 +124,19 @@ class IRIS(nn.Module):
     # --- content -----------------------------------------------------------------------------------------------------
 
     def fit_projections(self, features: Mapping[str, Tensor], observed: Tensor) -> None:
-        """Fit each modality's projection on its observed rows; raw `[n, dim_m]`, bool `[n, M]`, columns as `names`."""
+        """Fit each modality's projection, or else its scale, on its observed rows; raw `[n, dim_m]`, bool `[n, M]`,
+        columns as `names`."""
         for column, name in enumerate(self.names):
+            rows = features[name][observed[:, column]]
             if (projection := self.projection(name)) is not None:
-                projection.fit(features[name][observed[:, column]])
+                projection.fit(rows)
+            elif rows.any():
+                self.scales[column] = rows.square().mean().sqrt()
 
     def signals(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Signals `[n, r_m]` of raw features `[n, dim_m]`."""
-        maps = {name: self.projection(name) for name in self.names}
-        return {name: features[name] if one is None else one(features[name]) for name, one in maps.items()}
+        maps = zip(self.names, map(self.projection, self.names), self.scales, strict=True)
+        return {name: features[name] / scale if one is None else one(features[name]) for name, one, scale in maps}
 
     def roles(self, signals: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         """What items bring into the interest-related network as history and as target, `[n, k]` each. (eq. 6)

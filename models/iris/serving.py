@@ -85,6 +85,7 @@ class IRISServing:
         self.items = items
         projections = [model.projection(name) for name in model.names]
         self._projections = [None if one is None else ProjectionWeights(one) for one in projections]
+        self._scales = numpy_of(model.scales)
         first = model.towers.first
         self._towers = [Linear([first[name]]) if name in first else None for name in model.names]
         self._readers = numpy_of(model.readers())  # [M, h, 2k]
@@ -129,8 +130,8 @@ class IRISServing:
         flags = present.astype(np.float32)
         d, k = self.model.p.shape[1], len(self._bias)
         signals = [
-            features[name] if projection is None else projection.project(features[name])
-            for name, projection in zip(self.names, self._projections, strict=True)
+            features[name] / scale if projection is None else projection.project(features[name])
+            for name, projection, scale in zip(self.names, self._projections, self._scales, strict=True)
         ]
         factors = self._factors_of(signals, flags, ids)
         shares = np.zeros((len(self.names), len(ids), 2 * k), np.float32)  # of each modality in both roles (eq. 7-8)

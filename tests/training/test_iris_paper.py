@@ -59,7 +59,8 @@ def towers(one: TopNSource, module: IRIS, item: int) -> list[Array]:
     width = min(feature.shape[1] for feature in one.content.features.values())
     hidden = []
     for column, (name, feature) in enumerate(one.content.features.items()):
-        raw = feature[item].numpy()
+        here = feature[one.content.observed[:, column]].numpy()
+        raw = feature[item].numpy() / np.sqrt(np.square(here).mean())
         if len(raw) > width:
             raw = np.maximum(weight[f"towers.first.{name}.weight"] @ raw + weight[f"towers.first.{name}.bias"], 0)
         hidden.append(raw if one.content.observed[item, column] else np.zeros(width))
@@ -123,6 +124,16 @@ def test_the_penalty_is_that_of_eq_12(world: Dataset) -> None:
     assert l2_penalty(module, weights).item() == pytest.approx(expected, rel=1e-5)
     nothing = IRISTraining(negatives=4, l2_factors=0, l2_interest=0, l2_towers=0, l2_share=0)
     assert l2_penalty(module, nothing).item() == 0
+
+
+def test_the_length_of_features_does_not_matter(world: Dataset) -> None:
+    """Vectors come in any unit: interests of long ones would stand at their bound from the start."""
+    one = source(world)
+    longer = {name: feature * 1000 for name, feature in one.content.features.items()}
+    other = TopNSource(one.held_out, ModalBatch(longer, one.content.observed), world.users, world.items)
+    left, right = (content.read_by(paper_module(content, CONFIG, 0))[0] for content in (one, other))
+    for name, signal in left.items():
+        torch.testing.assert_close(signal, right[name])
 
 
 def test_widths_are_those_of_the_paper(world: Dataset) -> None:

@@ -132,6 +132,7 @@ def paper_module(source: TopNSource, config: IRISConfig, seed: int) -> IRIS:
                 init.xavier_uniform_(tensor)
             else:
                 init.zeros_(tensor)
+    source.fit(module)
     return module
 
 

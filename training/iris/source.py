@@ -95,11 +95,17 @@ class TopNSource:
     users: Vocabulary
     items: Vocabulary
 
+    def fit(self, module: IRIS) -> None:
+        """Fit a model's projections, or scales, on the content."""
+        module.fit_projections(self.content.features, self._present(module))
+
     def read_by(self, module: IRIS) -> tuple[dict[str, Tensor], Tensor]:
         """What a model reads of the content: signals by modality `[n, r_m]`, and which are present, bool `[n, M]`."""
+        return module.signals(self.content.features), self._present(module)
+
+    def _present(self, module: IRIS) -> Tensor:
         names = self.content.names
-        present = self.content.observed[:, [names.index(name) for name in module.names]]
-        return module.signals(self.content.features), present
+        return self.content.observed[:, [names.index(name) for name in module.names]]
 
     @property
     def histories(self) -> Histories:

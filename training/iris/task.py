@@ -296,9 +296,7 @@ def _joined(source: TopNSource, config: IRISConfig, members: list[IRIS], seed: i
 
 
 def _interests(source: TopNSource, module: IRIS, training: IRISTraining, trainer: TrainerConfig) -> IRISTask:
-    content = source.content
-    columns = [content.names.index(name) for name in module.names]
-    module.fit_projections({name: content.features[name] for name in module.names}, content.observed[:, columns])
+    source.fit(module)
     signals, present = source.read_by(module)
 
     def scores(histories: Histories, targets: Tensor) -> Tensor:
