@@ -101,7 +101,7 @@ def command(run: Run, data: Path, file: Path, options: argparse.Namespace) -> li
         words += ["--mask", options.mask]
     if run.variant:
         words += ["--variant", run.variant]
-    common = options.set if run.model == "dgmrec" else []
+    common = options.set if run.model == "dgmrec" or run.settings.get("form") == "paper" else []
     for setting in [*common, *(f"{name}={value}" for name, value in run.settings.items())]:  # the last one holds
         words += ["--set", setting]
     return [*words, "--threads", str(options.threads), "--json", str(file)]

@@ -393,6 +393,124 @@ def left_out_variants() -> str:
     return "\n".join(lines)
 
 
+REPORTED = {  # by the paper's tables IV and V, on a random split of its own
+    16: {"hr@10": 0.8113, "ndcg@10": 0.5639, "hr@20": 0.9053, "ndcg@20": 0.5798},
+    64: {"hr@10": 0.8293, "ndcg@10": 0.5898, "hr@20": 0.9149, "ndcg@20": 0.6123},
+}
+
+
+IRIS_DATA = {"ml-1m": "ML-1M", "lfm2k": "Last.fm-2K"}
+IRIS_FORMS = {16: "`form=paper`, d = 16", 64: "`form=paper`, d = 64"}
+
+
+def iris_forms() -> str:
+    """IRIS as the paper has it, beside what the paper reports and what is served, on one split of each dataset."""
+    rows = []
+    for dataset, label in IRIS_DATA.items():
+        for size, words in IRIS_FORMS.items():
+            if dataset == "ml-1m":
+                reported = REPORTED[size]
+                rows.append([label, f"reported by the paper, d = {size}", _hits(reported), _hits(reported, 20), "", ""])
+            if found := _found(f"leave-one-out/{dataset}/iris-paper-{size}.json"):
+                rows.append([label, words, *_first_split(found)])
+        for name, words in BESIDE.items():
+            if found := _found(f"leave-one-out/{dataset}/{name}.json"):
+                rows.append([label, words, *_first_split(found)])
+    return _table(["one split", "", "HR@10 / NDCG@10", "HR@20 / NDCG@20", "best epoch", "training, s"], rows)
+
+
+BESIDE = {"iris": "`form=lacuna`, the default"} | {name: LEFT_OUT[name] for name in ("ease", "item-knn", "popularity")}
+
+
+def _first_split(found: Any) -> list[str]:
+    run = found["runs"][0]
+    figures = [_hits(run["metrics"]), _hits(run["metrics"], 20)]
+    if "best_epoch" not in run:
+        return [*figures, "", ""]
+    return [*figures, f"{run['best_epoch']} of {run['epochs']}", f"{run['training_seconds']:,.0f}"]
+
+
+EXPLAINED = {"iris": "`form=lacuna`", "iris-explained": "`form=lacuna`"} | {
+    f"iris-paper-{size}": words for size, words in IRIS_FORMS.items()
+}
+ORDERS = {
+    "relevance": "relevance, the order of the explanations",
+    "interest": "interest a_ij alone",
+    "similarity": "similarity p_i . q_j alone",
+    "content": "likeness of content",
+    "random": "at random",
+}
+
+
+def faithfulness() -> str:
+    """Areas under the curves of deletion and insertion, by the order in which history items go and come."""
+    rows = []
+    for dataset, label in IRIS_DATA.items():
+        for name, words in EXPLAINED.items():
+            mean = (_found(f"leave-one-out/{dataset}/{name}.json") or {"mean": {}})["mean"]
+            for order, meaning in ORDERS.items():
+                if f"deletion score[{order}]" in mean:  # results that are older have none
+                    hits = [f"{mean[f'{way} hr@10[{order}]']:.4f}" for way in ("deletion", "insertion")]
+                    scores = [f"{mean[f'{way} score[{order}]']:.3f}" for way in ("deletion", "insertion")]
+                    rows.append([label, words, meaning, *hits, *scores])
+    header = ["", "IRIS", "order", "deletion, HR@10", "insertion, HR@10", "deletion, score", "insertion, score"]
+    return _table(header, rows)
+
+
+def iris_differences() -> str:
+    """Paper and ours, decision by decision, with what has been measured of each."""
+    rows = [[*words, _worth(name)] for words, name in IRIS_DIFFERENCES]
+    for dataset, label in IRIS_DATA.items():
+        ours = _found(f"leave-one-out/{dataset}/iris.json")
+        for size in IRIS_FORMS:
+            paper = _found(f"leave-one-out/{dataset}/iris-paper-{size}.json")
+            if ours and paper:
+                whole = f"the paper's form as a whole, d = {size}"
+                rows.append([whole, "ours as a whole", f"{label}, one split", _step(ours, paper)])
+    return _table(["paper", "ours", "why", "worth, NDCG@10"], rows)
+
+
+def _worth(name: str) -> str:
+    """What ours has more than the variant that lacks it."""
+    found = []
+    for dataset, label in IRIS_DATA.items():
+        ours, variant = (_found(f"leave-one-out/{dataset}/{one}.json") for one in ("iris", name or "-"))
+        if ours and variant:
+            found.append(f"{label}: {_step(ours, variant)}")
+    return "; ".join(found) or "not measured by itself"
+
+
+def _step(ours: Any, other: Any) -> str:
+    own, theirs = _by_seed(ours, "ndcg@10"), _by_seed(other, "ndcg@10")
+    steps = [own[seed] - theirs[seed] for seed in theirs if seed in own]
+    return f"{sum(steps) / len(steps):+.4f} ({', '.join(f'{step:+.4f}' for step in steps)})"
+
+
+IRIS_DIFFERENCES = (
+    (("K = 4 negatives for each positive, drawn anew every epoch", "K = 20, in expectation over the draws",
+      "no noise of sampling in the gradient, and many users and targets in one product"), "iris-negatives-4"),
+    (("p, q and interests learned together from N(0, 0.01)", "factors first, with equal interests; interests on top",
+      "a member's factors cost seconds, and interests are learned from similarities that hold"), ""),
+    (("one set of factors", "two members side by side, one of which starts from ALS",
+      "ALS folds a user in by item similarities, which is what p_i . q_j is to be"), "iris-one-member"),
+    (("factors from random numbers", "one member from those of ALS", "the ablation has two from random numbers"),
+     "iris-no-als"),
+    (("histories whole in training", "a share of .4 of the entries dropped at each step",
+      "it keeps the factors from learning each history by heart"), "iris-no-drop"),
+    (("no bias of an item (eq. 5)", "item bias b_j, as in NAIS and FISM (eq. 1)",
+      "popularity needs no similarity"), ""),
+    (("raw features, [2048 -> 768 -> d] and [768 -> d]", "128 whitened principal components, a hidden layer of 128",
+      "a step costs a fraction; modalities of any width stand side by side"), ""),
+    (("content decides interests", "the same", "the ablation has all interests equal"), "iris-no-content"),
+    (("W_share between the towers", "the same; the mean of the others where there are more than two",
+      "any number of modalities"), "iris-image-add-text"),
+    (("zero for what is missing", "the generated feature", "most of a catalogue may lack a modality"), "iris-zero"),
+    (("beta = 0.8", "the same", "the ablation has a plain softmax, beta = 1"), "iris-beta-1"),
+    (("nothing on new items", "factors predicted from content by a ridge regression",
+      "an item is recommended from its first minute on"), ""),
+)  # fmt: skip
+
+
 def explanations() -> str:
     """What an explanation is worth: a score without its first item, and without a random one; and what it costs."""
     found = _found("leave-one-out/ml-1m/iris.json")
@@ -412,8 +530,8 @@ def explanations() -> str:
     return "\n".join(lines)
 
 
-def _hits(metrics: Any) -> str:
-    return f"{metrics['hr@10']:.4f} / {metrics['ndcg@10']:.4f}"
+def _hits(metrics: Any, k: int = 10) -> str:
+    return f"{metrics[f'hr@{k}']:.4f} / {metrics[f'ndcg@{k}']:.4f}"
 
 
 def _left_out_spread(found: Any) -> str:
@@ -602,6 +720,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "leave-one-out": left_out,
     "leave-one-out-variants": left_out_variants,
     "explanations": explanations,
+    "iris-forms": iris_forms,
+    "iris-differences": iris_differences,
+    "faithfulness": faithfulness,
     "rating-conditions": rating_conditions,
     "predict": predict,
     "latency": latency,

@@ -270,13 +270,16 @@ class Match:
 class Reason:
     """An item of a history, and its relevance to another one.
 
-    `relevance` is what it adds to the score, which may be below 0; `modalities` the share of each of its modalities in
-    that, and `states` whether their features are real.
+    `relevance` is what it adds to the score, which may be below 0; `interest` how much it counts for the other item
+    (a_ij), whatever their similarity; `effects` by how much each of its modalities raises the relevance, `modalities`
+    the size of these as shares of 1, and `states` whether their features are real.
     """
 
     item: str
     title: str | None
     relevance: float
+    interest: float
+    effects: Mapping[str, float]
     modalities: Mapping[str, float]
     states: Mapping[str, State]
 

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from typer.main import get_command
@@ -15,9 +16,10 @@ from models.dgmrec.config import DGMRecConfig
 from service.main import create_app
 from service.settings import Settings, describe_settings
 from training.cli import app
+from training.cli.configs import iris_configs
 from training.cli.options import parse_settings
 from training.content import DataOptions
-from training.evaluate import Plan, Protocol
+from training.evaluate import LEAVE_ONE_OUT_MODELS, Plan, Protocol
 from training.trainer import TrainerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -72,13 +74,18 @@ def test_tables_are_those_of_the_raw_results() -> None:
     assert done.returncode == 0, done.stdout
 
 
-def test_the_papers_tables_are_made_of_runs_that_exist() -> None:
-    spec = importlib.util.spec_from_file_location("paper", ROOT / "benchmarks" / "paper.py")
+def benchmark(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
-    paper = importlib.util.module_from_spec(spec)
-    sys.modules["paper"] = paper  # where dataclasses look their module up
-    spec.loader.exec_module(paper)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_papers_tables_are_made_of_runs_that_exist() -> None:
+    paper = benchmark("paper")
     documented = set(re.findall(r"benchmarks/paper.py (\w+)", (ROOT / "docs" / "evaluation.md").read_text("utf-8")))
     assert documented == {"table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "figure6"}
     for what in documented:
@@ -90,3 +97,19 @@ def test_the_papers_tables_are_made_of_runs_that_exist() -> None:
             )
             assert run.variant is None or config != DGMRecConfig(), run
             Plan(run.model, Protocol(run.protocol), DataOptions(), (config, TrainerConfig()))
+
+
+def test_the_tables_of_iris_are_made_of_runs_that_exist() -> None:
+    benchmark("paper")  # which it imports
+    paper = benchmark("paper_iris")
+    documented = set(
+        re.findall(r"benchmarks/paper_iris.py (\w+)", (ROOT / "docs" / "evaluation.md").read_text("utf-8"))
+    )
+    assert documented == {"table2", "table4", "table5", "figure6", "beta", "reasons"}
+    for what in documented:
+        runs = list(paper.runs(what, ("image", "text")))
+        assert len({run.name for run in runs}) == len(runs) > 0
+        for run in runs:
+            assert run.model in LEAVE_ONE_OUT_MODELS
+            settings = parse_settings([f"{name}={value}" for name, value in run.settings.items()])
+            assert iris_configs(settings)[0].form == ("lacuna" if run.variant is None else "paper")

@@ -31,6 +31,11 @@ def interest(history: A, target: A, h: A) -> A:
     return _exp(f)
 
 
+def pair_interest(history: Tensor, target: Tensor, h: Tensor) -> Tensor:
+    """The same `[e]` of single pairs, from the roles `[e, k]` of their history items and of their targets."""
+    return _exp(_relu(history + target) @ h)
+
+
 def normaliser(total: A, length: A, *, alpha: float, beta: float) -> A:
     """What sums over a history are divided by: (sum of interests)^beta |H|^alpha. (eq. 4-5)"""
     scale = _at_least(total, NOTHING) ** beta

@@ -13,6 +13,10 @@ paper leaves a gap, or another choice measured better:
 * A missing modality enters as the feature that a generator made; as zero, its mean, in the ablation.
 * An item without interactions in training has p, q and b predicted from its content, by ridge regression over the
   others.
+
+With `form=paper` only the first two hold, and the sharing of interests where a step takes all users: one member, no
+item bias, features at their raw width, divided by one number each modality, and zero for a missing modality. A new
+item, of which the paper says nothing, has the mean factors of the others.
 """
 
 from __future__ import annotations
@@ -38,21 +42,29 @@ class Towers(nn.Module):
     """Signals of raw features -> hidden units, and what the interest-related network reads of them, knowledge shared
     between the modalities. (eq. 7-8)
 
-    The second step is linear: each modality adds its part to all that is read, whatever the others bring.
+    The second step is linear: each modality adds its part to all that is read, whatever the others bring. W_share being
+    one matrix, what enters that step is of one width: in `form=paper` that of the shortest raw feature, which enters as
+    it is ([768 -> d]), while longer ones have a hidden layer of so many units ([2048 -> 768 -> d]).
     """
 
     def __init__(self, config: IRISConfig, ranks: Mapping[str, int]) -> None:
         super().__init__()
-        hidden, size = config.tower_hidden, config.tower_size
+        hidden, size = config.tower_hidden or min(ranks.values(), default=1), config.tower_size
         self.names = tuple(ranks)
-        self.first = nn.ModuleDict({name: nn.Linear(rank, hidden) for name, rank in ranks.items()})
+        as_they_are = config.form == "paper"
+        self.first = nn.ModuleDict(
+            {name: nn.Linear(rank, hidden) for name, rank in ranks.items() if not (as_they_are and rank == hidden)}
+        )
         self.own = nn.ModuleDict({name: nn.Linear(hidden, size, bias=False) for name in ranks})  # W_m2m
         self.share = nn.Linear(hidden, size, bias=False) if config.sharing and len(ranks) > 1 else None  # W_share
 
     def forward(self, signals: Mapping[str, Tensor], present: Tensor) -> Tensor:
         """Signals `[n, r_m]` and which of them are present, bool `[n, M]` -> hidden units `[M, n, h]`."""
-        hidden = torch.stack([F.relu(self.first[name](signals[name])) for name in self.names])
+        hidden = torch.stack([self._hidden(name, signals[name]) for name in self.names])
         return torch.where(present.T[..., None], hidden, 0.0)
+
+    def _hidden(self, name: str, signal: Tensor) -> Tensor:
+        return F.relu(self.first[name](signal)) if name in self.first else signal
 
     def read(self, by: Sequence[Tensor]) -> Tensor:
         """The matrices `[M, h, k]` that take each modality's hidden units to what is read, where each modality's output
@@ -79,6 +91,7 @@ class IRIS(nn.Module):
         n_items: number of items with latent factors of their own.
     """
 
+    scales: Tensor
     mean_factors: Tensor
     from_content: Tensor
     warm: Tensor
@@ -86,15 +99,18 @@ class IRIS(nn.Module):
     def __init__(self, config: IRISConfig, specs: Sequence[ModalitySpec], n_items: int) -> None:
         super().__init__()
         read = {spec.name: spec for spec in specs if config.reads is None or spec.name in config.reads}
-        ranks = {name: min(config.rank, spec.dim) for name, spec in read.items()}
+        paper = config.form == "paper"
+        ranks = {name: spec.dim if paper else min(config.rank, spec.dim) for name, spec in read.items()}
         d, k, s = config.members * config.embedding_size, config.interest_size, config.tower_size
         self.config, self.names, self.specs = config, tuple(read), tuple(read.values())
         self.p = nn.Parameter(torch.randn(n_items, d) * 0.03)
         self.q = nn.Parameter(torch.randn(n_items, d) * 0.03)
         self.item_bias = nn.Parameter(torch.zeros(n_items))
-        self.projections = nn.ModuleDict(
-            {name: Projection(spec.dim, ranks[name], config.whitening) for name, spec in read.items()}
+        self.projections = nn.ModuleDict(  # none in the paper's form, whose signals are the raw features by their scale
+            {} if paper else {n: Projection(spec.dim, ranks[n], config.whitening) for n, spec in read.items()}
         )
+        # Root mean squares of the modalities' entries, which only the paper's form reads.
+        self.register_buffer("scales", torch.ones(len(read)), persistent=paper)
         self.towers = Towers(config, ranks)
         self.as_history = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_1, W_3
         self.as_target = nn.ModuleDict({name: nn.Linear(s, k, bias=False) for name in read})  # W_2, W_4
@@ -108,13 +124,19 @@ class IRIS(nn.Module):
     # --- content -----------------------------------------------------------------------------------------------------
 
     def fit_projections(self, features: Mapping[str, Tensor], observed: Tensor) -> None:
-        """Fit each modality's projection on its observed rows; raw `[n, dim_m]`, bool `[n, M]`, columns as `names`."""
+        """Fit each modality's projection, or else its scale, on its observed rows; raw `[n, dim_m]`, bool `[n, M]`,
+        columns as `names`."""
         for column, name in enumerate(self.names):
-            self.projection(name).fit(features[name][observed[:, column]])
+            rows = features[name][observed[:, column]]
+            if (projection := self.projection(name)) is not None:
+                projection.fit(rows)
+            elif rows.any():
+                self.scales[column] = rows.square().mean().sqrt()
 
     def signals(self, features: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Signals `[n, r_m]` of raw features `[n, dim_m]`."""
-        return {name: self.projections[name](features[name]) for name in self.names}
+        maps = zip(self.names, map(self.projection, self.names), self.scales, strict=True)
+        return {name: features[name] / scale if one is None else one(features[name]) for name, one, scale in maps}
 
     def roles(self, signals: Mapping[str, Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         """What items bring into the interest-related network as history and as target, `[n, k]` each. (eq. 6)
@@ -152,6 +174,23 @@ class IRIS(nn.Module):
         total, weighted = similarities.over(histories, own)
         return self._normalised(weighted, total, histories.length - own) + self.item_bias[similarities.columns]
 
+    def pair_score(self, histories: Histories, users: Tensor, targets: Tensor, roles: tuple[Tensor, Tensor]) -> Tensor:
+        """r_uj + b_j `[s]` of `s` single pairs of a user and a target, which is left out of the history. (eq. 4-6)
+
+        Args:
+            roles: of all items, as history and as target, `[n, k]` each.
+        """
+        pair, item = histories.entries(users)
+        other = item != targets[pair]
+        pair, item = pair[other], item[other]
+        target = targets[pair]
+        interest = inference.pair_interest(roles[0][item], roles[1][target], self.h)  # [entries]
+        similarity = (self.p[item] * self.q[target]).sum(dim=1)
+        zeros = interest.new_zeros(len(users))
+        total, weighted = zeros.index_add(0, pair, interest), zeros.index_add(0, pair, interest * similarity)
+        length = zeros.index_add(0, pair, torch.ones_like(interest))
+        return self._normalised(weighted, total, length) + self.item_bias[targets]
+
     def equal_score(self, histories: Histories, columns: Tensor) -> Tensor:
         """The same for equal interests: FISM. The factors are multiplied one after the other."""
         own, q = histories.own(columns), self.q[columns]
@@ -170,6 +209,8 @@ class IRIS(nn.Module):
         factors = torch.cat([self.p, self.q, self.item_bias[:, None]], dim=1).detach()
         if warm.any():
             self.mean_factors.copy_(factors[warm].mean(dim=0))
+        if self.config.form == "paper":
+            return
         inputs = self._content(signals, present)
         ridge = linalg.cross_validated_ridge(inputs, factors, warm, base=self.mean_factors.expand_as(factors))
         self.from_content.copy_(ridge.weights)
@@ -180,8 +221,10 @@ class IRIS(nn.Module):
         units = [linalg.unit(signals[name]) * flags[:, [column]] for column, name in enumerate(self.names)]
         return torch.cat([*units, flags], dim=1)
 
-    def projection(self, name: str) -> Projection:
-        """The projection of one modality."""
+    def projection(self, name: str) -> Projection | None:
+        """The projection of one modality; None in the paper's form."""
+        if name not in self.projections:
+            return None
         projection = self.projections[name]
         assert isinstance(projection, Projection)
         return projection
@@ -198,6 +241,15 @@ class Histories:
     def own(self, columns: Tensor) -> Tensor:
         """The entries of some items, `[u, b]`."""
         return torch.from_numpy(np.ascontiguousarray(self._by_item[:, columns.numpy()].toarray()))
+
+    def entries(self, users: Tensor) -> tuple[Tensor, Tensor]:
+        """The entries of some users' histories, one after the other: whose of `users` each is, and its item."""
+        starts, items = self.rows.matrix.indptr, self.rows.matrix.indices
+        begin = starts[users.numpy()].astype(np.int64)
+        count = starts[users.numpy() + 1] - begin
+        owner = np.repeat(np.arange(len(count)), count)
+        offset = np.arange(len(owner)) - (count.cumsum() - count)[owner]
+        return torch.from_numpy(owner), torch.from_numpy(items[begin[owner] + offset].astype(np.int64))
 
     def select(self, users: Tensor) -> Histories:
         """The histories of these users alone."""

@@ -62,14 +62,18 @@ class Explained:
 
     Attributes:
         score: `[T]`, the sum of the relevances and the target's item bias.
+        interest: `[T, H]`, a_ij, how much each history item counts for the target; 0 for the target itself. (eq. 4)
         relevance: `[T, H]`, what each history item adds to the score, a_ij p_i . q_j |H|^-alpha; 0 for the target
             itself.
-        shares: `[T, H, M]`, how the relevance falls to the history item's modalities: what it changes by were the
-            modality not there, brought to a sum of 1; all 0 where no modality changes it.
+        effects: `[T, H, M]`, by how much each of the history item's modalities raises its relevance: the relevance less
+            what it is without the modality.
+        shares: `[T, H, M]`, the size of these effects, brought to a sum of 1; all 0 where no modality changes it.
     """
 
     score: Array
+    interest: Array
     relevance: Array
+    effects: Array
     shares: Array
 
 
@@ -79,8 +83,11 @@ class IRISServing:
     def __init__(self, model: IRIS, items: Vocabulary) -> None:
         self.model = model.eval().requires_grad_(False)
         self.items = items
-        self._projections = [ProjectionWeights(model.projection(name)) for name in model.names]
-        self._towers = [Linear([model.towers.first[name]]) for name in model.names]
+        projections = [model.projection(name) for name in model.names]
+        self._projections = [None if one is None else ProjectionWeights(one) for one in projections]
+        self._scales = numpy_of(model.scales)
+        first = model.towers.first
+        self._towers = [Linear([first[name]]) if name in first else None for name in model.names]
         self._readers = numpy_of(model.readers())  # [M, h, 2k]
         self._bias, self._h = numpy_of(model.bias), numpy_of(model.h)
         self._mean_factors, self._from_content = numpy_of(model.mean_factors), numpy_of(model.from_content)
@@ -91,6 +98,11 @@ class IRISServing:
     def names(self) -> tuple[str, ...]:
         """The modalities that are read, in the order of the columns of `present` and `shares`."""
         return self.model.names
+
+    @property
+    def reads_generated(self) -> bool:
+        """Whether a generated feature counts as present; else a missing modality is zero."""
+        return self.model.config.generated
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -111,19 +123,21 @@ class IRISServing:
 
         Args:
             features: raw, by modality `[n, dim_m]`; rows that are not present hold anything finite.
-            present: `[n, M]`, columns as in `names`; a generated feature is present.
+            present: `[n, M]`, columns as in `names`; a generated feature is present where `reads_generated`.
             ids: whose latent factors are those of training where the item is warm, and predicted from content
                 otherwise.
         """
         flags = present.astype(np.float32)
         d, k = self.model.p.shape[1], len(self._bias)
         signals = [
-            projection.project(features[name]) for name, projection in zip(self.names, self._projections, strict=True)
+            features[name] / scale if projection is None else projection.project(features[name])
+            for name, projection, scale in zip(self.names, self._projections, self._scales, strict=True)
         ]
         factors = self._factors_of(signals, flags, ids)
         shares = np.zeros((len(self.names), len(ids), 2 * k), np.float32)  # of each modality in both roles (eq. 7-8)
         for column, (signal, tower) in enumerate(zip(signals, self._towers, strict=True)):
-            shares[column] = (np.maximum(tower(signal), 0) * flags[:, [column]]) @ self._readers[column]
+            hidden = signal if tower is None else np.maximum(tower(signal), 0)
+            shares[column] = np.where(present[:, [column]], hidden, np.float32(0)) @ self._readers[column]
         roles = shares.sum(axis=0)
         history = roles[:, :k] + self._bias
         without = history - shares[:, :, :k]  # what a modality adds, the item lacks without it
@@ -176,10 +190,14 @@ class IRISServing:
             same: `[T, H]`, where the history item is the target itself, which then is no part of its own history.
         """
         counts, length = _counted(history, targets, weights, same)
-        relevance = self._relevance(history, targets, counts, length)
-        change = self._changes(history, targets, relevance, counts, length)
-        shares = change / np.maximum(change.sum(axis=2, keepdims=True), np.float32(NOTHING))
-        return Explained(relevance.sum(axis=1) + targets.item_bias, relevance, shares)
+        interest = self._interest(history.history, targets) * counts  # [T, H]
+        total = interest.sum(axis=1, keepdims=True)
+        relevance = self._weighted(interest, total, history, targets, length)
+        effects = self._effects(history, targets, relevance, interest, counts, length)
+        size = np.abs(effects)
+        shares = size / np.maximum(size.sum(axis=2, keepdims=True), np.float32(NOTHING))
+        a = interest / inference.normaliser(total, length, alpha=0.0, beta=self.model.config.beta)
+        return Explained(relevance.sum(axis=1) + targets.item_bias, a, relevance, effects, shares)
 
     def _relevance(self, history: ItemSides, targets: ItemSides, counts: Array, length: Array) -> Array:
         interest = self._interest(history.history, targets) * counts  # [T, H]
@@ -194,17 +212,18 @@ class IRISServing:
         scale = inference.normaliser(total, length, alpha=config.alpha, beta=config.beta)
         return interest / scale * (targets.q @ history.p.T)
 
-    def _changes(self, history: ItemSides, targets: ItemSides, relevance: Array, counts: Array, length: Array) -> Array:
-        """By how much each relevance changes were one of the history item's modalities not there, `[T, H, M]`."""
-        interest = self._interest(history.history, targets) * counts
+    def _effects(
+        self, history: ItemSides, targets: ItemSides, relevance: Array, interest: Array, counts: Array, length: Array
+    ) -> Array:
+        """By how much each relevance is larger than were one of the history item's modalities not there `[T, H, M]`."""
         total = interest.sum(axis=1, keepdims=True)
-        changes = np.zeros((*relevance.shape, len(self.names)), np.float32)
+        effects = np.zeros((*relevance.shape, len(self.names)), np.float32)
         for column in range(len(self.names)):
             other = self._interest(history.without[:, column], targets) * counts
             # Each history item loses it by itself: the others' interests stay in the sum.
             changed = self._weighted(other, total - interest + other, history, targets, length)
-            changes[..., column] = np.abs(relevance - changed)
-        return changes
+            effects[..., column] = relevance - changed
+        return effects
 
     # --- bundle ------------------------------------------------------------------------------------------------------
 
@@ -216,7 +235,7 @@ class IRISServing:
             "model": self.model.config.model_dump(mode="json"),
             "sizes": {spec.name: spec.dim for spec in self.model.specs},
         }
-        return ModelEntry(config=config, metrics=dict(metrics), file=FILE)
+        return ModelEntry(config=config, metrics=dict(metrics), file=FILE, form=self.model.config.form)
 
     @classmethod
     def load(cls, bundle: Bundle) -> IRISServing | None:

@@ -162,7 +162,8 @@ def _sides(
         name: np.stack([_raw(model.specs[name].dim, name, *pair) for pair in zip(inputs, completed, strict=True)])
         for name in iris.names
     }
-    present = [[item.states[name] is not State.ABSENT for name in iris.names] for item in completed]
+    told = (State.OBSERVED, State.GENERATED) if iris.reads_generated else (State.OBSERVED,)
+    present = [[item.states[name] in told for name in iris.names] for item in completed]
     sides = iris.sides(features, np.array(present, dtype=np.bool_), ids)
     return {name: getattr(sides, name) for name in iris.shapes}
 

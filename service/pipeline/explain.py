@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from models.arrays import Array, Mask, Rows
@@ -92,15 +94,24 @@ def _reasons(
 ) -> tuple[Reason, ...]:
     """The history's items at these places as reasons for one target; without items that were deleted meanwhile."""
     entries = [catalogue.entries.get(key) for key in past.keys[places].tolist()]
-    relevances, shares = explained.relevance[row, places].tolist(), explained.shares[row, places].tolist()
+    relevances, interests = explained.relevance[row, places].tolist(), explained.interest[row, places].tolist()
+    effects, shares = explained.effects[row, places].tolist(), explained.shares[row, places].tolist()
     return tuple(
         Reason(
             entry.id,
             entry.title,
             round(relevance, DIGITS),
-            {name: round(part, 4) for name, part in zip(iris.names, parts, strict=True)},
+            round(interest, DIGITS),
+            _by_modality(iris, changes, DIGITS),
+            _by_modality(iris, parts, 4),
             {name: entry.states[name] for name in iris.names},
         )
-        for entry, relevance, parts in zip(entries, relevances, shares, strict=True)
+        for entry, relevance, interest, changes, parts in zip(
+            entries, relevances, interests, effects, shares, strict=True
+        )
         if entry is not None
     )
+
+
+def _by_modality(iris: IRISServing, numbers: Sequence[float], digits: int) -> dict[str, float]:
+    return {name: round(number, digits) for name, number in zip(iris.names, numbers, strict=True)}

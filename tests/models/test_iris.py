@@ -98,6 +98,8 @@ def test_scores_and_relevances_are_those_of_the_equations(sharing: bool, alpha: 
         for h, i in enumerate(history):
             expected = 0.0 if i == j else np.exp(f[i]) / total**beta * (every.p[i] @ every.q[j]) / len(past) ** alpha
             assert found.relevance[t, h] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            a = 0.0 if i == j else np.exp(f[i]) / total**beta  # eq. 4
+            assert found.interest[t, h] == pytest.approx(a, rel=1e-4, abs=1e-6)
         assert found.score[t] == pytest.approx(found.relevance[t].sum() + every.item_bias[j], abs=1e-5)
     np.testing.assert_allclose(found.score, one.score(every.select(history), every.select(targets), same=same))
 
@@ -115,8 +117,10 @@ def test_shares_are_what_the_relevance_loses_without_a_modality() -> None:
             other = interest.copy()
             other[place] = np.exp(np.maximum(plain(one, i, without=column) + every.target[j], 0) @ h)
             relevance = other[place] / other.sum() ** beta * (every.p[i] @ every.q[j])
-            change.append(abs(found.relevance[0, place] - relevance))
-        np.testing.assert_allclose(found.shares[0, place], np.array(change) / sum(change), atol=1e-3)
+            change.append(found.relevance[0, place] - relevance)
+        np.testing.assert_allclose(found.effects[0, place], change, rtol=1e-3, atol=1e-5)
+        size = np.abs(change)
+        np.testing.assert_allclose(found.shares[0, place], size / size.sum(), atol=1e-3)
 
 
 def test_the_fused_form_scores_alike() -> None:

@@ -10,18 +10,19 @@ from pathlib import Path
 import torch
 
 from models.bundle import CATALOGUE_FEATURES, Bundle, BundleWriter
-from models.iris.config import IRISConfig
+from models.iris.config import IRISConfig, paper_settings
 from models.iris.model import IRIS
 from models.iris.serving import NAME, IRISServing
 from models.modality import ModalitySpec
 
 CONFIG = IRISConfig(embedding_size=8, tower_hidden=16, tower_size=8, interest_size=6, rank=12)
+PAPER = IRISConfig(**paper_settings(8))
 
 
-def with_iris(source: Path, path: Path, *, reads: Sequence[str] | None = None) -> None:
+def with_iris(source: Path, path: Path, *, reads: Sequence[str] | None = None, config: IRISConfig = CONFIG) -> None:
     """Write the bundle at `source` to `path`, with an IRIS that reads these modalities, or all."""
     bundle = Bundle.load(source)
-    reranker = drawn(bundle, CONFIG.model_copy(update={"reads": reads}))
+    reranker = drawn(bundle, config.model_copy(update={"reads": reads}))
     with BundleWriter(path) as writer:
         for name in bundle.manifest.files:
             writer.add(name, _copying(source / name))

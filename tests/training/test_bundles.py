@@ -19,8 +19,8 @@ from training.content import DataOptions, withheld_cells
 from training.datasets import Dataset, load_dataset, write_dataset
 from training.dgmrec.recipe import DGMRecRecipe
 from training.iris.recipe import IRISRecipe
-from training.iris.task import TRAINER as IRIS_TRAINER
-from training.iris.task import IRISTraining
+from training.iris.source import TRAINER as IRIS_TRAINER
+from training.iris.source import IRISTraining
 from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER as LRMM_TRAINER
 from training.progress import Terminal

@@ -529,6 +529,19 @@ def test_train_iris_beside_dgmrec(lacuna: Run, data: Path, tmp_path: Path) -> No
     assert all(name in sentence for name in ("members", "als_epochs", "patience"))
 
 
+@pytest.mark.parametrize("option", [("--form", "paper"), ("--set", "form=paper")])
+def test_train_iris_as_the_paper_has_it(lacuna: Run, data: Path, tmp_path: Path, option: tuple[str, str]) -> None:
+    out, settings = tmp_path / "bundle", ("--set", "epochs=1", "--set", "embedding_size=4", "--threads", "1")
+    code, printed, _ = lacuna("train", "iris", "--data", data, "--out", out, *option, *settings, "--json")
+    assert code == 0
+    model = json.loads(printed)["models"]["iris"]
+    assert (model["form"], model["config"]["model"]["form"], model["config"]["model"]["members"]) == ("paper",) * 2 + (
+        1,
+    )
+    sentence = refused(lacuna("train", "iris", "--data", data, "--out", out, *option, "--set", "rank=3"))
+    assert "the setting 'rank' belongs to form=lacuna" in sentence
+
+
 def test_evaluate_leave_one_out(lacuna: Run, data: Path, tmp_path: Path) -> None:
     arguments = ("--data", data, "--protocol", "leave-one-out")
     assert "the protocol leave-one-out has no model 'dgmrec'; it has iris, popularity" in refused(

@@ -299,9 +299,34 @@ def test_service_figures(report: Callable[..., Page]) -> None:
 
 
 def test_a_protocol_of_tomorrow(report: Callable[..., Page]) -> None:
-    page = report(raw("iris", [{"hr@10": 0.8, "valid hr@10": 0.9}], protocol="leave-one-out"))
+    page = report(raw("iris", [{"hr@10": 0.8, "valid hr@10": 0.9}], protocol="another"))
     assert page.cell("All figures", "Multimodal IRIS", "HR@10") == "0.8000"
     assert page.headers["All figures"] == ["Model", "HR@10", "seeds"]
+
+
+def test_iris_has_its_section(report: Callable[..., Page]) -> None:
+    names = [f"{way} {measure}" for way in ("deletion", "insertion") for measure in ("hr@10", "score")]
+    orders = {"relevance": 0.2, "random": 0.6}
+    areas = {f"{name}[{order}]": value for name in names for order, value in orders.items()}
+    figures = {"hr@10": 0.8, "ndcg@10": 0.5, "hr@20": 0.9, "ndcg@20": 0.6}
+
+    def result(variant: str | None, **model: Any) -> dict[str, Any]:
+        made = raw("iris", [figures | {"faithful": 0.75} | areas], protocol="leave-one-out", variant=variant)
+        made["config"] = {"model": model}
+        made["runs"][0]["curves"] = {f"{name}[{order}]": [1, 0.5, 0] for name in names for order in orders}
+        return made
+
+    page = report(
+        result(None, form="lacuna", beta=0.8),
+        result("paper-16", form="paper", embedding_size=16, tower_size=16),
+        result("paper-64", form="paper", embedding_size=64, tower_size=64),
+    )
+    assert page.cell("One item against 99", "Multimodal IRIS", "NDCG@20") == "0.6000"
+    assert page.cell("Area under the curve, by order", "random", "deletion hr@10") == "0.6000"
+    titles = [heading for heading in page.headings if heading.startswith(("Deletion", "Insertion"))]
+    assert sorted(titles) == ["Deletion hr@10", "Deletion score", "Insertion hr@10", "Insertion score"]
+    assert "HR@10 by embedding_size" in page.headings
+    assert "HR@10 by beta" not in page.headings
 
 
 # --- what is broken ------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ from tests.training.tiny import CONFIG, TRAINER, write_vectors
 from training.content import DataOptions
 from training.dgmrec.recipe import DGMRecRecipe
 from training.iris.recipe import IRISRecipe
-from training.iris.task import TRAINER as IRIS_TRAINER
-from training.iris.task import IRISTraining
+from training.iris.source import TRAINER as IRIS_TRAINER
+from training.iris.source import IRISTraining
 from training.progress import Terminal
 from training.recipe import train_into_bundle
 from training.report.page import make_report

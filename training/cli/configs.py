@@ -9,15 +9,16 @@ from pydantic import BaseModel, ValidationError
 
 from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from models.dgmrec.config import DGMRecConfig
-from models.iris.config import IRISConfig
+from models.iris.config import IRISConfig, paper_settings
 from models.lrmm.config import OLD_NAMES as LRMM_OLD_NAMES
 from models.lrmm.config import LRMMConfig, LRMMPaperConfig
 from models.renamed import OldNames, refuse_old_names
 from training.cli.options import CommandError, parse_device
-from training.dgmrec.recipe import PAPER_TRAINER, DGMRecRecipe
+from training.dgmrec.recipe import PAPER_TRAINER as DGMREC_PAPER_TRAINER
+from training.dgmrec.recipe import DGMRecRecipe
 from training.iris.recipe import IRISRecipe
-from training.iris.task import TRAINER as IRIS_TRAINER
-from training.iris.task import IRISTraining
+from training.iris.source import PAPER_TRAINER, PAPER_TRAINING, IRISTraining, foreign_to
+from training.iris.source import TRAINER as IRIS_TRAINER
 from training.lrmm.paper import TRAINER_OF_PAPER
 from training.lrmm.recipe import LRMMRecipe
 from training.lrmm.task import TRAINER as RATING_TRAINER
@@ -77,12 +78,21 @@ def with_device(settings: dict[str, Any], device: str) -> dict[str, Any]:
 
 def iris_configs(settings: dict[str, Any]) -> tuple[IRISConfig, IRISTraining, TrainerConfig]:
     model, training, trainer = divide_settings(settings, IRISConfig, IRISTraining, TrainerConfig)
-    usual = IRIS_TRAINER.model_dump()
+    paper = settings.get("form") == "paper"
+    if foreign := sorted(foreign_to("paper" if paper else "lacuna") & settings.keys()):
+        raise CommandError(f"the setting {foreign[0]!r} belongs to form={'lacuna' if paper else 'paper'}")
+    if paper:
+        size = model.get("embedding_size")
+        model = paper_settings(*([size] if isinstance(size, int) else [])) | model
+        training = PAPER_TRAINING | training
+        if not isinstance(k := training["negatives"], int) or k < 1:
+            raise CommandError(f"the setting 'negatives': form=paper samples a whole number of them, not {k!r}")
+    usual = (PAPER_TRAINER if paper else IRIS_TRAINER).model_dump()
     return _checked(IRISConfig, model), _checked(IRISTraining, training), _checked(TrainerConfig, usual | trainer)
 
 
 def dgmrec_configs(settings: dict[str, Any]) -> tuple[DGMRecConfig, TrainerConfig]:
-    return _validated(settings, DGMRecConfig, PAPER_TRAINER if settings.get("form") == "paper" else {})
+    return _validated(settings, DGMRecConfig, DGMREC_PAPER_TRAINER if settings.get("form") == "paper" else {})
 
 
 def _validated(settings: dict[str, Any], kind: type[C], usual: dict[str, Any]) -> tuple[C, TrainerConfig]:
@@ -111,4 +121,6 @@ def _checked(kind: type[C], settings: dict[str, Any]) -> C:
         return kind.model_validate(settings)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CommandError(f"the setting {first['loc'][0]!r}: {first['msg']}") from None
+        reason = first["msg"].removeprefix("Value error, ")
+        where = f"the setting {first['loc'][0]!r}: " if first["loc"] else ""  # some fit each other or not
+        raise CommandError(f"{where}{reason}") from None

@@ -13,14 +13,16 @@ import numpy as np
 
 from models.arrays import Rows
 from models.iris.config import IRISConfig
-from models.iris.serving import IRISServing
 from models.modality import ModalBatch
 from training.baselines.ranking import BASELINES, BaselineData, tune
+from training.bundles import run_fingerprint
 from training.content import DataOptions, no_content, prepare_features
 from training.datasets.base import Dataset
+from training.evaluate.faithfulness import faithfulness
 from training.evaluate.result import Measured, result_of, run_record, training_record
-from training.held_out import HeldOut, PairScores, Trials, measured, published_held_out, random_held_out
-from training.iris.task import IRISTraining, TopNSource, completed, member_settings, train_iris
+from training.held_out import HeldOut, PairScores, measured, published_held_out, random_held_out
+from training.iris.source import IRISTraining, TopNSource, completed, foreign_to
+from training.iris.task import member_settings, train_iris
 from training.metrics import ScoreFunction, Scores
 from training.progress import Terminal
 from training.splits import Parts
@@ -30,7 +32,6 @@ IRIS = "iris"
 LEAVE_ONE_OUT_MODELS = (IRIS, *BASELINES)
 METRIC = "ndcg@10"
 FIXED = "random"  # the published split that stands for the first of the random ones
-EXPLAINED_USERS = 500  # of whom the explanations are checked
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,9 @@ def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
     split = {"split": plan.split}
     if plan.model != IRIS:
         return split | {"grid": [dict(setting) for setting in BASELINES[plan.model].grid]}
+    model = plan.config.model_dump(mode="json") | plan.training.model_dump()
     return split | {
-        "model": plan.config.model_dump(mode="json") | plan.training.model_dump(),
+        "model": {name: value for name, value in model.items() if name not in foreign_to(plan.config.form)},
         "trainer": plan.trainer.model_dump(exclude={"seed"}),
         "missing": plan.options.missing,
         "mask": plan.options.mask,
@@ -139,19 +141,41 @@ def _of_pairs(scores: ScoreFunction) -> PairScores:
 def _iris(
     dataset: Dataset, plan: LeaveOneOutPlan, held_out: HeldOut, content: ModalBatch, seed: int, terminal: Terminal
 ) -> dict[str, Any]:
-    filled = completed(content, held_out.train, len(dataset.users), plan.training, seed)
+    wanted = {"generated": plan.config.generated, "shuffled": plan.training.shuffled}
+    filled = completed(content, held_out.train, len(dataset.users), **wanted, seed=seed)
     source = TopNSource(held_out, filled, dataset.users, dataset.items)
     trainer = plan.trainer.model_copy(update={"seed": seed})
     settings = plan.config, plan.training, trainer
+    fingerprint = _fingerprint(source, *settings)
     trained = train_iris(
-        source, *settings, terminal=terminal, members_at=_members_at(plan, member_settings(source, *settings))
+        source,
+        *settings,
+        terminal=terminal,
+        fingerprint=fingerprint,
+        checkpoint=_paper_at(plan, fingerprint),
+        members_at=_members_at(plan, member_settings(source, *settings)),
     )
     metrics = measured(trained.scores, held_out.test) | _valid(trained.result.best)
+    explained = faithfulness(trained.serving, source, held_out.test, seed)
     return {
-        "metrics": metrics | faithfulness(trained.serving, source, held_out.test, seed),
+        "metrics": metrics | explained.metrics,
+        "curves": explained.curves,
         **training_record(trained.result),
         "training_seconds": round(trained.seconds, 1),
     }
+
+
+def _fingerprint(source: TopNSource, config: IRISConfig, training: IRISTraining, trainer: TrainerConfig) -> str:
+    settings = {"data": source.held_out.fingerprint, "config": config, "training": training, "trainer": trainer}
+    return run_fingerprint(source.content, settings)
+
+
+def _paper_at(plan: LeaveOneOutPlan, fingerprint: str) -> Path | None:
+    """The paper's form takes hours on large data: where it stands is kept beside the dataset, too."""
+    cache = plan.options.cache
+    if cache is None or plan.config.form != "paper":
+        return None
+    return cache / f"iris-paper-{fingerprint[:16]}.safetensors"
 
 
 def _members_at(plan: LeaveOneOutPlan, settings: str) -> Callable[[int], Path] | None:
@@ -161,37 +185,3 @@ def _members_at(plan: LeaveOneOutPlan, settings: str) -> Callable[[int], Path] |
         return None
     name = hashlib.sha256(settings.encode()).hexdigest()[:16]
     return lambda member: cache / f"iris-{name}-{member}.safetensors"
-
-
-def faithfulness(serving: IRISServing, source: TopNSource, trials: Trials, seed: int) -> dict[str, float]:
-    """Whether what an explanation names first matters most: the score of the item held out is computed once more
-    without the history item of the largest relevance, and without a random one of the others.
-
-    - `faithful`: share of the users whose score falls by more without the former;
-    - `fall ratio`: the mean fall without the former by the mean fall without the latter, its size alone.
-
-    Users with one item have nothing to compare with and are left out.
-    """
-    rng = np.random.default_rng(seed)
-    histories = source.histories.rows.matrix
-    long = np.flatnonzero(np.diff(histories.indptr)[trials.users] > 1)
-    chosen = rng.permutation(long)[:EXPLAINED_USERS]
-    content = source.content
-    features = {name: content.features[name].numpy() for name in serving.names}
-    present = content.observed[:, [content.names.index(name) for name in serving.names]].numpy()
-    sides = serving.sides(features, present, source.items.ids)
-    first, other = np.empty(len(chosen)), np.empty(len(chosen))
-    for place, (user, target) in enumerate(zip(trials.users[chosen], trials.items[chosen, 0], strict=True)):
-        history = histories.indices[histories.indptr[user] : histories.indptr[user + 1]].astype(np.int64)
-        wanted = sides.select([target])
-        explained = serving.explain(sides.select(history), wanted)
-        best = int(explained.relevance[0].argmax())
-        drawn = int(rng.choice(np.delete(np.arange(len(history)), best)))
-        for falls, left_out in ((first, best), (other, drawn)):
-            falls[place] = explained.score[0] - serving.score(sides.select(np.delete(history, left_out)), wanted)[0]
-    if not len(chosen):
-        return {}
-    return {
-        "faithful": float((first > other).mean()),
-        "fall ratio": float(first.mean() / max(np.abs(other).mean(), 1e-12)),
-    }

@@ -14,30 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 import torch.nn.functional as F  # noqa: N812 - the name everybody knows
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 from torch.nn import init
 
-from models.graph import InteractionGraphs
-from models.imputers import impute
 from models.iris.config import IRISConfig
 from models.iris.model import IRIS, Histories
 from models.iris.serving import IRISServing
-from models.modality import ModalBatch
-from models.vocabulary import Vocabulary
 from training.baselines.ranking import fitted_als
-from training.held_out import HeldOut, PairScores, measured
+from training.held_out import PairScores, measured
+from training.iris.paper import PaperTask, paper_module
+from training.iris.source import PAPER_ONLY, IRISTraining, TopNSource, table_scores
 from training.progress import Terminal
-from training.splits import Pairs
 from training.trainer import TrainerConfig, TrainingResult, falling_share, train
 
-METRIC = "ndcg@10"
-TRAINER = TrainerConfig(
-    epochs=4, batch_size=256, learning_rate=3e-3, patience=4, smoothing=1, tolerance=0, metric=METRIC
-)
 MEMBERS = 100  # more than there ever are, so that no two of them share a seed
 FEWEST_STEPS = 10  # of an epoch of a member
 CONSTANT_FRACTION = 2 / 3  # of a member's epochs, after which its learning rate begins to fall
@@ -51,59 +42,6 @@ STEADY_RATE = 0.17
 USERS_AT_ONCE = 8192
 TARGETS_AT_ONCE = 8192
 FIRST_INTEREST = 0.1  # spread of h at the start
-
-
-class IRISTraining(BaseModel):
-    """How IRIS is trained, beside the trainer's settings, which are those of the interests."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    negatives: float = Field(20.0, gt=0, description="K, negatives for each positive; the paper has 4")
-    drop: float = Field(0.4, ge=0, lt=1, description="share of a history's entries that a step does not see")
-    from_als: int = Field(1, ge=0, description="members that start from the factors of ALS; the others at random")
-    als_weight: float = Field(5.0, ge=1, description="alpha of ALS")
-    als_penalty: float = Field(50.0, gt=0)
-    factor_epochs: int = Field(30, ge=1, description="epochs of a member that starts at random")
-    factor_rate: float = Field(3e-2, gt=0, description="learning rate of a member that starts at random")
-    als_epochs: int = Field(24, ge=1, description="epochs of a member that starts from ALS")
-    als_rate: float = Field(1e-2, gt=0)
-    factor_users: int = Field(512, ge=1, description="users in a step of a member's training, at most")
-    tuning_rate: float = Field(0.0, ge=0, description="learning rate of the factors beside the interests")
-    generated: bool = Field(True, description="missing content is generated; False: left out, which is zero")
-    shuffled: bool = Field(False, description="each item has the content of another one: the ablation of content")
-
-
-@dataclass(frozen=True)
-class TopNSource:
-    """What IRIS learns from: a leave-one-out split and the items' content, missing cells filled or left out."""
-
-    held_out: HeldOut
-    content: ModalBatch
-    users: Vocabulary
-    items: Vocabulary
-
-    @property
-    def histories(self) -> Histories:
-        """All users' training items."""
-        return histories_of(self.held_out.train, len(self.users), len(self.items))
-
-
-def histories_of(pairs: Pairs, n_users: int, n_items: int) -> Histories:
-    """The histories `[users, items]` that (user, item) pairs make."""
-    ones = np.ones(len(pairs), np.float32)
-    return Histories(sp.csr_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(n_users, n_items)))
-
-
-def completed(content: ModalBatch, pairs: Pairs, n_users: int, training: IRISTraining, seed: int) -> ModalBatch:
-    """Content as the training wants it: missing cells hold a ridge regression on what else is known, and count as
-    present; or they are left out. Shuffled, each item has another one's."""
-    if training.generated and content.names and not bool(content.observed.all()):
-        graphs = InteractionGraphs.build(pairs[:, 0], pairs[:, 1], n_users, len(content))
-        filled = content.observed.any(dim=0).expand_as(content.observed)
-        content = ModalBatch(impute(content, "ridge", graphs), filled.clone())
-    if training.shuffled:
-        return content.select(torch.from_numpy(np.random.default_rng(seed).permutation(len(content))))
-    return content
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -189,9 +127,8 @@ class IRISTask:
     @torch.no_grad()
     def scorer(self) -> PairScores:
         """Scores of any items for users, after their training histories."""
-        parts = torch.split(torch.arange(len(self._source.items)), self._stage.targets)
-        table = torch.cat([self._stage.scores(self._histories, part) for part in parts], dim=1).numpy()
-        return lambda users, items: table[users[:, None], items]
+        at_once = self._stage.targets
+        return table_scores(lambda part: self._stage.scores(self._histories, part), len(self._source.items), at_once)
 
     def state(self) -> dict[str, Any]:
         """The optimiser's state; what is random depends on the epoch alone."""
@@ -247,7 +184,7 @@ def als_similarity(source: TopNSource, size: int, training: IRISTraining, seed: 
 def member_settings(source: TopNSource, config: IRISConfig, training: IRISTraining, trainer: TrainerConfig) -> str:
     """All that members depend on: content and interests are not among it."""
     factors = config.embedding_size, config.alpha, config.beta
-    learning = training.model_dump(exclude={"tuning_rate", "generated", "shuffled"})
+    learning = training.model_dump(exclude={"tuning_rate", "shuffled", *PAPER_ONLY})
     return repr((source.held_out.fingerprint, factors, learning, trainer.seed, trainer.metric))
 
 
@@ -308,37 +245,50 @@ def train_iris(
     checkpoint: Path | None = None,
     members_at: Callable[[int], Path] | None = None,
 ) -> TrainedIRIS:
-    """Members, then interests; validation chooses the epoch of each. An interrupted training goes on where it was.
+    """Train the form that is configured; validation chooses the epoch of each stage. An interrupted training goes on
+    where it was.
 
     Args:
         fingerprint: names data and configuration; a checkpoint of another one is ignored.
-        checkpoint: where that of the interests goes.
+        checkpoint: where that of the interests goes, or of the paper's form.
         members_at: where those of the members go, by their number.
 
     Raises:
         UnknownMetricError: validation does not give the metric that is to decide.
     """
-    members, seconds = [], 0.0
-    for member in range(config.members):
-        terminal.say(f"factors {member + 1} of {config.members}")
-        path = None if members_at is None else members_at(member)
-        module, member_seconds = train_member(
-            source, config, training, trainer, member, terminal=terminal, checkpoint=path
-        )
-        members.append(module)
-        seconds += member_seconds
-    module = _joined(source, config, members, trainer.seed)
-    features = {name: source.content.features[name] for name in module.names}
-    present = source.content.observed[:, [source.content.names.index(name) for name in module.names]]
-    module.fit_projections(features, present)
-    signals = module.signals(features)
-    task = _interests(source, module, training, trainer, signals, present)
-    terminal.say("interests")
+    seconds = 0.0
+    task: PaperTask | IRISTask
+    if config.form == "paper":
+        task = PaperTask(source, paper_module(source, config, trainer.seed), training, trainer)
+    else:
+        members, seconds = _members(source, config, training, trainer, terminal, members_at)
+        task = _interests(source, _joined(source, config, members, trainer.seed), training, trainer)
+        terminal.say("interests")
     result = train(task, trainer, fingerprint=fingerprint, checkpoint_path=checkpoint, progress=terminal)
     warm = torch.zeros(len(source.items), dtype=torch.bool)
     warm[torch.from_numpy(np.unique(source.held_out.train[:, 1]))] = True
-    module.fit_prediction(signals, present, warm)
-    return TrainedIRIS(IRISServing(module, source.items), result, seconds + result.seconds, task.scorer())
+    signals, present = source.read_by(task.module)
+    task.module.fit_prediction(signals, present, warm)
+    return TrainedIRIS(IRISServing(task.module, source.items), result, seconds + result.seconds, task.scorer())
+
+
+def _members(
+    source: TopNSource,
+    config: IRISConfig,
+    training: IRISTraining,
+    trainer: TrainerConfig,
+    terminal: Terminal,
+    members_at: Callable[[int], Path] | None,
+) -> tuple[list[IRIS], float]:
+    """The trained members, and the seconds of all."""
+    members, seconds = [], 0.0
+    for number in range(config.members):
+        terminal.say(f"factors {number + 1} of {config.members}")
+        path = None if members_at is None else members_at(number)
+        module, taken = train_member(source, config, training, trainer, number, terminal=terminal, checkpoint=path)
+        members.append(module)
+        seconds += taken
+    return members, seconds
 
 
 def _joined(source: TopNSource, config: IRISConfig, members: list[IRIS], seed: int) -> IRIS:
@@ -355,14 +305,10 @@ def _joined(source: TopNSource, config: IRISConfig, members: list[IRIS], seed: i
     return module
 
 
-def _interests(
-    source: TopNSource,
-    module: IRIS,
-    training: IRISTraining,
-    trainer: TrainerConfig,
-    signals: dict[str, Tensor],
-    present: Tensor,
-) -> IRISTask:
+def _interests(source: TopNSource, module: IRIS, training: IRISTraining, trainer: TrainerConfig) -> IRISTask:
+    source.fit(module)
+    signals, present = source.read_by(module)
+
     def scores(histories: Histories, targets: Tensor) -> Tensor:
         return module.score(histories, module.similarities(*module.roles(signals, present), targets))
 

@@ -64,6 +64,7 @@ class Run(BaseModel):
     best_epoch: int | dict[str, int] | None = None
     history: list[Epoch] | dict[str, list[Epoch]] = []
     by_amount: dict[str, list[Amount]] = {}
+    curves: dict[str, list[FiniteFloat]] = {}
     reconstructions: dict[str, Reconstruction] = {}
 
 

@@ -31,6 +31,25 @@ RENAMED = {**DGMREC_OLD_NAMES, **TRAINER_OLD_NAMES}
 T = TypeVar("T")
 
 COMPARED = 5  # models in a plot
+LEFT_OUT = ("hr@10", "ndcg@10", "hr@20", "ndcg@20")
+EXPLAINED = (
+    "Histories are taken away item by item, what is named first at first, or built up from nothing in that order; "
+    "after each step the item held out is scored and ranked again. Relevance is the order of the explanations, "
+    "interest that of a_ij alone, similarity that of p_i . q_j, content that of likeness. A faithful order loses the "
+    "item soonest when its items go, and finds it soonest when they come: a small area under deletion, a large one "
+    "under insertion."
+)
+ORDER = r"deletion hr@10\[(.+)\]"
+VARIED = (
+    "embedding_size",
+    "negatives",
+    "alpha",
+    "beta",
+    "learning_rate",
+    "l2_factors",
+    "l2_interest",
+)  # by IRIS' paper
+FOLLOWING = ("tower_size", "interest_size")  # settings that embedding_size may bring with it
 RECONSTRUCTIONS = "Test pairs of one split: a modality as it is embedded, and as it is rebuilt from the others alone."
 HEADLINES = ("recall@20", "recall@20[missing=0%]", "rmse[+F]", "hr@10")
 RANKING = ("recall@20", "ndcg@20", "recall@50", "ndcg@50")
@@ -66,8 +85,7 @@ ABOUT = {
     "cosines.",
     "rating": "Errors of predicted ratings from 1 to 5 on the same test rows for every model; smaller is better. "
     "Always answering the most frequent rating has a low MAE, so it is never read alone.",
-    "leave-one-out": "One item of each user, held out, is ranked among 99 that the user has not met. Faithful: how "
-    "often a score falls by more without the history item that the explanation names first than without a random one.",
+    "leave-one-out": "One item of each user, held out, is ranked among 99 that the user has not met.",
     "growth": "The dataset resampled to so many times its users, items and interactions, with the same number of steps "
     "an epoch.",
 }
@@ -194,11 +212,14 @@ def _section(name: str, protocol: str, condition: str, members: Sequence[Result]
         "ratio": _ratio,
         "retrieval": _retrieval,
         "rating": _rating,
+        "leave-one-out": _left_out,
         "growth": _growth,
     }
     blocks = make.get(protocol, _other)(compared)
     blocks += [block for block in (_ablation(group) for group in _variants(members)) if block]
     whole_first = sorted(members, key=lambda member: member.variant is not None)
+    if protocol == "leave-one-out":
+        blocks += [block for block in (_sensitivity([m for m in members if m.model == "iris"]),) if block]
     blocks += [_curves(member) for member in whole_first if _histories(member)]
     blocks.append(_provenance(members))
     title = TITLES.get(protocol, protocol)
@@ -402,6 +423,61 @@ def _pairs(members: Sequence[Result], metric: str) -> Table | None:
     )
 
 
+def _left_out(members: Sequence[Result]) -> list[Block]:
+    blocks = _tables(compare(members, [*map(Column.of, LEFT_OUT), *_cost()], "One item against 99"))
+    explaining = [member for member in members if _labels([member], ORDER)]
+    return [*blocks, *(_explained(member) for member in explaining)]
+
+
+def _explained(member: Result) -> Block:
+    """Whether the explanations of one model are what its scores rest on."""
+    orders = _labels([member], ORDER)
+    names = [f"{way} {measure}" for measure in ("hr@10", "score") for way in ("deletion", "insertion")]
+    rows = [
+        Row(order, [Cell(_text(member, f"{name}[{order}]")) for name in names], order == "relevance")
+        for order in orders
+    ]
+    told = "On these users, the score falls by more without the item named first than without a random other one for "
+    faithful = member.spread("faithful")
+    note = f"{told}{faithful.mean:.1%}." if faithful else ""
+    table = Table("Area under the curve, by order", ["Order", *names], rows, note)
+    drawn = []
+    for name in names:
+        lines = [(order, [run.curves.get(f"{name}[{order}]", []) for run in member.runs]) for order in orders]
+        series = [Series(order, _mean_curve(curves)) for order, curves in lines if all(curves)]
+        if series:
+            way, measure = name.split(" ")
+            x = f"history {'taken away' if way == 'deletion' else 'given'} (%)"
+            drawn.append(plots.lines(name.capitalize(), series, x=x, y=metric_label(measure)))
+    return Block(f"Explanations of {label(member)}", EXPLAINED, [table], drawn)
+
+
+def _mean_curve(curves: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
+    """The mean of the runs, by the share of the history in percent."""
+    steps = len(curves[0]) - 1
+    return [(100 * step / steps, sum(values) / len(values)) for step, values in enumerate(zip(*curves, strict=True))]
+
+
+def _sensitivity(group: Sequence[Result]) -> Block | None:
+    """A line for each setting of `VARIED` in which, and in nothing else, some results differ."""
+    metric = _headline(group)
+    drawn = []
+    for setting in VARIED if metric else ():
+        alike: dict[str, list[Result]] = defaultdict(list)
+        for member in group:
+            rest = {name: value for name, value in _flat(member.config).items() if name not in (setting, *FOLLOWING)}
+            if isinstance(_flat(member.config).get(setting), int | float):
+                alike[repr(sorted(rest.items()))].append(member)
+        found = max(alike.values(), key=len, default=[])
+        points = [(float(_flat(m.config)[setting]), m.spread(metric or "")) for m in found]
+        known = sorted(((value, spread) for value, spread in points if spread), key=lambda point: point[0])
+        if len({value for value, _ in known}) > 1:
+            series = Series(label(found[0]), [(x, s.mean) for x, s in known], [s.deviation for _, s in known])
+            name = metric_label(metric or "")
+            drawn.append(plots.lines(f"{name} by {setting}", [series], x=setting, y=name))
+    return Block("By setting", plots=drawn) if drawn else None
+
+
 def _other(members: Sequence[Result]) -> list[Block]:
     metrics = dict.fromkeys(name for member in members for name in member.metrics if not name.startswith("valid "))
     return _tables(compare(members, [*map(Column.of, metrics), *_cost()], "All figures"))
@@ -543,6 +619,7 @@ def _provenance(members: Sequence[Result]) -> Block:
             for name in ("seconds", "peak_rss_mb")
         )
         facts = [
+            f"form {form}" if (form := member.config.model.get("form")) else "",
             f"seeds {', '.join(str(run.seed) for run in member.runs)}",
             f"{machine.cpu}, {machine.cores or '?'} cores, {machine.threads or '?'} threads",
             versions,

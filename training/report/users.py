@@ -14,9 +14,9 @@ import torch
 
 from models.arrays import Mask, Rows
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
+from models.dgmrec.serving import DGMRecServing
 from models.iris.serving import Explained, IRISServing
 from models.modality import ModalBatch
-from training.iris.recipe import generated_by
 from training.report.results import ReportError
 from training.report.sections import Block, Chapter, ItemCard, Recommendation, Section
 
@@ -28,7 +28,7 @@ class Catalogue:
     """What a bundle knows of items and users: bodies, features `[n, dim_m]`, which are real `[n, M]`, rows by user."""
 
     bodies: Sequence[Mapping[str, Any]]
-    content: ModalBatch  # generated cells count as present
+    content: ModalBatch  # generated cells count as present, for a model that reads them
     observed: Mask
     histories: Mapping[str, list[int]]
 
@@ -44,7 +44,7 @@ def users_chapter(path: Path, users: Sequence[str]) -> Chapter:
     iris = IRISServing.load(bundle)
     if iris is None or CATALOGUE_FEEDBACK not in bundle.manifest.files:
         raise ReportError(f"the bundle {path} holds no iris with its catalogue, so that nothing is known of users")
-    catalogue = _read(bundle)
+    catalogue = _read(bundle, generated=iris.reads_generated)
     unknown = next((user for user in users if user not in catalogue.histories), None)
     if unknown is not None:
         raise ReportError(f"the catalogue of the bundle {path} holds no feedback of the user {unknown!r}")
@@ -59,7 +59,7 @@ def users_chapter(path: Path, users: Sequence[str]) -> Chapter:
     return Chapter("users", "What speaks for a recommendation", [section])
 
 
-def _read(bundle: Bundle) -> Catalogue:
+def _read(bundle: Bundle, *, generated: bool) -> Catalogue:
     lines = (bundle.path / CATALOGUE_ITEMS).read_bytes().splitlines()
     bodies = [orjson.loads(line) for line in lines]
     ids = [body["id"] for body in bodies]
@@ -67,7 +67,25 @@ def _read(bundle: Bundle) -> Catalogue:
     names = [name for name in arrays if f"{name}.observed" in arrays]
     observed = np.stack([arrays[f"{name}.observed"].astype(np.bool_) for name in names], axis=1)
     content = ModalBatch({name: torch.from_numpy(arrays[name]) for name in names}, torch.from_numpy(observed))
-    return Catalogue(bodies, generated_by(bundle, content, ids), observed, _histories(bundle, ids))
+    content = generated_by(bundle, content, ids) if generated else content
+    return Catalogue(bodies, content, observed, _histories(bundle, ids))
+
+
+def generated_by(bundle: Bundle, content: ModalBatch, ids: Sequence[str]) -> ModalBatch:
+    """Content of some items whose missing cells hold what the bundle's DGMRec generated, where it holds one."""
+    if "dgmrec" not in bundle.manifest.models:
+        return content
+    model = DGMRecServing.load(bundle)
+    places = torch.tensor([-1 if (row := model.items.get(item)) is None else row for item in ids])
+    features, observed = dict(content.features), content.observed.clone()
+    for column, name in enumerate(content.names):
+        if name not in model.names or not model.has_mean(name):
+            continue
+        rows = ((places >= 0) & ~content.observed[:, column]).nonzero().squeeze(1)
+        generated = model.unproject(name, model.tables[f"feature.{name}"][places[rows].numpy()])
+        features[name] = features[name].index_copy(0, rows, torch.from_numpy(generated))
+        observed[rows, column] = True
+    return ModalBatch(features, observed)
 
 
 def _histories(bundle: Bundle, ids: Sequence[str]) -> dict[str, list[int]]:

@@ -125,9 +125,12 @@ class ReasonAnswer(BaseModel):
     item: str
     title: str | None
     relevance: float = Field(description="what it adds to the other's score by IRIS; below 0 it speaks against")
+    interest: float = Field(description="how much it counts for the other, a_ij, however similar they are")
+    effects: dict[str, float] = Field(
+        description="by how much each of its modalities raises the relevance: the relevance less what it is without"
+    )
     modalities: dict[str, float] = Field(
-        description="how the relevance falls to the item's modalities: what it "
-        "changes by were the modality not there, as shares of 1"
+        description="how the relevance falls to the item's modalities: the size of the effects, as shares of 1"
     )
     states: dict[str, State] = Field(description="of the same modalities")
 

@@ -186,6 +186,9 @@ def test_reasons_are_the_models_and_say_what_they_rest_on(anywhere: Running) -> 
             assert reason["title"] == item["title"]
             assert reason["states"] == {name: item["modalities"][name]["state"] for name in one.names}
             assert reason["relevance"] == pytest.approx(found.relevance[row, place], abs=1e-5)
+            assert reason["interest"] == pytest.approx(found.interest[row, place], abs=1e-5)
+            effects = dict(zip(one.names, found.effects[row, place].tolist(), strict=True))
+            assert reason["effects"] == pytest.approx(effects, abs=1e-5)
             shares = dict(zip(one.names, found.shares[row, place].tolist(), strict=True))
             assert reason["modalities"] == pytest.approx(shares, abs=1e-3)
             assert sum(reason["modalities"].values()) == pytest.approx(1, abs=1e-3)

@@ -55,9 +55,9 @@ async def test_recommend_explains_where_asked(api: httpx.AsyncClient) -> None:
 
 
 def _check_reason(reason: dict[str, Any]) -> None:
-    assert set(reason) == {"item", "title", "relevance", "modalities", "states"}
+    assert set(reason) == {"item", "title", "relevance", "interest", "effects", "modalities", "states"}
     assert (reason["item"], reason["title"], reason["states"]) == ("a", "A", STATES)
-    assert set(reason["modalities"]) == set(STATES)
+    assert set(reason["modalities"]) == set(reason["effects"]) == set(STATES)
 
 
 async def test_a_pair_is_explained(api: httpx.AsyncClient, engine: Engine) -> None:
