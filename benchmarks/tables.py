@@ -121,11 +121,10 @@ def training_cost() -> str:
     """Processor time and memory of training on 10,000 films."""
     rows = []
     for name in ("before", "films"):
-        found = _found(f"training/{name}.json")
-        phases = found["config"]["phases"]["first"] if found else None
-        if phases:
+        if found := _found(f"training/{name}.json"):
             mean = found["mean"]
-            rows.append([name, f"{mean['processor_seconds[first]']:.0f} s", f"{mean['peak_rss_mb[first]']:.0f} MB"])
+            seconds, memory = mean["processor_seconds[first]"], mean["peak_rss_mb[first]"]
+            rows.append([found["variant"], f"{seconds:.0f} s", f"{memory:,.0f} MiB"])
     return _table(["10,000 films (synthetic)", "processor", "peak memory"], rows)
 
 

@@ -124,7 +124,7 @@ class Watch:
 
     def saw(self, line: str) -> None:
         """The process wrote a line."""
-        self._line = line.split(":")[0].split(",")[0][:40]
+        self._line = line.split(":")[0].split(",")[0].split(" in /")[0][:40]
 
     def close(self) -> None:
         """Stop sampling."""
