@@ -82,6 +82,13 @@ class LRMM(nn.Module):
         self.uncertainty = nn.Parameter(torch.zeros(2))  # log variances of rating and reconstruction
         self.register_buffer("offset", torch.tensor(float(offset)))
 
+    @torch.no_grad()
+    def start_at(self, name: str, column: int, weight: float, at: float) -> None:
+        """Let the linear part start with this weight on a number of a modality's embedding, and add `at`."""
+        place = sum(self.sizes[other] for other in self.names[: self.names.index(name)]) + column
+        self.linear.weight[:, place] = weight
+        self.linear.bias.add_(at)
+
     def forward(self, embeddings: Mapping[str, Tensor], present: Tensor, affinity: Tensor) -> Prediction:
         """Rate pairs.
 

@@ -67,6 +67,17 @@ def test_a_missing_modality_is_read_off_the_others_only_jointly() -> None:
         assert (rebuilt.std(dim=1).max() > 1e-6) == differ  # the literal form can only return a constant
 
 
+def test_it_can_start_at_the_biases() -> None:
+    """A number of a side's embedding, taken back to what it was before it was scaled, is added to the offset."""
+    embeddings, present = batch()
+    torch.manual_seed(0)
+    made = LRMM(CONFIG, SIZES, 4.0).eval()
+    made.start_at(ITEM, 2, 0.1, 0.05)
+    present[:] = True
+    expected = (4.05 + 0.1 * embeddings[ITEM][:, 2]).clamp(1, 5)
+    torch.testing.assert_close(made.predict(embeddings, present, NONE), expected)
+
+
 def test_affinity_counts_where_both_sides_are_known() -> None:
     embeddings, present = batch()
     made = model()

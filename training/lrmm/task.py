@@ -15,7 +15,7 @@ from models.bundle import EncoderRef
 from models.lrmm.config import LRMMConfig
 from models.lrmm.model import ITEM, LRMM, USER
 from models.lrmm.paper_serving import PaperServing
-from models.lrmm.profiles import Prior
+from models.lrmm.profiles import BIAS, Prior
 from models.lrmm.reviews import Projection, ReviewEncoder
 from models.lrmm.serving import (
     Intervals,
@@ -194,6 +194,10 @@ def train_lrmm(
     valid, test = (builder.pairs(rows, sides, scales) for rows in (parts.valid, parts.test))
     terminal.stage("profiles", 1, 1)
     task = LRMMTask(config, trainer, pairs, valid, prior.mean)
+    if pairs.affinity.any():  # it tells what a rating is beyond the profiles' biases, so that the model starts at these
+        for side in (USER, ITEM):
+            factor = float(scales[side].factor[BIAS])
+            task.module.start_at(side, BIAS, 1 / factor if factor else 0.0, float(scales[side].mean[BIAS]))
     result = train(task, trainer, fingerprint=fingerprint, checkpoint_path=checkpoint, progress=terminal)
     serving = LRMMServing(
         task.module,
