@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models import linalg
-from models.dgmrec import inference
+from models.dgmrec import expectation, inference
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.serving import DGMRecServing, serving_tables
 from models.modality import ModalBatch
@@ -31,7 +32,8 @@ def items_only_model(
     content: ModalBatch, items: Vocabulary, config: DGMRecConfig, trainer: TrainerConfig
 ) -> tuple[DGMRecServing, dict[str, float]]:
     """The model with the tables that serving needs, and the quality of its generated features (`DGMRecTask.finish`)."""
-    closed = {"collaborative": "lightgcn", "initialisation": "random", "linear_size": 0, "modal_weight": NO_WEIGHT}
+    closed = {"collaborative": "lightgcn", "initialisation": "random", "linear_size": 0}
+    closed |= {"modal_weight": NO_WEIGHT, "prediction_scale": 1.0}
     config = DGMRecConfig.model_validate(config.model_dump() | closed)
     nobody = np.empty((0, 2), np.int64)
     task = DGMRecTask(TopNData(content, Parts(nobody, nobody, nobody), 1, len(items)), config, trainer)
@@ -53,11 +55,19 @@ def items_only_model(
 def _set_content_map(task: DGMRecTask) -> Tensor:
     """Let the map from content to vectors be onto the principal components; answers the vectors `[n, d]`."""
     assert task.content is not None
-    model = task.module
-    rows = inference.content_row(task.content.features)
+    model, features = task.module, task.content.features
+    rows = inference.content_row(features)
     wide = rows.double()
     _, axes = linalg.principal_axes(wide.T @ wide, model.config.embedding_size)
-    model.cold_start.pseudo_count.fill_(1)  # there is no mean number of users to take a share of
-    model.cold_start.slopes[:, : axes.shape[1]] = axes.to(rows.dtype)
-    vectors: Tensor = rows @ model.cold_start.slopes
-    return vectors
+    cold, count, start = model.cold_start, len(features), 0
+    cold.pseudo_count.fill_(1)  # there is no mean number of users to take a share of
+    for block in features.values():  # a row of content has each block at its own scale, the regressions have none
+        part = slice(start, start := start + block.shape[1])
+        cold.slopes[part, 1 : 1 + axes.shape[1]] = (axes[part] / block.shape[1] ** 0.5).to(rows.dtype)
+    # Each modality's components, and its neighbours once they have users, count for what they are; words say nothing,
+    # and neither does anything of popularity.
+    cold.gram[:, : 2 * count, : 2 * count] = torch.eye(2 * count)
+    cold.moments[expectation.TASTE, : 2 * count] = 1
+    cold.moments[expectation.POPULARITY, : 2 * count] = NO_WEIGHT
+    vectors: Tensor = rows @ axes.to(rows.dtype)
+    return functional.pad(vectors, (0, model.config.embedding_size - vectors.shape[1]))
