@@ -410,8 +410,8 @@ def iris_forms() -> str:
             if dataset == "ml-1m":
                 reported = REPORTED[size]
                 rows.append([label, f"reported by the paper, d = {size}", _hits(reported), _hits(reported, 20), "", ""])
-            if found := _found(f"leave-one-out/{dataset}/iris-paper-{size}.json"):
-                rows.append([label, words, *_first_split(found)])
+            found = _found(f"leave-one-out/{dataset}/iris-paper-{size}.json")
+            rows.append([label, words, *(_first_split(found) if found else ["not measured yet", "", "", ""])])
         for name, words in BESIDE.items():
             if found := _found(f"leave-one-out/{dataset}/{name}.json"):
                 rows.append([label, words, *_first_split(found)])

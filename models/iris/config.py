@@ -33,6 +33,11 @@ class IRISConfig(BaseModel):
     beta: float = Field(0.8, ge=0, le=1, description="exponent of the interests' sum (eq. 4)")
     generated: bool = Field(True, description="missing content is generated; False: left out, which is zero")
 
+    @property
+    def bounded(self) -> bool:
+        """Whether f_ij is cut before its exponential; the paper's is not."""
+        return self.form == "lacuna"
+
     @model_validator(mode="after")
     def _what_the_form_has(self) -> Self:
         if self.form == "lacuna" and self.tower_hidden is None:

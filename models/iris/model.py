@@ -165,14 +165,15 @@ class IRIS(nn.Module):
 
     def similarities(self, history: Tensor, target: Tensor, columns: Tensor) -> Similarities:
         """Interests and similarities of all items for the targets in `columns` `[b]`, from the roles `[n, k]`."""
-        interest = inference.interest(history, target[columns], self.h)
-        return Similarities(interest, self.p @ self.q[columns].T, columns)
+        interest, shift = inference.interest(history, target[columns], self.h, bounded=self.config.bounded)
+        return Similarities(interest, shift, self.p @ self.q[columns].T, columns)
 
     def score(self, histories: Histories, similarities: Similarities) -> Tensor:
         """r_uj + b_j `[u, b]` of some targets, which are left out of the histories. (eq. 5)"""
         own = histories.own(similarities.columns)  # [u, b]
         total, weighted = similarities.over(histories, own)
-        return self._normalised(weighted, total, histories.length - own) + self.item_bias[similarities.columns]
+        scores = self._normalised(weighted, total, histories.length - own)
+        return scores * inference.rescaled(similarities.shift, self.config.beta) + self.item_bias[similarities.columns]
 
     def pair_score(self, histories: Histories, users: Tensor, targets: Tensor, roles: tuple[Tensor, Tensor]) -> Tensor:
         """r_uj + b_j `[s]` of `s` single pairs of a user and a target, which is left out of the history. (eq. 4-6)
@@ -184,12 +185,15 @@ class IRIS(nn.Module):
         other = item != targets[pair]
         pair, item = pair[other], item[other]
         target = targets[pair]
-        interest = inference.pair_interest(roles[0][item], roles[1][target], self.h)  # [entries]
+        f = inference.pair_strength(roles[0][item], roles[1][target], self.h)  # [entries]
+        zeros = f.new_zeros(len(users))
+        shift = zeros.scatter_reduce(0, pair, f.detach(), "amax", include_self=False)
+        interest = inference.shifted(f, shift[pair])
         similarity = (self.p[item] * self.q[target]).sum(dim=1)
-        zeros = interest.new_zeros(len(users))
         total, weighted = zeros.index_add(0, pair, interest), zeros.index_add(0, pair, interest * similarity)
         length = zeros.index_add(0, pair, torch.ones_like(interest))
-        return self._normalised(weighted, total, length) + self.item_bias[targets]
+        scores = self._normalised(weighted, total, length) * inference.rescaled(shift, self.config.beta)
+        return scores + self.item_bias[targets]
 
     def equal_score(self, histories: Histories, columns: Tensor) -> Tensor:
         """The same for equal interests: FISM. The factors are multiplied one after the other."""
@@ -270,12 +274,14 @@ class Similarities:
     """Interests and similarities of all items for some targets; they depend on no user.
 
     Attributes:
-        interest: `[n, b]`, exp(f_ij).
+        interest: `[n, b]`, exp(f_ij - s_j).
+        shift: `[b]`, s_j.
         similarity: `[n, b]`, p_i . q_j.
         columns: `[b]`, the targets' rows among the items.
     """
 
     interest: Tensor
+    shift: Tensor
     similarity: Tensor
     columns: Tensor
 

@@ -190,38 +190,54 @@ class IRISServing:
             same: `[T, H]`, where the history item is the target itself, which then is no part of its own history.
         """
         counts, length = _counted(history, targets, weights, same)
-        interest = self._interest(history.history, targets) * counts  # [T, H]
+        interest, shift = self._interest(history.history, targets)
+        interest = interest * counts  # [T, H]
         total = interest.sum(axis=1, keepdims=True)
-        relevance = self._weighted(interest, total, history, targets, length)
-        effects = self._effects(history, targets, relevance, interest, counts, length)
+        relevance = self._weighted(interest, shift, total, history, targets, length)
+        effects = self._effects(history, targets, relevance, interest, shift, counts, length)
         size = np.abs(effects)
         shares = size / np.maximum(size.sum(axis=2, keepdims=True), np.float32(NOTHING))
-        a = interest / inference.normaliser(total, length, alpha=0.0, beta=self.model.config.beta)
+        beta = self.model.config.beta
+        a = interest / inference.normaliser(total, length, alpha=0.0, beta=beta) * inference.rescaled(shift, beta)
         return Explained(relevance.sum(axis=1) + targets.item_bias, a, relevance, effects, shares)
 
     def _relevance(self, history: ItemSides, targets: ItemSides, counts: Array, length: Array) -> Array:
-        interest = self._interest(history.history, targets) * counts  # [T, H]
-        return self._weighted(interest, interest.sum(axis=1, keepdims=True), history, targets, length)
+        interest, shift = self._interest(history.history, targets)
+        interest = interest * counts  # [T, H]
+        return self._weighted(interest, shift, interest.sum(axis=1, keepdims=True), history, targets, length)
 
-    def _interest(self, history: Array, targets: ItemSides) -> Array:
-        return inference.interest(history, targets.target, self._h).T  # [T, H]
+    def _interest(self, history: Array, targets: ItemSides) -> tuple[Array, Array]:
+        """Interests `[T, H]`, and by what they are shifted, `[T, 1]`."""
+        bounded = self.model.config.bounded
+        interest, shift = inference.interest(history, targets.target, self._h, bounded=bounded)
+        return interest.T, shift[:, None]
 
-    def _weighted(self, interest: Array, total: Array, history: ItemSides, targets: ItemSides, length: Array) -> Array:
+    def _weighted(
+        self, interest: Array, shift: Array, total: Array, history: ItemSides, targets: ItemSides, length: Array
+    ) -> Array:
         """a_ij p_i . q_j |H|^-alpha `[T, H]`. (eq. 4-5)"""
         config = self.model.config
         scale = inference.normaliser(total, length, alpha=config.alpha, beta=config.beta)
-        return interest / scale * (targets.q @ history.p.T)
+        return interest / scale * inference.rescaled(shift, config.beta) * (targets.q @ history.p.T)
 
     def _effects(
-        self, history: ItemSides, targets: ItemSides, relevance: Array, interest: Array, counts: Array, length: Array
+        self,
+        history: ItemSides,
+        targets: ItemSides,
+        relevance: Array,
+        interest: Array,
+        shift: Array,
+        counts: Array,
+        length: Array,
     ) -> Array:
         """By how much each relevance is larger than were one of the history item's modalities not there `[T, H, M]`."""
         total = interest.sum(axis=1, keepdims=True)
         effects = np.zeros((*relevance.shape, len(self.names)), np.float32)
         for column in range(len(self.names)):
-            other = self._interest(history.without[:, column], targets) * counts
-            # Each history item loses it by itself: the others' interests stay in the sum.
-            changed = self._weighted(other, total - interest + other, history, targets, length)
+            other, others_shift = self._interest(history.without[:, column], targets)
+            other = other * np.exp(others_shift - shift) * counts  # by the shift of the others, which stay in the sum
+            # Each history item loses it by itself.
+            changed = self._weighted(other, shift, total - interest + other, history, targets, length)
             effects[..., column] = relevance - changed
         return effects
 

@@ -12,7 +12,6 @@ import torch
 from models.arrays import Array
 from models.bundle import Bundle
 from models.iris.config import IRISConfig, paper_settings
-from models.iris.inference import LARGEST
 from models.iris.model import IRIS
 from models.iris.serving import IRISServing
 from models.modality import ModalBatch
@@ -78,7 +77,7 @@ def plain_score(one: TopNSource, module: IRIS, user: int, j: int) -> float:
         inner = weight["bias"].copy()
         for name, own, target in zip(module.names, towers(one, module, i), towers(one, module, j), strict=True):
             inner += weight[f"as_history.{name}.weight"] @ own + weight[f"as_target.{name}.weight"] @ target
-        interest[i] = np.exp(np.clip(weight["h"] @ np.maximum(inner, 0), -LARGEST, LARGEST))
+        interest[i] = np.exp(np.float64(weight["h"] @ np.maximum(inner, 0)))
     total = sum(interest.values()) ** config.beta
     similarity = {i: weight["p"][i] @ weight["q"][j] for i in history}
     return float(sum(interest[i] / total * similarity[i] for i in history) / len(history) ** config.alpha)
@@ -99,6 +98,24 @@ def test_scores_are_those_of_the_equations(
         found = task.scores(torch.from_numpy(users), torch.from_numpy(targets))
     expected = [plain_score(one, module, user, j) for user, j in zip(users.tolist(), targets.tolist(), strict=True)]
     np.testing.assert_allclose(found.numpy(), expected, rtol=2e-4, atol=1e-5)
+
+
+def test_interests_have_no_bound(world: Dataset) -> None:
+    """f_ij beyond what an exponential can hold by itself, as large as the first epoch may drive it."""
+    one = source(world)
+    module = drawn(one)
+    with torch.no_grad():
+        module.bias += 100.0
+        module.h.abs_().clamp_min_(0.2)
+    expected = plain_score(one, module, 3, 11)
+    users, targets = torch.tensor([3]), torch.tensor([11])
+    for batches in ("pairs", "targets"):
+        task = PaperTask(one, module, TRAINING.model_copy(update={"batches": batches}), QUICK)
+        found = task.scores(users, targets)
+        assert found.item() == pytest.approx(expected, rel=1e-2)
+    found.sum().backward()
+    assert module.h.grad is not None
+    assert (module.h.grad != 0).any()
 
 
 def test_the_two_batches_have_one_gradient(world: Dataset) -> None:
