@@ -14,7 +14,7 @@ from service.domain import StoredItem
 from service.pipeline import vectors
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry
-from service.pipeline.complete import Computed, complete, with_users
+from service.pipeline.complete import Computed, Content, complete, with_users, words_of
 from service.pipeline.engine import Engine
 from service.pipeline.evidence import projected
 from service.pipeline.renew import encode_anew, require_usable
@@ -102,7 +102,8 @@ def _put_observed(active: Active, catalogue: Catalogue, items: Sequence[StoredIt
         features = {name: known.get(name, _zeros(rank)) for name, rank in active.dgmrec.ranks.items()}
         sides = {name: np.zeros(dims, dtype=np.float32) for name, dims in catalogue.shape.sides.items()}
         reach = np.full(len(catalogue.names), np.inf, dtype=np.float32)
-        derived = Derived(features, _zeros(catalogue.shape.size), 0.0, reach, sides)
+        words = words_of(active.dgmrec, Content(item.id, item.observed, title=item.title))
+        derived = Derived(features, _zeros(catalogue.shape.size), 0.0, reach, sides, words)
         rows.append((Entry.of(replace(item, generated={}), catalogue.names), derived))
     catalogue.put(rows)
 
