@@ -46,8 +46,10 @@ class TitleChoice:
     def __str__(self) -> str:
         """In a line."""
         what = "count as their text" if self.as_text else "do not count as a text, which is generated"
-        told = f" (cosine with true texts: {self.titles:.2f} of titles, {self.generated:.2f} of generated ones)"
-        return f"titles of items without a text {what}{told if self.titles is not None else ''}"
+        told = ""
+        if self.titles is not None and self.generated is not None:
+            told = f" (cosine with true texts: {self.titles:.2f} of titles, {self.generated:.2f} of generated ones)"
+        return f"titles of items without a text {what}{told}"
 
 
 def titled(dataset: Dataset) -> Mask:

@@ -101,7 +101,7 @@ def diversified(catalogue: Catalogue, keys: Keys, scores: Array, n: int, diversi
 def appended(keys: Keys, scores: Scores, more: Keys, low: Scores) -> tuple[Keys, Scores]:
     """A list with another behind it, whose scores are lowered as one where they reach into those before them."""
     if len(scores) and len(low):
-        low = low - max(float(low[0] - scores[-1]), 0.0)
+        low = np.minimum(low - max(float(low[0] - scores[-1]), 0.0), scores[-1])  # rounding may leave it above
     return np.concatenate([keys, more]), np.concatenate([scores, low])
 
 

@@ -122,7 +122,7 @@ def demo_bundle(kept: Path, plain_bundle: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def other_bundle(kept: Path) -> Path:
-    """The same catalogue trained again: another image encoder, other weights, and the same version string."""
+    """The same catalogue trained again: another image encoder, other weights, another version."""
     with _one_at_a_time(kept):
         return _with_iris(_bundle(kept, "other-plain", seed=SEED + 1), kept / "other")
 

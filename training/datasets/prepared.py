@@ -259,6 +259,18 @@ def _text(value: object) -> str:
     raise TypeError(f"{type(value).__name__} is nothing that JSON has")
 
 
+def _read(row: Row) -> Row:
+    """An item of another prepared dataset, whose pictures may still be in its files, with these."""
+    if not isinstance(row, dict) or not isinstance(contents := row.get("modalities"), dict):
+        return row
+    stored = {
+        name: {**content, "base64": str(content["base64"])}
+        for name, content in contents.items()
+        if isinstance(content, dict) and isinstance(content.get("base64"), StoredText)
+    }
+    return {**row, "modalities": contents | stored} if stored else row
+
+
 def write_dataset(
     folder: str | Path,
     items: Iterable[Row],
@@ -288,7 +300,7 @@ def write_dataset(
     """
     with _replacing(Path(folder)) as temporary:
         counted, check = tally or Tally(), ItemCheck()
-        _write_lines(temporary / ITEMS, items, check, item_line, counted, progress)
+        _write_lines(temporary / ITEMS, map(_read, items), check, item_line, counted, progress)
         parse, collector = EventCheck(check.ids), _Collector()
         checked = (lambda row: collector.add(parse(row))) if published.splits_pairs else parse  # the others need none
         some = tally is not None

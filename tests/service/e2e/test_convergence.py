@@ -90,14 +90,16 @@ def pages(service: Running, path: str, name: str) -> list[Any]:
 
 
 def body_of(service: Running, item: dict[str, Any]) -> dict[str, Any]:
-    """An item with its observed features as vectors."""
-    modalities = {
-        name: {"vector": service.vector(item["id"], name)}
-        for name, report in item["modalities"].items()
-        if report["state"] == "observed"
+    """An item with its text, whose words count, and its other observed features as vectors."""
+    stored = service.run(service.engine.store.get_items([item["id"]]))[item["id"]]
+    modalities: dict[str, Any] = {
+        name: {"vector": service.vector(item["id"], name)} if feature.text is None else feature.text
+        for name, feature in stored.observed.items()
+        if feature.source != "title"
     }
     # A title would stand in for a text that was taken away.
-    return {"modalities": modalities, "available": item["available"]}
+    title = {"title": stored.title} if "text" in stored.observed else {}
+    return {"modalities": modalities, "available": item["available"], **title}
 
 
 class Shop:

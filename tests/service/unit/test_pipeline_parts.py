@@ -647,9 +647,9 @@ def test_the_graph_is_read_as_in_training() -> None:
 @pytest.mark.parametrize(
     ("imputation", "touched", "described", "expected"),
     [
-        ("generate", True, True, ("dgmrec", "multi-hop")),  # the second where the generator fails
-        ("generate", True, False, ("dgmrec", "multi-hop")),
-        ("generate", False, True, ("dgmrec", "nn")),
+        ("generate", True, True, ("dgmrec-base", "multi-hop")),  # the second where the generator fails
+        ("generate", True, False, ("dgmrec-base", "multi-hop")),
+        ("generate", False, True, ("dgmrec-base", "nn")),
         ("generate", False, False, ("mean", "mean")),
         ("multi-hop", True, True, ("multi-hop", "multi-hop")),
         ("multi-hop", False, True, ("nn", "nn")),
@@ -677,10 +677,10 @@ def test_every_fallback_is_reached_and_named(
     item = ImputationInput({}, [user(KNOWN_KEYS + 3, KNOWN_KEYS + 5)] if touched else [])
     feature, generator, confidence = _fallback_chain(model, known_items, known, made, 0, 1, item)
     assert generator == expected[broken]
-    assert confidence == (generator == "dgmrec")
+    assert confidence == (generator == "dgmrec-base")
     told = _fallback_guess(model, known_items, item, "m1")
     by_name = {
-        "dgmrec": made[0][0],
+        "dgmrec-base": made[0][0],
         "multi-hop": told if told is not None else np.zeros(0),
         "nn": known.neighbour_mean["m1"][0],
         "mean": np.zeros(model.ranks["m1"]),
