@@ -17,9 +17,9 @@ from models.lrmm.reviews import PADDING
 from models.lrmm.serving import METADATA, pair_name
 from training.lrmm.documents import DocumentBuilder, DocumentPairs, document_words
 from training.lrmm.pairs import RatingPairs
-from training.lrmm.task import METRIC, TRAINER, RatingSource, TrainedLRMM, calibrated, errors_by_regime
+from training.lrmm.task import TRAINER, RatingSource, RatingTask, TrainedLRMM, calibrated, errors_by_regime
 from training.progress import Terminal
-from training.trainer import TrainerConfig, set_rate, train
+from training.trainer import TrainerConfig, train
 
 TRAINER_OF_PAPER = TRAINER.model_copy(update={"epochs": 30, "learning_rate": 1.0, "patience": 5})
 DECAY, EPSILON = 0.95, 1e-6  # Adadelta's, as Zeiler (2012) has them
@@ -40,44 +40,32 @@ def optimizer_of(module: PaperLRMM, trainer: TrainerConfig) -> torch.optim.Optim
     return torch.optim.SGD(groups, trainer.learning_rate)
 
 
-class PaperTask:
+class PaperTask(RatingTask[PaperLRMM]):
     """The paper's form for the trainer."""
 
     def __init__(
         self, module: PaperLRMM, trainer: TrainerConfig, pairs: DocumentPairs, valid: DocumentPairs, features: Features
     ) -> None:
-        self.module = module.to(trainer.device)
-        self._trainer, self._valid, self._features = trainer, valid, features
+        self._valid, self._features = valid, features
         self._tables = {name: torch.from_numpy(table) for name, (table, _) in pairs.documents.items()}
         self._places = {name: torch.from_numpy(place) for name, (_, place) in pairs.documents.items()}
         self._raw = {name: torch.from_numpy(array).float() for name, (array, _) in features.items()}
         self._item, self._present = torch.from_numpy(pairs.item), torch.from_numpy(pairs.present)
         self._value = torch.from_numpy(pairs.value).float()
-        self._generator = torch.Generator().manual_seed(trainer.seed)
-        self._optimizer = optimizer_of(module, trainer)
+        module = module.to(trainer.device)
+        super().__init__(module, optimizer_of(module, trainer), trainer, len(self._value))
 
     def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
-        """One pass over the training pairs."""
-        self.module.train()
-        device = torch.device(self._trainer.device)
-        order = torch.randperm(len(self._value), generator=self._generator)
-        batches = torch.split(order, self._trainer.batch_size)
-        total = 0.0
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(hash((self._trainer.seed, epoch)) % 2**31)
-            for done, rows in enumerate(batches, start=1):
-                set_rate(self._optimizer, self._trainer.rate(epoch - 1 + (done - 1) / len(batches)))
-                kept = self.module.drop(self._present[rows], self._generator).to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=self._trainer.autocast):
-                    loss = self.module.loss(self._inputs(rows, device), self._value[rows].to(device), kept)
-                self._optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
-                self._optimizer.step()
-                total += float(loss.detach())
-                progress(done, len(batches))
-        self.module.eval()
+        """One pass over the training pairs; alpha and beta (eq. 22) stand beside the loss."""
+        losses = super().train_epoch(epoch, progress)
         alpha, beta = self.module.log_weights.detach().exp().tolist()
-        return {"loss": total / len(batches), "alpha": alpha, "beta": beta}
+        return {**losses, "alpha": alpha, "beta": beta}
+
+    def _loss(self, rows: torch.Tensor) -> torch.Tensor:
+        device = torch.device(self._trainer.device)
+        kept = self.module.drop(self._present[rows], self._generator).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._trainer.autocast):
+            return self.module.loss(self._inputs(rows, device), self._value[rows].to(device), kept)
 
     def _inputs(self, rows: torch.Tensor, device: torch.device) -> Inputs:
         """A batch; each of its documents stands there once, no longer than the longest of them."""
@@ -90,19 +78,8 @@ class PaperTask:
         features = {name: raw[self._item[rows]].to(device) for name, raw in self._raw.items()}
         return Inputs(documents, features, self._present[rows].to(device))
 
-    def validate(self) -> dict[str, float]:
-        """Errors on the validation part; `-rmse[+F]` is what decides."""
-        errors = errors_by_regime(self.module, embedded_pairs(self.module, self._valid, self._features))
-        return {METRIC: -errors["rmse[+F]"], **errors}
-
-    def state(self) -> dict[str, Any]:
-        """Optimiser and random state."""
-        return {"optimizer": self._optimizer.state_dict(), "generator": self._generator.get_state()}
-
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue from `state()`."""
-        self._optimizer.load_state_dict(state["optimizer"])
-        self._generator.set_state(state["generator"])
+    def _errors(self) -> dict[str, float]:
+        return errors_by_regime(self.module, embedded_pairs(self.module, self._valid, self._features))
 
 
 def embedded_pairs(module: PaperLRMM, pairs: DocumentPairs, features: Features) -> RatingPairs:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.arrays import Array, Double, Mask
 from models.bundle import EncoderRef
@@ -34,6 +36,8 @@ from training.lrmm.reviews import fit_reviews
 from training.progress import Terminal
 from training.trainer import TrainerConfig, TrainingResult, set_rate, train
 
+M = TypeVar("M", bound=torch.nn.Module)
+
 METRIC = "-rmse[+F]"
 TRAINER = TrainerConfig(
     epochs=8,
@@ -55,43 +59,37 @@ REGIMES: Mapping[str, tuple[str, ...]] = {
 }
 
 
-class LRMMTask:
-    """LRMM for the trainer."""
+class RatingTask(ABC, Generic[M]):
+    """LRMM in either form for the trainer: epochs over the training pairs in a random order, RMSE on the validation
+    part.
 
-    def __init__(
-        self, config: LRMMConfig, trainer: TrainerConfig, pairs: RatingPairs, valid: RatingPairs, offset: float
-    ) -> None:
-        self._trainer, self._valid = trainer, valid
-        self._embeddings = {name: torch.from_numpy(array) for name, array in pairs.embeddings.items()}
-        self._present = torch.from_numpy(pairs.present)
-        self._affinity = torch.from_numpy(pairs.affinity).float()
-        self._value = torch.from_numpy(pairs.value).float()
+    Args:
+        count: number of training pairs.
+    """
+
+    def __init__(self, module: M, optimizer: torch.optim.Optimizer, trainer: TrainerConfig, count: int) -> None:
+        self.module, self._optimizer, self._trainer, self._count = module, optimizer, trainer, count
         self._generator = torch.Generator().manual_seed(trainer.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(trainer.seed)
-            sizes = {name: tensor.shape[1] for name, tensor in self._embeddings.items()}
-            self.module = LRMM(config, sizes, offset)
-        weights = [tensor for name, tensor in self.module.named_parameters() if name.endswith(".weight")]
-        others = [tensor for name, tensor in self.module.named_parameters() if not name.endswith(".weight")]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            trainer.learning_rate,
-        )
+
+    @abstractmethod
+    def _loss(self, rows: Tensor) -> Tensor:
+        """The loss of some training pairs `[b]`."""
+
+    @abstractmethod
+    def _errors(self) -> dict[str, float]:
+        """RMSE on the validation part under each regime."""
 
     def train_epoch(self, epoch: int, progress: Callable[[int, int], None]) -> dict[str, float]:
         """One pass over the training pairs."""
         self.module.train()
-        order = torch.randperm(len(self._value), generator=self._generator)
+        order = torch.randperm(self._count, generator=self._generator)
         batches = torch.split(order, self._trainer.batch_size)
         total = 0.0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(hash((self._trainer.seed, epoch)) % 2**31)
             for done, rows in enumerate(batches, start=1):
                 set_rate(self._optimizer, self._trainer.rate(epoch - 1 + (done - 1) / len(batches)))
-                present = self._present[rows]
-                embeddings = {name: tensor[rows] for name, tensor in self._embeddings.items()}
-                dropped = self.module.drop(present, self._generator)
-                loss = self.module.loss(embeddings, present, self._affinity[rows], self._value[rows], dropped)
+                loss = self._loss(rows)
                 self._optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 self._optimizer.step()
@@ -102,7 +100,7 @@ class LRMMTask:
 
     def validate(self) -> dict[str, float]:
         """Errors on the validation part; `-rmse[+F]` is what decides."""
-        errors = errors_by_regime(self.module, self._valid)
+        errors = self._errors()
         return {METRIC: -errors["rmse[+F]"], **errors}
 
     def state(self) -> dict[str, Any]:
@@ -113,6 +111,39 @@ class LRMMTask:
         """Continue from `state()`."""
         self._optimizer.load_state_dict(state["optimizer"])
         self._generator.set_state(state["generator"])
+
+
+class LRMMTask(RatingTask[LRMM]):
+    """Our form for the trainer."""
+
+    def __init__(
+        self, config: LRMMConfig, trainer: TrainerConfig, pairs: RatingPairs, valid: RatingPairs, offset: float
+    ) -> None:
+        self._valid = valid
+        self._embeddings = {name: torch.from_numpy(array) for name, array in pairs.embeddings.items()}
+        self._present = torch.from_numpy(pairs.present)
+        self._affinity = torch.from_numpy(pairs.affinity).float()
+        self._value = torch.from_numpy(pairs.value).float()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(trainer.seed)
+            sizes = {name: tensor.shape[1] for name, tensor in self._embeddings.items()}
+            module = LRMM(config, sizes, offset)
+        weights = [tensor for name, tensor in module.named_parameters() if name.endswith(".weight")]
+        others = [tensor for name, tensor in module.named_parameters() if not name.endswith(".weight")]
+        optimizer = torch.optim.AdamW(
+            [{"params": weights, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            trainer.learning_rate,
+        )
+        super().__init__(module, optimizer, trainer, len(self._value))
+
+    def _loss(self, rows: Tensor) -> Tensor:
+        present = self._present[rows]
+        embeddings = {name: tensor[rows] for name, tensor in self._embeddings.items()}
+        dropped = self.module.drop(present, self._generator)
+        return self.module.loss(embeddings, present, self._affinity[rows], self._value[rows], dropped)
+
+    def _errors(self) -> dict[str, float]:
+        return errors_by_regime(self.module, self._valid)
 
 
 def errors_by_regime(module: RatingModule, pairs: RatingPairs) -> dict[str, float]:
