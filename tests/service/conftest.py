@@ -20,7 +20,7 @@ from models.dgmrec.config import DGMRecConfig
 from models.encoders import Encoder, load_encoder
 from service import bootstrap
 from tests.service import irises
-from tests.service.running import Running, settings_for
+from tests.service.running import Running, seeded, settings_for
 from training.content import DataOptions
 from training.datasets import load_dataset
 from training.datasets.prepared import write_dataset
@@ -177,10 +177,7 @@ def _dataset(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def seeded_file(demo_bundle: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SQLite database as the service leaves it after its first start with the bundle; to be copied, not used."""
-    file = tmp_path_factory.mktemp("seeded") / "lacuna.db"
-    with Running(settings_for(demo_bundle, demo_folder, file)):
-        pass
-    return file
+    return seeded(demo_bundle, demo_folder, tmp_path_factory.mktemp("seeded") / "lacuna.db")
 
 
 @pytest.fixture(scope="module")

@@ -260,3 +260,10 @@ def picture(colour: str = "red", size: tuple[int, int] = (64, 64), kind: str = "
     stream = io.BytesIO()
     Image.new(mode, size, colour if mode == "RGB" else 0).save(stream, kind)
     return stream.getvalue()
+
+
+def seeded(bundle: Path, folder: Path, file: Path) -> Path:
+    """A SQLite database as the service leaves it after its first start with a bundle."""
+    with Running(settings_for(bundle, folder, file)):
+        pass
+    return file

@@ -9,7 +9,7 @@ import pytest
 from tests.service.e2e import test_explain
 from tests.service.e2e.test_explain import USER, history_of, kept, reranker
 from tests.service.irises import PAPER, with_iris
-from tests.service.running import Running, settings_for
+from tests.service.running import Running, seeded
 
 test_lists = test_explain.test_a_list_by_iris_is_what_the_model_ranks
 test_options = test_explain.test_a_list_by_iris_takes_all_options
@@ -35,10 +35,7 @@ def demo_bundle(plain_bundle: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def seeded_file(demo_bundle: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("seeded") / "lacuna.db"
-    with Running(settings_for(demo_bundle, demo_folder, file)):
-        pass
-    return file
+    return seeded(demo_bundle, demo_folder, tmp_path_factory.mktemp("seeded") / "lacuna.db")
 
 
 @pytest.fixture(scope="module")
