@@ -82,6 +82,7 @@ class DataEntry(_Part):
     fingerprint: str
     min_rating: float | None = Field(None, description="ratings below this value do not count as interest")
     title_as_text: bool = Field(True, description="the title of an item without a text counts as its text")
+    until: datetime | None = Field(None, description="when the newest of the feedback that it was trained on happened")
 
 
 class ModelEntry(_Part):
@@ -108,6 +109,11 @@ class Manifest(_Part):
     modalities: tuple[ModalityEntry, ...]
     models: dict[str, ModelEntry]
     files: dict[str, str] = Field(description="sha256 of every other file, by its path in the bundle")
+
+    @property
+    def identity(self) -> str:
+        """What tells the bundle from every other: the sha256 of its manifest, which has those of all its files."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 class Bundle:
@@ -169,6 +175,17 @@ class Bundle:
             return load_file(self.path / name)
         except SafetensorError as error:
             raise BundleError(f"the bundle {self.path} is damaged: {name}: {shorten(str(error), REASON)}") from None
+
+    def require_finite(self) -> None:
+        """Check that no value of its models is missing.
+
+        Raises:
+            BundleError: a tensor holds NaN.
+        """
+        for entry in self.manifest.models.values():
+            for name, tensor in self.tensors(entry.file).items():
+                if np.issubdtype(tensor.dtype, np.floating) and np.isnan(tensor).any():
+                    raise BundleError(f"the bundle {self.path} is damaged: {name} in {entry.file} holds NaN")
 
     def vocabulary(self, name: str) -> Vocabulary:
         """The vocabulary stored as `<name>.json`."""

@@ -36,9 +36,8 @@ from models.files import replacing
 from service.adapters.sql.database import RefusedStatementError
 from service.adapters.sql.store import SqlStore, migrate
 from service.adapters.sql.tables import metadata
-from service.domain import StoreUnavailableError
+from service.domain import ModelState, StoreUnavailableError
 from service.logging import PRIVATE_MASK, run, say
-from service.ports import SERVED
 from service.settings import Settings
 from service.urls import SQLITE
 
@@ -176,13 +175,11 @@ def _copy_out(source: sa.Connection, copy: Path, *, force: bool) -> dict[str, An
     try:
         with engine.begin() as target:
             migrate(target, schema)
-            rows = {table.name: _copy_table(source, target, table, columns) for table, columns in _tables(target)}
+            rows = {table.name: _copy_table(source, target, table) for table in _tables(target)}
             if not force and not rows["items"] and not rows["feedback"]:
                 raise BackupError("The database that LACUNA_DATABASE_URL names is empty (--force copies it).")
-            settings = metadata.tables["meta"]
-            bundle = target.execute(sa.select(settings.c.value).where(settings.c.key == SERVED)).scalar_one_or_none()
+            bundle = _bundle(target) if sa.inspect(target).has_table("models") else {"versions": [], "identity": None}
             position = target.execute(sa.select(sa.func.max(metadata.tables["changes"].c.position))).scalar_one() or 0
-            models = target.execute(sa.select(metadata.tables["items"].c.model_version).distinct()).scalars().all()
     except sa.exc.DBAPIError as error:
         if getattr(error.orig, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise BackupError(f"There is no room for the copy in {copy.parent.parent}.") from error
@@ -193,19 +190,31 @@ def _copy_out(source: sa.Connection, copy: Path, *, force: bool) -> dict[str, An
         "format": FORMAT,
         "created_at": datetime.now(UTC).isoformat(),
         "schema": schema,
-        "bundle": {"versions": sorted(models), "identity": bundle},
+        "bundle": bundle,
         "position": position,
         "rows": rows,
     }
 
 
-def _tables(connection: sa.Connection) -> Iterator[tuple[sa.Table, list[sa.Column[Any]]]]:
-    """The tables of this version that a database has, each with those of its columns that it has."""
-    found = sa.inspect(connection)
-    for table in metadata.sorted_tables:
-        if found.has_table(table.name):
-            there = {column["name"] for column in found.get_columns(table.name)}
-            yield table, [column for column in table.columns if column.name in there]
+def _bundle(connection: sa.Connection) -> dict[str, Any]:
+    """What the active bundle is called, and what tells it from every other."""
+    models = metadata.tables["models"].c
+    active = sa.select(models.version, models.identity).where(models.state == ModelState.ACTIVE)
+    found = connection.execute(active).one_or_none()
+    return {"versions": [found.version] if found else [], "identity": found.identity if found else None}
+
+
+def _tables(connection: sa.Connection) -> Iterator[sa.Table]:
+    """The tables that a database has, in whatever version of the schema, parents before children; values go to SQL and
+    back as this version's do."""
+    found = sa.MetaData()
+    found.reflect(connection, only=lambda name, _: name in metadata.tables)
+    for table in found.sorted_tables:
+        known = metadata.tables[table.name].columns
+        for column in table.columns:
+            if column.name in known:
+                column.type = known[column.name].type
+        yield table
 
 
 def _require_empty(target: sa.Connection) -> None:
@@ -223,28 +232,26 @@ def _copy_in(copy: Path, target: sa.Connection) -> None:
         with engine.connect() as source:
             for table in metadata.sorted_tables:
                 target.execute(sa.delete(table))
-                _copy_table(source, target, table, list(table.columns))
+                _copy_table(source, target, table)
                 _go_on_counting(target, table)
     finally:
         engine.dispose()
 
 
-def _copy_table(
-    source: sa.Connection, target: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]]
-) -> int:
+def _copy_table(source: sa.Connection, target: sa.Connection, table: sa.Table) -> int:
     count = 0
-    for rows in _pages(source, table, columns):
+    for rows in _pages(source, table):
         target.execute(sa.insert(table), rows)
         count += len(rows)
     return count
 
 
-def _pages(source: sa.Connection, table: sa.Table, columns: Sequence[sa.Column[Any]]) -> Iterator[list[dict[str, Any]]]:
+def _pages(source: sa.Connection, table: sa.Table) -> Iterator[list[dict[str, Any]]]:
     """All rows in order of the primary key, some at a time."""
     key = list(table.primary_key.columns)
     after: tuple[Any, ...] | None = None
     while True:
-        query = sa.select(*columns).order_by(*key).limit(ROWS)
+        query = sa.select(table).order_by(*key).limit(ROWS)
         if after is not None:
             query = query.where(sa.tuple_(*key) > after)
         rows = [dict(row._mapping) for row in source.execute(query)]

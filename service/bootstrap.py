@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -23,8 +26,11 @@ from service.adapters.limiters import MemoryLimiter, RedisLimiter
 from service.adapters.memory_cache import MemoryCache
 from service.adapters.redis.cache import RedisCache
 from service.adapters.redis.notifier import NoNotifier, RedisNotifier
+from service.adapters.registry import BundleRegistry
 from service.adapters.sql.store import SqlStore
+from service.domain import ModelState
 from service.pipeline import follow, regenerate, snapshot
+from service.pipeline.activation import Serving, Settled
 from service.pipeline.active import Active, RatingModel
 from service.pipeline.catalogue import Catalogue, Shape
 from service.pipeline.engine import Engine, Limits
@@ -32,55 +38,152 @@ from service.pipeline.history import Histories
 from service.pipeline.keep_up import keep_up
 from service.pipeline.memory import Memory
 from service.pipeline.profiles import Profiles
-from service.pipeline.rebuild import is_prepared, load_catalogue
+from service.pipeline.rebuild import Report, load_catalogue
 from service.pipeline.runtime import Runtime
 from service.pipeline.seed import seed
-from service.ports import Cache, ChangeNotifier, Fetcher, Limiter, Store
+from service.ports import Cache, ChangeNotifier, Fetcher, Limiter, Registered, Registry, Store
 from service.settings import Settings, SettingsError
 
 log = logging.getLogger(__name__)
 
+REPORT_S = 10.0  # between two lines of the log on how far a start is
 LISTS_BYTES = 8 << 20  # of cached lists, without Redis
 
 
-async def bootstrap(settings: Settings) -> Engine:
-    """Load the bundle, open the store, bring the catalogue up.
+async def bootstrap(settings: Settings) -> Serving:
+    """Load the bundle that is to be served, open the store, bring the catalogue up.
 
     Raises:
         SettingsError, BundleError, EncoderUnavailableError, StoreUnavailableError: each with one sentence.
     """
-    bundle, active = await asyncio.to_thread(load, settings)
-    store = await SqlStore.open(settings.database_url)
-    engine = compose(
-        active,
-        store,
-        cache=_cache(settings),
-        notifier=_notifier(settings),
-        limits=Limits(settings.max_image_pixels, settings.max_text_chars, settings.max_request_pixels),
-        fetcher=_fetcher(settings),
-        snapshots=settings.data_dir / "snapshots",
+    if settings.bundle is None and settings.bundles is None:
+        raise SettingsError(
+            "LACUNA_BUNDLE is not set: name the folder of a bundle (`lacuna demo` makes one, `lacuna train` yours), "
+            "or with LACUNA_BUNDLES a folder that holds bundles."
+        )
+    place, several = settings.data_dir / "bundles", settings.bundles
+    registry = BundleRegistry(several, settings.bundle if several is not None else None, place)
+    if several is None:
+        loaded = await asyncio.to_thread(load, settings)
+        store = await SqlStore.open(settings.database_url)
+    else:
+        store = await SqlStore.open(settings.database_url)
+        try:
+            folder = await _chosen(settings, registry, store)
+            loaded = await asyncio.to_thread(load, settings, folder)
+        except BaseException:
+            await store.close()
+            raise
+    engine = await _start(settings, store, *loaded)
+    serving = Serving(
+        engine,
+        registry,
+        partial(_open, settings, engine, registry),
+        partial(_inspect, settings, registry),
+        Settled(settings.follow_seconds, settings.changes_kept_hours * 3600, settings.request_seconds),
     )
+    serving.attend()
+    return serving
+
+
+async def _chosen(settings: Settings, registry: Registry, store: Store) -> Path:
+    """The folder of the bundle that the database is served with; before there is one, that of LACUNA_BUNDLE, or the
+    newest.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    found = await registry.bundles()
+    active = next((row for row in await store.served_models() if row.state is ModelState.ACTIVE), None)
+    chosen = next((one for one in found if active is not None and one.identity == active.identity), None)
+    if chosen is None and active is not None:
+        log.warning("LACUNA_BUNDLES does not hold the bundle %s, which the database was served with", active.version)
+    chosen = chosen or next((one for one in found if one.folder == settings.bundle), None)
+    chosen = chosen or next(iter(found), None)
+    if chosen is None:
+        raise SettingsError(f"LACUNA_BUNDLES names {settings.bundles}, which holds no usable bundle.")
+    return await registry.fetch(chosen)
+
+
+async def _start(settings: Settings, store: SqlStore, bundle: Bundle, active: Active) -> Engine:
+    """The engine that serves, with its catalogue."""
+    engine: Engine | None = None
     try:
-        prepared = await is_prepared(engine)
+        number = await store.register(active.identity, active.version)
+        engine = _engine(settings, active, store.under(number), _cache(settings))
+        prepared = await _is_active(store, number)
         restored = prepared and await snapshot.restore(engine, engine.snapshots)
         if prepared and not restored:
-            await load_catalogue(engine)
+            await load_catalogue(engine, _log_progress())
         elif not prepared:
             async with store.alone():  # of several workers that start at once, one does the work
                 if settings.seed_catalogue:
                     await seed(engine, bundle)
-                await load_catalogue(engine)
+                await load_catalogue(engine, _log_progress())
+                if not await _is_active(store, number):
+                    await store.activate(number, active.version)
         await follow.start(engine)
         await regenerate.resume(engine)
         await engine.runtime.compute(_warm, active)
     except BaseException:
-        await engine.close()
+        await (store if engine is None else engine).close()
         raise
     if settings.snapshot_minutes:
         every_s = settings.snapshot_minutes * 60
         engine.runtime.run(snapshot.take_regularly(engine, engine.snapshots, every_s, restored=restored))
     engine.runtime.run(keep_up(engine, settings.follow_seconds, settings.changes_kept_hours * 3600))
     return engine
+
+
+async def _is_active(store: Store, number: int) -> bool:
+    """Whether a model has derived all that is in the store, and is the one that the store is served with."""
+    return any(row.id == number and row.state is ModelState.ACTIVE for row in await store.served_models())
+
+
+def _engine(settings: Settings, active: Active, store: Store, cache: Cache) -> Engine:
+    return compose(
+        active,
+        store,
+        cache=cache,
+        notifier=_notifier(settings),
+        limits=Limits(settings.max_image_pixels, settings.max_text_chars, settings.max_request_pixels),
+        fetcher=_fetcher(settings),
+        snapshots=settings.data_dir / "snapshots",
+    )
+
+
+async def _open(settings: Settings, first: Engine, registry: Registry, bundle: Registered, number: int) -> Engine:
+    """An engine under another bundle, over the store and the cache of the first one; its catalogue is empty."""
+    folder = await registry.fetch(bundle)
+    _, active = await asyncio.to_thread(load, settings, folder)
+    engine = _engine(settings, active, first.store.under(number), first.cache)
+    await engine.runtime.compute(_warm, active)
+    return engine
+
+
+async def _inspect(settings: Settings, registry: Registry, bundle: Registered) -> Sequence[str]:
+    """Check that a bundle can be served here; the items that it was trained on.
+
+    Raises:
+        BundleError, EncoderUnavailableError: it cannot, and why. NotReadyError: it cannot be fetched now.
+    """
+    folder = await registry.fetch(bundle)
+    loaded, active = await asyncio.to_thread(load, settings, folder)
+    await asyncio.to_thread(loaded.require_finite)
+    return list(active.dgmrec.items)
+
+
+def _log_progress() -> Report:
+    """Tells in the log, now and then, how far the start is."""
+    reported = time.monotonic()
+
+    def report(step: str, done: int, of: int) -> None:
+        nonlocal reported
+        if time.monotonic() - reported > REPORT_S:
+            reported = time.monotonic()
+            log.info("%s: %d of %d items", step, done, of)
+
+    return report
 
 
 def compose(active: Active, store: Store, *, cache: Cache, notifier: ChangeNotifier, **options: Any) -> Engine:
@@ -92,21 +195,20 @@ def compose(active: Active, store: Store, *, cache: Cache, notifier: ChangeNotif
     return Engine(store, cache, active, memory, runtime, closers=closers, **options)
 
 
-def load(settings: Settings) -> tuple[Bundle, Active]:
-    """The bundle that the settings name, and what is served of it.
+def load(settings: Settings, folder: Path | None = None) -> tuple[Bundle, Active]:
+    """The bundle of a folder, or the one that the settings name, and what is served of it.
 
     Raises:
         SettingsError, BundleError, EncoderUnavailableError: each with one sentence.
     """
-    if settings.bundle is None:
-        raise SettingsError(
-            "LACUNA_BUNDLE is not set: name the folder of a bundle (`lacuna demo` makes one, `lacuna train` yours)."
-        )
+    folder = folder or settings.bundle
+    if folder is None:
+        raise SettingsError("LACUNA_BUNDLE is not set.")
     # One request is one small computation: threads would only wait for each other.
     use_one_thread()
     torch.set_num_threads(1)
     threadpool_limits(1, "blas")
-    bundle = Bundle.load(settings.bundle)
+    bundle = Bundle.load(folder)
     encoders = {
         modality.name: load_encoder(
             modality.encoder,

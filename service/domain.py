@@ -137,8 +137,10 @@ class StoredItem:
     """Everything that is kept of an item.
 
     `derived` is the item's row of model state (pipeline.catalogue packs and unpacks it) under `model_version`; it can
-    be recomputed at any time, and is stored so that a restart gives the same bits. `row` is the item's number in SQL,
-    never given twice; 0 for an item that is not stored yet.
+    be recomputed at any time, and is stored so that a restart gives the same bits. It is empty, and so is `generated`,
+    while the model has not seen this version of the item, which was written under another one; `former` is then what
+    it had made of an earlier version. `row` is the item's number in SQL, never given twice; 0 for an item that is not
+    stored yet.
     """
 
     id: str
@@ -156,12 +158,47 @@ class StoredItem:
     row: int = 0
     remarks: Mapping[str, Remark] = field(default_factory=dict)  # by modality
     is_pending: bool = False  # whether what is derived of it is about to be derived anew
+    former: bytes = b""
 
     def state_of(self, modality: str) -> State:
         """State of one modality."""
         if modality in self.observed:
             return State.OBSERVED
         return State.GENERATED if modality in self.generated else State.ABSENT
+
+
+class ModelState(StrEnum):
+    """What a model is to a database: known, nothing of it kept; being prepared; ready, to be served once every worker
+    is; active; what was active before, kept for going back; refused; failed."""
+
+    KNOWN = "known"
+    PREPARING = "preparing"
+    READY = "ready"
+    ACTIVE = "active"
+    PREVIOUS = "previous"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a database is or was served with, by its row there; `identity` tells its bundle from every other.
+
+    `position`: up to there, the change log's entries of other models are enqueued for this one. `worker` prepares it
+    until `leased_until`.
+    """
+
+    id: int
+    identity: str
+    version: str
+    state: ModelState
+    position: int
+    detail: str | None
+    progress: Mapping[str, Any]
+    forced: bool
+    updated_at: datetime
+    worker: str | None
+    leased_until: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,10 +488,24 @@ class UserNotFoundError(LacunaError):
 
 
 class ConflictError(LacunaError):
-    """The item changed between reading and writing, repeatedly."""
+    """What is asked for does not go with what others are doing: an item that they keep changing, say."""
 
     slug = "conflict"
     title = "Conflicting write"
+
+
+class ModelNotFoundError(LacunaError):
+    """There is no bundle of this version."""
+
+    slug = "model-not-found"
+    title = "No such bundle"
+
+
+class BundleRefusedError(LacunaError):
+    """A bundle that is not to be served here."""
+
+    slug = "bundle-refused"
+    title = "Bundle refused"
 
 
 class NotServedError(LacunaError):

@@ -15,6 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from models.rows import EVENT_ROW, ITEM_ROW, is_taken
 from service.adapters.sql import feedback as sql_feedback
 from service.adapters.sql import items as sql_items
 from service.adapters.sql import tables
+from service.adapters.sql.models import active_model
 from service.adapters.sql.store import SqlStore
 from service.domain import Event, Observed, StoredItem
 from service.logging import PRIVATE_MASK, run, say
@@ -97,7 +99,8 @@ def _require_content(connection: sa.Connection) -> None:
 
 
 def _write(connection: sa.Connection, items_file: Path, feedback_file: Path, left_out: Counter[str]) -> tuple[int, int]:
-    items = (item_body(connection, item) for item in _all(sql_items.items_after, connection))
+    read = partial(sql_items.items_after, model=active_model(connection))
+    items = (item_body(connection, item) for item in _all(read, connection))
     events = (event_body(event) for event in _all(sql_feedback.events_after, connection))
     n_items = _write_lines(items_file, (body for body in items if is_taken(ITEM_ROW, body, left_out)))
     return n_items, _write_lines(feedback_file, (body for body in events if _is_event(body, left_out)))

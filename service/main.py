@@ -27,6 +27,7 @@ from service.api.position import HEADER, Position
 from service.bootstrap import bootstrap, limiter_of
 from service.connections import ConnectionLimits
 from service.metrics import Metrics
+from service.pipeline.activation import Serving
 from service.pipeline.engine import Engine
 from service.ports import StepTimer
 from service.settings import Settings
@@ -52,16 +53,20 @@ def create_app(
     settings: Settings,
     *,
     engine: Engine | None = None,
+    serving: Serving | None = None,
     on_ready: OnReady | None = None,
     on_failure: OnFailure | None = None,
 ) -> FastAPI:
-    """The application over `engine`, which stays its owner's to close, or over one that it starts and closes itself.
+    """The application over `engine`, or over `serving`, which goes over from one engine to another; these stay their
+    owner's to close. Without, it starts and closes its own.
 
     Raises SettingsError where LACUNA_TRACES asks for what is not installed.
 
     It answers at once: until the engine is there, /health/ready and all that needs it say 503. `on_ready` is awaited
     when it is, `on_failure` called with what kept it from starting.
     """
+    if engine is not None:
+        serving = Serving(engine)
     metrics = Metrics()
     timer: StepTimer = metrics
     traces = _traces(settings)
@@ -72,18 +77,18 @@ def create_app(
     app = FastAPI(
         title=_TITLE,
         description=_DESCRIPTION,
-        lifespan=_lifespan(settings, engine, on_ready, on_failure),
+        lifespan=_lifespan(settings, serving, on_ready, on_failure),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,  # `openapi.install` serves it
         redirect_slashes=False,
         exception_handlers={**errors.HANDLERS, 405: _on_wrong_method},
     )
-    if engine is not None:
-        engine.runtime.timer = timer
-    app.state.engine = engine
+    app.state.serving = app.state.engine = None
     app.state.metrics = metrics
     app.state.timer = timer
+    if serving is not None:
+        _serve(app, serving)
     app.state.traces = traces
     app.state.keyring = Keyring(settings.api_keys)
     app.state.limiter = limiter_of(settings)
@@ -128,11 +133,11 @@ def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:
 
 
 def _lifespan(
-    settings: Settings, engine: Engine | None, on_ready: OnReady | None, on_failure: OnFailure | None
+    settings: Settings, serving: Serving | None, on_ready: OnReady | None, on_failure: OnFailure | None
 ) -> Callable[[FastAPI], contextlib.AbstractAsyncContextManager[None]]:
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        if engine is not None:
+        if serving is not None:
             yield
             await _close(app)
             return
@@ -141,11 +146,22 @@ def _lifespan(
         starting.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await starting
-        if app.state.engine is not None:
-            await app.state.engine.close()
+        if app.state.serving is not None:
+            await app.state.serving.close()
         await _close(app)
 
     return lifespan
+
+
+def _serve(app: FastAPI, serving: Serving) -> None:
+    """Let requests that come from now on use the engine of the worker, whichever that is by then."""
+
+    def switched(engine: Engine) -> None:
+        app.state.engine = engine
+
+    serving.switched = switched
+    serving.engine.runtime.timer = app.state.timer
+    app.state.serving, app.state.engine = serving, serving.engine
 
 
 async def _close(app: FastAPI) -> None:
@@ -167,10 +183,9 @@ def _traces(settings: Settings) -> Traces | None:
 async def _start(app: FastAPI, settings: Settings, on_ready: OnReady | None, on_failure: OnFailure | None) -> None:
     try:
         started = await bootstrap(settings)
-        started.runtime.timer = app.state.timer
-        app.state.engine = started
+        _serve(app, started)
         if on_ready is not None:
-            await on_ready(started)
+            await on_ready(started.engine)
     except Exception as error:  # whoever runs the app decides what it means
         logger.debug("the engine did not start", exc_info=error)
         if on_failure is not None:

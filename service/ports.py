@@ -4,13 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, Literal, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from models.arrays import Array, Mask, Rows
+from models.bundle import Manifest
 from models.feedback import Interaction
-from service.domain import Event, Generated, Page, Review, StoredItem, User, Vector
+from service.domain import (
+    Event,
+    Generated,
+    ModelState,
+    Observed,
+    Page,
+    Remark,
+    Review,
+    ServedModel,
+    StoredItem,
+    User,
+    Vector,
+)
 
 Mode = Literal["create", "upsert"]
 WriteResult = Literal["created", "replaced", "exists", "conflict"]
@@ -19,8 +33,6 @@ EventResult = Literal["new", "unchanged", "replaced", "orphan"]
 Side = Literal["user", "item"]
 Keys = Rows  # of items, in the catalogue and in its indexes
 T = TypeVar("T")
-
-SERVED = "bundle"  # the setting of the store that tells which bundle it is served with
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +79,9 @@ class GeneratedWrite:
     """What the model makes of an item, to be stored if the item still has `version` (which stays).
 
     `queued_at` is the item's position in the queue (see `Store.pending`) as it was before its feedback was read, `seen`
-    what was known of other items.
+    what was known of other items. `recoded` replaces what the model's own encoders have made of content that others had
+    encoded, by modality, with an empty vector where they read nothing; None leaves it. `before` is as in `ItemWrite`,
+    for an item that another model has written.
     """
 
     item_id: str
@@ -77,6 +91,9 @@ class GeneratedWrite:
     derived: bytes
     queued_at: int | None = None
     seen: Seen | None = None
+    remarks: Mapping[str, Remark] = field(default_factory=dict)
+    recoded: Mapping[str, Observed] | None = None
+    before: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,17 +164,86 @@ class Change:
 
     Under an item's id: `item`, `item-generated`, and `item-feedback` where its users changed; under its row, for its id
     is erased, `item-deleted`. Under a user's id: `feedback`, `feedback-deleted`; under a digest of it (see
-    `Store.erased_users`) `user-deleted`. Under no id: `rebuild`, all that is derived is made anew.
+    `Store.erased_users`) `user-deleted`. Under no id: `rebuild`, all that is derived is made anew. Under a model's
+    version: `activated`. `model` is the one that it was written under (see `Store.under`).
     """
 
     position: int
     kind: str
     key: str
     at: datetime
+    model: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Departure:
+    """An item that was deleted at a position of the change log, with its observed features as `FeatureChange` has
+    them."""
+
+    position: int
+    item: str
+    before: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ServingWorker:
+    """A process that serves a database: with which model, by its row, which it could go over to (0: none), and how many
+    seconds ago it said so."""
+
+    id: str
+    serving: int
+    ready: int
+    silent_s: float
 
 
 class Store(Protocol):
-    """SQL, the truth. Every method is one transaction; what it answered is committed, with its change log entries."""
+    """SQL, the truth. Every method is one transaction; what it answered is committed, with its change log entries.
+
+    What is derived is kept for every model that serves or is about to: all methods read and write that of `model`."""
+
+    model: int
+
+    def under(self, model: int) -> Store:
+        """The same store, with what is derived under another model."""
+
+    async def register(self, identity: str, version: str) -> int:
+        """The number of the model of a bundle, by its identity."""
+
+    async def served_models(self) -> list[ServedModel]:
+        """The models that are registered, in order."""
+
+    async def set_model(self, model: int, state: ModelState, values: Mapping[str, Any]) -> bool:
+        """Change a model's state, and its `detail`, `progress`, `forced`, `worker` or `leased_until`; False where
+        another one is being prepared already."""
+
+    async def note_progress(self, model: int, worker: str, progress: Mapping[str, Any]) -> None:
+        """Note how far the worker that prepares a model has come."""
+
+    async def lease(self, model: int, worker: str, seconds: float) -> bool:
+        """Be the worker that prepares a model, or go on being it; False where another one is, or none is wanted."""
+
+    async def activate(self, model: int, version: str) -> Committed[None]:
+        """Make a model the active one, and the one that was `previous`."""
+
+    async def drop_derived(self, model: int) -> bool:
+        """Remove some of what is kept under a model that neither serves nor is about to; whether there may be more."""
+
+    async def absorb(self, entries: Sequence[Change], position: int, departed: Sequence[Departure] = ()) -> bool:
+        """Enqueue under this model what entries of the change log, up to a position, say that was written under
+        others, unless some worker has done so; whether anything was enqueued. `departed` are the items that these
+        deleted."""
+
+    async def start_over(self, position: int) -> None:
+        """Note that everything up to a position of the change log is about to be derived under this model."""
+
+    async def beat(self, worker: str, serving: int, ready: int) -> None:
+        """Note that a worker is alive, what it serves, and what it could go over to."""
+
+    async def leave(self, names: Collection[str]) -> None:
+        """Forget workers that have ended."""
+
+    async def serving_workers(self) -> list[ServingWorker]:
+        """Workers that have said that they are alive and have not left."""
 
     async def ping(self) -> None:
         """Raise StoreUnavailableError where the database does not answer."""
@@ -186,8 +272,7 @@ class Store(Protocol):
         q: str | None = None,
     ) -> Page[StoredItem]:
         """A page in order of id, of the items in all of the categories. `missing` names a modality that is not
-        observed; `q` is a part of the id or title, in any case and however Unicode writes its letters. `derived` may be
-        left empty.
+        observed; `q` is a part of the id or title, in any case and however Unicode writes its letters.
 
         Raises InvalidInputError on a cursor that is none of ours."""
 
@@ -270,6 +355,9 @@ class Store(Protocol):
         """Every item of each of some users once, with the event that decides (`models.feedback`), newest first; users
         without any are left out."""
 
+    async def newest_users(self, since: datetime, *, limit: int) -> list[str]:
+        """Users with events after a moment, those with the newest first."""
+
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
 
@@ -341,6 +429,28 @@ class Store(Protocol):
 
     async def close(self) -> None:
         """Release connections."""
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """A bundle of the registry: its folder on this machine, or None where it has yet to be fetched from `name`."""
+
+    version: str
+    identity: str
+    manifest: Manifest
+    folder: Path | None
+    name: str = ""
+
+
+class Registry(Protocol):
+    """The bundles that may be served."""
+
+    async def bundles(self) -> list[Registered]:
+        """All that can be read, the newest first. Raises NotReadyError where the place does not answer."""
+
+    async def fetch(self, bundle: Registered) -> Path:
+        """A verified bundle's folder on this machine. Raises BundleError where it is damaged, NotReadyError where the
+        place does not answer."""
 
 
 class VectorIndex(Protocol):

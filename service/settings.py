@@ -103,6 +103,10 @@ class Settings(BaseSettings):
         10, ge=0, le=1_000_000, description="minutes between two snapshots of the index; 0 writes none"
     )
     bundle: Path | None = Field(None, description="folder of the model bundle to serve")
+    bundles: str | None = Field(
+        None,
+        description="folder with bundles, or fsspec URL (s3://bucket/path), any of which can be activated",
+    )
     image_weights: Path | None = Field(None, description="file with the image encoder's weights")
     seed_catalogue: bool = Field(True, description="fill an empty database from the bundle's catalogue")
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(

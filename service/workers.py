@@ -172,7 +172,7 @@ def _end_with_the_supervisor() -> None:
 
 async def _serve(settings: Settings, listener: socket.socket, word: Connection) -> None:
     try:
-        engine = await bootstrap(settings)
+        serving = await bootstrap(settings)
     except Exception:
         # It ends by itself. The supervisor, told by another worker, would interrupt it while its event loop closes, and
         # a traceback of the loop's own thread would follow the reason.
@@ -182,7 +182,7 @@ async def _serve(settings: Settings, listener: socket.socket, word: Connection) 
     try:
         spare_collections()
         word.send("serving")
-        app = create_app(settings, engine=engine)
+        app = create_app(settings, serving=serving)
         await server_of(app, ConnectionLimits.of(settings)).serve(sockets=[listener])
     finally:
-        await engine.close()
+        await serving.close()

@@ -158,7 +158,14 @@ def _data_entry(dataset: Dataset, opened: Opened, interactions: int) -> DataEntr
         fingerprint=dataset.fingerprint,
         min_rating=dataset.min_rating,
         title_as_text=opened.title_as_text,
+        until=_newest(dataset.interactions.timestamp),
     )
+
+
+def _newest(timestamps: NDArray[np.float64]) -> datetime | None:
+    """The newest moment of some epoch seconds, nan where one has none."""
+    known = timestamps[np.isfinite(timestamps)]
+    return datetime.fromtimestamp(float(known.max()), UTC) if len(known) else None
 
 
 def run_fingerprint(content: ModalBatch, settings: Mapping[str, Any]) -> str:

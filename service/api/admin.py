@@ -12,17 +12,19 @@ from starlette.responses import RedirectResponse, Response
 
 from service.api import errors
 from service.api.answers import Json
-from service.api.deps import ADMIN, READ, EngineDep, MetricsDep
+from service.api.deps import ADMIN, READ, EngineDep, MetricsDep, ServingDep
+from service.api.engines import engine_of
 from service.api.openapi import problems
 from service.api.schemas import responses
 from service.domain import LacunaError
 from service.metrics import CONTENT_TYPE
-from service.pipeline import check, operate, snapshot
-from service.pipeline.engine import Engine
+from service.pipeline import activation, check, operate, snapshot
 
 logger = logging.getLogger(__name__)
 
 router = APIRouter(tags=["operate"])
+
+VersionPath = Annotated[str, Path(max_length=200, description="A bundle's version, as GET /models has it")]
 
 
 @router.get("/", include_in_schema=False)
@@ -55,7 +57,7 @@ async def ready(engine: EngineDep) -> Response:
 )
 async def metrics(request: Request, metrics: MetricsDep) -> Response:
     """What Prometheus reads; without an engine, without what only that knows."""
-    engine: Engine | None = request.app.state.engine
+    engine = engine_of(request.scope)
     if engine is not None:
         metrics.set_followed(engine.runtime.followed.position, engine.runtime.followed.lag_s)
         try:
@@ -70,9 +72,45 @@ async def metrics(request: Request, metrics: MetricsDep) -> Response:
 
 
 @router.get("/models", dependencies=[READ], responses={200: {"model": responses.ModelsAnswer}, **problems()})
-async def models(engine: EngineDep) -> Response:
-    """The bundles that are known: their versions, models, measured metrics and modalities."""
-    return Json({"models": operate.models(engine)})
+async def models(serving: ServingDep) -> Response:
+    """The bundles that can be served, the active one first: their states, models, measured metrics and modalities."""
+    return Json({"models": await activation.models(serving)})
+
+
+@router.post(
+    "/models/rollback",
+    dependencies=[ADMIN],
+    status_code=202,
+    responses={202: {"model": responses.ModelAnswer}, **problems(409)},
+)
+async def roll_back(serving: ServingDep) -> Response:
+    """Go back to the bundle that was active before."""
+    return Json(await activation.rollback(serving), 202)
+
+
+@router.get(
+    "/models/{version}",
+    dependencies=[READ],
+    responses={200: {"model": responses.ModelAnswer}, **problems(404)},
+)
+async def model(serving: ServingDep, version: VersionPath) -> Response:
+    """One bundle; while it is made ready, with how far that is."""
+    return Json(await activation.model(serving, version))
+
+
+@router.post(
+    "/models/{version}/activate",
+    dependencies=[ADMIN],
+    status_code=202,
+    responses={202: {"model": responses.ModelAnswer}, **problems(404, 409)},
+)
+async def activate_model(
+    serving: ServingDep,
+    version: VersionPath,
+    force: Annotated[bool, Query(description="Also where it does worse than the active one")] = False,
+) -> Response:
+    """Make a bundle ready beside the active one, and then serve it; `GET /models/{version}` says how far that is."""
+    return Json(await activation.activate(serving, version, force=force), 202)
 
 
 @router.get("/stats", dependencies=[READ], responses={200: {"description": "Statistics"}, **problems()})

@@ -16,10 +16,12 @@ from starlette.requests import Request
 from starlette.types import Scope
 
 from service.api import errors, position
+from service.api.engines import engine_of
 from service.api.limits import LIMITS, network_of
 from service.api.reading import LONGEST_NAME, read
 from service.domain import NotReadyError
 from service.metrics import Metrics
+from service.pipeline.activation import Serving
 from service.pipeline.engine import Engine
 from service.settings import ApiKey, Role
 
@@ -38,10 +40,17 @@ _TURN_BYTES = 32 << 10
 
 
 async def _engine(request: Request) -> Engine:
-    engine: Engine | None = request.app.state.engine
+    engine = engine_of(request.scope)
     if engine is None:
         raise NotReadyError("The service is starting.")
     return engine
+
+
+async def _serving(request: Request) -> Serving:
+    serving: Serving | None = request.app.state.serving
+    if serving is None:
+        raise NotReadyError("The service is starting.")
+    return serving
 
 
 async def _metrics(request: Request) -> Metrics:
@@ -50,6 +59,7 @@ async def _metrics(request: Request) -> Metrics:
 
 
 EngineDep = Annotated[Engine, Depends(_engine)]
+ServingDep = Annotated[Serving, Depends(_serving)]
 MetricsDep = Annotated[Metrics, Depends(_metrics)]
 
 # --- authorisation ------------------------------------------------------------------------------------------------

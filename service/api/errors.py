@@ -18,11 +18,13 @@ from starlette.responses import Response
 from models.rows import sentence
 from service.api.answers import Json
 from service.domain import (
+    BundleRefusedError,
     ConflictError,
     InvalidInputError,
     ItemExistsError,
     ItemNotFoundError,
     LacunaError,
+    ModelNotFoundError,
     NotFollowedError,
     NotReadyError,
     NotServedError,
@@ -40,6 +42,8 @@ STATUSES: Mapping[type[LacunaError], int] = {
     UserNotFoundError: 404,
     ItemExistsError: 409,
     ConflictError: 409,
+    ModelNotFoundError: 404,
+    BundleRefusedError: 409,
     NotServedError: 503,
     NotReadyError: 503,
     NotFollowedError: 503,
@@ -330,7 +334,9 @@ DESCRIPTIONS: Mapping[str, str] = {
     "item-not-found": "No item has this id, or the item has nothing of what was asked for.",
     "item-exists": "POST creates only; PUT replaces and PATCH changes.",
     "user-not-found": "Nothing is stored of this user.",
-    "conflict": "The item kept changing while it was written; send the request again.",
+    "conflict": "The item kept changing while it was written, or another bundle is being made ready; try again.",
+    "model-not-found": "There is no bundle of this version; `GET /models` lists those that there are.",
+    "bundle-refused": "The bundle is damaged, of another catalogue, or lacks an encoder; the detail says which.",
     "not-served": "The active bundle does not hold the model that this needs.",
     "not-ready": "The service is starting, or one of its parts is away; try again after Retry-After seconds.",
     "not-followed": "The worker that answers has not heard yet of the write that X-Lacuna-Position names; try again.",

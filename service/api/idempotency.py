@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import errors
 from service.api.deps import key_name
+from service.api.engines import engine_of
 from service.api.position import WRITES
 from service.domain import LacunaError, StoreUnavailableError
 from service.pipeline.engine import Engine
@@ -55,7 +56,7 @@ class Idempotency:
         if given is None:
             await self._app(scope, receive, send)
             return
-        sender, engine = key_name(scope), scope["app"].state.engine
+        sender, engine = key_name(scope), engine_of(scope)
         if sender is None or engine is None:  # without a right to write, the route says so
             await self._app(scope, receive, send)
             return

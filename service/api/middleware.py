@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import errors
 from service.api.deps import caller_of
+from service.api.engines import keep_engine
 from service.api.limits import LIMITS, Limits
 from service.logging import REQUEST_ID
 from service.metrics import Metrics
@@ -61,6 +62,7 @@ class RequestContext:
         started = perf_counter()
         is_head = scope["method"] == "HEAD"
         inner = _routed(scope)
+        keep_engine(inner)
         request_id = _request_id(scope)
         token = REQUEST_ID.set(request_id)
         limits_token = LIMITS.set(self._limits)

@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api import errors
+from service.api.engines import engine_of
 from service.domain import LacunaError
 from service.pipeline import follow
 from service.pipeline.engine import Engine
@@ -33,7 +34,7 @@ async def reach(request: Request) -> None:
     if not 0 <= position <= LARGEST:
         detail = "this is a position that a write was answered with: one whole number"
         raise errors.ProblemError(errors.invalid([errors.FieldError(f"/header/{HEADER}", detail)]))
-    engine: Engine | None = request.app.state.engine
+    engine = engine_of(request.scope)
     if engine is not None:  # without one, the route says so
         await follow.reach(engine, position)
 
@@ -54,7 +55,7 @@ class Position:
 
         async def telling_send(message: Message) -> None:
             if message["type"] == "http.response.start" and scope.get(WRITES) and message["status"] < 500:
-                message = {**message, "headers": [*message["headers"], *await _headers(scope["app"].state.engine)]}
+                message = {**message, "headers": [*message["headers"], *await _headers(engine_of(scope))]}
             await send(message)
 
         try:

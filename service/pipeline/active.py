@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -44,7 +43,7 @@ class Active:
     @cached_property
     def identity(self) -> str:
         """What tells the active bundle from every other; versions are counted per folder and do not."""
-        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
+        return self.manifest.identity
 
     @property
     def min_rating(self) -> float | None:

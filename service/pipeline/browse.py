@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from service.domain import (
     Hit,
@@ -15,6 +16,7 @@ from service.domain import (
 )
 from service.pipeline import follow, views
 from service.pipeline.active import Active
+from service.pipeline.adopt import adopt
 from service.pipeline.engine import Engine
 from service.ports import Media
 
@@ -40,7 +42,8 @@ async def list_items(
     if missing is not None:
         require_modality(engine.active, missing)
     page = await engine.store.list_items(limit=limit, cursor=cursor, categories=categories, missing=missing, q=q)
-    return Page([views.item(item, engine.active.dgmrec.names) for item in page.items], page.next_cursor)
+    items = await current(engine, page.items)
+    return Page([views.item(item, engine.active.dgmrec.names) for item in items], page.next_cursor)
 
 
 async def get_modality(
@@ -89,16 +92,31 @@ async def get_media(engine: Engine, item_id: str, modality: str) -> Media:
     return media
 
 
-async def stored(engine: Engine, item_id: str) -> StoredItem:
-    """An item from the store.
+async def stored(engine: Engine, item_id: str, *, locked: bool = False) -> StoredItem:
+    """An item from the store. `locked`: the caller holds its lock.
 
     Raises:
         ItemNotFoundError: there is no such item.
     """
     item = await engine.store.get_item(item_id)
+    if item is not None and not item.derived:
+        (item,) = await current(engine, [item], locked=locked) or (None,)
     if item is None:
         raise not_found(item_id)
     return item
+
+
+async def current(engine: Engine, items: Sequence[StoredItem], *, locked: bool = False) -> list[StoredItem]:
+    """Items as this model has them, those of them derived that another model has just written; in order, without those
+    that are deleted meanwhile."""
+    foreign = [item.id for item in items if not item.derived]
+    if not foreign:
+        return list(items)
+    async with nullcontext() if locked else engine.runtime.lock(*foreign):
+        left = await engine.store.get_items(foreign)
+        await adopt(engine, [item for item in left.values() if not item.derived])
+        left = await engine.store.get_items(foreign)
+    return [left.get(item.id, item) for item in items if item.derived or item.id in left]
 
 
 def not_found(item_id: str) -> ItemNotFoundError:

@@ -115,7 +115,7 @@ async def _compared(engine: Engine, ids: Collection[str]) -> list[Difference]:
     catalogue, runtime = engine.memory.catalogue, engine.runtime
     stored = await engine.store.get_items(list(ids))
     gone = [Difference(item_id, ("item",), 1.0) for item_id in ids if item_id not in stored and item_id in catalogue]
-    items = [item for item in stored.values() if not item.is_pending]
+    items = [item for item in stored.values() if item.derived and not item.is_pending]
     contents = await with_users(
         engine, {item.id: item.observed for item in items}, {item.id: item.title for item in items}
     )

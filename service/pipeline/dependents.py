@@ -27,6 +27,15 @@ def pack(model: DGMRecServing, observed: Mapping[str, Observed]) -> bytes:
     return np.concatenate([features.get(name, nothing[name]) for name in model.names]).astype("<f4").tobytes()
 
 
+def packed(catalogue: Catalogue, key: int) -> bytes:
+    """The same of an item that is in memory."""
+    features = {name: catalogue.rows.get(f"feature.{name}", key) for name in catalogue.names}
+    for column, name in enumerate(catalogue.names):
+        if not catalogue.observed[key, column]:
+            features[name] = np.full_like(features[name], np.nan)
+    return np.concatenate([features[name] for name in catalogue.names]).astype("<f4").tobytes()
+
+
 def unpack(model: DGMRecServing, before: bytes) -> dict[str, Array]:
     """The reverse of `pack`, by modality `[r_m]`; nothing where another bundle packed it."""
     flat = np.frombuffer(before, dtype="<f4").astype(np.float32)

@@ -42,8 +42,12 @@ class Engine:
 
     async def close(self) -> None:
         """Finish what was begun, leave to the next start what can wait, and let go of everything."""
+        await self.retire()
+        await self.cache.close()
+        await self.store.close()
+
+    async def retire(self) -> None:
+        """The same, but for what another engine over the same database goes on using."""
         await self.runtime.close()
         for close in self.closers:
             close()
-        await self.cache.close()
-        await self.store.close()

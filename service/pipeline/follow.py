@@ -13,10 +13,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from service.domain import ChangesLostError, NotFollowedError
-from service.pipeline import vectors
+from service.pipeline import dependents, vectors
+from service.pipeline.adopt import adopt
 from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.engine import Engine
-from service.ports import Change
+from service.ports import Change, Departure
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ REACH_S, RETRY_S = 2.0, 0.05  # longest wait for a position of the log, and betw
 LOG = "/log"  # name of a lock, which no item's id can be
 
 _ITEM = frozenset({"item", "item-generated"})
+_OF_A_MODEL = frozenset({"item-generated", "rebuild"})  # which concern no other
 _USER = frozenset({"feedback", "feedback-deleted"})
 
 
@@ -89,7 +91,9 @@ async def _take_over(engine: Engine) -> bool:
         return True
     if not entries:
         return False
+    departed = _departures(engine, entries)
     await _apply(engine, entries)
+    await absorb(engine, entries, departed)
     followed.position, followed.stamp = entries[-1].position, _stamp(entries[-1])
     followed.applied = {position for position in followed.applied if position > followed.position}
     return len(entries) == ENTRIES
@@ -100,7 +104,13 @@ def _stamp(entry: Change) -> str:
 
 
 async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
-    foreign = [entry for entry in entries if entry.position not in engine.runtime.followed.applied]
+    model = engine.store.model
+    foreign = [
+        entry
+        for entry in entries
+        if entry.position not in engine.runtime.followed.applied
+        and not (entry.kind in _OF_A_MODEL and entry.model != model)
+    ]
     items = {entry.key: entry.position for entry in foreign if entry.kind in _ITEM}
     deleted = _deleted(engine, foreign)
     items |= {item: at for item, at in deleted.items() if item not in items}
@@ -117,6 +127,26 @@ async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
         await engine.runtime.compute(vectors.distrust, engine.active.dgmrec, engine.memory.catalogue)
     await _count(engine, {entry.key for entry in entries if entry.kind == "item-feedback"})
     engine.runtime.timer.observe_lag([time.time() - entry.at.timestamp() for entry in foreign])
+
+
+async def absorb(engine: Engine, entries: Sequence[Change], departed: Sequence[Departure] = ()) -> None:
+    """Enqueue what follows, under this model, from what was written under others. `departed` are the items that these
+    deleted, as this worker had them."""
+    foreign = [entry for entry in entries if entry.model != engine.store.model]
+    if foreign and await engine.store.absorb(foreign, entries[-1].position, departed):
+        engine.runtime.is_behind = True
+        engine.runtime.changed |= {one.position: None for one in departed}
+
+
+def _departures(engine: Engine, entries: Sequence[Change]) -> list[Departure]:
+    """The items in memory that others deleted under another model, with their observed features."""
+    catalogue, departed = engine.memory.catalogue, []
+    for entry in entries:
+        if entry.kind == "item-deleted" and entry.model != engine.store.model:
+            known = catalogue.entries.get(int(entry.key))
+            if known is not None:
+                departed.append(Departure(entry.position, known.id, dependents.packed(catalogue, known.key)))
+    return departed
 
 
 def _deleted(engine: Engine, entries: Sequence[Change]) -> dict[str, int]:
@@ -144,14 +174,16 @@ async def refresh(engine: Engine, item_ids: Sequence[str], changed: Mapping[str,
         applied = runtime.followed.applied
         wanted = [item for item in item_ids if changed is None or changed[item] not in applied]
         stored = await engine.store.get_items(wanted)
-        rows = []
+        rows, foreign = [], []
         for item in stored.values():
             derived = Derived.unpack(item.derived, catalogue.shape)
-            if derived is None or item.model_version != engine.model_version:
-                runtime.superseded = f"The database is served with bundle {item.model_version} by now."
-                continue
-            rows.append((Entry.of(item, catalogue.names), derived))
+            if derived is None:
+                foreign.append(item)
+            else:
+                rows.append((Entry.of(item, catalogue.names), derived))
         await runtime.compute(vectors.put, engine.active.dgmrec, catalogue, rows)
+        if foreign:  # another model has written them
+            await adopt(engine, foreign)
         for item_id in wanted:
             if item_id not in stored:
                 await runtime.compute(catalogue.remove, item_id)

@@ -14,9 +14,9 @@ from service.domain import (
     Observed,
     Written,
 )
-from service.pipeline import dependents, views
+from service.pipeline import browse, dependents, views
 from service.pipeline import impute as imputation
-from service.pipeline.browse import not_found
+from service.pipeline.browse import current, not_found
 from service.pipeline.encode import PixelBudget, encode, with_title
 from service.pipeline.engine import Engine
 from service.pipeline.evidence import projected
@@ -101,7 +101,8 @@ async def put_item(engine: Engine, draft: Draft) -> Written:
     async with engine.runtime.lock(draft.id):
         for _ in range(ATTEMPTS):
             plan = plan_of(engine, draft, encoded)
-            previous = await engine.store.get_item(draft.id)
+            found = await engine.store.get_items([draft.id])
+            previous = next(iter(await current(engine, list(found.values()), locked=True)), None)
             plan = await replacing(engine, plan, previous)
             (item,) = await write(engine, [plan], timings)
             if item is not None:
@@ -119,9 +120,7 @@ async def delete_item(engine: Engine, item_id: str) -> None:
     runtime, memory = engine.runtime, engine.memory
     async with runtime.lock(item_id):
         users = await engine.store.item_users(item_id, limit=ALL_USERS)
-        stored = await engine.store.get_item(item_id)
-        if stored is None:
-            raise not_found(item_id)
+        stored = await browse.stored(engine, item_id, locked=True)
         with runtime.step("commit"):
             deleted = await engine.store.delete_item(item_id, dependents.pack(engine.active.dgmrec, stored.observed))
         if not deleted.value:

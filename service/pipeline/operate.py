@@ -17,21 +17,6 @@ async def check_ready(engine: Engine) -> None:
         raise NotReadyError(f"{engine.runtime.superseded} Restart this worker with it.")
 
 
-def models(engine: Engine) -> list[dict[str, Any]]:
-    """The bundles that are known, the active one first."""
-    manifest = engine.active.manifest
-    return [
-        {
-            "version": manifest.version,
-            "active": True,
-            "created_at": manifest.created_at.isoformat(),
-            "data": manifest.data.model_dump(),
-            "modalities": [modality.model_dump() for modality in manifest.modalities],
-            "models": {name: {"form": entry.form, "metrics": entry.metrics} for name, entry in manifest.models.items()},
-        }
-    ]
-
-
 async def pending(engine: Engine) -> dict[str, Any]:
     """What is derived but not yet from the present state: items to regenerate, changes of features that have yet to
     reach others, for how many seconds the longest has waited, and vectors to compute in the worker that answers."""

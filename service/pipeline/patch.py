@@ -46,7 +46,7 @@ async def patch_item(engine: Engine, item_id: str, patch: Patch) -> ItemView:
     async with engine.runtime.lock(item_id):
         for _ in range(ATTEMPTS):
             seen = engine.runtime.seen()
-            previous = await stored(engine, item_id)
+            previous = await stored(engine, item_id, locked=True)
             plan, same = await _patched(engine, previous, patch, seen, timings)
             (item,) = await write(engine, [plan], timings, unchanged=same)
             if item is not None:

@@ -16,16 +16,14 @@ import logging
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from dataclasses import replace
 
 from models.dgmrec.serving import DGMRecServing
-from service.domain import StoredItem, StoreUnavailableError
+from service.domain import StoreUnavailableError
 from service.pipeline import dependents, vectors
-from service.pipeline.catalogue import Catalogue, Entry
-from service.pipeline.complete import complete, with_users
+from service.pipeline.adopt import adopt
+from service.pipeline.catalogue import Catalogue
 from service.pipeline.engine import Engine
 from service.pipeline.follow import catch_up
-from service.ports import GeneratedWrite, Seen
 
 log = logging.getLogger(__name__)
 
@@ -189,49 +187,13 @@ async def _regenerate_some(engine: Engine) -> bool:
 async def regenerate(engine: Engine, queued: dict[str, int]) -> None:
     """Compute what is stored of some items, by id with the positions that they were enqueued for, from their users and
     neighbours. The change log must have been followed to these positions, for both are read from memory."""
-    active, catalogue, runtime = engine.active, engine.memory.catalogue, engine.runtime
+    catalogue, runtime = engine.memory.catalogue, engine.runtime
     async with runtime.lock(*queued):
-        seen = runtime.seen()
-        items = await engine.store.get_items(list(queued))
-        items = {item_id: item for item_id, item in items.items() if item_id in catalogue}
-        observed = {item_id: item.observed for item_id, item in items.items()}
-        contents = await with_users(engine, observed, {item_id: item.title for item_id, item in items.items()})
-        computed = await runtime.compute(complete, active, catalogue, contents)
-        renewed = [
-            replace(
-                item,
-                generated=result.generated,
-                derived=result.derived.pack(catalogue.shape),
-                model_version=active.version,
-            )
-            for item, result in zip(items.values(), computed, strict=True)
-        ]
-        changed = [item for item in renewed if _differ(item, items[item.id])]
-        same = {item.id: queued[item.id] for item in renewed if item not in changed}
-        if same:
-            await engine.store.dequeue(same, seen)
-        if not changed:
-            return
-        derived = {content.id: result.derived for content, result in zip(contents, computed, strict=True)}
-        saves = [_save(item, queued[item.id], seen) for item in changed]
-        saved = await engine.store.save_generated(saves)
-        rows = [
-            (Entry.of(item, catalogue.names), derived[item.id])
-            for item, was_saved in zip(changed, saved.value, strict=True)
-            if was_saved
-        ]
-        await runtime.compute(vectors.put, active.dgmrec, catalogue, rows)
-        runtime.applied(saved.positions)
+        stored = (await engine.store.get_items(list(queued))).values()
+        # What is not in memory is deleted, or was written under another model.
+        await adopt(engine, [item for item in stored if item.id in catalogue or not item.derived], queued)
     # Where somebody wrote meanwhile, an item is still pending.
     runtime.pending |= dict.fromkeys(await engine.store.pending(list(queued)))
-
-
-def _save(item: StoredItem, queued_at: int, seen: Seen) -> GeneratedWrite:
-    return GeneratedWrite(item.id, item.version, item.generated, item.model_version, item.derived, queued_at, seen)
-
-
-def _differ(item: StoredItem, stored: StoredItem) -> bool:
-    return (item.derived, item.model_version) != (stored.derived, stored.model_version)
 
 
 # --- vectors ---------------------------------------------------------------------------------------------------------

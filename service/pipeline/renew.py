@@ -1,21 +1,24 @@
-"""Another bundle may bring other encoders: stored features that they did not make are made anew from stored content."""
+"""Another bundle may bring other encoders: of stored content that others have encoded, features are made anew."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
 
 from models.bundle import BundleError
-from service.domain import Content, LacunaError, MediaContent, Observed, StoredItem, TextContent
+from service.domain import Content, LacunaError, MediaContent, Observed, Remark, StoredItem, TextContent
 from service.pipeline.active import Active
-from service.pipeline.encode import TITLE_SOURCE, Contents, Encoded, encode
-from service.pipeline.engine import Engine
-from service.ports import ItemWrite
+from service.pipeline.encode import TITLE_SOURCE, Contents, Encoded, PixelBudget, encode
+from service.pipeline.engine import Engine, Limits
 
 log = logging.getLogger(__name__)
 
 BATCH = 64
+NOTHING = np.empty(0, dtype=np.float32)
+UNBOUNDED = Limits(request_pixels=1 << 62)  # of a picture as ever, but of no request
 
 
 def require_usable(active: Active, items: Sequence[StoredItem]) -> None:
@@ -46,57 +49,59 @@ def _unusable(active: Active, name: str, feature: Observed) -> str | None:
     return None
 
 
-async def encode_anew(engine: Engine, items: Sequence[StoredItem]) -> list[StoredItem]:
-    """The items with every feature made by the bundle's own encoders. What had to be made anew is stored.
-
-    Raises:
-        BundleError: a stored content cannot be encoded under the present limits.
-    """
-    stale = [item for item in items if _foreign(engine.active, item)]
-    if not stale:
-        return list(items)
-    log.info("encoding %d items with the encoders of bundle %s", len(stale), engine.model_version)
-    renewed: dict[str, StoredItem] = {}
-    for start in range(0, len(stale), BATCH):
-        encoded = await _encoded(engine, stale[start : start + BATCH])
-        await engine.store.write_items([ItemWrite(item, "upsert", item.version) for item in encoded])
-        renewed |= {item.id: item for item in encoded}
-    return [renewed.get(item.id, item) for item in items]
-
-
-def _foreign(active: Active, item: StoredItem) -> list[str]:
-    """Modalities whose features another encoder made."""
-    return [
-        name
-        for name, feature in item.observed.items()
-        if feature.encoder and feature.encoder != active.encoder_identity(name)
-    ]
-
-
-async def _encoded(engine: Engine, items: Sequence[StoredItem]) -> list[StoredItem]:
-    contents = [
-        {
-            name: (await _content(engine, item, name), item.observed[name].source)
-            for name in _foreign(engine.active, item)
-        }
-        for item in items
-    ]
-    renewed = []
-    for item, its_contents, encoded in zip(items, contents, await encode(engine, contents), strict=True):
-        if isinstance(encoded, LacunaError):
-            raise BundleError(
-                f"the item {item.id!r} cannot be encoded for the bundle {engine.model_version}: {encoded}"
-            )
-        renewed.append(_with(item, its_contents, encoded))
+async def encode_anew(engine: Engine, items: Sequence[StoredItem]) -> list[Renewed]:
+    """The items with every feature made by the bundle's own encoders, in order. Where these cannot read a content, or
+    it says nothing, the modality is missing, with a remark why."""
+    stale = {row: contents for row, item in enumerate(items) if (contents := await _contents(engine, item))}
+    renewed = [Renewed(item) for item in items]
+    rows = list(stale)
+    for start in range(0, len(rows), BATCH):
+        batch = rows[start : start + BATCH]
+        encoded = await encode(engine, [stale[row] for row in batch], PixelBudget(UNBOUNDED))
+        for row, its in zip(batch, encoded, strict=True):
+            renewed[row] = _renewed(items[row], stale[row], its)
     return renewed
 
 
-def _with(item: StoredItem, contents: Contents, encoded: Encoded) -> StoredItem:
-    """The item with the contents that were encoded again; where the new encoder reads nothing, the modality is
-    missing."""
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """An item, and what of its features was made anew, by modality, empty where nothing came of it; None where none
+    had to be."""
+
+    item: StoredItem
+    recoded: Mapping[str, Observed] | None = None
+
+
+async def _contents(engine: Engine, item: StoredItem) -> Contents:
+    """What the bundle's encoders have yet to read of an item: content that others have encoded, and texts of which
+    another model's could read nothing."""
+    contents: dict[str, tuple[Content, str]] = {}
+    for name, feature in item.observed.items():
+        if feature.encoder and feature.encoder != engine.active.encoder_identity(name):
+            contents[name] = (await _content(engine, item, name), feature.source)
+    if not item.derived:
+        unread = {name: remark.text for name, remark in item.remarks.items() if name not in item.observed}
+        contents |= {name: (TextContent(text), "text") for name, text in unread.items() if text is not None}
+    return contents
+
+
+def _renewed(item: StoredItem, contents: Contents, encoded: Encoded | LacunaError) -> Renewed:
+    if isinstance(encoded, LacunaError):
+        log.warning("a content of the item %r counts as missing: %s", item.id, encoded)
+        encoded = Encoded({}, remarks={name: Remark(str(encoded)) for name in contents})
     observed = {name: feature for name, feature in item.observed.items() if name not in contents}
     remarks = {name: remark for name, remark in item.remarks.items() if name not in contents}
-    return replace(item, observed={**observed, **encoded.observed}, remarks={**remarks, **encoded.remarks})
+    recoded = {name: encoded.observed.get(name, Observed(NOTHING, "text")) for name in contents}
+    kept = {
+        name: replace(feature, text=item.observed[name].text, media=item.observed[name].media)
+        if name in item.observed
+        else feature
+        for name, feature in encoded.observed.items()
+    }
+    return Renewed(
+        replace(item, observed={**observed, **kept}, remarks={**remarks, **encoded.remarks}),
+        recoded,
+    )
 
 
 async def _content(engine: Engine, item: StoredItem, name: str) -> Content:

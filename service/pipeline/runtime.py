@@ -79,6 +79,7 @@ class Runtime:
     busy_at: float = -math.inf
     computing: int = 0  # computations that the writer's thread has, or is to have
     round_at: float = -math.inf
+    share: float = 1.0  # of the time that computations may take, while another engine serves
     fallbacks: Counter[str] = field(default_factory=Counter)
     superseded: str | None = None  # why this worker's answers are no longer right
     is_closing: bool = False
@@ -101,10 +102,13 @@ class Runtime:
     async def compute(self, function: Callable[..., T], *arguments: object) -> T:
         """Run a computation on the writer's thread."""
         self.computing += 1
+        started = time.monotonic()
         try:
             return await asyncio.get_running_loop().run_in_executor(self.writer, function, *arguments)
         finally:
             self.computing -= 1
+            if self.share < 1:
+                await self.rest((time.monotonic() - started) * (1 / self.share - 1))
 
     @contextmanager
     def step(self, name: str, timings: dict[str, float] | None = None) -> Iterator[None]:

@@ -132,7 +132,7 @@ def _unchanged(active: Active, catalogue: Catalogue, plan: Plan) -> Computed:
     """What the model makes of an item whose modalities have not changed."""
     previous = plan.previous
     derived = None if previous is None else Derived.unpack(previous.derived, catalogue.shape)
-    if previous is None or derived is None or previous.model_version != active.version:
+    if previous is None or derived is None:
         return complete(active, catalogue, [plan.content])[0]
     return Computed(previous.generated, replace(derived, words=words_of(active.dgmrec, plan.content)))  # of its title
 

@@ -24,7 +24,7 @@ class ChangeQueries(Queries):
     @reads
     def changes(self, connection: Connection, since: int, *, limit: int = 1000) -> list[Change]:
         """Entries after a position, in order. Raises ChangesLostError where some of them have been trimmed."""
-        query = select(changes.c.position, changes.c.kind, changes.c.key, changes.c.at)
+        query = select(changes.c.position, changes.c.kind, changes.c.key, changes.c.at, changes.c.model)
         rows = connection.execute(query.where(changes.c.position > since).order_by(changes.c.position).limit(limit))
         entries = [Change(*row) for row in rows]
         if int(get_setting(connection, TRIMMED) or 0) > since:
@@ -54,12 +54,14 @@ class ChangeQueries(Queries):
         return removed
 
 
-def log(connection: Connection, **keys: Iterable[str]) -> range:
-    """Append to the change log, one entry a key under its kind (`item_deleted` is the kind `item-deleted`); answers
-    the positions. There is one writer at a time, so they are consecutive."""
+def log(connection: Connection, model: int, **keys: Iterable[str]) -> range:
+    """Append to the change log, one entry a key under its kind (`item_deleted` is the kind `item-deleted`), and the
+    model that it is written under; answers the positions. There is one writer at a time, so they are consecutive."""
     now = datetime.now(UTC)
     rows = [
-        {"kind": kind.replace("_", "-"), "key": key, "at": now} for kind, several in keys.items() for key in several
+        {"kind": kind.replace("_", "-"), "key": key, "at": now, "model": model}
+        for kind, several in keys.items()
+        for key in several
     ]
     if not rows:
         return range(0)

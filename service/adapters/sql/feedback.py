@@ -88,10 +88,12 @@ class FeedbackQueries(Queries):
             results[first[key]] = "replaced"
         fresh = [event for event, result in zip(events, results, strict=True) if result in ("new", "replaced")]
         touched = dict.fromkeys(event.item for event in fresh)
-        positions = log(connection, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched)
+        positions = log(
+            connection, self.model, feedback=dict.fromkeys(event.user for event in fresh), item_feedback=touched
+        )
         if renew is not None and fresh:
             affected = {rows[item] for item in touched} | set(_met_later(connection, fresh, rows, min_rating))
-            enqueue(connection, sorted(renew(affected)), positions.stop - 1)
+            enqueue(connection, self.model, sorted(renew(affected)), positions.stop - 1)
         keep_answer(connection, keep, results)
         return Committed(results, positions)
 
@@ -129,8 +131,8 @@ class FeedbackQueries(Queries):
         touched = _items_of(connection, chosen)
         later = later_rows(connection, *chosen)
         removed = connection.execute(delete(feedback).where(*chosen)).rowcount
-        positions = log(connection, feedback_deleted=sorted(users), item_feedback=touched)
-        enqueue(connection, sorted({*touched.values(), *later}), positions.stop - 1)
+        positions = log(connection, self.model, feedback_deleted=sorted(users), item_feedback=touched)
+        enqueue(connection, self.model, sorted({*touched.values(), *later}), positions.stop - 1)
         return Committed(removed, positions)
 
     @reads
@@ -148,6 +150,13 @@ class FeedbackQueries(Queries):
             for user, item, moment, interested, first in rows:
                 found.setdefault(user, []).append(Interaction(item, moment, bool(interested), first))
         return found
+
+    @reads
+    def newest_users(self, connection: Connection, since: datetime, *, limit: int) -> list[str]:
+        """Users with events after a moment, those with the newest first."""
+        query = select(feedback.c.user_id).where(feedback.c.timestamp > since).group_by(feedback.c.user_id)
+        newest = func.max(feedback.c.timestamp).desc()
+        return list(connection.execute(query.order_by(newest, feedback.c.user_id).limit(limit)).scalars())
 
     @reads
     def item_users(self, connection: Connection, item: str, *, limit: int) -> list[str]:
@@ -211,8 +220,10 @@ class FeedbackQueries(Queries):
         ).rowcount
         if not (events or entries):
             return Committed(False)
-        positions = log(connection, user_deleted=[digest_of(_secret(connection), user)], item_feedback=touched)
-        enqueue(connection, touched.values(), positions.stop - 1)
+        positions = log(
+            connection, self.model, user_deleted=[digest_of(_secret(connection), user)], item_feedback=touched
+        )
+        enqueue(connection, self.model, touched.values(), positions.stop - 1)
         return Committed(events > 0, positions)
 
     @reads

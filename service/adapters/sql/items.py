@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import AsyncIterator, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Insert,
     Row,
+    Table,
     bindparam,
     delete,
     exists,
@@ -26,6 +27,7 @@ from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.cursors import decode_cursor, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
+from service.adapters.sql.models import other_models
 from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
 from service.adapters.sql.regeneration import (
     dequeue_rows,
@@ -43,7 +45,9 @@ from service.adapters.sql.tables import (
     generated_features,
     imputation_errors,
     item_categories,
+    item_states,
     items,
+    recoded_features,
 )
 from service.adapters.sql.tables import media as media_table
 from service.domain import Generated, Observed, Page, Remark, StoredItem
@@ -60,6 +64,7 @@ _STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
 )
 _ADD_ITEMS = insert(items).returning(items.c.id, items.c.row_id)
 _ADD_CATEGORIES, _ADD_FEATURES, _ADD_GENERATED = insert(item_categories), insert(features), insert(generated_features)
+_ADD_STATES, _ADD_RECODED = insert(item_states), insert(recoded_features)
 
 
 class ItemQueries(Queries):
@@ -85,13 +90,14 @@ class ItemQueries(Queries):
             results.append(result)
         if not accepted:
             return Committed(Stored(results, {}))
-        numbered = _store(connection, accepted, rows, media)
-        stored = Stored(results, numbered, _enqueue_outdated(connection, writes, numbered))
+        numbered = _store(connection, self.model, accepted, rows, media)
+        stored = Stored(results, numbered, _enqueue_outdated(connection, self.model, writes, numbered))
         keep_answer(connection, keep, stored)
-        positions = log(connection, item=accepted)
+        positions = log(connection, self.model, item=accepted)
         former = {write.item.id: write.before for write in writes if write.before is not None}
         note_changes(
             connection,
+            self.model,
             {at: (item, former[item]) for at, item in zip(positions, accepted, strict=True) if item in former},
         )
         return Committed(stored, positions)
@@ -100,7 +106,7 @@ class ItemQueries(Queries):
     def save_generated(self, connection: Connection, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace generated features and derived state of the items that still have the expected version."""
         rows, versions = _stored_versions(connection, {save.item_id for save in saves})
-        waiting = pending_items(connection, [save.item_id for save in saves], len(saves))
+        waiting = pending_items(connection, self.model, [save.item_id for save in saves], len(saves))
         current = [
             versions.get(save.item_id) == save.version and (save.queued_at is None or save.item_id in waiting)
             for save in saves
@@ -108,22 +114,16 @@ class ItemQueries(Queries):
         kept = [save for save, valid in zip(saves, current, strict=True) if valid]
         if not kept:
             return Committed(current)
-        values = [
-            {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
-        ]
-        connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
-        for chunk in chunks(rows[save.item_id] for save in kept):
-            connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
-        generated = [
-            feature
-            for save in kept
-            for feature in _generated_rows(rows[save.item_id], save.generated, save.model_version)
-        ]
-        _insert(connection, _ADD_GENERATED, generated)
+        _save_states(connection, self.model, {rows[save.item_id]: save for save in kept})
         done = {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None}
         if done and not any(others_changed(connection, seen) for seen in {save.seen for save in kept if save.seen}):
-            dequeue_rows(connection, done)
-        return Committed(current, log(connection, item_generated=[save.item_id for save in kept]))
+            dequeue_rows(connection, self.model, done)
+        positions = log(connection, self.model, item_generated=[save.item_id for save in kept])
+        former = {
+            at: (save.item_id, save.before) for at, save in zip(positions, kept, strict=True) if save.before is not None
+        }
+        note_changes(connection, self.model, former)
+        return Committed(current, positions)
 
     @writes
     def delete_item(self, connection: Connection, item_id: str, before: bytes = b"") -> Committed[bool]:
@@ -138,10 +138,12 @@ class ItemQueries(Queries):
         _drop_unreferenced(connection, held)
         connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
         connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
-        positions = log(connection, item_deleted=[str(rows[item_id])])
-        enqueue(connection, [row for row in later if row != rows[item_id]], positions.start)
+        positions = log(connection, self.model, item_deleted=[str(rows[item_id])])
+        left = [row for row in later if row != rows[item_id]]
+        for model in (self.model, *other_models(connection, self.model)):  # whom the log cannot tell which these are
+            enqueue(connection, model, left, positions.start)
         if before:
-            note_changes(connection, {positions.start: (item_id, before)})
+            note_changes(connection, self.model, {positions.start: (item_id, before)})
         return Committed(True, positions)
 
     async def get_item(self, item_id: str) -> StoredItem | None:
@@ -154,7 +156,9 @@ class ItemQueries(Queries):
         stored = [
             item
             for chunk in chunks(dict.fromkeys(item_ids))
-            for item in _assemble(connection, connection.execute(select(items).where(items.c.id.in_(chunk))).all())
+            for item in _assemble(
+                connection, self.model, connection.execute(select(items).where(items.c.id.in_(chunk))).all()
+            )
         ]
         return {item.id: item for item in stored}
 
@@ -167,7 +171,7 @@ class ItemQueries(Queries):
         """All items, whole, in order of creation, in batches."""
         row = 0
         while True:
-            stored, row = await self.database.read(partial(items_after, row=row, limit=batch))
+            stored, row = await self.database.read(partial(items_after, row=row, limit=batch, model=self.model))
             if not stored:
                 return
             yield stored
@@ -192,11 +196,14 @@ class ItemQueries(Queries):
             query = query.where(exists().where(member, item_categories.c.category == category))
         if missing is not None:
             part = features.c.item_row == items.c.row_id
-            query = query.where(~exists().where(part, features.c.modality == missing))
+            unread = (recoded_features.c.item_row == items.c.row_id) & (recoded_features.c.model == self.model)
+            unread &= (recoded_features.c.modality == missing) & (recoded_features.c.vector == b"")
+            has = exists().where(part, features.c.modality == missing) & ~exists().where(unread)
+            query = query.where(~has)
         if q:
             query = query.where(_position(connection, folded(q)) > 0)
         rows = connection.execute(query).all()
-        page = _assemble(connection, rows[:limit])
+        page = _assemble(connection, self.model, rows[:limit])
         return Page(page, encode_cursor(CURSOR, page[-1].id) if len(rows) > limit and page else None)
 
     @reads
@@ -213,7 +220,9 @@ class ItemQueries(Queries):
 # --- writing -----------------------------------------------------------------------------------------------------
 
 
-def _enqueue_outdated(connection: Connection, writes: Sequence[ItemWrite], rows: Mapping[str, int]) -> list[str]:
+def _enqueue_outdated(
+    connection: Connection, model: int, writes: Sequence[ItemWrite], rows: Mapping[str, int]
+) -> list[str]:
     """Enqueue those of the written items for which the change log has more than their writer had seen."""
     seen = {write.item.id: write.seen for write in writes if write.seen is not None and write.item.id in rows}
     outdated = {}
@@ -228,7 +237,7 @@ def _enqueue_outdated(connection: Connection, writes: Sequence[ItemWrite], rows:
             position = newest_position(connection)
             outdated |= {item_id: position for item_id, its in seen.items() if its == what}
     for item_id, position in outdated.items():
-        enqueue(connection, [rows[item_id]], position)
+        enqueue(connection, model, [rows[item_id]], position)
     return list(outdated)
 
 
@@ -250,14 +259,18 @@ def _outcome(write: ItemWrite, version: int) -> WriteResult:
 
 
 def _store(
-    connection: Connection, accepted: Mapping[str, StoredItem], rows: Mapping[str, int], media: Sequence[Media]
+    connection: Connection,
+    model: int,
+    accepted: Mapping[str, StoredItem],
+    rows: Mapping[str, int],
+    media: Sequence[Media],
 ) -> dict[str, int]:
     replaced = {rows[key]: item for key, item in accepted.items() if key in rows}
-    held = _forget_parts(connection, replaced)
+    held = _forget_parts(connection, model, replaced)
     _update_items(connection, replaced)
     numbered = {**rows, **_insert_items(connection, [item for key, item in accepted.items() if key not in rows])}
     _insert_media(connection, accepted.values(), media)
-    _insert_parts(connection, {numbered[key]: item for key, item in accepted.items()})
+    _insert_parts(connection, model, {numbered[key]: item for key, item in accepted.items()})
     _drop_unreferenced(connection, held)
     return {key: numbered[key] for key in accepted}
 
@@ -286,19 +299,59 @@ def _item_values(item: StoredItem) -> dict[str, Any]:
         "version": item.version,
         "created_at": item.created_at,
         "updated_at": item.updated_at,
-        "model_version": item.model_version,
         "search_text": folded(f"{item.id}\n{item.title or ''}"),
-        "derived": item.derived,
-        "remarks": {name: asdict(remark) for name, remark in item.remarks.items()},
+        "remarks": _remark_values(item.remarks),
     }
 
 
-def _insert_parts(connection: Connection, stored: Mapping[int, StoredItem]) -> None:
+def _remark_values(remarks: Mapping[str, Remark]) -> dict[str, Any]:
+    return {name: asdict(remark) for name, remark in remarks.items()}
+
+
+def _state_row(row: int, model: int, made: StoredItem | GeneratedWrite) -> dict[str, Any]:
+    return {
+        "item_row": row,
+        "model": model,
+        "version": made.version,
+        "model_version": made.model_version,
+        "derived": made.derived,
+        "remarks": _remark_values(made.remarks),
+    }
+
+
+def _save_states(connection: Connection, model: int, saves: Mapping[int, GeneratedWrite]) -> None:
+    """Replace what a model has made of items, by their rows."""
+    for chunk in chunks(saves):
+        for table in (item_states, generated_features):
+            connection.execute(delete(table).where(table.c.item_row.in_(chunk), table.c.model == model))
+    _insert(connection, _ADD_STATES, [_state_row(row, model, save) for row, save in saves.items()])
+    generated = [
+        feature
+        for row, save in saves.items()
+        for feature in _generated_rows(row, model, save.generated, save.model_version)
+    ]
+    _insert(connection, _ADD_GENERATED, generated)
+    for chunk in chunks(row for row, save in saves.items() if save.recoded is not None):
+        its = recoded_features.c.item_row.in_(chunk) & (recoded_features.c.model == model)
+        connection.execute(delete(recoded_features).where(its))
+    recoded = [
+        {"item_row": row, "model": model, "modality": name, "encoder": made.encoder, "vector": to_bytes(made.vector)}
+        for row, save in saves.items()
+        for name, made in (save.recoded or {}).items()
+    ]
+    _insert(connection, _ADD_RECODED, recoded)
+
+
+def _insert_parts(connection: Connection, model: int, stored: Mapping[int, StoredItem]) -> None:
     categories = ((row, category) for row, item in stored.items() for category in dict.fromkeys(item.categories))
     _insert(connection, _ADD_CATEGORIES, [{"item_row": row, "category": category} for row, category in categories])
     _insert(connection, _ADD_FEATURES, [part for row, item in stored.items() for part in _observed_rows(row, item)])
+    derived = {row: item for row, item in stored.items() if item.model_version}
+    _insert(connection, _ADD_STATES, [_state_row(row, model, item) for row, item in derived.items()])
     generated = [
-        part for row, item in stored.items() for part in _generated_rows(row, item.generated, item.model_version)
+        part
+        for row, item in derived.items()
+        for part in _generated_rows(row, model, item.generated, item.model_version)
     ]
     _insert(connection, _ADD_GENERATED, generated)
 
@@ -317,10 +370,13 @@ def _observed_rows(row: int, item: StoredItem) -> Iterator[dict[str, Any]]:
         }
 
 
-def _generated_rows(row: int, generated: Mapping[str, Generated], model_version: str) -> list[dict[str, Any]]:
+def _generated_rows(
+    row: int, model: int, generated: Mapping[str, Generated], model_version: str
+) -> list[dict[str, Any]]:
     return [
         {
             "item_row": row,
+            "model": model,
             "modality": modality,
             "generator": part.generator,
             "confidence": float(part.confidence),
@@ -348,12 +404,15 @@ def _insert(connection: Connection, statement: Insert, rows: Sequence[Mapping[st
         connection.execute(statement, rows)
 
 
-def _forget_parts(connection: Connection, rows: Collection[int]) -> set[str]:
-    """Remove what hangs on items that are being replaced; answers the media they held."""
+def _forget_parts(connection: Connection, model: int, rows: Collection[int]) -> set[str]:
+    """Remove what hangs on items that are being replaced, but for what other models have made of them; answers the
+    media they held."""
     held = _media_of(connection, rows)
     for chunk in chunks(rows):
-        for table in (item_categories, features, generated_features):
+        for table in (item_categories, features, recoded_features):
             connection.execute(delete(table).where(table.c.item_row.in_(chunk)))
+        for table in (item_states, generated_features):
+            connection.execute(delete(table).where(table.c.item_row.in_(chunk), table.c.model == model))
     return held
 
 
@@ -374,11 +433,11 @@ def _drop_unreferenced(connection: Connection, sha256s: Collection[str]) -> None
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
-def items_after(connection: Connection, row: int, limit: int) -> tuple[list[StoredItem], int]:
-    """The next items in order of creation, and the row to go on from."""
+def items_after(connection: Connection, row: int, limit: int, model: int = 0) -> tuple[list[StoredItem], int]:
+    """The next items in order of creation, with what a model has made of them, and the row to go on from."""
     query = select(items).where(items.c.row_id > row).order_by(items.c.row_id).limit(limit)
     rows = connection.execute(query).all()
-    return _assemble(connection, rows), rows[-1].row_id if rows else row
+    return _assemble(connection, model, rows), rows[-1].row_id if rows else row
 
 
 def stored_media(connection: Connection, sha256: str) -> Media | None:
@@ -399,31 +458,60 @@ def _position(connection: Connection, part: str) -> ColumnElement[int]:
     return found
 
 
-def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredItem]:
-    numbers = [row.row_id for row in rows]
-    observed: dict[int, dict[str, Observed]] = {number: {} for number in numbers}
-    generated: dict[int, dict[str, Generated]] = {number: {} for number in numbers}
-    for chunk in chunks(numbers):
+def _assemble(connection: Connection, model: int, rows: Sequence[Row[Any]]) -> list[StoredItem]:
+    """The items, with what a model has made of them."""
+    parts: dict[int, _Parts] = {row.row_id: _Parts() for row in rows}
+    for chunk in chunks(parts):
         for part in connection.execute(select(features).where(features.c.item_row.in_(chunk))):
-            observed[part.item_row][part.modality] = Observed(
+            parts[part.item_row].observed[part.modality] = Observed(
                 to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
             )
-        for part in connection.execute(select(generated_features).where(generated_features.c.item_row.in_(chunk))):
-            generated[part.item_row][part.modality] = Generated(
-                to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
+        for table in (recoded_features, generated_features, item_states, awaiting):
+            for part in connection.execute(select(table).where(table.c.item_row.in_(chunk), table.c.model == model)):
+                parts[part.item_row].take(table, part)
+    return [_to_item(row, parts[row.row_id]) for row in rows]
+
+
+@dataclass(slots=True)
+class _Parts:
+    """What hangs on an item."""
+
+    observed: dict[str, Observed] = field(default_factory=dict)
+    generated: dict[str, Generated] = field(default_factory=dict)
+    recoded: list[Row[Any]] = field(default_factory=list)
+    state: Row[Any] | None = None
+    is_pending: bool = False
+
+    def take(self, table: Table, row: Row[Any]) -> None:
+        """Take a row of a table that is kept for each model."""
+        if table is recoded_features:
+            self.recoded.append(row)
+        elif table is generated_features:
+            self.generated[row.modality] = Generated(
+                to_vector(row.vector), row.generator, row.confidence, tuple(row.basis)
             )
-    pending = {
-        number
-        for chunk in chunks(numbers)
-        for number in connection.execute(select(awaiting.c.item_row).where(awaiting.c.item_row.in_(chunk))).scalars()
-    }
-    return [_to_item(row, observed[row.row_id], generated[row.row_id], row.row_id in pending) for row in rows]
+        elif table is item_states:
+            self.state = row
+        else:
+            self.is_pending = True
+
+    def read_by_model(self, remarks: Mapping[str, Remark]) -> dict[str, Observed]:
+        """What is observed, as the model's own encoders read it. `remarks` hold the texts that others could not."""
+        observed = dict(self.observed)
+        for row in self.recoded:
+            if not row.vector:
+                observed.pop(row.modality, None)
+                continue
+            text = remarks[row.modality].text if row.modality in remarks else None
+            source = observed.get(row.modality) or Observed(to_vector(b""), "text", text=text)
+            observed[row.modality] = replace(source, vector=to_vector(row.vector), encoder=row.encoder)
+        return observed
 
 
-def _to_item(
-    row: Row[Any], observed: Mapping[str, Observed], generated: Mapping[str, Generated], is_pending: bool
-) -> StoredItem:
-    values = row._mapping
+def _to_item(row: Row[Any], parts: _Parts) -> StoredItem:
+    values, state = row._mapping, parts.state
+    is_current = state is not None and state.version == values["version"]
+    given = {name: Remark(**remark) for name, remark in values["remarks"].items()}
     return StoredItem(
         id=values["id"],
         title=values["title"],
@@ -433,11 +521,14 @@ def _to_item(
         version=values["version"],
         created_at=values["created_at"],
         updated_at=values["updated_at"],
-        observed=observed,
-        generated=generated,
-        model_version=values["model_version"],
-        derived=bytes(values["derived"]),
+        observed=parts.read_by_model(given),
+        generated=parts.generated if is_current else {},
+        model_version=state.model_version if state is not None and is_current else "",
+        derived=bytes(state.derived) if state is not None and is_current else b"",
         row=values["row_id"],
-        remarks={name: Remark(**remark) for name, remark in values["remarks"].items()},
-        is_pending=is_pending,
+        remarks={name: Remark(**remark) for name, remark in state.remarks.items()}
+        if state is not None and is_current
+        else given,
+        is_pending=parts.is_pending,
+        former=bytes(state.derived) if state is not None and not is_current else b"",
     )

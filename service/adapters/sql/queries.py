@@ -25,10 +25,12 @@ class Queries:
 
     Attributes:
         database: for what copies tables as they are, such as backups.
+        model: what is derived is read and written under this one, by its row in `models`; 0 is nobody's.
     """
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, model: int = 0) -> None:
         self.database = database
+        self.model = model
 
 
 Q = TypeVar("Q", bound=Queries)

@@ -22,14 +22,15 @@ class RegenerationQueries(Queries):
         self, connection: Connection, items: Collection[str] | None = None, *, limit: int = 1000
     ) -> dict[str, int]:
         """The items that are pending, of all or of these, with their positions."""
-        return pending_items(connection, items, limit)
+        return pending_items(connection, self.model, items, limit)
 
     @reads
     def backlog(self, connection: Connection) -> Backlog:
         """How much is pending, and since when."""
         counts, since = [], []
         for table in (awaiting, feature_changes):
-            count, at = connection.execute(select(func.count(), func.min(table.c.at)).select_from(table)).one()
+            query = select(func.count(), func.min(table.c.at)).where(table.c.model == self.model)
+            count, at = connection.execute(query).one()
             counts.append(count)
             since += [at] if at is not None else []
         return Backlog(counts[0], counts[1], min(since, default=None))
@@ -40,20 +41,21 @@ class RegenerationQueries(Queries):
         changed."""
         if not others_changed(connection, seen):
             rows = item_rows(connection, positions.keys())
-            dequeue_rows(connection, {row: positions[item_id] for item_id, row in rows.items()})
+            dequeue_rows(connection, self.model, {row: positions[item_id] for item_id, row in rows.items()})
 
     @writes
     def enqueue_all(self, connection: Connection) -> int:
         """Enqueue every item, and log that everything is derived anew."""
         rows = connection.execute(select(items.c.row_id)).scalars().all()
-        enqueue(connection, rows, log(connection, rebuild=["all"]).start)
+        enqueue(connection, self.model, rows, log(connection, self.model, rebuild=["all"]).start)
         return len(rows)
 
     @reads
     def feature_changes(self, connection: Connection, *, limit: int = 1000) -> list[FeatureChange]:
         """Changes of features, the oldest first."""
         columns = feature_changes.c
-        query = select(columns.position, columns.item, columns.before).order_by(columns.position).limit(limit)
+        query = select(columns.position, columns.item, columns.before).where(columns.model == self.model)
+        query = query.order_by(columns.position, columns.item).limit(limit)
         return [FeatureChange(position, item, bytes(before)) for position, item, before in connection.execute(query)]
 
     @writes
@@ -62,9 +64,10 @@ class RegenerationQueries(Queries):
     ) -> dict[str, int]:
         """Enqueue the items that changes of features have reached, and forget these changes."""
         rows, position = item_rows(connection, dependents), newest_position(connection)
-        enqueue(connection, rows.values(), position)
+        enqueue(connection, self.model, rows.values(), position)
         for chunk in chunks(positions):
-            connection.execute(delete(feature_changes).where(feature_changes.c.position.in_(chunk)))
+            done = feature_changes.c.position.in_(chunk) & (feature_changes.c.model == self.model)
+            connection.execute(delete(feature_changes).where(done))
         return dict.fromkeys(rows, position)
 
     @reads
@@ -78,20 +81,22 @@ class RegenerationQueries(Queries):
         ]
 
 
-def enqueue(connection: Connection, rows: Iterable[int], position: int) -> None:
-    """Enqueue items for regeneration, for what the change log has at this position."""
+def enqueue(connection: Connection, model: int, rows: Iterable[int], position: int) -> None:
+    """Enqueue items for regeneration under a model, for what the change log has at this position."""
     now = datetime.now(UTC)
     for chunk in chunks(rows):
-        connection.execute(update(awaiting).where(awaiting.c.item_row.in_(chunk)).values(mark=position))
-        new = [{"item_row": row, "mark": position, "at": now} for row in chunk]
+        its = awaiting.c.item_row.in_(chunk) & (awaiting.c.model == model)
+        connection.execute(update(awaiting).where(its).values(mark=position))
+        new = [{"item_row": row, "model": model, "mark": position, "at": now} for row in chunk]
         connection.execute(insert_new(connection, awaiting), new)
 
 
-def note_changes(connection: Connection, former: Mapping[int, tuple[str, bytes]]) -> None:
+def note_changes(connection: Connection, model: int, former: Mapping[int, tuple[str, bytes]]) -> None:
     """Note changes of items' observed features, by position in the change log, with the former ones."""
     now = datetime.now(UTC)
     rows = [
-        {"position": position, "item": item, "before": before, "at": now} for position, (item, before) in former.items()
+        {"position": position, "model": model, "item": item, "before": before, "at": now}
+        for position, (item, before) in former.items()
     ]
     if rows:
         connection.execute(insert(feature_changes), rows)
@@ -116,9 +121,10 @@ def later_rows(connection: Connection, *chosen: ColumnElement[bool]) -> list[int
     return list(connection.execute(query).scalars())
 
 
-def pending_items(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
+def pending_items(connection: Connection, model: int, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
     """The items that are pending, of all or of these, with their positions; of all, the longest waiting first."""
     query = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
+    query = query.where(awaiting.c.model == model)
     if item_ids is None:
         return pairs(connection.execute(query.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)))
     positions: dict[str, int] = {}
@@ -127,10 +133,11 @@ def pending_items(connection: Connection, item_ids: Collection[str] | None, limi
     return positions
 
 
-def dequeue_rows(connection: Connection, positions: Mapping[int, int]) -> None:
+def dequeue_rows(connection: Connection, model: int, positions: Mapping[int, int]) -> None:
     """Take rows off the queue, unless they were enqueued again for a position after these."""
     if positions:
         done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position"))
+        done &= awaiting.c.model == model
         values = [{"row": row, "position": position} for row, position in positions.items()]
         connection.execute(delete(awaiting).where(done), values)
 

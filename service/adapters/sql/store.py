@@ -20,6 +20,7 @@ from service.adapters.sql.idempotency import IdempotencyQueries
 from service.adapters.sql.imputation import ImputationErrorQueries
 from service.adapters.sql.items import ItemQueries
 from service.adapters.sql.meta import MetaQueries
+from service.adapters.sql.models import ModelQueries
 from service.adapters.sql.regeneration import RegenerationQueries
 from service.adapters.sql.reviews import ReviewQueries
 from service.domain import StoreUnavailableError
@@ -31,6 +32,7 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 class SqlStore(
     ItemQueries,
     RegenerationQueries,
+    ModelQueries,
     FeedbackQueries,
     ReviewQueries,
     ImputationErrorQueries,
@@ -84,6 +86,10 @@ class SqlStore(
             store = cls(open_database(address, existing=True))
             await store._begin(store.database.read, partial(_require_schema, older=older))
         return store
+
+    def under(self, model: int) -> SqlStore:
+        """The same database, with what is derived under a model."""
+        return SqlStore(self.database, model)
 
     async def _begin(self, run: Callable[[Work[None]], Awaitable[None]], work: Work[None]) -> None:
         try:

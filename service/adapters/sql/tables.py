@@ -78,10 +78,8 @@ items = Table(
     Column("version", BigInteger, nullable=False),
     Column("created_at", UtcDateTime, nullable=False),
     Column("updated_at", UtcDateTime, nullable=False),
-    Column("model_version", Text, nullable=False),
     Column("search_text", Text, nullable=False),  # id and title as `items.folded` has them, for `q`
-    Column("derived", LargeBinary, nullable=False),
-    Column("remarks", JsonText, nullable=False, server_default="{}"),
+    Column("remarks", JsonText, nullable=False, server_default="{}"),  # of the model that it was last written under
     sqlite_autoincrement=True,
 )
 
@@ -116,10 +114,69 @@ features = Table(
     Index("ix_features_media", "media"),
 )
 
+# Models that this database is or was served with, one a row: what is derived from the items is kept for each of them
+# under `model`, its id here. 0 is nobody's.
+models = Table(
+    "models",
+    metadata,
+    Column("id", Serial, primary_key=True, autoincrement=True),
+    Column("identity", Key, nullable=False, unique=True),
+    Column("version", Key, nullable=False),
+    Column("state", Text, nullable=False),
+    # Up to here the change log's entries of other models have been enqueued for this one.
+    Column("position", BigInteger, nullable=False),
+    Column("detail", Text),
+    Column("progress", JsonText, nullable=False),
+    Column("forced", Boolean, nullable=False),
+    Column("updated_at", UtcDateTime, nullable=False),
+    Column("worker", Text),  # who prepares it, until `leased_until`
+    Column("leased_until", UtcDateTime),
+    sqlite_autoincrement=True,
+)
+
+# Processes that serve this database, and with which model; `ready` is the one that they could go over to.
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Key, primary_key=True),
+    Column("serving", BigInteger, nullable=False),
+    Column("ready", BigInteger, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
+)
+
+
+def _model(**options: Any) -> Column[int]:
+    return Column("model", BigInteger, nullable=False, server_default="0", **options)
+
+
+# What a model makes of an item, as of the item's `version`. Without a row of that version it has yet to be made.
+item_states = Table(
+    "item_states",
+    metadata,
+    _item_row(primary_key=True),
+    _model(primary_key=True),
+    Column("version", BigInteger, nullable=False),
+    Column("model_version", Text, nullable=False),
+    Column("derived", LargeBinary, nullable=False),
+    Column("remarks", JsonText, nullable=False),
+)
+
+# Features that a model's own encoders made of what other encoders made `features` of; empty where they read nothing.
+recoded_features = Table(
+    "recoded_features",
+    metadata,
+    _item_row(primary_key=True),
+    _model(primary_key=True),
+    Column("modality", Key, primary_key=True),
+    Column("encoder", Text, nullable=False),
+    Column("vector", LargeBinary, nullable=False),  # float32, little-endian
+)
+
 generated_features = Table(
     "generated_features",
     metadata,
     _item_row(primary_key=True),
+    _model(primary_key=True),
     Column("modality", Key, primary_key=True),
     Column("generator", Text, nullable=False),
     Column("confidence", Double, nullable=False),
@@ -162,6 +219,7 @@ changes = Table(
     Column("kind", Text, nullable=False),
     Column("key", Key, nullable=False),
     Column("at", UtcDateTime, nullable=False),
+    _model(),  # under which it was written
     Index("ix_changes_key", "key"),
     sqlite_autoincrement=True,  # a position is never given twice, even after the newest entries were erased
 )
@@ -172,6 +230,7 @@ awaiting = Table(
     "awaiting",
     metadata,
     _item_row(primary_key=True),
+    _model(primary_key=True),
     Column("mark", BigInteger, nullable=False),
     Column("at", UtcDateTime, nullable=False),
 )
@@ -182,7 +241,8 @@ feature_changes = Table(
     "feature_changes",
     metadata,
     Column("position", BigInteger, primary_key=True, autoincrement=False),
-    Column("item", Key, nullable=False),
+    _model(primary_key=True),
+    Column("item", Key, primary_key=True),
     Column("before", LargeBinary, nullable=False),
     Column("at", UtcDateTime, nullable=False),
 )

@@ -299,10 +299,27 @@ class PredictionsAnswer(BaseModel):
     model_version: str
 
 
-class ModelsAnswer(BaseModel):
-    """The bundles that are known."""
+class ModelAnswer(BaseModel):
+    """A bundle: what it was trained on, its encoders by modality (None: it takes ready vectors alone), its models with
+    their form and metrics. What is no longer in LACUNA_BUNDLES has its version, state and detail alone."""
 
-    models: list[dict[str, Any]]
+    version: str
+    state: Literal["available", "preparing", "active", "previous", "refused", "failed"]
+    created_at: str | None = None
+    trained_on: dict[str, Any] | None = None
+    encoders: dict[str, Any] | None = None
+    modalities: list[dict[str, Any]] | None = None
+    models: dict[str, Any] | None = None
+    detail: str | None = Field(None, description="why it was refused, or has failed")
+    progress: dict[str, Any] | None = Field(
+        None, description="while it is made ready: the `step`, and how many items of how many are `done`"
+    )
+
+
+class ModelsAnswer(BaseModel):
+    """The bundles that can be served, the active one first."""
+
+    models: list[ModelAnswer]
 
 
 class HealthAnswer(BaseModel):
