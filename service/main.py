@@ -84,15 +84,10 @@ def create_app(
         redirect_slashes=False,
         exception_handlers={**errors.HANDLERS, 405: _on_wrong_method},
     )
-    app.state.serving = app.state.engine = None
-    app.state.metrics = metrics
-    app.state.timer = timer
+    _add_state(app, settings, metrics, timer)
+    app.state.traces = traces
     if serving is not None:
         _serve(app, serving)
-    app.state.traces = traces
-    app.state.keyring = Keyring(settings.api_keys)
-    app.state.limiter = limiter_of(settings)
-    app.state.reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
     _add_middleware(app, settings, metrics)
     if traces is not None:
         app.add_middleware(TracedRequests, tracer=traces.tracer)
@@ -100,6 +95,16 @@ def create_app(
         app.include_router(router)
     openapi.install(app, _ROUTERS, keys_needed=bool(app.state.keyring))
     return app
+
+
+def _add_state(app: FastAPI, settings: Settings, metrics: Metrics, timer: StepTimer) -> None:
+    """What requests find in the application."""
+    app.state.serving = app.state.engine = None
+    app.state.metrics = metrics
+    app.state.timer = timer
+    app.state.keyring = Keyring(settings.api_keys)
+    app.state.limiter = limiter_of(settings)
+    app.state.reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
 
 
 def _add_middleware(app: FastAPI, settings: Settings, metrics: Metrics) -> None:

@@ -157,7 +157,8 @@ async def test_refused_write_stores_no_media(store: SqlStore) -> None:
 async def test_save_generated_replaces_only_the_generated(store: SqlStore) -> None:
     await store.write_items(create(item("a", version=3)))
     made = {"audio": Generated(vector(8, 2), "multi-hop", 0.25, ())}
-    assert (await store.save_generated([GeneratedWrite("a", 3, made, "next", b"new")])).value == [True]
+    remarks = item("a").remarks
+    assert (await store.save_generated([GeneratedWrite("a", 3, made, "next", b"new", remarks=remarks)])).value == [True]
     found = await store.get_item("a")
     assert found is not None
     assert content(found) == content(item("a", version=3, generated=made, model_version="next", derived=b"new"))

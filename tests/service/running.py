@@ -42,7 +42,7 @@ def settings_for(bundle: Path, data_dir: Path, database: Path | str, **more: Any
 
 
 class Running:
-    """The app under uvicorn. `client` speaks to it; `engine` is what it works with."""
+    """The app under uvicorn. `client` speaks to it."""
 
     client: httpx.Client
 
@@ -52,8 +52,13 @@ class Running:
         self._ready = threading.Event()
         self.app = create_app(settings, on_ready=self._on_ready, on_failure=self._on_failure)
 
-    async def _on_ready(self, engine: Engine) -> None:
-        self.engine = engine
+    @property
+    def engine(self) -> Engine:
+        """The engine that serves now."""
+        engine: Engine = self.app.state.engine
+        return engine
+
+    async def _on_ready(self, _: Engine) -> None:
         self.loop = asyncio.get_running_loop()
         self._ready.set()
 

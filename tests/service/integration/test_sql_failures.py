@@ -23,7 +23,7 @@ from alembic.migration import MigrationContext
 from service.adapters.sql import database as sql_engine
 from service.adapters.sql.store import MIGRATIONS, SqlStore
 from service.adapters.sql.tables import metadata
-from service.domain import StoreUnavailableError
+from service.domain import ModelState, StoreUnavailableError
 from service.ports import Answer, GeneratedWrite, Seen
 from tests.contracts.stores import NOON, create, emptied, empty, event, item
 
@@ -89,13 +89,26 @@ EVERY_METHOD: dict[str, Call] = {
     "last_change": lambda store: store.last_change(),
     "add_imputation_error": lambda store: store.add_imputation_error("a", "image", 0.5, 0.5, "v"),
     "imputation_errors": lambda store: store.imputation_errors(),
+    "newest_users": lambda store: store.newest_users(NOON, limit=1),
+    "register": lambda store: store.register("i", "v"),
+    "served_models": lambda store: store.served_models(),
+    "set_model": lambda store: store.set_model(1, ModelState.FAILED, {}),
+    "note_progress": lambda store: store.note_progress(1, "w", {}),
+    "lease": lambda store: store.lease(1, "w", 1),
+    "activate": lambda store: store.activate(1, "v"),
+    "drop_derived": lambda store: store.drop_derived(1),
+    "absorb": lambda store: store.absorb([], 1),
+    "start_over": lambda store: store.start_over(1),
+    "beat": lambda store: store.beat("w", 1, 0),
+    "leave": lambda store: store.leave(["w"]),
+    "serving_workers": lambda store: store.serving_workers(),
     "get_meta": lambda store: store.get_meta("a"),
     "set_meta": lambda store: store.set_meta("a", "b"),
 }
 
 
 async def _all_unavailable(store: SqlStore) -> None:
-    assert set(EVERY_METHOD) | {"open", "open_existing", "close"} == {
+    assert set(EVERY_METHOD) | {"open", "open_existing", "under", "close"} == {
         name for name in dir(SqlStore) if not name.startswith("_")
     }
     for name, call in EVERY_METHOD.items():
