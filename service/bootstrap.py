@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from threadpoolctl import threadpool_limits
 
-from models.bundle import Bundle, BundleError
+from models.bundle import Bundle, BundleError, EncoderRef
 from models.dgmrec.serving import DGMRecServing
 from models.encoders import ImageEncoder, TextEncoder, load_encoder
 from models.iris.serving import IRISServing
@@ -78,7 +78,7 @@ async def bootstrap(settings: Settings) -> Serving:
     serving = Serving(
         engine,
         registry,
-        partial(_open, settings, engine, registry),
+        partial(_open, settings, registry),
         partial(_inspect, settings, registry),
         Settled(settings.follow_seconds, settings.changes_kept_hours * 3600, settings.request_seconds),
     )
@@ -152,23 +152,23 @@ def _engine(settings: Settings, active: Active, store: Store, cache: Cache) -> E
     )
 
 
-async def _open(settings: Settings, first: Engine, registry: Registry, bundle: Registered, number: int) -> Engine:
-    """An engine under another bundle, over the store and the cache of the first one; its catalogue is empty."""
+async def _open(settings: Settings, registry: Registry, present: Engine, bundle: Registered, number: int) -> Engine:
+    """An engine under another bundle, over the store and the cache of the present one; its catalogue is empty."""
     folder = await registry.fetch(bundle)
-    _, active = await asyncio.to_thread(load, settings, folder)
-    engine = _engine(settings, active, first.store.under(number), first.cache)
+    _, active = await asyncio.to_thread(load, settings, folder, present.active)
+    engine = _engine(settings, active, present.store.under(number), present.cache)
     await engine.runtime.compute(_warm, active)
     return engine
 
 
-async def _inspect(settings: Settings, registry: Registry, bundle: Registered) -> Sequence[str]:
+async def _inspect(settings: Settings, registry: Registry, present: Engine, bundle: Registered) -> Sequence[str]:
     """Check that a bundle can be served here; the items that it was trained on.
 
     Raises:
         BundleError, EncoderUnavailableError: it cannot, and why. NotReadyError: it cannot be fetched now.
     """
     folder = await registry.fetch(bundle)
-    loaded, active = await asyncio.to_thread(load, settings, folder)
+    loaded, active = await asyncio.to_thread(load, settings, folder, present.active)
     await asyncio.to_thread(loaded.require_finite)
     return list(active.dgmrec.items)
 
@@ -195,8 +195,9 @@ def compose(active: Active, store: Store, *, cache: Cache, notifier: ChangeNotif
     return Engine(store, cache, active, memory, runtime, closers=closers, **options)
 
 
-def load(settings: Settings, folder: Path | None = None) -> tuple[Bundle, Active]:
-    """The bundle of a folder, or the one that the settings name, and what is served of it.
+def load(settings: Settings, folder: Path | None = None, shared: Active | None = None) -> tuple[Bundle, Active]:
+    """The bundle of a folder, or the one that the settings name, and what is served of it. Encoders that another bundle
+    has too are `shared` with it.
 
     Raises:
         SettingsError, BundleError, EncoderUnavailableError: each with one sentence.
@@ -210,19 +211,28 @@ def load(settings: Settings, folder: Path | None = None) -> tuple[Bundle, Active
     threadpool_limits(1, "blas")
     bundle = Bundle.load(folder)
     encoders = {
-        modality.name: load_encoder(
-            modality.encoder,
-            bundle.path,
-            image_weights=settings.image_weights,
-            cache_dir=settings.data_dir / "encoders",
-            threads=1,
-        )
+        modality.name: _encoder(settings, bundle, modality.encoder, shared)
         for modality in bundle.manifest.modalities
         if modality.encoder is not None
     }
     model = DGMRecServing.load(bundle)
     ratings = _load_ratings(settings, bundle, encoders)
     return bundle, Active(bundle.manifest, model, encoders, load_iris(bundle), ratings)
+
+
+def _encoder(
+    settings: Settings, bundle: Bundle, entry: EncoderRef, shared: Active | None
+) -> TextEncoder | ImageEncoder:
+    wanted = (entry.id, entry.weights_sha256)
+    known = () if shared is None else shared.encoders.values()
+    same = next((encoder for encoder in known if (encoder.id, encoder.weights_sha256) == wanted), None)
+    return same or load_encoder(
+        entry,
+        bundle.path,
+        image_weights=settings.image_weights,
+        cache_dir=settings.data_dir / "encoders",
+        threads=1,
+    )
 
 
 def load_iris(bundle: Bundle) -> IRISServing | None:

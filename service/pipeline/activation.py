@@ -45,11 +45,12 @@ FROM = "from"  # in the progress: the state that a model had before
 UNDER_WAY = (ModelState.PREPARING, ModelState.READY)
 DROPPED = (ModelState.KNOWN, ModelState.REFUSED, ModelState.FAILED)
 
-Open = Callable[[Registered, int], Awaitable[Engine]]  # an engine with an empty catalogue, over a model's number
-Inspect = Callable[[Registered], Awaitable[Sequence[str]]]  # checks that a bundle can be served; its items
+# An engine with an empty catalogue, over a model's number, beside the present one.
+Open = Callable[[Engine, Registered, int], Awaitable[Engine]]
+Inspect = Callable[[Engine, Registered], Awaitable[Sequence[str]]]  # checks that a bundle can be served; its items
 
 
-async def _anything(_: Registered) -> Sequence[str]:
+async def _anything(_: Engine, __: Registered) -> Sequence[str]:
     return ()
 
 
@@ -197,7 +198,7 @@ async def activate(serving: Serving, version: str, *, force: bool = False) -> di
     row = next(row for row in await store.served_models() if row.id == number)
     if row.state is not ModelState.ACTIVE and row.state not in UNDER_WAY:
         try:
-            items = await serving.inspect(bundle)
+            items = await serving.inspect(serving.engine, bundle)
             await _require_items(serving.engine, items, force=force)
         except (BundleError, EncoderUnavailableError) as error:
             if row.state in DROPPED:
@@ -394,7 +395,7 @@ async def _bring_up(serving: Serving, row: ServedModel, bundle: Registered) -> N
     def report(step: str, done: int, of: int) -> None:
         serving.progress = {"step": step, "done": done, "of": of}
 
-    engine = await serving.open(bundle, row.id)
+    engine = await serving.open(serving.engine, bundle, row.id)
     engine.runtime.share = SHARE
     serving.coming = engine
     await load_catalogue(engine, report)

@@ -12,7 +12,8 @@ import typer
 from models.errors import sentence_of
 from training.cli.data import import_command, prepare
 from training.cli.evaluate import evaluate_command, report
-from training.cli.service import backup, check, export, rebuild, restore, serve
+from training.cli.retrain import retrain
+from training.cli.service import activate, backup, check, export, rebuild, restore, serve
 from training.cli.start import start
 from training.cli.train import demo, train_command
 
@@ -56,6 +57,8 @@ app.command()(export)
 app.command(name="import")(import_command)
 app.command()(check)
 app.command()(rebuild)
+app.command()(activate)
+app.command()(retrain)
 
 
 def main() -> None:

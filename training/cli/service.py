@@ -1,5 +1,5 @@
 """`lacuna serve`, what else the service's own programs do (`backup`, `restore`, `export`), and what is asked of a
-running service (`check`, `rebuild`)."""
+running service (`check`, `rebuild`, `activate`)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 
 from training.cli.options import key_of
 from training.progress import Terminal
+from training.running_service import activate as activate_bundle
 from training.running_service import check as check_service
 from training.running_service import client_of
 from training.running_service import rebuild as rebuild_service
@@ -93,6 +94,22 @@ def rebuild(url: Url = ADDRESS, key_file: AdminKey = None) -> None:
     with Terminal() as terminal, client_of(url, key_of(key_file)) as client:
         items = rebuild_service(client, terminal)
         terminal.say(f"{items:,} items derived anew")
+
+
+def activate(
+    version: Annotated[str, typer.Argument(help="The bundle's version, as GET /models has it.")],
+    url: Url = ADDRESS,
+    key_file: AdminKey = None,
+    force: Annotated[bool, typer.Option("--force", help="Also where it does worse than the active one.")] = False,
+) -> None:
+    """Have a running service make a bundle of its LACUNA_BUNDLES ready, check it, and go over to it.
+
+    Requests are answered all the while. The exit code is 1 where the bundle is refused, or fails.
+    """
+    with Terminal() as terminal, client_of(url, key_of(key_file)) as client:
+        outcome = activate_bundle(client, version, terminal, force=force)
+    if outcome["state"] != "active":
+        raise typer.Exit(1)
 
 
 def _forced(force: bool) -> list[str]:

@@ -20,7 +20,7 @@ import typer
 
 from models.bundle import Bundle, BundleError, read_manifest, require_replaceable
 from models.dgmrec.serving import DGMRecServing
-from models.feedback import AUTO
+from models.feedback import AUTO, MinRating
 from models.rows import ANY_LENGTH
 from training.cli.configs import RECIPES, all_recipes, with_device
 from training.cli.options import (
@@ -161,7 +161,7 @@ def train_command(
     """
     if sum(source is not None for source in (data, from_db, from_db_file)) != 1:
         raise CommandError("training needs its data: either --data DIR or --from-db URL, or --from-db-file FILE")
-    data = data or _from_database(_url(from_db, from_db_file), out)
+    data = data or _from_database(database_url(from_db, from_db_file), out)
     least = parse_min_rating(min_rating)
     seconds = parse_budget(budget)
     options = DataOptions(
@@ -211,11 +211,17 @@ def train_recipes(
             terminal.say(f"bundle {manifest.version} in {out}: {told}{synthetic}")
 
 
-def _url(given: str | None, file: Path | None) -> str:
-    """The database's URL, which holds no password where others could read it."""
+def database_url(given: str | None, file: Path | None) -> str:
+    """The database's URL, which holds no password where others could read it.
+
+    Raises:
+        CommandError: it does, or none is given.
+    """
     if file is not None:
         return read_line(file)
     url = given or ""
+    if not url:
+        raise CommandError("name the service's database with --from-db URL or --from-db-file FILE")
     if re.match(r"[^/]*://[^/@]*:[^/]*@", url) or "password=" in url:
         raise CommandError("--from-db holds a password, which others read in the list of processes: use --from-db-file")
     return url
@@ -226,6 +232,20 @@ def _from_database(url: str, out: Path) -> Path:
     there has it."""
     prepared = out.with_name(f"{out.name}-data")
     known = read_manifest(out).data if is_bundle(out) else None
+    if known is None:
+        export_database(url, prepared, prepared.name, synthetic=False, min_rating=AUTO)
+    else:
+        export_database(url, prepared, known.name, synthetic=known.synthetic, min_rating=known.min_rating)
+    return prepared
+
+
+def export_database(url: str, prepared: Path, name: str, *, synthetic: bool, min_rating: MinRating) -> None:
+    """Prepare what a service's database holds, under a name. What was erased is not in it, and what was generated
+    neither.
+
+    Raises:
+        CommandError: the database cannot be read, or is empty.
+    """
     with tempfile.TemporaryDirectory(prefix="lacuna-export-") as folder:
         command = [sys.executable, "-m", "service.export", folder]
         environment = {**os.environ, "LACUNA_DATABASE_URL": url, "LACUNA_DATABASE_URL_FILE": ""}
@@ -238,12 +258,11 @@ def _from_database(url: str, out: Path) -> Path:
             Path(folder) / ITEMS,
             Path(folder) / FEEDBACK,
             prepared,
-            name=known.name if known else prepared.name,
-            synthetic=known.synthetic if known else False,
-            min_rating=known.min_rating if known else AUTO,
+            name=name,
+            synthetic=synthetic,
+            min_rating=min_rating,
             text_chars=ANY_LENGTH,  # the service may be set to take longer ones than others do
         )
-    return prepared
 
 
 def _is_outdated_demo(path: Path) -> bool:

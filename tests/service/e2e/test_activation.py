@@ -4,7 +4,10 @@ derived is what a start under it derives."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -237,3 +240,24 @@ def has_begun(client: httpx.Client, version: str) -> bool:
     """Whether a worker prepares the bundle."""
     progress: dict[str, Any] = client.get(f"/models/{version}").json().get("progress") or {}
     return progress.get("step", "waiting") != "waiting"
+
+
+def test_retraining_on_what_is_stored_ends_with_the_new_bundle_active(
+    served: Running, bundles: Path, database: str, tmp_path: Path
+) -> None:
+    served.create(id="of-today", title="a lamp of today", modalities={"text": "a lamp of today"})
+    served.view("of-today", "shopper-001", "shopper-002", "shopper-003", kind="like")
+    command = [sys.executable, "-m", "training", "retrain", "--bundles", str(bundles), "--from-db", database]
+    options = ["--url", served.url, "--work", str(tmp_path / "work"), "--budget", "0", "--force", "--json"]
+    small = [f"--set={one}" for one in ("dgmrec.epochs=1", "iris.epochs=1", "dgmrec.embedding_size=32")]
+    environment = os.environ | {"LACUNA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *options, *small], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    outcome = json.loads(done.stdout)
+    assert outcome["state"] == "active"
+    within(BUSY_S, lambda: served.engine.model_version == outcome["version"] or None)
+    assert (bundles / outcome["version"]).is_dir()
+    assert not (tmp_path / "work" / "bundle").exists()
+    assert served.engine.active.dgmrec.trained_row("of-today") is not None
+    assert served.get("/models")["models"][0]["trained_on"]["until"] is not None
+    served.check_index()
