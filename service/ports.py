@@ -96,12 +96,15 @@ class GeneratedWrite:
     before: bytes | None = None
 
 
+UNKNOWN = b"unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class FeatureChange:
     """A change of an item's observed features that has yet to reach the items which are generated from them.
 
     `position` is that of the change log; `before` are the former features (`pipeline.dependents` packs them), empty
-    where there were none.
+    where there were none, and UNKNOWN where they are not known any more.
     """
 
     position: int

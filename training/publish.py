@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from models.bundle import MANIFEST, Bundle
+from models.bundle import MANIFEST, Bundle, BundleError
 from models.files import folder_beside, replace_folder
 
 REMOTE = "://"
@@ -33,17 +33,17 @@ def publish(folder: Path, place: str) -> str:
             shutil.copytree(folder, copy, dirs_exist_ok=True)
             replace_folder(copy, target)
         return os.fspath(target)
-    except OSError as error:
-        raise PublishError(f"{place} cannot be written to: {error.strerror or error}") from error
+    except BundleError:
+        raise
+    except Exception as error:  # each file system has errors of its own
+        sentence = " ".join(str(error).split()) or type(error).__name__
+        raise PublishError(f"{place} cannot be written to: {sentence}") from error
 
 
 def _upload(bundle: Bundle, place: str) -> str:
     import fsspec  # here, for a local folder needs none of it
 
-    try:
-        files, root = fsspec.core.url_to_fs(place)
-    except (ImportError, ValueError) as error:
-        raise PublishError(f"{place} cannot be written to: {error}") from error
+    files, root = fsspec.core.url_to_fs(place)
     target = f"{root.rstrip('/')}/{bundle.version}"
     for name in (*bundle.manifest.files, MANIFEST):
         files.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)

@@ -90,8 +90,8 @@ class BundleRegistry:
                 one = self._verified[key]
                 if one is not None:
                     yield one
-        except OSError as error:
-            raise NotReadyError(f"LACUNA_BUNDLES cannot be read: {error.strerror or error}.") from error
+        except Exception as error:  # each file system has errors of its own
+            raise _unreadable(error) from error
 
     def _read_remote(self, files: Any, path: str, name: str) -> Registered | None:
         with TemporaryDirectory() as folder:
@@ -129,12 +129,17 @@ class BundleRegistry:
                 files.get_file(f"{root}/{bundle.name}/{name}", str(folder / name))
         except FileNotFoundError as error:
             raise BundleError(f"the bundle {bundle.version} is incomplete where LACUNA_BUNDLES has it") from error
-        except OSError as error:
-            raise NotReadyError(f"LACUNA_BUNDLES cannot be read: {error.strerror or error}.") from error
+        except Exception as error:
+            raise _unreadable(error) from error
 
 
 def _registered(manifest: Manifest, folder: Path | None, name: str = "") -> Registered:
     return Registered(manifest.version, manifest.identity, manifest, folder, name)
+
+
+def _unreadable(error: Exception) -> NotReadyError:
+    sentence = " ".join(str(error).split()) or type(error).__name__
+    return NotReadyError(f"LACUNA_BUNDLES cannot be read: {sentence.rstrip('.')}.")
 
 
 def _open(url: str) -> tuple[Any, str]:
@@ -148,6 +153,6 @@ def _open(url: str) -> tuple[Any, str]:
     try:
         files, root = fsspec.core.url_to_fs(url)
         files.invalidate_cache()
-    except (ImportError, ValueError) as error:
-        raise NotReadyError(f"LACUNA_BUNDLES cannot be read: {error}.") from error
+    except Exception as error:
+        raise _unreadable(error) from error
     return files, root.rstrip("/")

@@ -27,7 +27,7 @@ from service.domain import (
     ModelState,
     ServedModel,
 )
-from service.pipeline import follow, holdout
+from service.pipeline import follow, holdout, regenerate
 from service.pipeline.engine import Engine
 from service.pipeline.keep_up import keep_up
 from service.pipeline.rebuild import load_catalogue
@@ -401,6 +401,7 @@ async def _bring_up(serving: Serving, row: ServedModel, bundle: Registered) -> N
     await load_catalogue(engine, report)
     await follow.start(engine)
     await follow.catch_up(engine)
+    await regenerate.resume(engine)
 
 
 def _refusal(comparison: holdout.Comparison) -> str:

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from service.domain import StoredItem
-from service.pipeline import vectors
+from service.pipeline import dependents, vectors
 from service.pipeline.catalogue import Catalogue, Derived, Entry
 from service.pipeline.complete import complete, with_users
 from service.pipeline.engine import Engine
@@ -73,7 +71,7 @@ async def adopt(engine: Engine, items: Sequence[StoredItem], queued: Mapping[str
             seen,
             one.item.remarks,
             one.renewed.recoded,
-            None if before[one.item.id] else packed_former(catalogue, one.item),
+            None if before[one.item.id] else _former(catalogue, one.item),
         )
         for one in changed
     ]
@@ -89,10 +87,8 @@ async def adopt(engine: Engine, items: Sequence[StoredItem], queued: Mapping[str
         runtime.changed |= dict.fromkeys(saved.positions)
 
 
-def packed_former(catalogue: Catalogue, item: StoredItem) -> bytes:
-    """The features that an item had under the model before another one wrote it, as `FeatureChange` has them: all, for
-    which of them were observed is not known any more; nothing for an item that is new to it."""
-    former = Derived.unpack(item.former, catalogue.shape)
-    if former is None:
-        return b""
-    return np.concatenate([former.features[name] for name in catalogue.names]).astype("<f4").tobytes()
+def _former(catalogue: Catalogue, item: StoredItem) -> bytes:
+    """The features that an item had in memory before another model wrote it, as `FeatureChange` has them; nothing for
+    an item that is new."""
+    key = catalogue.key(item.id)
+    return item.former if key is None else dependents.packed(catalogue, key)

@@ -11,10 +11,10 @@ import numpy as np
 from models.arrays import Array, Mask
 from models.dgmrec.serving import DGMRecServing
 from service.domain import Observed
-from service.pipeline.catalogue import Catalogue, Entry
+from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
 from service.pipeline.evidence import projected
 from service.pipeline.vectors import TOLERANCE
-from service.ports import FeatureChange, Keys
+from service.ports import UNKNOWN, FeatureChange, Keys
 
 
 def pack(model: DGMRecServing, observed: Mapping[str, Observed]) -> bytes:
@@ -36,8 +36,12 @@ def packed(catalogue: Catalogue, key: int) -> bytes:
     return np.concatenate([features[name] for name in catalogue.names]).astype("<f4").tobytes()
 
 
-def unpack(model: DGMRecServing, before: bytes) -> dict[str, Array]:
-    """The reverse of `pack`, by modality `[r_m]`; nothing where another bundle packed it."""
+def unpack(model: DGMRecServing, shape: Shape, before: bytes) -> dict[str, Array]:
+    """The reverse of `pack`, by modality `[r_m]`; nothing where another bundle packed it. Of a whole row of model state
+    (`Derived.pack`), its features."""
+    derived = Derived.unpack(before, shape)
+    if derived is not None:
+        return dict(derived.features)
     flat = np.frombuffer(before, dtype="<f4").astype(np.float32)
     bounds = np.cumsum([0, *model.ranks.values()])
     if len(flat) != bounds[-1]:
@@ -47,12 +51,15 @@ def unpack(model: DGMRecServing, before: bytes) -> dict[str, Array]:
 
 
 def find(model: DGMRecServing, catalogue: Catalogue, changes: Sequence[FeatureChange]) -> list[Entry]:
-    """The items that are generated from the former or the present features of items that have changed, or would be."""
+    """The items that are generated from the former or the present features of items that have changed, or would be; all
+    where the former are not known."""
+    if any(change.before == UNKNOWN for change in changes):
+        return list(catalogue.entries.values())
     features: dict[str, list[Array]] = {name: [] for name in model.names}
     useful: dict[str, list[Mask]] = {name: [] for name in model.names}
     for change in changes:
         key = catalogue.key(change.item)
-        states = [unpack(model, change.before)]
+        states = [unpack(model, catalogue.shape, change.before)]
         if key is not None:
             states.append(
                 {

@@ -135,7 +135,7 @@ async def absorb(engine: Engine, entries: Sequence[Change], departed: Sequence[D
     foreign = [entry for entry in entries if entry.model != engine.store.model]
     if foreign and await engine.store.absorb(foreign, entries[-1].position, departed):
         engine.runtime.is_behind = True
-        engine.runtime.changed |= {one.position: None for one in departed}
+        engine.runtime.changed |= {entry.position: None for entry in foreign if entry.kind == "item-deleted"}
 
 
 def _departures(engine: Engine, entries: Sequence[Change]) -> list[Departure]:

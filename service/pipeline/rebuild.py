@@ -13,13 +13,12 @@ from models.arrays import Array
 from service.domain import ChangesLostError, StoredItem
 from service.pipeline import follow, vectors
 from service.pipeline.active import Active
-from service.pipeline.adopt import packed_former
 from service.pipeline.catalogue import Catalogue, Derived, Entry
 from service.pipeline.complete import Computed, Content, complete, with_users, words_of
 from service.pipeline.engine import Engine
 from service.pipeline.evidence import projected
 from service.pipeline.renew import Renewed, encode_anew, require_usable
-from service.ports import GeneratedWrite
+from service.ports import UNKNOWN, GeneratedWrite
 
 log = logging.getLogger(__name__)
 
@@ -129,8 +128,14 @@ def _save(engine: Engine, renewed: Renewed, made: Computed) -> GeneratedWrite:
         made.derived.pack(catalogue.shape),
         remarks=item.remarks,
         recoded=renewed.recoded,
-        before=packed_former(catalogue, item) if item.is_pending else None,
+        before=_former(item) if item.is_pending else None,
     )
+
+
+def _former(item: StoredItem) -> bytes:
+    """The features that others may have read of an item that another model has written since it was first read for this
+    one: those of before are not known where nothing had come of it yet."""
+    return item.former or (UNKNOWN if item.version > 1 else b"")
 
 
 def _put_observed(active: Active, catalogue: Catalogue, items: Sequence[StoredItem]) -> None:

@@ -21,7 +21,8 @@ from PIL import Image
 
 from models.bundle import MANIFEST, file_sha256
 from service.adapters.faiss_index import FaissIndex
-from service.domain import State, StoredItem
+from service.adapters.sql.store import SqlStore
+from service.domain import ModelState, State, StoredItem
 from service.main import create_app
 from service.pipeline import follow, regenerate, vectors
 from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry
@@ -231,6 +232,13 @@ def _check_vectors(engine: Engine, items: Sequence[StoredItem]) -> None:
     for name in (*catalogue.shape.layer_fields(), *KERNEL_FIELDS):
         its = later if name in KERNEL_FIELDS else keys
         np.testing.assert_array_equal(catalogue.read_layer(its, name), anew.read_layer(its, name), err_msg=name)
+
+
+async def open_active(url: str) -> SqlStore:
+    """A database, with what is derived under its active model."""
+    store = await SqlStore.open(url)
+    rows = await store.served_models()
+    return store.under(next((row.id for row in rows if row.state is ModelState.ACTIVE), 0))
 
 
 def problem_of(response: httpx.Response) -> Any:

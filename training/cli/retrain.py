@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import replace
@@ -52,7 +53,9 @@ def retrain(
     ],
     from_db: Annotated[
         str | None,
-        typer.Option("--from-db", metavar="URL", help="The service's database, as LACUNA_DATABASE_URL names it."),
+        typer.Option(
+            "--from-db", metavar="URL", help="The service's database; LACUNA_DATABASE_URL names it where this does not."
+        ),
     ] = None,
     from_db_file: Annotated[
         Path | None, typer.Option("--from-db-file", help="The same, with the URL in a file.")
@@ -82,7 +85,7 @@ def retrain(
     pause = None if every is None else parse_budget(every)
     options = DataOptions(threads=threads, seed=seed, cache=cache_folder(cache))
     steps = _Retraining(
-        database_url(from_db, from_db_file), work, bundles, parse_budget(budget), parse_settings(settings), options
+        _database(from_db, from_db_file), work, bundles, parse_budget(budget), parse_settings(settings), options
     )
     while True:
         with Terminal() as terminal, running_service.client_of(url, key_of(key_file)) as client:
@@ -92,6 +95,11 @@ def retrain(
         if pause is None:
             raise typer.Exit(0 if outcome["state"] == "active" else 1)
         time.sleep(pause)
+
+
+def _database(given: str | None, file: Path | None) -> str:
+    named = os.environ.get("LACUNA_DATABASE_URL")
+    return named if given is None and file is None and named else database_url(given, file)
 
 
 class _Retraining:

@@ -51,7 +51,7 @@ from service.adapters.sql.tables import (
 )
 from service.adapters.sql.tables import media as media_table
 from service.domain import Generated, Observed, Page, Remark, StoredItem
-from service.ports import Committed, GeneratedWrite, ItemWrite, Keep, Media, Stored, WriteResult
+from service.ports import UNKNOWN, Committed, GeneratedWrite, ItemWrite, Keep, Media, Stored, WriteResult
 
 T = TypeVar("T")
 
@@ -134,16 +134,19 @@ class ItemQueries(Queries):
             return Committed(False)
         held = _media_of(connection, rows.values())
         later = later_rows(connection, feedback.c.item_row == rows[item_id])
+        others = other_models(connection, self.model)
+        former = _former(connection, rows[item_id], others)
         connection.execute(delete(items).where(items.c.row_id == rows[item_id]))
         _drop_unreferenced(connection, held)
         connection.execute(delete(imputation_errors).where(imputation_errors.c.item == item_id))
         connection.execute(delete(changes).where(changes.c.key == item_id, changes.c.kind.in_(ITEM_KINDS)))
         positions = log(connection, self.model, item_deleted=[str(rows[item_id])])
         left = [row for row in later if row != rows[item_id]]
-        for model in (self.model, *other_models(connection, self.model)):  # whom the log cannot tell which these are
+        former |= {self.model: before} if before else {}
+        for model in (self.model, *others):  # whom the log cannot tell of what is no more
             enqueue(connection, model, left, positions.start)
-        if before:
-            note_changes(connection, self.model, {positions.start: (item_id, before)})
+            if model in former:
+                note_changes(connection, model, {positions.start: (item_id, former[model])})
         return Committed(True, positions)
 
     async def get_item(self, item_id: str) -> StoredItem | None:
@@ -239,6 +242,15 @@ def _enqueue_outdated(
     for item_id, position in outdated.items():
         enqueue(connection, model, [rows[item_id]], position)
     return list(outdated)
+
+
+def _former(connection: Connection, row: int, models: Collection[int]) -> dict[int, bytes]:
+    """What each of some models has made of an item; one that has made nothing yet may have read it all the same."""
+    if not models:
+        return {}
+    query = select(item_states.c.model, item_states.c.derived)
+    made = pairs(connection.execute(query.where(item_states.c.item_row == row, item_states.c.model.in_(models))))
+    return {model: bytes(made.get(model, UNKNOWN)) for model in models}
 
 
 def _stored_versions(connection: Connection, item_ids: Collection[str]) -> tuple[dict[str, int], dict[str, int]]:

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, delete, or_, select, update
 from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.database import insert_new, upsert
 from service.adapters.sql.queries import Queries, chunks, item_rows, reads, writes
-from service.adapters.sql.regeneration import enqueue, later_rows, note_changes
+from service.adapters.sql.regeneration import enqueue, later_rows
 from service.adapters.sql.tables import (
     awaiting,
     feature_changes,
@@ -129,8 +129,10 @@ class ModelQueries(Queries):
         fresh = [entry for entry in entries if known < entry.position <= position and entry.model != self.model]
         rows = _concerned(connection, fresh)
         enqueue(connection, self.model, rows, position)
-        gone = {one.position: (one.item, one.before) for one in departed if one.position > known and one.before}
-        note_changes(connection, self.model, gone)
+        gone = [one for one in departed if one.position > known and one.before]
+        for one in gone:  # more precisely than whoever deleted it could
+            its = (feature_changes.c.model == self.model) & (feature_changes.c.position == one.position)
+            connection.execute(update(feature_changes).where(its).values(before=one.before))
         connection.execute(update(models).where(models.c.id == self.model).values(position=position))
         return bool(rows or gone)
 
@@ -160,8 +162,8 @@ class ModelQueries(Queries):
 
 
 def other_models(connection: Connection, model: int) -> list[int]:
-    """The models, but for one, that serve or are about to."""
-    query = select(models.c.id).where(models.c.state.in_(LIVE), models.c.id != model)
+    """The models, but for one, that serve, are about to, or may again."""
+    query = select(models.c.id).where(models.c.state.in_((*LIVE, ModelState.PREVIOUS)), models.c.id != model)
     return list(connection.execute(query).scalars())
 
 

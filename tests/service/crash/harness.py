@@ -37,7 +37,7 @@ from service.settings import Settings
 from tests.service.crash.shop import Act, Shop
 from tests.service.crash.stored import read_states
 from tests.service.processes import Program, within
-from tests.service.running import check_index
+from tests.service.running import check_index, open_active
 
 SETTLE_S = 120.0
 DUST_S = 1.0  # until a killed process's transactions are over
@@ -77,6 +77,7 @@ class Report:
     kills: Counter[str] = field(default_factory=Counter)
     acknowledged: Counter[str] = field(default_factory=Counter)
     unanswered: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)  # answers of 500 and above
     snapshots: Counter[str] = field(default_factory=Counter)  # what was done to them before a restart
     backups_restored: int = 0
     answers_compared: int = 0
@@ -175,7 +176,10 @@ class Harness:
         with httpx.Client(base_url=self.program.url, timeout=30, limits=limits) as client:
 
             def ask(act: Act) -> httpx.Response:
-                return client.request(act.method, act.path, json=act.body)
+                answer = client.request(act.method, act.path, json=act.body)
+                if answer.status_code >= 500:
+                    self.report.failed[f"{act.name} {answer.status_code}"] += 1
+                return answer
 
             while not stop.is_set() and not shop.violations:
                 shop.work(ask, lambda: not stop.is_set())
@@ -299,7 +303,7 @@ class Harness:
         status = client.post("/admin/snapshot").status_code
         if status != 200:
             return [f"a snapshot at rest answers {status}"]
-        engine = bare_engine(self._active, await SqlStore.open(self.database))
+        engine = bare_engine(self._active, await open_active(self.database))
         try:
             fill(engine.memory.catalogue, read(self._snapshot, engine.memory.catalogue.shape))
             await check_index(engine)
@@ -328,7 +332,7 @@ class Harness:
             return None
 
     async def _read(self, url: str | None = None) -> tuple[Mapping[str, Any], list[str]]:
-        store = await SqlStore.open(url or self.database)
+        store = await open_active(url or self.database)
         try:
             return await read_states(store, [shop.name for shop in self.shops])
         finally:
@@ -374,7 +378,7 @@ class Harness:
 
 async def reference_engine(active: Active, database: str) -> Engine:
     """An engine that has read a database and does not follow it."""
-    engine = bare_engine(active, await SqlStore.open(database))
+    engine = bare_engine(active, await open_active(database))
     await load_catalogue(engine)
     return engine
 

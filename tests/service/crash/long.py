@@ -150,6 +150,7 @@ def result(options: argparse.Namespace, report: Report, trouble: Trouble, second
         "kills": dict(report.kills),
         "acknowledged": dict(report.acknowledged),
         "unanswered": dict(report.unanswered),
+        "failed": dict(report.failed),
         "snapshots": dict(report.snapshots),
         "backups_restored": report.backups_restored,
         "items_checked": report.items_checked,

@@ -117,8 +117,8 @@ def test_features_are_packed_as_they_are(active: Active) -> None:
     world = World(active, 0)
     for content in world.contents.values():
         packed = dependents.pack(model, content.observed)
-        unpacked = dependents.unpack(model, packed)
+        unpacked = dependents.unpack(model, world.catalogue.shape, packed)
         assert unpacked.keys() == content.observed.keys()
         for name, feature in unpacked.items():
             np.testing.assert_allclose(feature, model.project(name, content.observed[name].vector[None])[0], rtol=1e-6)
-    assert dependents.unpack(model, b"\0" * 12) == {}
+    assert dependents.unpack(model, world.catalogue.shape, b"\0" * 12) == {}
