@@ -34,6 +34,7 @@ async def keep_up(engine: Engine, interval_s: float, log_s: float) -> None:
             now = time.monotonic()
             if now - swept > SWEEP_S:
                 swept = now
+                await engine.store.absorb((), runtime.followed.position)
                 seen = await regenerate.adopt_abandoned(engine, seen)
                 if not regenerate.is_waiting(engine):
                     checked = await check.sweep(engine, checked)

@@ -30,7 +30,7 @@ async def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
 
 async def write_and_erase(store: SqlStore) -> None:
     item = {"id": "a", "categories": [], "metadata": {}, "available": True, "version": 1, "created_at": NOW}
-    item |= {"updated_at": NOW, "model_version": "1", "search_text": "a", "derived": b""}
+    item |= {"updated_at": NOW, "search_text": "a"}
     event = {"user_id": "leaving", "item_row": 1, "type": "review", "timestamp": NOW, "text": TEXT * 500}
 
     await store.database.write(lambda connection: connection.execute(insert(items).values(row_id=1, **item)))

@@ -25,10 +25,11 @@ PAGES = {"/", "/docs", "/docs/static", "/openapi.json"}  # no operations, and no
 
 
 def needed(method: str, path: str) -> str | None:
-    """The least role of an operation, by rule: reading reads, everything else writes, /admin administers."""
+    """The least role of an operation, by rule: reading reads, everything else writes, /admin administers, and so does
+    whoever changes which bundle is served."""
     if (method, path) in OPEN:
         return None
-    if path.startswith("/admin/"):
+    if path.startswith("/admin/") or (method == "post" and path.startswith("/models/")):
         return "admin"
     return "read" if method == "get" or (method == "post" and path in READING_POSTS) else "write"
 

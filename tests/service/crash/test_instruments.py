@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 
 from service.adapters.sql.store import SqlStore
-from service.adapters.sql.tables import feedback, items
+from service.adapters.sql.tables import feedback, item_states, items
 from tests.contracts.stores import create, event, item
 from tests.service.crash.linear import Call, contend, is_linear
 from tests.service.crash.shop import Act, Item, Shop, State
@@ -83,7 +83,8 @@ async def test_half_an_item_and_an_event_of_nobody_are_seen(tmp_path: Path) -> N
     assert [fault.partition(" was ")[0] for fault in before] == ["image of s-1"]  # the test's items know no users
 
     def spoil(connection: sa.Connection) -> None:
-        connection.execute(sa.update(items).where(items.c.id == "s-2").values(derived=b""))
+        row = sa.select(items.c.row_id).where(items.c.id == "s-2").scalar_subquery()
+        connection.execute(sa.delete(item_states).where(item_states.c.item_row == row))
         row = dict(connection.execute(sa.select(feedback).order_by(feedback.c.id)).mappings().first() or {})
         connection.execute(sa.insert(feedback), {**row, "id": row["id"] + 9, "type": "click"})
 

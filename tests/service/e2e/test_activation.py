@@ -19,7 +19,6 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from service.pipeline import holdout
 from tests.service.processes import Program, within
 from tests.service.running import Running, base64_of, picture, settings_for, sign
 
@@ -183,21 +182,18 @@ def test_what_cannot_be_served_is_refused_before_anything_starts(
     assert served.ask("POST", "/models/rollback", status=409)["type"] == "/problems/conflict"
 
 
-def test_a_bundle_that_does_worse_is_refused_with_both_figures(
-    served: Running, bundles: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_that_does_worse_is_refused_with_both_figures(served: Running, bundles: Path) -> None:
     one, two = version_of(bundles / "one"), version_of(bundles / "two")
-    worse = holdout.Comparison("feedback", 100, 0.2, 0.1, 0.05)
-
-    async def compare(*_: object) -> holdout.Comparison:
-        return worse
-
-    monkeypatch.setattr(holdout, "compare", compare)
-    served.ask("POST", f"/models/{two}/activate", status=202)
-    refused = wait_for(served.client, two, "refused")
-    assert "0.1000 instead of 0.2000" in refused["detail"]
+    models = json.loads((bundles / "two" / "manifest.json").read_text())["models"]
+    models["dgmrec"]["metrics"]["ndcg@20"] = 0.0
+    sign(bundles / "two", models=models, version=f"{two}-worse")
+    ours = served.engine.active.manifest.models["dgmrec"].metrics["ndcg@20"]
+    assert ours > 0.2  # of 40 users: more than the interval
+    served.ask("POST", f"/models/{two}-worse/activate", status=202)
+    refused = wait_for(served.client, f"{two}-worse", "refused")
+    assert f"0.0000 instead of {ours:.4f}" in refused["detail"]
     assert states(served.client)[one] == "active"
-    activate(served, two, force=True)
+    activate(served, f"{two}-worse", force=True)
 
 
 def test_a_start_serves_what_was_activated(bundles: Path, demo_folder: Path, database: str) -> None:

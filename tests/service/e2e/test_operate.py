@@ -34,10 +34,10 @@ def test_every_answer_carries_the_requests_id(running: Running) -> None:
 def test_models_are_what_the_bundle_says(running: Running) -> None:
     (model,) = running.get("/models")["models"]
     manifest = Bundle.load(running.settings.bundle or "").manifest
-    assert (model["version"], model["active"]) == (manifest.version, True)
+    assert (model["version"], model["state"]) == (manifest.version, "active")
     assert [modality["name"] for modality in model["modalities"]] == ["text", "image", "audio"]
     assert model["models"]["dgmrec"]["metrics"] == manifest.models["dgmrec"].metrics
-    assert model["data"]["synthetic"] is True
+    assert model["trained_on"]["synthetic"] is True
 
 
 def test_stats_and_metrics_count_what_happens(alone: Running) -> None:

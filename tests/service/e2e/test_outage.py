@@ -13,12 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from service.adapters.sql.store import SqlStore
 from service.pipeline import keep_up
 from tests.service.crash.shop import Act, Shop, State
 from tests.service.crash.stored import read_states
 from tests.service.processes import within
-from tests.service.running import Running, base64_of, picture, problem_of, settings_for
+from tests.service.running import Running, base64_of, open_active, picture, problem_of, settings_for
 from tests.service.servers import MIB, Postgres, SmallDisk, UnavailableError, small_disk
 
 
@@ -85,7 +84,7 @@ def settle_accounts(service: Running, shops: Sequence[Shop]) -> None:
 
 
 async def read(url: str, names: Sequence[str]) -> tuple[dict[str, State], list[str]]:
-    store = await SqlStore.open(url)
+    store = await open_active(url)
     try:
         return await read_states(store, names)
     finally:

@@ -158,11 +158,13 @@ def test_content_that_another_encoder_finds_silent_is_missing_from_then_on() -> 
     observed = {name: Observed(vector, "vector") for name in ("text", "image", "audio")}
     old = {"text": Remark(truncated=True), "audio": Remark(truncated=True)}
     before = stores.item("a", observed=observed, remarks=old)
-    encoded: Any = dict.fromkeys(("text", "image"))
-    again = Observed(vector * 2, "media")
-    after = renew._with(before, encoded, Encoded({"image": again}, (), {"text": Remark(UNREAD)}))
-    assert after.observed == {"image": again, "audio": observed["audio"]}
-    assert after.remarks == {"text": Remark(UNREAD), "audio": Remark(truncated=True)}
+    contents: Any = dict.fromkeys(("text", "image"))
+    again = Observed(vector * 2, "vector")
+    after = renew._renewed(before, contents, Encoded({"image": again}, (), {"text": Remark(UNREAD)}))
+    assert after.item.observed == {"image": again, "audio": observed["audio"]}
+    assert after.item.remarks == {"text": Remark(UNREAD), "audio": Remark(truncated=True)}
+    assert after.recoded is not None
+    assert {name: len(one.vector) for name, one in after.recoded.items()} == {"text": 0, "image": 3}
 
 
 def test_a_bundles_silent_features_are_seeded_as_missing(

@@ -92,7 +92,7 @@ def test_a_database_that_another_modality_fills(
     file = shutil.copy(seeded_file, tmp_path / "lacuna.db")
     with sqlite3.connect(file) as connection:
         connection.execute("UPDATE features SET modality = 'smell' WHERE modality = 'audio'")
-        connection.execute("UPDATE items SET model_version = ''")
+        connection.execute("DELETE FROM item_states")
     connection.close()
     said = refusal(
         capsys, "--bundle", demo_bundle, "--data-dir", demo_folder, "--database-url", f"sqlite+aiosqlite:///{file}"
