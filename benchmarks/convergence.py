@@ -12,8 +12,10 @@ with probability 1/3, and as many events. No item was known to training, which c
 (`start_without_derived_seconds`). Then, for a minute, ten writes a second: eight events of feedback, and new, replaced
 and deleted items. Reported are the writes' latencies, the share of a core that background work took
 (`background_share`: processor time of the service while it was at it until nothing was pending, what it answered
-meanwhile included, in shares of that minute), and how long after a write nothing was pending any more (`spread_*`). At
-the end a sample of the state is checked, and the service started again, with and without a snapshot.
+meanwhile included, in shares of that minute), and how long after a write was answered it had taken effect on everything
+that is derived (`spread_*`): until `GET /stats`, which is asked four times a second, says so, by `through` under `pending`
+and by the position that the answer named. At the end a sample of the state is checked, and the service started again,
+with and without a snapshot.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ from training.evaluate.result import write_single_run
 
 BATCH = 500
 RATE, SECONDS = 10.0, 60.0
-POLL_S = 0.25  # between two looks at whether anything is pending: more often, and looking would be most of the work
+POLL_S = 0.25  # between two looks at how far everything is derived: more often, and looking would be most of the work
+POSITION = "X-Lacuna-Position"
 CHECKED = 1000  # items at the end
 MIX = {"event": 8, "create": 1, "replace": 0.6, "delete": 0.4}
 START_S = 3600.0
@@ -309,16 +312,15 @@ def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace)
     """Ten writes a second."""
     rng = random.Random(4)
     latencies: dict[str, list[float]] = {kind: [] for kind in MIX}
-    written: list[float] = []
-    idle: list[float] = []
+    written: list[tuple[float, int]] = []  # when, and at which position of the change log
+    derived: list[tuple[float, int]] = []  # when it was known that all up to a position was
     done = threading.Event()
 
     def watch() -> None:
         with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
             while not done.is_set():
-                asked = time.monotonic()
-                if client.get("/stats").json()["awaiting_regeneration"] == 0:
-                    idle.append(asked)
+                through = client.get("/stats").json()["pending"]["through"]
+                derived.append((time.monotonic(), through))
                 time.sleep(POLL_S)
 
     watching = threading.Thread(target=watch)
@@ -327,19 +329,21 @@ def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace)
     for number, kind in enumerate(_kinds(rng, int(RATE * options.seconds))):
         time.sleep(max(0.0, begin + number / RATE - time.monotonic()))
         started = time.monotonic()
-        _write(service, catalogue, kind, number, rng, options)
-        written.append(time.monotonic())
-        latencies[kind].append(written[-1] - started)
+        answer = _write(service, catalogue, kind, number, rng, options)
+        ended = time.monotonic()
+        if POSITION in answer.headers:
+            written.append((ended, int(answer.headers[POSITION])))
+        latencies[kind].append(ended - started)
     took = time.monotonic() - begin
     processor = service.processor_seconds - processor
     service.wait_until_idle()
     background = service.background_seconds() - background
-    time.sleep(0.2)
+    time.sleep(2 * POLL_S)
     done.set()
     watching.join()
-    spread = [min(moment for moment in idle if moment >= at) - at for at in written]
+    spread = [next(known for known, through in derived if through >= position) - at for at, position in written]
     return {
-        "writes_per_second": len(written) / took,
+        "writes_per_second": sum(map(len, latencies.values())) / took,
         "background_share": background / took,
         "processor_share": processor / took,
         **{f"spread_{name}_seconds": float(np.percentile(spread, at)) for name, at in (("p50", 50), ("p99", 99))},
@@ -358,18 +362,18 @@ def _kinds(rng: random.Random, count: int) -> Iterator[str]:
 
 def _write(
     service: Service, catalogue: Catalogue, kind: str, number: int, rng: random.Random, options: argparse.Namespace
-) -> None:
+) -> httpx.Response:
     item = f"i{int(options.items * rng.random() ** 2)}"
     if kind == "event":
         user = f"u{rng.randrange(max(options.items // 10, 10))}"
-        service.post("/feedback", {"feedback": [{"user": user, "item": item, "type": "view"}]})
-    elif kind == "create":
-        service.post("/items", catalogue.body(f"new-{number}"))
-    elif kind == "replace":
+        event = {"user": user, "item": item, "type": "view"}
+        return service.client.post("/feedback", json={"feedback": [event]}).raise_for_status()
+    if kind == "create":
+        return service.client.post("/items", json=catalogue.body(f"new-{number}")).raise_for_status()
+    if kind == "replace":
         body = catalogue.body(item)
-        service.client.put(f"/items/{item}", json={"modalities": body["modalities"]}).raise_for_status()
-    else:
-        service.client.delete(f"/items/{item}")
+        return service.client.put(f"/items/{item}", json={"modalities": body["modalities"]}).raise_for_status()
+    return service.client.delete(f"/items/{item}")  # or it is gone already
 
 
 def main() -> None:

@@ -94,12 +94,23 @@ class FeatureChange:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What is pending: items to regenerate, changes of features that have yet to reach others, and since when (None:
-    nothing is)."""
+    """What is pending at one moment: so many `items` to regenerate, the first of them enqueued at `oldest_item` and the
+    last at `newest_item`, and so many `changes` of features that have yet to reach others, the first of them at
+    `oldest_change`, for the position `first_change` of the log; None where there are none. `position` is the log's
+    newest by then."""
 
     items: int
     changes: int
-    since: datetime | None
+    position: int
+    oldest_item: datetime | None = None
+    newest_item: datetime | None = None
+    oldest_change: datetime | None = None
+    first_change: int | None = None
+
+    @property
+    def since(self) -> datetime | None:
+        """When the oldest of all came in, None where nothing is pending."""
+        return min((moment for moment in (self.oldest_item, self.oldest_change) if moment is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)

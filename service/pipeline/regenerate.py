@@ -25,6 +25,7 @@ from service.pipeline.catalogue import Catalogue, Entry
 from service.pipeline.complete import complete, with_users
 from service.pipeline.engine import Engine
 from service.pipeline.follow import catch_up
+from service.pipeline.operate import look, settle
 from service.ports import GeneratedWrite, Seen
 
 log = logging.getLogger(__name__)
@@ -106,9 +107,11 @@ async def _work_off(engine: Engine) -> None:
         while is_waiting(engine) and not runtime.is_closing:
             await runtime.rest(runtime.round_at + REST_S - time.monotonic())
             try:
-                for step in (_spread, _regenerate_some, _renew_some):
+                await _timed(engine, _follow)
+                for step, then in ((_spread, look), (_regenerate_some, look), (_renew_some, settle)):
                     while not runtime.is_closing and await _timed(engine, step):
                         pass
+                    await _timed(engine, then)
             except StoreUnavailableError as error:
                 log.warning("background work waits for the database: %s", error.reason)
                 return
@@ -116,7 +119,14 @@ async def _work_off(engine: Engine) -> None:
                 runtime.round_at = time.monotonic()
 
 
-async def _timed(engine: Engine, step: Callable[[Engine], Awaitable[bool]]) -> bool:
+async def _follow(engine: Engine) -> bool:
+    """Follow the change log, so that `Runtime.progress` waits in this round for all that has been written by now."""
+    await catch_up(engine)
+    engine.runtime.progress.begin(engine.runtime.followed.position)
+    return True
+
+
+async def _timed(engine: Engine, step: Callable[[Engine], Awaitable[object]]) -> bool:
     """Take a step, and leave the rest of the time to requests; whether there was anything to do."""
     runtime, started, processor = engine.runtime, time.monotonic(), time.process_time()
     done = await step(engine)
@@ -127,7 +137,7 @@ async def _timed(engine: Engine, step: Callable[[Engine], Awaitable[bool]]) -> b
         if time.monotonic() - runtime.busy_at < BUSY_S:
             # Of its own time: what other programs of the machine took is no reason to take longer still.
             await runtime.rest(min(took, processor) * (1 / SHARE - 1))
-    return done
+    return bool(done)
 
 
 # --- changes of features ---------------------------------------------------------------------------------------------
@@ -156,8 +166,7 @@ async def _spread(engine: Engine) -> bool:
 
 async def _reach(engine: Engine, position: int) -> None:
     """Follow the change log to a position: what has been enqueued for it reads memory."""
-    followed = engine.runtime.followed
-    if not followed.applied.issuperset(range(followed.position + 1, position + 1)):
+    if not engine.runtime.followed.has(position):
         await catch_up(engine)
 
 

@@ -13,6 +13,11 @@ from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, read
 from service.adapters.sql.tables import awaiting, changes, feature_changes, feedback, items
 from service.ports import Backlog, FeatureChange, Seen
 
+_WAITING_ITEMS = select(func.count(), func.min(awaiting.c.at), func.max(awaiting.c.at)).select_from(awaiting)
+_WAITING_CHANGES = select(
+    func.count(), func.min(feature_changes.c.at), func.min(feature_changes.c.position)
+).select_from(feature_changes)
+
 
 class RegenerationQueries(Queries):
     """Items that are pending regeneration, each with the position of the change log that it was enqueued for."""
@@ -27,12 +32,10 @@ class RegenerationQueries(Queries):
     @reads
     def backlog(self, connection: Connection) -> Backlog:
         """How much is pending, and since when."""
-        counts, since = [], []
-        for table in (awaiting, feature_changes):
-            count, at = connection.execute(select(func.count(), func.min(table.c.at)).select_from(table)).one()
-            counts.append(count)
-            since += [at] if at is not None else []
-        return Backlog(counts[0], counts[1], min(since, default=None))
+        count, oldest, newest = connection.execute(_WAITING_ITEMS).one()
+        changes_count, oldest_change, first_change = connection.execute(_WAITING_CHANGES).one()
+        position = newest_position(connection)
+        return Backlog(count, changes_count, position, oldest, newest, oldest_change, first_change)
 
     @writes
     def dequeue(self, connection: Connection, positions: Mapping[str, int], seen: Seen) -> None:
