@@ -13,9 +13,9 @@ with probability 1/3, and as many events. No item was known to training, which c
 and deleted items. Reported are the writes' latencies, the share of a core that background work took
 (`background_share`: processor time of the service while it was at it until nothing was pending, what it answered
 meanwhile included, in shares of that minute), and how long after a write was answered it had taken effect on everything
-that is derived (`spread_*`): until `GET /stats`, which is asked four times a second, says so, by `through` under `pending`
-and by the position that the answer named. At the end a sample of the state is checked, and the service started again,
-with and without a snapshot.
+that is derived (`spread_*`): until `GET /stats`, asked four times a second, named under `pending` a position `through`
+which all is derived that is no less than the one that the write was answered with. At the end a sample of the state is
+checked, and the service started again, with and without a snapshot.
 """
 
 from __future__ import annotations
