@@ -13,6 +13,7 @@ however many writes there were. While requests are answered, it takes a part of 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -107,11 +108,7 @@ async def _work_off(engine: Engine) -> None:
         while is_waiting(engine) and not runtime.is_closing:
             await runtime.rest(runtime.round_at + REST_S - time.monotonic())
             try:
-                await _timed(engine, _follow)
-                for step, then in ((_spread, look), (_regenerate_some, look), (_renew_some, settle)):
-                    while not runtime.is_closing and await _timed(engine, step):
-                        pass
-                    await _timed(engine, then)
+                await _round(engine)
             except StoreUnavailableError as error:
                 log.warning("background work waits for the database: %s", error.reason)
                 return
@@ -119,10 +116,34 @@ async def _work_off(engine: Engine) -> None:
                 runtime.round_at = time.monotonic()
 
 
+async def _round(engine: Engine) -> None:
+    """Do what waits by now. What comes in meanwhile waits for the next round, else many small pieces would be done one
+    by one."""
+    runtime = engine.runtime
+    await _timed(engine, _follow)
+    await _repeat(engine, _spread, len(runtime.changed) / CHANGES)
+    await _timed(engine, look)
+    await _repeat(engine, _regenerate_some, len(runtime.pending) / AT_ONCE)
+    await _timed(engine, look)
+    await _repeat(engine, _renew_some)
+    await _timed(engine, settle)
+
+
+async def _repeat(engine: Engine, step: Callable[[Engine], Awaitable[bool]], times: float = math.inf) -> None:
+    """Take a step so many times, as long as there is anything to do."""
+    done = 0
+    while done < times and not engine.runtime.is_closing and await _timed(engine, step):
+        done += 1
+
+
 async def _follow(engine: Engine) -> bool:
     """Follow the change log, so that `Runtime.progress` waits in this round for all that has been written by now."""
+    runtime = engine.runtime
     await catch_up(engine)
-    engine.runtime.progress.begin(engine.runtime.followed.position)
+    runtime.progress.begin(runtime.followed.position)
+    if runtime.is_behind:
+        runtime.is_behind = False
+        runtime.pending |= dict.fromkeys(await engine.store.pending(limit=ADOPTED))
     return True
 
 
@@ -176,9 +197,6 @@ async def _reach(engine: Engine, position: int) -> None:
 async def _regenerate_some(engine: Engine) -> bool:
     """Complete some of the pending items again."""
     runtime = engine.runtime
-    if runtime.is_behind:
-        runtime.is_behind = False
-        runtime.pending |= dict.fromkeys(await engine.store.pending(limit=ADOPTED))
     chosen = [item for item, _ in zip(runtime.pending, range(AT_ONCE), strict=False)]
     if not chosen:
         return False
