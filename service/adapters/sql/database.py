@@ -22,7 +22,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
@@ -235,7 +235,12 @@ class PostgresDatabase:
 
 def insert_new(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """`INSERT` that skips rows which are there already."""
-    if connection.dialect.name == "sqlite":
+    return _insert_new(connection.dialect.name, table)
+
+
+@cache
+def _insert_new(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
+    if dialect == "sqlite":
         return sqlite.insert(table).on_conflict_do_nothing()
     return postgresql.insert(table).on_conflict_do_nothing()
 

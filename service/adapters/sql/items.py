@@ -54,7 +54,7 @@ T = TypeVar("T")
 CURSOR = "item"
 ITEM_KINDS = ("item", "item-generated", "item-feedback", "item-deleted")
 
-# Built once: SQLAlchemy works out the key under which it has a statement compiled once for each object.
+# Built once, see `queries`.
 _STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
     items.c.id.in_(bindparam("ids", expanding=True))
 )

@@ -13,6 +13,11 @@ from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, read
 from service.adapters.sql.tables import awaiting, changes, feature_changes, feedback, items
 from service.ports import Backlog, FeatureChange, Seen
 
+_CHOSEN = bindparam("chosen", expanding=True)
+_MARK = update(awaiting).where(awaiting.c.item_row.in_(_CHOSEN)).values(mark=bindparam("position"))
+_DONE = delete(awaiting).where((awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position")))
+_PENDING = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
+_PENDING_OF = _PENDING.where(items.c.id.in_(_CHOSEN))
 _WAITING_ITEMS = select(func.count(), func.min(awaiting.c.at), func.max(awaiting.c.at)).select_from(awaiting)
 _WAITING_CHANGES = select(
     func.count(), func.min(feature_changes.c.at), func.min(feature_changes.c.position)
@@ -85,7 +90,7 @@ def enqueue(connection: Connection, rows: Iterable[int], position: int) -> None:
     """Enqueue items for regeneration, for what the change log has at this position."""
     now = datetime.now(UTC)
     for chunk in chunks(rows):
-        connection.execute(update(awaiting).where(awaiting.c.item_row.in_(chunk)).values(mark=position))
+        connection.execute(_MARK, {"chosen": chunk, "position": position})
         new = [{"item_row": row, "mark": position, "at": now} for row in chunk]
         connection.execute(insert_new(connection, awaiting), new)
 
@@ -121,21 +126,19 @@ def later_rows(connection: Connection, *chosen: ColumnElement[bool]) -> list[int
 
 def pending_items(connection: Connection, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
     """The items that are pending, of all or of these, with their positions; of all, the longest waiting first."""
-    query = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
     if item_ids is None:
-        return pairs(connection.execute(query.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)))
+        first = _PENDING.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)
+        return pairs(connection.execute(first))
     positions: dict[str, int] = {}
     for chunk in chunks(item_ids):
-        positions.update(pairs(connection.execute(query.where(items.c.id.in_(chunk)))))
+        positions.update(pairs(connection.execute(_PENDING_OF, {"chosen": chunk})))
     return positions
 
 
 def dequeue_rows(connection: Connection, positions: Mapping[int, int]) -> None:
     """Take rows off the queue, unless they were enqueued again for a position after these."""
     if positions:
-        done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position"))
-        values = [{"row": row, "position": position} for row, position in positions.items()]
-        connection.execute(delete(awaiting).where(done), values)
+        connection.execute(_DONE, [{"row": row, "position": position} for row, position in positions.items()])
 
 
 def _ids(connection: Connection, rows: Iterable[int]) -> Iterable[str]:
