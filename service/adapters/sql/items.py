@@ -60,6 +60,25 @@ _STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
 )
 _ADD_ITEMS = insert(items).returning(items.c.id, items.c.row_id)
 _ADD_CATEGORIES, _ADD_FEATURES, _ADD_GENERATED = insert(item_categories), insert(features), insert(generated_features)
+_CHOSEN = bindparam("chosen", expanding=True)
+_ITEMS = select(items).where(items.c.id.in_(_CHOSEN))
+_FEATURES = select(features).where(features.c.item_row.in_(_CHOSEN))
+_GENERATED = select(generated_features).where(generated_features.c.item_row.in_(_CHOSEN))
+_AWAITING = select(awaiting.c.item_row).where(awaiting.c.item_row.in_(_CHOSEN))
+_MEDIA = select(features.c.media).where(features.c.item_row.in_(_CHOSEN), features.c.media.is_not(None))
+_UPDATE = update(items).where(items.c.row_id == bindparam("stored_row"))
+_UPDATE_DERIVED = _UPDATE.values(model_version=bindparam("version_of_model"), derived=bindparam("state"))
+_DROP_GENERATED = delete(generated_features).where(generated_features.c.item_row.in_(_CHOSEN))
+_DROP_PARTS = (
+    delete(item_categories).where(item_categories.c.item_row.in_(_CHOSEN)),
+    delete(features).where(features.c.item_row.in_(_CHOSEN)),
+    _DROP_GENERATED,
+)
+_NEWEST_CHANGES = (
+    select(changes.c.key, func.max(changes.c.position))
+    .where(changes.c.kind.in_(("item-feedback", "item-generated")), changes.c.key.in_(_CHOSEN))
+    .group_by(changes.c.key)
+)
 
 
 class ItemQueries(Queries):
@@ -109,11 +128,12 @@ class ItemQueries(Queries):
         if not kept:
             return Committed(current)
         values = [
-            {"row": rows[save.item_id], "model_version": save.model_version, "derived": save.derived} for save in kept
+            {"stored_row": rows[save.item_id], "version_of_model": save.model_version, "state": save.derived}
+            for save in kept
         ]
-        connection.execute(update(items).where(items.c.row_id == bindparam("row")), values)
+        connection.execute(_UPDATE_DERIVED, values)
         for chunk in chunks(rows[save.item_id] for save in kept):
-            connection.execute(delete(generated_features).where(generated_features.c.item_row.in_(chunk)))
+            connection.execute(_DROP_GENERATED, {"chosen": chunk})
         generated = [
             feature
             for save in kept
@@ -154,7 +174,7 @@ class ItemQueries(Queries):
         stored = [
             item
             for chunk in chunks(dict.fromkeys(item_ids))
-            for item in _assemble(connection, connection.execute(select(items).where(items.c.id.in_(chunk))).all())
+            for item in _assemble(connection, connection.execute(_ITEMS, {"chosen": chunk}).all())
         ]
         return {item.id: item for item in stored}
 
@@ -218,9 +238,7 @@ def _enqueue_outdated(connection: Connection, writes: Sequence[ItemWrite], rows:
     seen = {write.item.id: write.seen for write in writes if write.seen is not None and write.item.id in rows}
     outdated = {}
     for chunk in chunks(seen):
-        query = select(changes.c.key, func.max(changes.c.position)).group_by(changes.c.key)
-        relevant = changes.c.kind.in_(("item-feedback", "item-generated")) & changes.c.key.in_(chunk)
-        for item_id, position in connection.execute(query.where(relevant)):
+        for item_id, position in connection.execute(_NEWEST_CHANGES, {"chosen": chunk}):
             if position > seen[item_id].position:
                 outdated[item_id] = position
     for what in set(seen.values()):
@@ -265,7 +283,7 @@ def _store(
 def _update_items(connection: Connection, replaced: Mapping[int, StoredItem]) -> None:
     if replaced:
         connection.execute(
-            update(items).where(items.c.row_id == bindparam("stored_row")),
+            _UPDATE,
             [{**_item_values(item), "stored_row": row} for row, item in replaced.items()],
         )
 
@@ -352,16 +370,15 @@ def _forget_parts(connection: Connection, rows: Collection[int]) -> set[str]:
     """Remove what hangs on items that are being replaced; answers the media they held."""
     held = _media_of(connection, rows)
     for chunk in chunks(rows):
-        for table in (item_categories, features, generated_features):
-            connection.execute(delete(table).where(table.c.item_row.in_(chunk)))
+        for statement in _DROP_PARTS:
+            connection.execute(statement, {"chosen": chunk})
     return held
 
 
 def _media_of(connection: Connection, rows: Collection[int]) -> set[str]:
     held: set[str] = set()
     for chunk in chunks(rows):
-        query = select(features.c.media).where(features.c.item_row.in_(chunk), features.c.media.is_not(None))
-        held.update(connection.execute(query).scalars())
+        held.update(connection.execute(_MEDIA, {"chosen": chunk}).scalars())
     return held
 
 
@@ -404,18 +421,16 @@ def _assemble(connection: Connection, rows: Sequence[Row[Any]]) -> list[StoredIt
     observed: dict[int, dict[str, Observed]] = {number: {} for number in numbers}
     generated: dict[int, dict[str, Generated]] = {number: {} for number in numbers}
     for chunk in chunks(numbers):
-        for part in connection.execute(select(features).where(features.c.item_row.in_(chunk))):
+        for part in connection.execute(_FEATURES, {"chosen": chunk}):
             observed[part.item_row][part.modality] = Observed(
                 to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
             )
-        for part in connection.execute(select(generated_features).where(generated_features.c.item_row.in_(chunk))):
+        for part in connection.execute(_GENERATED, {"chosen": chunk}):
             generated[part.item_row][part.modality] = Generated(
                 to_vector(part.vector), part.generator, part.confidence, tuple(part.basis)
             )
     pending = {
-        number
-        for chunk in chunks(numbers)
-        for number in connection.execute(select(awaiting.c.item_row).where(awaiting.c.item_row.in_(chunk))).scalars()
+        number for chunk in chunks(numbers) for number in connection.execute(_AWAITING, {"chosen": chunk}).scalars()
     }
     return [_to_item(row, observed[row.row_id], generated[row.row_id], row.row_id in pending) for row in rows]
 

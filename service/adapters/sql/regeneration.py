@@ -18,6 +18,9 @@ _MARK = update(awaiting).where(awaiting.c.item_row.in_(_CHOSEN)).values(mark=bin
 _DONE = delete(awaiting).where((awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position")))
 _PENDING = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
 _PENDING_OF = _PENDING.where(items.c.id.in_(_CHOSEN))
+_ITEMS_CHANGED = select(changes.c.position, changes.c.key).where(
+    changes.c.position > bindparam("since"), changes.c.kind.in_(("item", "item-deleted"))
+)
 _WAITING_ITEMS = select(func.count(), func.min(awaiting.c.at), func.max(awaiting.c.at)).select_from(awaiting)
 _WAITING_CHANGES = select(
     func.count(), func.min(feature_changes.c.at), func.min(feature_changes.c.position)
@@ -107,9 +110,8 @@ def note_changes(connection: Connection, former: Mapping[int, tuple[str, bytes]]
 
 def others_changed(connection: Connection, seen: Seen, but: Collection[str] = ()) -> bool:
     """Whether any item, `but` these, has been written or deleted since what was seen."""
-    kinds = changes.c.kind.in_(("item", "item-deleted"))
-    query = select(changes.c.position, changes.c.key).where(changes.c.position > seen.position, kinds)
-    return any(position not in seen.applied and key not in but for position, key in connection.execute(query))
+    later = connection.execute(_ITEMS_CHANGED, {"since": seen.position})
+    return any(position not in seen.applied and key not in but for position, key in later)
 
 
 def later_rows(connection: Connection, *chosen: ColumnElement[bool]) -> list[int]:
