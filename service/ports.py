@@ -425,7 +425,7 @@ class StepTimer(Protocol):
 
     def observe_step(self, step: str, seconds: float) -> None:
         """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`; as
-        `background_processor`, the processor time of the process during the last."""
+        `background_processor`, the processor time of the last."""
 
     def observe_lag(self, seconds: Sequence[float]) -> None:
         """Record how old changes of other workers were when this one had taken them over."""

@@ -11,10 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from models.arrays import Array, Mask, Rows
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
@@ -391,11 +391,12 @@ class DGMRecServing:
         rows, cosines, degree, known = neighbours
 
         def mean(shares: Array) -> Array:
-            # A sparse product, as the vectors are too many to gather; it sums each row by itself, whatever the others.
-            ends = np.arange(len(rows) * count + 1) * rows.shape[2]
-            shape = (len(rows) * count, len(vectors))
-            graph = sp.csr_array((shares.ravel().astype(np.float32), rows.ravel(), ends), shape=shape)
-            return np.asarray(graph @ vectors).reshape(len(rows), count, -1)
+            # The vectors are too many to gather. It sums each row by itself, whatever the others.
+            bags = torch.arange(0, rows.size, rows.shape[2])
+            weights = torch.from_numpy(shares.ravel().astype(np.float32))
+            places = torch.from_numpy(np.ascontiguousarray(rows).ravel())
+            sums = embedding_bag(places, torch.from_numpy(vectors), bags, mode="sum", per_sample_weights=weights)
+            return sums.numpy().reshape(len(rows), count, -1)
 
         kernel = expectation.kernel_predictions(self.config, self._cold, mean, cosines, degree, known)
         popularity, taste = weights.popularity[:, count:-1], weights.taste[:, count:-1]

@@ -16,11 +16,13 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import replace
+from typing import Any
 
 from models.dgmrec.serving import DGMRecServing
 from service.domain import StoredItem, StoreUnavailableError
+from service.metering import Meter
 from service.pipeline import dependents, vectors
 from service.pipeline.catalogue import Catalogue, Entry
 from service.pipeline.complete import complete, with_users
@@ -129,7 +131,7 @@ async def _round(engine: Engine) -> None:
     await _timed(engine, settle)
 
 
-async def _repeat(engine: Engine, step: Callable[[Engine], Awaitable[bool]], times: float = math.inf) -> None:
+async def _repeat(engine: Engine, step: Callable[[Engine], Coroutine[Any, Any, bool]], times: float = math.inf) -> None:
     """Take a step so many times, as long as there is anything to do."""
     done = 0
     while done < times and not engine.runtime.is_closing and await _timed(engine, step):
@@ -147,17 +149,17 @@ async def _follow(engine: Engine) -> bool:
     return True
 
 
-async def _timed(engine: Engine, step: Callable[[Engine], Awaitable[object]]) -> bool:
+async def _timed(engine: Engine, step: Callable[[Engine], Coroutine[Any, Any, object]]) -> bool:
     """Take a step, and leave the rest of the time to requests; whether there was anything to do."""
-    runtime, started, processor = engine.runtime, time.monotonic(), time.process_time()
-    done = await step(engine)
+    runtime, started, meter = engine.runtime, time.monotonic(), Meter()
+    done = await meter.run(step(engine))
+    took = time.monotonic() - started
+    runtime.timer.observe_step("background_processor", meter.seconds)
     if done:
-        took, processor = time.monotonic() - started, time.process_time() - processor
         runtime.timer.observe_step("background", took)
-        runtime.timer.observe_step("background_processor", processor)  # with that of requests meanwhile
         if time.monotonic() - runtime.busy_at < BUSY_S:
             # Of its own time: what other programs of the machine took is no reason to take longer still.
-            await runtime.rest(min(took, processor) * (1 / SHARE - 1))
+            await runtime.rest(min(took, meter.seconds) * (1 / SHARE - 1))
     return bool(done)
 
 

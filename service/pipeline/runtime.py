@@ -16,6 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from service.metering import metered
 from service.pipeline.progress import Progress
 from service.ports import ChangeNotifier, Seen, StepTimer
 from service.tasks import stop
@@ -108,7 +109,7 @@ class Runtime:
         """Run a computation on the writer's thread."""
         self.computing += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.writer, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self.writer, metered(function), *arguments)
         finally:
             self.computing -= 1
 

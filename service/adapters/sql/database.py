@@ -41,6 +41,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from service.domain import InvalidInputError, StoreFullError, StoreUnavailableError
+from service.metering import metered
 from service.urls import PostgresServer, SqliteFile
 
 T = TypeVar("T")
@@ -162,7 +163,9 @@ class SqliteDatabase:
         if self._closed:
             raise StoreUnavailableError("The database was closed.")
         with self._errors():
-            return await asyncio.get_running_loop().run_in_executor(threads, partial(_transaction, engine, work))
+            return await asyncio.get_running_loop().run_in_executor(
+                threads, partial(metered(_transaction), engine, work)
+            )
 
     async def close(self) -> None:
         self._closed = True
