@@ -212,7 +212,8 @@ class Store(Protocol):
     async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace the generated features and derived state of items, in one transaction; False for an item that is
         deleted, has another version by now, or is not pending any more where the write has `queued_at`. An item that is
-        still pending for that position is dequeued, unless other items have changed since `seen`."""
+        still pending for that position is dequeued, unless other items have changed since `seen`. A change that has yet
+        to reach others does not count: who finishes it must have seen what is saved here (`finish_changes`)."""
 
     async def pending(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
         """The items that are pending regeneration, of all or of these, each with the position of the change log that it
@@ -223,7 +224,7 @@ class Store(Protocol):
 
     async def dequeue(self, positions: Mapping[str, int], seen: Seen) -> None:
         """Take items that have nothing to regenerate off the queue, unless they were enqueued again for a later
-        position, or other items have changed since `seen`."""
+        position, or other items have changed since `seen` (as for `save_generated`)."""
 
     async def enqueue_all(self) -> int:
         """Enqueue every item for regeneration, with an entry `rebuild` in the change log; how many."""
@@ -231,7 +232,9 @@ class Store(Protocol):
     async def feature_changes(self, *, limit: int = 1000) -> list[FeatureChange]:
         """Changes of features that have yet to reach other items, the oldest first."""
 
-    async def finish_changes(self, positions: Collection[int], dependents: Collection[str]) -> dict[str, int]:
+    async def finish_changes(
+        self, positions: Collection[int], dependents: Collection[str], seen: Seen | None = None
+    ) -> dict[str, int] | None:
         """Enqueue the items which changes of features have reached, and forget these changes; answers the items'
         positions in the queue."""
 

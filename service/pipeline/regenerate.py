@@ -38,6 +38,7 @@ CHANGES = 64  # changes of features that are looked at at once
 AT_ONCE = 64  # items completed at once
 SLICE_S = 0.02  # longest time of the writer's thread in one go, as far as the steps allow
 SHARE, BUSY_S = 0.5, 1.0  # of the time, for so long after a request that needed the writer's thread
+ATTEMPTS = 3  # to spread changes while others write
 REST_S = 0.5  # between two rounds
 QUEUE = "/parts"  # name of a lock, which no item's id can be
 
@@ -177,14 +178,19 @@ async def _spread(engine: Engine) -> bool:
         return False
     changes = changes[:CHANGES]
     await _reach(engine, changes[-1].position)
-    reached = await runtime.compute(dependents.find, engine.active.dgmrec, engine.memory.catalogue, changes)
-    later = await engine.store.later_items([change.item for change in changes])
-    items = dict.fromkeys([*(entry.id for entry in reached), *later])
-    queued = await engine.store.finish_changes([change.position for change in changes], items)
-    for change in changes:
-        runtime.changed.pop(change.position, None)
-    runtime.pending |= dict.fromkeys(queued)
-    return True
+    for _ in range(ATTEMPTS):
+        seen = runtime.seen()
+        reached = await runtime.compute(dependents.find, engine.active.dgmrec, engine.memory.catalogue, changes)
+        later = await engine.store.later_items([change.item for change in changes])
+        items = dict.fromkeys([*(entry.id for entry in reached), *later])
+        queued = await engine.store.finish_changes([change.position for change in changes], items, seen)
+        if queued is not None:
+            for change in changes:
+                runtime.changed.pop(change.position, None)
+            runtime.pending |= dict.fromkeys(queued)
+            return True
+        await catch_up(engine)
+    return False  # until the next round
 
 
 async def _reach(engine: Engine, position: int) -> None:

@@ -21,6 +21,10 @@ _PENDING_OF = _PENDING.where(items.c.id.in_(_CHOSEN))
 _ITEMS_CHANGED = select(changes.c.position, changes.c.key).where(
     changes.c.position > bindparam("since"), changes.c.kind.in_(("item", "item-deleted"))
 )
+_ITEMS_WRITTEN = select(changes.c.position).where(
+    changes.c.position > bindparam("since"), changes.c.kind.in_(("item", "item-generated"))
+)
+_UNSPREAD = select(feature_changes.c.position).where(feature_changes.c.position.in_(_CHOSEN))
 _WAITING_ITEMS = select(func.count(), func.min(awaiting.c.at), func.max(awaiting.c.at)).select_from(awaiting)
 _WAITING_CHANGES = select(
     func.count(), func.min(feature_changes.c.at), func.min(feature_changes.c.position)
@@ -69,9 +73,16 @@ class RegenerationQueries(Queries):
 
     @writes
     def finish_changes(
-        self, connection: Connection, positions: Collection[int], dependents: Collection[str]
-    ) -> dict[str, int]:
-        """Enqueue the items that changes of features have reached, and forget these changes."""
+        self,
+        connection: Connection,
+        positions: Collection[int],
+        dependents: Collection[str],
+        seen: Seen | None = None,
+    ) -> dict[str, int] | None:
+        """Enqueue the items that changes of features have reached, and forget these changes; None, and nothing is done,
+        where any item has been written or completed since what was seen, for they may have reached it."""
+        if seen is not None and _items_written(connection, seen):
+            return None
         rows, position = item_rows(connection, dependents), newest_position(connection)
         enqueue(connection, rows.values(), position)
         for chunk in chunks(positions):
@@ -109,9 +120,19 @@ def note_changes(connection: Connection, former: Mapping[int, tuple[str, bytes]]
 
 
 def others_changed(connection: Connection, seen: Seen, but: Collection[str] = ()) -> bool:
-    """Whether any item, `but` these, has been written or deleted since what was seen."""
+    """Whether any item, `but` these, has been written or deleted since what was seen, unless what it changed has yet to
+    reach others: that will be compared with what is stored now (see `finish_changes`)."""
     later = connection.execute(_ITEMS_CHANGED, {"since": seen.position})
-    return any(position not in seen.applied and key not in but for position, key in later)
+    unseen = {position for position, key in later if position not in seen.applied and key not in but}
+    for chunk in chunks(unseen):
+        unseen.difference_update(connection.execute(_UNSPREAD, {"chosen": chunk}).scalars().all())
+    return bool(unseen)
+
+
+def _items_written(connection: Connection, seen: Seen) -> bool:
+    """Whether any item has been written or completed since what was seen."""
+    later = connection.execute(_ITEMS_WRITTEN, {"since": seen.position}).scalars()
+    return any(position not in seen.applied for position in later)
 
 
 def later_rows(connection: Connection, *chosen: ColumnElement[bool]) -> list[int]:
