@@ -13,7 +13,7 @@ with probability 1/3, and as many events. No item was known to training, which c
 and deleted items. Reported are the writes' latencies, the share of a core that background work took
 (`background_share`: processor time of the service while it was at it until nothing was pending, what it answered
 meanwhile included, in shares of that minute), and how long after a write was answered it had taken effect on everything
-that is derived (`spread_*`): until `GET /stats`, asked four times a second, named under `pending` a position `through`
+that is derived (`spread_*`): until `GET /stats`, asked ten times a second, named under `pending` a position `through`
 which all is derived that is no less than the one that the write was answered with. At the end a sample of the state is
 checked, and the service started again, with and without a snapshot.
 """
@@ -48,7 +48,7 @@ from training.evaluate.result import write_single_run
 
 BATCH = 500
 RATE, SECONDS = 10.0, 60.0
-POLL_S = 0.25  # between two looks at how far everything is derived: more often, and looking would be most of the work
+POLL_S = 0.1  # between two looks at how far everything is derived
 POSITION = "X-Lacuna-Position"
 CHECKED = 1000  # items at the end
 MIX = {"event": 8, "create": 1, "replace": 0.6, "delete": 0.4}

@@ -22,7 +22,8 @@ from service.ports import Backlog
 
 @dataclass
 class _Awaited:
-    """A position of the change log that has yet to take effect in whole.
+    """A position of the change log that has yet to take effect in whole; `in_round`, whether a round of background work
+    has begun with it.
 
     `is_spread`: no change of features up to it waits; what was enqueued then, the last of it at `enqueued_by` (None:
     nothing was), includes all that is to be completed for it. `completed_at`: the position of the log by which that had
@@ -30,6 +31,7 @@ class _Awaited:
     """
 
     position: int
+    in_round: bool = False
     is_spread: bool = False
     enqueued_by: datetime | None = None
     completed_at: int | None = None
@@ -42,10 +44,15 @@ class Progress:
     through: int = 0
     _awaited: _Awaited | None = None
 
-    def begin(self, position: int) -> None:
-        """Wait for all up to a position to which the log has been followed, unless another one is waited for."""
-        if self._awaited is None or self._awaited.position > position:  # such as a database that was restored
-            self._awaited = _Awaited(position)
+    def begin(self, position: int, *, in_round: bool = False) -> None:
+        """Wait for all up to a position to which the log has been followed, unless another one is waited for: by a
+        round that has begun, or, where none begins now, by anybody."""
+        awaited = self._awaited
+        is_waited_for = awaited is not None and (awaited.in_round or not in_round)
+        if (
+            awaited is None or not is_waited_for or awaited.position > position
+        ):  # such as of a database before a restore
+            self._awaited = _Awaited(position, in_round)
         self.through = min(self.through, position)
 
     def see(self, backlog: Backlog) -> None:

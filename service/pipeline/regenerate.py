@@ -37,9 +37,9 @@ ADOPTED = 10_000  # of the items that other workers have left pending, taken ove
 CHANGES = 64  # changes of features that are looked at at once
 AT_ONCE = 64  # items completed at once
 SLICE_S = 0.02  # longest time of the writer's thread in one go, as far as the steps allow
-SHARE, BUSY_S = 0.5, 1.0  # of the time, for so long after a request that needed the writer's thread
-ATTEMPTS = 3  # to spread changes while others write
-REST_S = 0.5  # between two rounds
+SHARE, BUSY_S = 0.67, 1.0  # of the time, for so long after a request that needed the writer's thread
+ATTEMPTS = 3  # in one round, at what others write to meanwhile
+REST_S = 0.7  # between two rounds
 QUEUE = "/parts"  # name of a lock, which no item's id can be
 
 
@@ -126,8 +126,12 @@ async def _round(engine: Engine) -> None:
     await _timed(engine, _follow)
     await _repeat(engine, _spread, len(runtime.changed) / CHANGES)
     await _timed(engine, look)
-    await _repeat(engine, _regenerate_some, len(runtime.pending) / AT_ONCE)
-    await _timed(engine, look)
+    for _ in range(ATTEMPTS):
+        await _timed(engine, _look_up)
+        await _repeat(engine, _regenerate_some, len(runtime.pending) / AT_ONCE)
+        await _timed(engine, look)
+        if runtime.progress.needed is not None or not runtime.pending:
+            break  # else something that has waited for long was written to meanwhile
     await _repeat(engine, _renew_some)
     await _timed(engine, settle)
 
@@ -141,13 +145,18 @@ async def _repeat(engine: Engine, step: Callable[[Engine], Coroutine[Any, Any, b
 
 async def _follow(engine: Engine) -> bool:
     """Follow the change log, so that `Runtime.progress` waits in this round for all that has been written by now."""
-    runtime = engine.runtime
     await catch_up(engine)
-    runtime.progress.begin(runtime.followed.position)
-    if runtime.is_behind:
+    engine.runtime.progress.begin(engine.runtime.followed.position, in_round=True)
+    return True
+
+
+async def _look_up(engine: Engine) -> bool:
+    """Learn what is pending, where a write has enqueued items without saying which (see `look_up`)."""
+    runtime, is_behind = engine.runtime, engine.runtime.is_behind
+    if is_behind:
         runtime.is_behind = False
         runtime.pending |= dict.fromkeys(await engine.store.pending(limit=ADOPTED))
-    return True
+    return is_behind
 
 
 async def _timed(engine: Engine, step: Callable[[Engine], Coroutine[Any, Any, object]]) -> bool:

@@ -59,6 +59,17 @@ def test_what_comes_in_later_is_not_waited_for() -> None:
     assert done(progress) == 3
 
 
+def test_a_round_takes_the_newest_position_and_keeps_it() -> None:
+    progress = Progress()
+    progress.begin(3)
+    progress.see(backlog(3, (1.0, 1.0)))
+    progress.begin(5, in_round=True)
+    progress.see(backlog(5, (1.0, 2.0)))
+    progress.begin(7, in_round=True)  # the former round has not completed all, maybe another worker does
+    progress.see(backlog(7, (3.0, 3.0)))
+    assert done(progress) == 5
+
+
 def test_an_older_snapshot_says_nothing_of_later_entries() -> None:
     progress = Progress()
     progress.begin(7)
@@ -130,7 +141,7 @@ def test_at_random_nothing_up_to_there_waits_and_it_goes_on() -> None:
         for _ in range(400):
             log.step()
             if log.random.random() < 0.3:
-                progress.begin(log.position)
+                progress.begin(log.position, in_round=log.random.random() < 0.5)
             if log.random.random() < 0.5:
                 late.append(log.snapshot())
             if late and log.random.random() < 0.5:
