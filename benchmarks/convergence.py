@@ -2,6 +2,7 @@
 
     python -m benchmarks.convergence import --bundle build/demo-bundle --json FILE
     python -m benchmarks.convergence load --bundle build/demo-bundle --items 10000 --json FILE
+    python -m benchmarks.convergence beside --bundle build/demo-bundle --items 10000 --other FOLDER --json FILE
 
 `import`: a service is seeded with the bundle's catalogue, and new items are written to it. Its items and feedback are
 exported and imported into an empty service with the same bundle, once items first and then feedback, and once feedback
@@ -16,12 +17,16 @@ meanwhile included, in shares of that minute), and how long after a write was an
 that is derived (`spread_*`): until `GET /stats`, asked ten times a second, named under `pending` a position `through`
 which all is derived that is no less than the one that the write was answered with. At the end a sample of the state is
 checked, and the service started again, with and without a snapshot.
+
+`beside`: the same writes, as many of each kind, to this service and to that of another checkout, `--other`, in turns,
+ten a second in all, with so many of those items each. Reported are both versions' latencies.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -58,11 +63,11 @@ START_S = 3600.0
 class Service:
     """The service in a process of its own, with a database of its own."""
 
-    def __init__(self, bundle: Path, folder: Path, **settings: Any) -> None:
+    def __init__(self, bundle: Path, folder: Path, source: Path = REPOSITORY, **settings: Any) -> None:
         self.port = free_port()
         environment = {
             "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(source),
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "LACUNA_BUNDLE": str(bundle),
@@ -75,7 +80,7 @@ class Service:
         self.log = (folder / "log").open("ab")
         begin = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"], env=environment, stdout=self.log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "service"], env=environment, cwd=folder, stdout=self.log, stderr=subprocess.STDOUT
         )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=600)
         while not self._is_ready():
@@ -363,32 +368,89 @@ def _kinds(rng: random.Random, count: int) -> Iterator[str]:
 def _write(
     service: Service, catalogue: Catalogue, kind: str, number: int, rng: random.Random, options: argparse.Namespace
 ) -> httpx.Response:
+    path, method, body = _request(catalogue, kind, number, rng, options)
+    answer = service.client.request(method, path, json=body)
+    return answer if kind == "delete" else answer.raise_for_status()  # what is to be deleted may be gone already
+
+
+def _request(
+    catalogue: Catalogue, kind: str, number: int, rng: random.Random, options: argparse.Namespace
+) -> tuple[str, str, Any]:
+    """Path, method and body of a write."""
     item = f"i{int(options.items * rng.random() ** 2)}"
     if kind == "event":
         user = f"u{rng.randrange(max(options.items // 10, 10))}"
-        event = {"user": user, "item": item, "type": "view"}
-        return service.client.post("/feedback", json={"feedback": [event]}).raise_for_status()
+        return "/feedback", "POST", {"feedback": [{"user": user, "item": item, "type": "view"}]}
     if kind == "create":
-        return service.client.post("/items", json=catalogue.body(f"new-{number}")).raise_for_status()
+        return "/items", "POST", catalogue.body(f"new-{number}")
     if kind == "replace":
-        body = catalogue.body(item)
-        return service.client.put(f"/items/{item}", json={"modalities": body["modalities"]}).raise_for_status()
-    return service.client.delete(f"/items/{item}")  # or it is gone already
+        return f"/items/{item}", "PUT", {"modalities": catalogue.body(item)["modalities"]}
+    return f"/items/{item}", "DELETE", None
+
+
+# --- beside another version ------------------------------------------------------------------------------------------
+
+
+def beside(options: argparse.Namespace) -> dict[str, float]:
+    """The same writes to two versions, in turns."""
+    catalogue, rng = Catalogue(options.bundle, 1), random.Random(5)
+    latencies: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as running:
+        services = {}
+        versions = {
+            "this": (REPOSITORY, options.bundle),
+            "other": (options.other.resolve(), (options.other_bundle or options.bundle).resolve()),
+        }
+        for version, (source, bundle) in versions.items():
+            folder = Path(name) / version
+            folder.mkdir()
+            services[version] = running.enter_context(
+                Service(bundle, folder, source, seed_catalogue=0, snapshot_minutes=0)
+            )
+        for start in range(0, options.items, BATCH):
+            rows = [catalogue.body(f"i{number}") for number in range(start, min(start + BATCH, options.items))]
+            for service in services.values():
+                service.post("/items/batch", {"items": rows})
+        events = [
+            {"user": event.user, "item": event.item, "type": event.type, "timestamp": event.timestamp.isoformat()}
+            for event in _events(options.items)
+        ]
+        for service in services.values():
+            for start in range(0, len(events), BATCH):
+                service.post("/feedback", {"feedback": events[start : start + BATCH]})
+            service.wait_until_idle()
+        begin = time.monotonic()
+        kinds = rng.choices(("event", "create", "replace", "delete"), k=int(RATE * options.seconds / 2))
+        for number, kind in enumerate(kinds):
+            path, method, body = _request(catalogue, kind, number, rng, options)
+            for turn, version in enumerate(sorted(services, reverse=bool(number % 2))):
+                time.sleep(max(0.0, begin + (2 * number + turn) / RATE - time.monotonic()))
+                started = time.monotonic()
+                services[version].client.request(method, path, json=body)
+                latencies.setdefault(f"{kind}[{version}]", []).append(time.monotonic() - started)
+    return {
+        f"{name}_{part}_ms": float(np.percentile(times, at)) * 1000
+        for name, times in latencies.items()
+        for part, at in (("p50", 50), ("p90", 90))
+    }
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("import", "load"))
+    parser.add_argument("what", choices=("import", "load", "beside"))
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--new", type=int, default=100, help="items that are written to the seeded service")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--other", type=Path, help="the checkout of another version")
+    parser.add_argument("--other-bundle", type=Path, help="a bundle that it can read, by default the same")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.bundle = options.bundle.resolve()
     begin = time.perf_counter()
-    metrics = compare_imports(options) if options.what == "import" else load(options)
+    measure = {"import": compare_imports, "load": load, "beside": beside}[options.what]
+    metrics = measure(options)
     for name, value in metrics.items():
         print(f"{name}: {value:.4g}")
     what = {
