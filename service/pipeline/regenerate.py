@@ -39,7 +39,7 @@ AT_ONCE = 64  # items completed at once
 SLICE_S = 0.02  # longest time of the writer's thread in one go, as far as the steps allow
 SHARE, BUSY_S = 0.67, 1.0  # of the time, for so long after a request that needed the writer's thread
 ATTEMPTS = 3  # in one round, at what others write to meanwhile
-REST_S = 0.7  # between two rounds
+REST_S = 0.9  # between two rounds
 QUEUE = "/parts"  # name of a lock, which no item's id can be
 
 
