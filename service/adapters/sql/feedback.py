@@ -31,7 +31,7 @@ from service.adapters.sql.cursors import decode_cursor, decode_number, encode_cu
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
 from service.adapters.sql.meta import get_setting, set_setting
-from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
+from service.adapters.sql.queries import CHOSEN, Queries, chunks, item_rows, pairs, reads, writes
 from service.adapters.sql.regeneration import enqueue, later_rows
 from service.adapters.sql.tables import changes, feedback, items, review_vectors
 from service.domain import Event, InvalidInputError, Page, User
@@ -52,7 +52,6 @@ EVENT_COLUMNS = (
     feedback.c.recommendation_id,
 )
 Key = tuple[str, int, str, datetime]  # what tells an event from every other
-_CHOSEN = bindparam("chosen", expanding=True)
 _MET_SINCE = (
     select(feedback.c.item_row)
     .where(feedback.c.user_id == bindparam("user"), feedback.c.timestamp >= bindparam("moment"))
@@ -299,7 +298,7 @@ def _all_counts(connection: Connection, min_rating: float | None) -> dict[str, i
 
 @cache
 def _items_of_users(min_rating: float | None) -> Select[Any]:
-    newest = _deciding(min_rating, feedback.c.user_id.in_(_CHOSEN))
+    newest = _deciding(min_rating, feedback.c.user_id.in_(CHOSEN))
     columns = (newest.c.user_id, items.c.id, newest.c.timestamp, newest.c.interested, newest.c.first)
     query = select(*columns).join(items, items.c.row_id == newest.c.item_row)
     return query.order_by(newest.c.timestamp.desc(), newest.c.id.desc())
@@ -307,7 +306,7 @@ def _items_of_users(min_rating: float | None) -> Select[Any]:
 
 @cache
 def _users_of_items(min_rating: float | None) -> Select[Any]:
-    newest = _deciding(min_rating, feedback.c.item_row.in_(_CHOSEN))
+    newest = _deciding(min_rating, feedback.c.item_row.in_(CHOSEN))
     query = select(newest.c.item_row, newest.c.user_id).where(newest.c.interested)
     return query.order_by(newest.c.item_row, newest.c.timestamp.desc(), newest.c.user_id)
 
@@ -318,12 +317,12 @@ def _firsts(min_rating: float | None) -> Select[Any]:
     pair = (feedback.c.user_id, feedback.c.item_row)
     against = func.max(case((_shows_interest(min_rating), 0), else_=1))
     query = select(*pair, func.min(feedback.c.timestamp), against)
-    return query.where(tuple_(*pair).in_(_CHOSEN)).group_by(*pair)
+    return query.where(tuple_(*pair).in_(CHOSEN)).group_by(*pair)
 
 
 @cache
 def _counted_of(min_rating: float | None) -> Select[Any]:
-    return _counted(min_rating, feedback.c.item_row.in_(_CHOSEN))
+    return _counted(min_rating, feedback.c.item_row.in_(CHOSEN))
 
 
 def _counted(min_rating: float | None, *chosen: ColumnElement[bool]) -> Select[Any]:

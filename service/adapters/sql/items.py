@@ -26,7 +26,7 @@ from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.cursors import decode_cursor, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
-from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
+from service.adapters.sql.queries import CHOSEN, Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
 from service.adapters.sql.regeneration import (
     dequeue_rows,
     enqueue,
@@ -60,23 +60,22 @@ _STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
 )
 _ADD_ITEMS = insert(items).returning(items.c.id, items.c.row_id)
 _ADD_CATEGORIES, _ADD_FEATURES, _ADD_GENERATED = insert(item_categories), insert(features), insert(generated_features)
-_CHOSEN = bindparam("chosen", expanding=True)
-_ITEMS = select(items).where(items.c.id.in_(_CHOSEN))
-_FEATURES = select(features).where(features.c.item_row.in_(_CHOSEN))
-_GENERATED = select(generated_features).where(generated_features.c.item_row.in_(_CHOSEN))
-_AWAITING = select(awaiting.c.item_row).where(awaiting.c.item_row.in_(_CHOSEN))
-_MEDIA = select(features.c.media).where(features.c.item_row.in_(_CHOSEN), features.c.media.is_not(None))
+_ITEMS = select(items).where(items.c.id.in_(CHOSEN))
+_FEATURES = select(features).where(features.c.item_row.in_(CHOSEN))
+_GENERATED = select(generated_features).where(generated_features.c.item_row.in_(CHOSEN))
+_AWAITING = select(awaiting.c.item_row).where(awaiting.c.item_row.in_(CHOSEN))
+_MEDIA = select(features.c.media).where(features.c.item_row.in_(CHOSEN), features.c.media.is_not(None))
 _UPDATE = update(items).where(items.c.row_id == bindparam("stored_row"))
 _UPDATE_DERIVED = _UPDATE.values(model_version=bindparam("version_of_model"), derived=bindparam("state"))
-_DROP_GENERATED = delete(generated_features).where(generated_features.c.item_row.in_(_CHOSEN))
+_DROP_GENERATED = delete(generated_features).where(generated_features.c.item_row.in_(CHOSEN))
 _DROP_PARTS = (
-    delete(item_categories).where(item_categories.c.item_row.in_(_CHOSEN)),
-    delete(features).where(features.c.item_row.in_(_CHOSEN)),
+    delete(item_categories).where(item_categories.c.item_row.in_(CHOSEN)),
+    delete(features).where(features.c.item_row.in_(CHOSEN)),
     _DROP_GENERATED,
 )
 _NEWEST_CHANGES = (
     select(changes.c.key, func.max(changes.c.position))
-    .where(changes.c.kind.in_(("item-feedback", "item-generated")), changes.c.key.in_(_CHOSEN))
+    .where(changes.c.kind.in_(("item-feedback", "item-generated")), changes.c.key.in_(CHOSEN))
     .group_by(changes.c.key)
 )
 

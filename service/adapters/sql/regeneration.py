@@ -9,22 +9,21 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, inser
 
 from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.database import insert_new
-from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
+from service.adapters.sql.queries import CHOSEN, Queries, chunks, item_rows, pairs, reads, writes
 from service.adapters.sql.tables import awaiting, changes, feature_changes, feedback, items
 from service.ports import Backlog, FeatureChange, Seen
 
-_CHOSEN = bindparam("chosen", expanding=True)
-_MARK = update(awaiting).where(awaiting.c.item_row.in_(_CHOSEN)).values(mark=bindparam("position"))
+_MARK = update(awaiting).where(awaiting.c.item_row.in_(CHOSEN)).values(mark=bindparam("position"))
 _DONE = delete(awaiting).where((awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position")))
 _PENDING = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
-_PENDING_OF = _PENDING.where(items.c.id.in_(_CHOSEN))
+_PENDING_OF = _PENDING.where(items.c.id.in_(CHOSEN))
 _ITEMS_CHANGED = select(changes.c.position, changes.c.key).where(
     changes.c.position > bindparam("since"), changes.c.kind.in_(("item", "item-deleted"))
 )
 _ITEMS_WRITTEN = select(changes.c.position).where(
     changes.c.position > bindparam("since"), changes.c.kind.in_(("item", "item-generated"))
 )
-_UNSPREAD = select(feature_changes.c.position).where(feature_changes.c.position.in_(_CHOSEN))
+_UNSPREAD = select(feature_changes.c.position).where(feature_changes.c.position.in_(CHOSEN))
 _WAITING_ITEMS = select(func.count(), func.min(awaiting.c.at), func.max(awaiting.c.at)).select_from(awaiting)
 _WAITING_CHANGES = select(
     func.count(), func.min(feature_changes.c.at), func.min(feature_changes.c.position)
