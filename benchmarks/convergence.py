@@ -2,6 +2,7 @@
 
     python -m benchmarks.convergence import --bundle build/demo-bundle --json FILE
     python -m benchmarks.convergence load --bundle build/demo-bundle --items 10000 --json FILE
+    python -m benchmarks.convergence beside --bundle build/demo-bundle --items 10000 --other FOLDER --json FILE
 
 `import`: a service is seeded with the bundle's catalogue, and new items are written to it. Its items and feedback are
 exported and imported into an empty service with the same bundle, once items first and then feedback, and once feedback
@@ -12,14 +13,20 @@ with probability 1/3, and as many events. No item was known to training, which c
 (`start_without_derived_seconds`). Then, for a minute, ten writes a second: eight events of feedback, and new, replaced
 and deleted items. Reported are the writes' latencies, the share of a core that background work took
 (`background_share`: processor time of the service while it was at it until nothing was pending, what it answered
-meanwhile included, in shares of that minute), and how long after a write nothing was pending any more (`spread_*`). At
-the end a sample of the state is checked, and the service started again, with and without a snapshot.
+meanwhile included, in shares of that minute), and how long after a write was answered it had taken effect on everything
+that is derived (`spread_*`): until `GET /stats`, asked ten times a second, named under `pending` a position `through`
+which all is derived that is no less than the one that the write was answered with. At the end a sample of the state is
+checked, and the service started again, with and without a snapshot.
+
+`beside`: the same writes, as many of each kind, to this service and to that of another checkout, `--other`, in turns,
+ten a second in all, with so many of those items each. Reported are both versions' latencies.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -46,7 +53,8 @@ from training.evaluate.result import write_single_run
 
 BATCH = 500
 RATE, SECONDS = 10.0, 60.0
-POLL_S = 0.25  # between two looks at whether anything is pending: more often, and looking would be most of the work
+POLL_S = 0.1  # between two looks at how far everything is derived
+POSITION = "X-Lacuna-Position"
 CHECKED = 1000  # items at the end
 MIX = {"event": 8, "create": 1, "replace": 0.6, "delete": 0.4}
 START_S = 3600.0
@@ -55,11 +63,11 @@ START_S = 3600.0
 class Service:
     """The service in a process of its own, with a database of its own."""
 
-    def __init__(self, bundle: Path, folder: Path, **settings: Any) -> None:
+    def __init__(self, bundle: Path, folder: Path, source: Path = REPOSITORY, **settings: Any) -> None:
         self.port = free_port()
         environment = {
             "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(REPOSITORY),
+            "PYTHONPATH": str(source),
             "OMP_NUM_THREADS": "1",
             "OMP_WAIT_POLICY": "PASSIVE",
             "LACUNA_BUNDLE": str(bundle),
@@ -72,7 +80,7 @@ class Service:
         self.log = (folder / "log").open("ab")
         begin = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "service"], env=environment, stdout=self.log, stderr=subprocess.STDOUT
+            [sys.executable, "-m", "service"], env=environment, cwd=folder, stdout=self.log, stderr=subprocess.STDOUT
         )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=600)
         while not self._is_ready():
@@ -309,16 +317,15 @@ def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace)
     """Ten writes a second."""
     rng = random.Random(4)
     latencies: dict[str, list[float]] = {kind: [] for kind in MIX}
-    written: list[float] = []
-    idle: list[float] = []
+    written: list[tuple[float, int]] = []  # when, and at which position of the change log
+    derived: list[tuple[float, int]] = []  # when it was known that all up to a position was
     done = threading.Event()
 
     def watch() -> None:
         with httpx.Client(base_url=service.client.base_url, timeout=60) as client:
             while not done.is_set():
-                asked = time.monotonic()
-                if client.get("/stats").json()["awaiting_regeneration"] == 0:
-                    idle.append(asked)
+                through = client.get("/stats").json()["pending"]["through"]
+                derived.append((time.monotonic(), through))
                 time.sleep(POLL_S)
 
     watching = threading.Thread(target=watch)
@@ -327,19 +334,21 @@ def _writes(service: Service, catalogue: Catalogue, options: argparse.Namespace)
     for number, kind in enumerate(_kinds(rng, int(RATE * options.seconds))):
         time.sleep(max(0.0, begin + number / RATE - time.monotonic()))
         started = time.monotonic()
-        _write(service, catalogue, kind, number, rng, options)
-        written.append(time.monotonic())
-        latencies[kind].append(written[-1] - started)
+        answer = _write(service, catalogue, kind, number, rng, options)
+        ended = time.monotonic()
+        if POSITION in answer.headers:
+            written.append((ended, int(answer.headers[POSITION])))
+        latencies[kind].append(ended - started)
     took = time.monotonic() - begin
     processor = service.processor_seconds - processor
     service.wait_until_idle()
     background = service.background_seconds() - background
-    time.sleep(0.2)
+    time.sleep(2 * POLL_S)
     done.set()
     watching.join()
-    spread = [min(moment for moment in idle if moment >= at) - at for at in written]
+    spread = [next(known for known, through in derived if through >= position) - at for at, position in written]
     return {
-        "writes_per_second": len(written) / took,
+        "writes_per_second": sum(map(len, latencies.values())) / took,
         "background_share": background / took,
         "processor_share": processor / took,
         **{f"spread_{name}_seconds": float(np.percentile(spread, at)) for name, at in (("p50", 50), ("p99", 99))},
@@ -358,33 +367,90 @@ def _kinds(rng: random.Random, count: int) -> Iterator[str]:
 
 def _write(
     service: Service, catalogue: Catalogue, kind: str, number: int, rng: random.Random, options: argparse.Namespace
-) -> None:
+) -> httpx.Response:
+    path, method, body = _request(catalogue, kind, number, rng, options)
+    answer = service.client.request(method, path, json=body)
+    return answer if kind == "delete" else answer.raise_for_status()  # what is to be deleted may be gone already
+
+
+def _request(
+    catalogue: Catalogue, kind: str, number: int, rng: random.Random, options: argparse.Namespace
+) -> tuple[str, str, Any]:
+    """Path, method and body of a write."""
     item = f"i{int(options.items * rng.random() ** 2)}"
     if kind == "event":
         user = f"u{rng.randrange(max(options.items // 10, 10))}"
-        service.post("/feedback", {"feedback": [{"user": user, "item": item, "type": "view"}]})
-    elif kind == "create":
-        service.post("/items", catalogue.body(f"new-{number}"))
-    elif kind == "replace":
-        body = catalogue.body(item)
-        service.client.put(f"/items/{item}", json={"modalities": body["modalities"]}).raise_for_status()
-    else:
-        service.client.delete(f"/items/{item}")
+        return "/feedback", "POST", {"feedback": [{"user": user, "item": item, "type": "view"}]}
+    if kind == "create":
+        return "/items", "POST", catalogue.body(f"new-{number}")
+    if kind == "replace":
+        return f"/items/{item}", "PUT", {"modalities": catalogue.body(item)["modalities"]}
+    return f"/items/{item}", "DELETE", None
+
+
+# --- beside another version ------------------------------------------------------------------------------------------
+
+
+def beside(options: argparse.Namespace) -> dict[str, float]:
+    """The same writes to two versions, in turns."""
+    catalogue, rng = Catalogue(options.bundle, 1), random.Random(5)
+    latencies: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as running:
+        services = {}
+        versions = {
+            "this": (REPOSITORY, options.bundle),
+            "other": (options.other.resolve(), (options.other_bundle or options.bundle).resolve()),
+        }
+        for version, (source, bundle) in versions.items():
+            folder = Path(name) / version
+            folder.mkdir()
+            services[version] = running.enter_context(
+                Service(bundle, folder, source, seed_catalogue=0, snapshot_minutes=0)
+            )
+        for start in range(0, options.items, BATCH):
+            rows = [catalogue.body(f"i{number}") for number in range(start, min(start + BATCH, options.items))]
+            for service in services.values():
+                service.post("/items/batch", {"items": rows})
+        events = [
+            {"user": event.user, "item": event.item, "type": event.type, "timestamp": event.timestamp.isoformat()}
+            for event in _events(options.items)
+        ]
+        for service in services.values():
+            for start in range(0, len(events), BATCH):
+                service.post("/feedback", {"feedback": events[start : start + BATCH]})
+            service.wait_until_idle()
+        begin = time.monotonic()
+        kinds = rng.choices(("event", "create", "replace", "delete"), k=int(RATE * options.seconds / 2))
+        for number, kind in enumerate(kinds):
+            path, method, body = _request(catalogue, kind, number, rng, options)
+            for turn, version in enumerate(sorted(services, reverse=bool(number % 2))):
+                time.sleep(max(0.0, begin + (2 * number + turn) / RATE - time.monotonic()))
+                started = time.monotonic()
+                services[version].client.request(method, path, json=body)
+                latencies.setdefault(f"{kind}[{version}]", []).append(time.monotonic() - started)
+    return {
+        f"{name}_{part}_ms": float(np.percentile(times, at)) * 1000
+        for name, times in latencies.items()
+        for part, at in (("p50", 50), ("p90", 90))
+    }
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("import", "load"))
+    parser.add_argument("what", choices=("import", "load", "beside"))
     parser.add_argument("--bundle", type=Path, required=True)
     parser.add_argument("--new", type=int, default=100, help="items that are written to the seeded service")
     parser.add_argument("--items", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--other", type=Path, help="the checkout of another version")
+    parser.add_argument("--other-bundle", type=Path, help="a bundle that it can read, by default the same")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.bundle = options.bundle.resolve()
     begin = time.perf_counter()
-    metrics = compare_imports(options) if options.what == "import" else load(options)
+    measure = {"import": compare_imports, "load": load, "beside": beside}[options.what]
+    metrics = measure(options)
     for name, value in metrics.items():
         print(f"{name}: {value:.4g}")
     what = {

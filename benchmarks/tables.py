@@ -655,8 +655,8 @@ def load() -> str:
     for label, name, form in (
         ("background work, share of a core", "background_share", ".1%"),
         ("processor of the service, all work, share of a core", "processor_share", ".1%"),
-        ("time until nothing was pending after a write, p50", "spread_p50_seconds", ".2f"),
-        ("p99", "spread_p99_seconds", ".2f"),
+        ("time until a write has taken effect on everything, p50 / s", "spread_p50_seconds", ".2f"),
+        ("p99 / s", "spread_p99_seconds", ".2f"),
         ("an event, p50 / ms", "event_p50_ms", ".1f"),
         ("a new item, p50 / ms", "create_p50_ms", ".1f"),
         ("a replaced item, p50 / ms", "replace_p50_ms", ".1f"),

@@ -33,11 +33,17 @@ def title_and_text(title: str | None, text: str | None) -> str | None:
 
 def count_words(texts: Sequence[str | None]) -> Matrix:
     """1 + log(count) of each text's words by their hash, `[n, WORDS]`; empty rows where there is no text."""
-    counts = [Counter(map(_hash, _WORD.findall((text or "").lower()))) for text in texts]
-    columns = np.array([column for own in counts for column in sorted(own)], dtype=np.int64)
-    values = [1 + np.log(own[column]) for own in counts for column in sorted(own)]
-    starts = np.concatenate([[0], np.cumsum([len(own) for own in counts])])
-    return sp.csr_array((np.array(values, dtype=np.float32), columns, starts), shape=(len(texts), WORDS))
+    rows = [_counted(text) for text in texts]
+    starts = np.concatenate([[0], np.cumsum([len(columns) for columns, _ in rows])])
+    columns, values = (np.concatenate(parts) for parts in zip(_counted(None), *rows, strict=True))
+    return sp.csr_array((values, columns, starts), shape=(len(texts), WORDS))
+
+
+def _counted(text: str | None) -> tuple[Rows, Array]:
+    """The columns `[k]` of a text's words, in order, and 1 + log(count) of each `[k]`."""
+    counts = sorted(Counter(map(_hash, _WORD.findall((text or "").lower()))).items())
+    values = [1 + np.log(count) for _, count in counts]
+    return np.array([column for column, _ in counts], dtype=np.int64), np.array(values, dtype=np.float32)
 
 
 def _hash(word: str) -> int:
@@ -59,6 +65,14 @@ def tf_idf(counts: Matrix, frequency: Array) -> Matrix:
     rows.eliminate_zeros()
     length = np.sqrt(np.asarray(rows.multiply(rows).sum(axis=1)).ravel())
     return sp.csr_array(sp.diags_array(1 / np.where(length > 0, length, 1)) @ rows).astype(np.float32)
+
+
+def tf_idf_of(text: str | None, frequency: Array) -> tuple[Rows, Array]:
+    """The columns `[k]` and values `[k]` of one text's row of `tf_idf`, without the cost of sparse matrices."""
+    columns, counts = _counted(text)
+    values = counts * frequency[columns]
+    told = values != 0
+    return columns[told], values[told] / np.float32(np.linalg.norm(values[told]))
 
 
 @dataclass(frozen=True)

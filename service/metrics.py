@@ -42,6 +42,9 @@ class Metrics:
             "lacuna_pending", "What is about to be derived anew: items, changes of features, vectors.", ("what",)
         )
         self._pending_age = gauge("lacuna_pending_seconds", "For how long the oldest of it has waited.")
+        self._through = gauge(
+            "lacuna_derived_position", "Position in the change log up to which all that is derived has been computed."
+        )
         self._position = gauge("lacuna_followed_position", "Position in the change log.")
         for step in STEPS:
             self._steps.labels(step)
@@ -89,6 +92,7 @@ class Metrics:
         for what in ("items", "changes", "vectors"):
             self._pending.labels(what).set(pending[what])
         self._pending_age.set(pending["oldest_seconds"])
+        self._through.set(pending["through"])
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

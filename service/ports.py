@@ -114,12 +114,23 @@ class FeatureChange:
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What is pending: items to regenerate, changes of features that have yet to reach others, and since when (None:
-    nothing is)."""
+    """What is pending at one moment: so many `items` to regenerate, the first of them enqueued at `oldest_item` and the
+    last at `newest_item`, and so many `changes` of features that have yet to reach others, the first of them at
+    `oldest_change`, for the position `first_change` of the log; None where there are none. `position` is the log's
+    newest by then."""
 
     items: int
     changes: int
-    since: datetime | None
+    position: int
+    oldest_item: datetime | None = None
+    newest_item: datetime | None = None
+    oldest_change: datetime | None = None
+    first_change: int | None = None
+
+    @property
+    def since(self) -> datetime | None:
+        """When the oldest of all came in, None where nothing is pending."""
+        return min((moment for moment in (self.oldest_item, self.oldest_change) if moment is not None), default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +300,8 @@ class Store(Protocol):
     async def save_generated(self, saves: Sequence[GeneratedWrite]) -> Committed[list[bool]]:
         """Replace the generated features and derived state of items, in one transaction; False for an item that is
         deleted, has another version by now, or is not pending any more where the write has `queued_at`. An item that is
-        still pending for that position is dequeued, unless other items have changed since `seen`."""
+        still pending for that position is dequeued, unless other items have changed since `seen`. A change that has yet
+        to reach others does not count: who finishes it must have seen what is saved here (`finish_changes`)."""
 
     async def pending(self, items: Collection[str] | None = None, *, limit: int = 1000) -> dict[str, int]:
         """The items that are pending regeneration, of all or of these, each with the position of the change log that it
@@ -300,7 +312,7 @@ class Store(Protocol):
 
     async def dequeue(self, positions: Mapping[str, int], seen: Seen) -> None:
         """Take items that have nothing to regenerate off the queue, unless they were enqueued again for a later
-        position, or other items have changed since `seen`."""
+        position, or other items have changed since `seen` (as for `save_generated`)."""
 
     async def enqueue_all(self) -> int:
         """Enqueue every item for regeneration, with an entry `rebuild` in the change log; how many."""
@@ -308,7 +320,9 @@ class Store(Protocol):
     async def feature_changes(self, *, limit: int = 1000) -> list[FeatureChange]:
         """Changes of features that have yet to reach other items, the oldest first."""
 
-    async def finish_changes(self, positions: Collection[int], dependents: Collection[str]) -> dict[str, int]:
+    async def finish_changes(
+        self, positions: Collection[int], dependents: Collection[str], seen: Seen | None = None
+    ) -> dict[str, int] | None:
         """Enqueue the items which changes of features have reached, and forget these changes; answers the items'
         positions in the queue."""
 
@@ -527,7 +541,7 @@ class StepTimer(Protocol):
 
     def observe_step(self, step: str, seconds: float) -> None:
         """Record one run of a step: `encode`, `impute`, `index`, `rank`, `explain`, `commit` or `background`; as
-        `background_processor`, the processor time of the process during the last."""
+        `background_processor`, the processor time of the last."""
 
     def observe_lag(self, seconds: Sequence[float]) -> None:
         """Record how old changes of other workers were when this one had taken them over."""

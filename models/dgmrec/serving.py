@@ -11,10 +11,10 @@ from dataclasses import fields
 from typing import Any
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from models.arrays import Array, Mask, Rows
 from models.bundle import Bundle, BundleError, BundleWriter, ModelEntry
@@ -29,7 +29,7 @@ from models.imputers import PropagatedFeatures
 from models.modality import ModalitySpec
 from models.renamed import refuse_old_names
 from models.vocabulary import Vocabulary
-from models.words import count_words, tf_idf
+from models.words import tf_idf_of
 
 FILE = "dgmrec.safetensors"
 TABLES = (
@@ -119,6 +119,7 @@ class DGMRecServing:
         cold_start = model.cold_start
         self._cold = ColdMaps(*(numpy_of(getattr(cold_start.maps, field.name)) for field in fields(ColdMaps)))
         self._axis = self._cold.axis
+        self._weights: dict[int, SourceWeights] = {}  # of predictions, by what is told of an item
         self.tables = dict(tables)
         self.users, self.items = users, items
         self.specs = {spec.name: spec for spec in model.specs}
@@ -323,13 +324,13 @@ class DGMRecServing:
     def words(self, text: str | None) -> Array:
         """What the words of a text lead to expect of its item `[1 + d]`, and 1 where they say anything, else zeros:
         `[2 + d]`."""
-        row = tf_idf(count_words([text]), numpy_of(self.model.cold_start.word_frequency))
-        if not row.nnz:
+        columns, values = tf_idf_of(text, numpy_of(self.model.cold_start.word_frequency))
+        if not len(columns):
             return np.zeros(2 + self.size, dtype=np.float32)
         slopes, intercept = (
             numpy_of(table) for table in (self.model.cold_start.word_slopes, self.model.cold_start.word_intercept)
         )
-        prediction = intercept + row.data @ slopes[row.indices]
+        prediction = intercept + values @ slopes[columns]
         return np.append(prediction, 1.0).astype(np.float32)
 
     def content_vectors(self, features: Mapping[str, Array], observed: Mask, words: Array, later: Mask) -> Array:
@@ -356,7 +357,16 @@ class DGMRecServing:
 
     def _source_weights(self, features: Mapping[str, Array], observed: Mask, words: Array) -> SourceWeights:
         told = observed & np.stack([features[name].any(axis=1) for name in self.names], axis=1)
-        return expectation.source_weights(self._cold, np.concatenate([told, words[:, -1:] > 0], axis=1))
+        told = np.concatenate([told, words[:, -1:] > 0], axis=1)
+        codes, first, which = np.unique(told @ (1 << np.arange(told.shape[1])), return_index=True, return_inverse=True)
+        rows = []
+        for code, place in zip(codes.tolist(), first.tolist(), strict=True):
+            if code not in self._weights:  # these follow from what is told alone, and take longest
+                self._weights[code] = expectation.source_weights(self._cold, told[place : place + 1])
+            rows.append(self._weights[code])
+        return SourceWeights(
+            *(np.concatenate([getattr(row, field.name) for row in rows])[which] for field in fields(SourceWeights))
+        )
 
     def expected_vectors(
         self,
@@ -381,11 +391,12 @@ class DGMRecServing:
         rows, cosines, degree, known = neighbours
 
         def mean(shares: Array) -> Array:
-            # A sparse product, as the vectors are too many to gather; it sums each row by itself, whatever the others.
-            ends = np.arange(len(rows) * count + 1) * rows.shape[2]
-            shape = (len(rows) * count, len(vectors))
-            graph = sp.csr_array((shares.ravel().astype(np.float32), rows.ravel(), ends), shape=shape)
-            return np.asarray(graph @ vectors).reshape(len(rows), count, -1)
+            # The vectors are too many to gather. It sums each row by itself, whatever the others.
+            bags = torch.arange(0, rows.size, rows.shape[2])
+            weights = torch.from_numpy(shares.ravel().astype(np.float32))
+            places = torch.from_numpy(np.ascontiguousarray(rows).ravel())
+            sums = embedding_bag(places, torch.from_numpy(vectors), bags, mode="sum", per_sample_weights=weights)
+            return sums.numpy().reshape(len(rows), count, -1)
 
         kernel = expectation.kernel_predictions(self.config, self._cold, mean, cosines, degree, known)
         popularity, taste = weights.popularity[:, count:-1], weights.taste[:, count:-1]

@@ -16,6 +16,7 @@ import faiss
 import numpy as np
 
 from models.arrays import Array, Mask, Rows
+from service.metering import metered
 from service.ports import Keys
 
 Kind = Literal["flat", "hnsw"]
@@ -265,7 +266,7 @@ class FaissIndex:
             state = self._state
             due = state.garbage >= max(self._merge_at_least, self._merge_share * len(state.base.keys))
             if due and not self._closed and (self._merger is None or not self._merger.is_alive()):
-                self._merger = threading.Thread(target=self.merge, name="index-merge", daemon=True)
+                self._merger = threading.Thread(target=metered(self.merge), name="index-merge", daemon=True)
                 self._merger.start()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from service.domain import NotReadyError
 from service.pipeline.engine import Engine
+from service.ports import Backlog
 
 
 async def check_ready(engine: Engine) -> None:
@@ -17,16 +18,42 @@ async def check_ready(engine: Engine) -> None:
         raise NotReadyError(f"{engine.runtime.superseded} Restart this worker with it.")
 
 
+async def look(engine: Engine) -> Backlog:
+    """What is pending, by which `Runtime.progress` knows how far what is derived follows the change log."""
+    progress, position = engine.runtime.progress, engine.runtime.followed.position
+    backlog = await engine.store.backlog()
+    for _ in range(2):  # what has been waited for, and then all up to now: often nothing waits
+        progress.begin(position)
+        progress.see(backlog)
+        if not await settle(engine):
+            break
+    return backlog
+
+
+async def settle(engine: Engine) -> bool:
+    """Whether the position that `Runtime.progress` has waited for has taken effect in this worker's memory by now."""
+    runtime, stale = engine.runtime, engine.memory.catalogue.stale
+    needed = runtime.progress.needed
+    if needed is None or not runtime.followed.has(needed) or len(stale):
+        return False
+    if await runtime.compute(len, stale):  # on the writer's thread, so that none is being computed meanwhile
+        return False
+    runtime.progress.finish(needed)
+    return True
+
+
 async def pending(engine: Engine) -> dict[str, Any]:
     """What is derived but not yet from the present state: items to regenerate, changes of features that have yet to
-    reach others, for how many seconds the longest has waited, and vectors to compute in the worker that answers."""
-    backlog = await engine.store.backlog()
+    reach others, for how many seconds the longest has waited, vectors to compute in the worker that answers, and up to
+    which position of the change log everything has been computed there."""
+    backlog = await look(engine)
     age = 0.0 if backlog.since is None else max(engine.runtime.clock() - backlog.since.timestamp(), 0.0)
     return {
         "items": backlog.items,
         "changes": backlog.changes,
         "oldest_seconds": round(age, 3),
         "vectors": len(engine.memory.catalogue.stale),
+        "through": engine.runtime.progress.through,
     }
 
 

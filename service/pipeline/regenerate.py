@@ -13,17 +13,21 @@ however many writes there were. While requests are answered, it takes a part of 
 from __future__ import annotations
 
 import logging
+import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Coroutine, Iterable
+from typing import Any
 
 from models.dgmrec.serving import DGMRecServing
 from service.domain import StoreUnavailableError
+from service.metering import Meter
 from service.pipeline import dependents, vectors
 from service.pipeline.adopt import adopt
 from service.pipeline.catalogue import Catalogue
 from service.pipeline.engine import Engine
 from service.pipeline.follow import catch_up
+from service.pipeline.operate import look, settle
 
 log = logging.getLogger(__name__)
 
@@ -31,8 +35,9 @@ ADOPTED = 10_000  # of the items that other workers have left pending, taken ove
 CHANGES = 64  # changes of features that are looked at at once
 AT_ONCE = 64  # items completed at once
 SLICE_S = 0.02  # longest time of the writer's thread in one go, as far as the steps allow
-SHARE, BUSY_S = 0.5, 1.0  # of the time, for so long after a request that needed the writer's thread
-REST_S = 0.5  # between two rounds
+SHARE, BUSY_S = 0.67, 1.0  # of the time, for so long after a request that needed the writer's thread
+ATTEMPTS = 3  # in one round, at what others write to meanwhile
+REST_S = 0.9  # between two rounds
 QUEUE = "/parts"  # name of a lock, which no item's id can be
 
 
@@ -104,9 +109,7 @@ async def _work_off(engine: Engine) -> None:
         while is_waiting(engine) and not runtime.is_closing:
             await runtime.rest(runtime.round_at + REST_S - time.monotonic())
             try:
-                for step in (_spread, _regenerate_some, _renew_some):
-                    while not runtime.is_closing and await _timed(engine, step):
-                        pass
+                await _round(engine)
             except StoreUnavailableError as error:
                 log.warning("background work waits for the database: %s", error.reason)
                 return
@@ -114,18 +117,58 @@ async def _work_off(engine: Engine) -> None:
                 runtime.round_at = time.monotonic()
 
 
-async def _timed(engine: Engine, step: Callable[[Engine], Awaitable[bool]]) -> bool:
+async def _round(engine: Engine) -> None:
+    """Do what waits by now. What comes in meanwhile waits for the next round, else many small pieces would be done one
+    by one."""
+    runtime = engine.runtime
+    await _timed(engine, _follow)
+    await _repeat(engine, _spread, len(runtime.changed) / CHANGES)
+    await _timed(engine, look)
+    for _ in range(ATTEMPTS):
+        await _timed(engine, _look_up)
+        await _repeat(engine, _regenerate_some, len(runtime.pending) / AT_ONCE)
+        await _timed(engine, look)
+        if runtime.progress.needed is not None or not runtime.pending:
+            break  # else something that has waited for long was written to meanwhile
+    await _repeat(engine, _renew_some)
+    await _timed(engine, settle)
+
+
+async def _repeat(engine: Engine, step: Callable[[Engine], Coroutine[Any, Any, bool]], times: float = math.inf) -> None:
+    """Take a step so many times, as long as there is anything to do."""
+    done = 0
+    while done < times and not engine.runtime.is_closing and await _timed(engine, step):
+        done += 1
+
+
+async def _follow(engine: Engine) -> bool:
+    """Follow the change log, so that `Runtime.progress` waits in this round for all that has been written by now."""
+    await catch_up(engine)
+    engine.runtime.progress.begin(engine.runtime.followed.position, in_round=True)
+    return True
+
+
+async def _look_up(engine: Engine) -> bool:
+    """Learn what is pending, where a write has enqueued items without saying which (see `look_up`)."""
+    runtime, is_behind = engine.runtime, engine.runtime.is_behind
+    if is_behind:
+        runtime.is_behind = False
+        runtime.pending |= dict.fromkeys(await engine.store.pending(limit=ADOPTED))
+    return is_behind
+
+
+async def _timed(engine: Engine, step: Callable[[Engine], Coroutine[Any, Any, object]]) -> bool:
     """Take a step, and leave the rest of the time to requests; whether there was anything to do."""
-    runtime, started, processor = engine.runtime, time.monotonic(), time.process_time()
-    done = await step(engine)
+    runtime, started, meter = engine.runtime, time.monotonic(), Meter()
+    done = await meter.run(step(engine))
+    took = time.monotonic() - started
+    runtime.timer.observe_step("background_processor", meter.seconds)
     if done:
-        took, processor = time.monotonic() - started, time.process_time() - processor
         runtime.timer.observe_step("background", took)
-        runtime.timer.observe_step("background_processor", processor)  # with that of requests meanwhile
         if time.monotonic() - runtime.busy_at < BUSY_S:
             # Of its own time: what other programs of the machine took is no reason to take longer still.
-            await runtime.rest(min(took, processor) * (1 / SHARE - 1))
-    return done
+            await runtime.rest(min(took, meter.seconds) * (1 / SHARE - 1))
+    return bool(done)
 
 
 # --- changes of features ---------------------------------------------------------------------------------------------
@@ -142,20 +185,24 @@ async def _spread(engine: Engine) -> bool:
         return False
     changes = changes[:CHANGES]
     await _reach(engine, changes[-1].position)
-    reached = await runtime.compute(dependents.find, engine.active.dgmrec, engine.memory.catalogue, changes)
-    later = await engine.store.later_items([change.item for change in changes])
-    items = dict.fromkeys([*(entry.id for entry in reached), *later])
-    queued = await engine.store.finish_changes([change.position for change in changes], items)
-    for change in changes:
-        runtime.changed.pop(change.position, None)
-    runtime.pending |= dict.fromkeys(queued)
-    return True
+    for _ in range(ATTEMPTS):
+        seen = runtime.seen()
+        reached = await runtime.compute(dependents.find, engine.active.dgmrec, engine.memory.catalogue, changes)
+        later = await engine.store.later_items([change.item for change in changes])
+        items = dict.fromkeys([*(entry.id for entry in reached), *later])
+        queued = await engine.store.finish_changes([change.position for change in changes], items, seen)
+        if queued is not None:
+            for change in changes:
+                runtime.changed.pop(change.position, None)
+            runtime.pending |= dict.fromkeys(queued)
+            return True
+        await catch_up(engine)
+    return False  # until the next round
 
 
 async def _reach(engine: Engine, position: int) -> None:
     """Follow the change log to a position: what has been enqueued for it reads memory."""
-    followed = engine.runtime.followed
-    if not followed.applied.issuperset(range(followed.position + 1, position + 1)):
+    if not engine.runtime.followed.has(position):
         await catch_up(engine)
 
 
@@ -165,9 +212,6 @@ async def _reach(engine: Engine, position: int) -> None:
 async def _regenerate_some(engine: Engine) -> bool:
     """Complete some of the pending items again."""
     runtime = engine.runtime
-    if runtime.is_behind:
-        runtime.is_behind = False
-        runtime.pending |= dict.fromkeys(await engine.store.pending(limit=ADOPTED))
     chosen = [item for item, _ in zip(runtime.pending, range(AT_ONCE), strict=False)]
     if not chosen:
         return False

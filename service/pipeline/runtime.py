@@ -16,6 +16,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from service.metering import metered
+from service.pipeline.progress import Progress
 from service.ports import ChangeNotifier, Seen, StepTimer
 from service.tasks import stop
 
@@ -51,6 +53,10 @@ class Followed:
     at: float = field(default_factory=time.monotonic)
     failing: bool = False
 
+    def has(self, position: int) -> bool:
+        """Whether every change up to a position of the log is in memory."""
+        return self.applied.issuperset(range(self.position + 1, position + 1))
+
     @property
     def lag_s(self) -> float:
         """Seconds since this worker last had every change."""
@@ -65,13 +71,14 @@ class Runtime:
     answering; the catalogue is only written from there. `pending` are the items that this worker is about to
     regenerate, in order, and `changed` the positions of changes of features that it is about to spread; the store has
     all that are pending. `busy_at` is when a request last needed the writer, and `round_at` when the last round of
-    background work ended (`time.monotonic`).
+    background work ended (`time.monotonic`). `progress` tells how far what is derived follows the change log.
     """
 
     notifier: ChangeNotifier
     timer: StepTimer = field(default_factory=NoTimer)
     clock: Callable[[], float] = time.time
     followed: Followed = field(default_factory=Followed)
+    progress: Progress = field(default_factory=Progress)
     writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, thread_name_prefix="writer"))
     pending: dict[str, None] = field(default_factory=dict)
     changed: dict[int, None] = field(default_factory=dict)
@@ -104,7 +111,7 @@ class Runtime:
         self.computing += 1
         started = time.monotonic()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.writer, function, *arguments)
+            return await asyncio.get_running_loop().run_in_executor(self.writer, metered(function), *arguments)
         finally:
             self.computing -= 1
             if self.share < 1:

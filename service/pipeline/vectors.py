@@ -38,7 +38,7 @@ from service.ports import Keys, VectorIndex
 CHUNK, SEARCHED = 256, 1024  # items derived at once, and looked up at once: as many as make a search quick
 BLOCK = 16  # rows of every matrix product
 READERS = 4096  # changed items whose readers are looked for at once
-FEW, SEARCHES = 256, 32  # items renewed at once, so that a write never waits long for the thread, and looked up at once
+FEW, SEARCHES = 512, 32  # items renewed at once, so that a write never waits long for the thread, and looked up at once
 TOLERANCE = 1e-5  # of a cosine: a neighbour this close is looked up again rather than missed
 
 

@@ -641,6 +641,26 @@ async def test_an_item_stays_pending_where_others_have_changed_meanwhile(store: 
     assert late.value.outdated == ["b"]
 
 
+async def test_a_change_that_has_yet_to_reach_others_keeps_no_item_pending(store: SqlStore) -> None:
+    await store.write_items(create(item("a"), item("b")))
+    seen = Seen(await store.last_change())
+    await store.enqueue_all()
+    queued_at = (await store.pending())["a"]
+    other = await store.write_items([ItemWrite(item("c"), "create", before=b"")])
+    saved = await store.save_generated([GeneratedWrite("a", 1, {}, "v", b"", queued_at=queued_at, seen=seen)])
+    assert set(await store.pending()) == {"b"}
+    # Who has not seen what was saved may not know that the change reaches it.
+    knows_change = replace(seen, applied=frozenset(other.positions))
+    assert await store.finish_changes(other.positions, ["b"], knows_change) is None
+    assert await store.feature_changes() == [FeatureChange(other.positions.start, "c", b"")]
+    knows_all = replace(seen, applied=frozenset([*other.positions, *saved.positions]))
+    assert set(await store.finish_changes(other.positions, ["a"], knows_all) or ()) == {"a"}
+    assert set(await store.pending()) == {"a", "b"}
+    # Now it has reached others: what was computed without it has to be computed again.
+    await store.dequeue({"b": queued_at}, seen)
+    assert set(await store.pending()) == {"a", "b"}
+
+
 async def test_deleted_feedback_asks_for_regeneration(store: SqlStore) -> None:
     await store.write_items(create(item("a"), item("b")))
     await store.add_feedback([event("u1", "a"), event("u2", "b")])

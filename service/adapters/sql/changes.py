@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import UTC, datetime
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from service.adapters.sql.idempotency import trim_keys
 from service.adapters.sql.meta import get_setting, set_setting
@@ -16,6 +16,13 @@ from service.ports import Change
 
 TRIMMED = "changes trimmed"  # the setting that holds the highest position that was trimmed from the change log
 _ADD_CHANGES = insert(changes).returning(changes.c.position)
+_NEWEST = select(func.max(changes.c.position))
+_CHANGES = (
+    select(changes.c.position, changes.c.kind, changes.c.key, changes.c.at, changes.c.model)
+    .where(changes.c.position > bindparam("since"))
+    .order_by(changes.c.position)
+    .limit(bindparam("most"))
+)
 
 
 class ChangeQueries(Queries):
@@ -24,8 +31,7 @@ class ChangeQueries(Queries):
     @reads
     def changes(self, connection: Connection, since: int, *, limit: int = 1000) -> list[Change]:
         """Entries after a position, in order. Raises ChangesLostError where some of them have been trimmed."""
-        query = select(changes.c.position, changes.c.kind, changes.c.key, changes.c.at, changes.c.model)
-        rows = connection.execute(query.where(changes.c.position > since).order_by(changes.c.position).limit(limit))
+        rows = connection.execute(_CHANGES, {"since": since, "most": limit})
         entries = [Change(*row) for row in rows]
         if int(get_setting(connection, TRIMMED) or 0) > since:
             raise ChangesLostError("The change log has been trimmed beyond this position.")
@@ -71,4 +77,4 @@ def log(connection: Connection, model: int, **keys: Iterable[str]) -> range:
 
 def newest_position(connection: Connection) -> int:
     """The newest position, 0 for an empty log."""
-    return connection.execute(select(func.max(changes.c.position))).scalar_one() or 0
+    return connection.execute(_NEWEST).scalar_one() or 0

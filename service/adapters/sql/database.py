@@ -22,7 +22,7 @@ from contextlib import (
     contextmanager,
     suppress,
 )
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol, TextIO, TypeVar
 
@@ -41,6 +41,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from service.domain import InvalidInputError, StoreFullError, StoreUnavailableError
+from service.metering import metered
 from service.urls import PostgresServer, SqliteFile
 
 T = TypeVar("T")
@@ -162,7 +163,9 @@ class SqliteDatabase:
         if self._closed:
             raise StoreUnavailableError("The database was closed.")
         with self._errors():
-            return await asyncio.get_running_loop().run_in_executor(threads, partial(_transaction, engine, work))
+            return await asyncio.get_running_loop().run_in_executor(
+                threads, partial(metered(_transaction), engine, work)
+            )
 
     async def close(self) -> None:
         self._closed = True
@@ -235,7 +238,12 @@ class PostgresDatabase:
 
 def insert_new(connection: Connection, table: Table) -> sqlite.Insert | postgresql.Insert:
     """`INSERT` that skips rows which are there already."""
-    if connection.dialect.name == "sqlite":
+    return _insert_new(connection.dialect.name, table)
+
+
+@cache
+def _insert_new(dialect: str, table: Table) -> sqlite.Insert | postgresql.Insert:
+    if dialect == "sqlite":
         return sqlite.insert(table).on_conflict_do_nothing()
     return postgresql.insert(table).on_conflict_do_nothing()
 

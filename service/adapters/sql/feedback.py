@@ -7,6 +7,7 @@ import hmac
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -30,7 +31,7 @@ from service.adapters.sql.cursors import decode_cursor, decode_number, encode_cu
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
 from service.adapters.sql.meta import get_setting, set_setting
-from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
+from service.adapters.sql.queries import CHOSEN, Queries, chunks, item_rows, pairs, reads, writes
 from service.adapters.sql.regeneration import enqueue, later_rows
 from service.adapters.sql.tables import changes, feedback, items, review_vectors
 from service.domain import Event, InvalidInputError, Page, User
@@ -51,6 +52,11 @@ EVENT_COLUMNS = (
     feedback.c.recommendation_id,
 )
 Key = tuple[str, int, str, datetime]  # what tells an event from every other
+_MET_SINCE = (
+    select(feedback.c.item_row)
+    .where(feedback.c.user_id == bindparam("user"), feedback.c.timestamp >= bindparam("moment"))
+    .distinct()
+)
 _KEY = (feedback.c.user_id, feedback.c.item_row, feedback.c.type, feedback.c.timestamp)
 
 
@@ -143,10 +149,7 @@ class FeedbackQueries(Queries):
         out."""
         found: dict[str, list[Interaction]] = {}
         for chunk in chunks(users):
-            newest = _deciding(min_rating, feedback.c.user_id.in_(chunk))
-            columns = (newest.c.user_id, items.c.id, newest.c.timestamp, newest.c.interested, newest.c.first)
-            query = select(*columns).join(items, items.c.row_id == newest.c.item_row)
-            rows = connection.execute(query.order_by(newest.c.timestamp.desc(), newest.c.id.desc()))
+            rows = connection.execute(_items_of_users(min_rating), {"chosen": chunk})
             for user, item, moment, interested, first in rows:
                 found.setdefault(user, []).append(Interaction(item, moment, bool(interested), first))
         return found
@@ -178,10 +181,7 @@ class FeedbackQueries(Queries):
         ids = {row: item_id for item_id, row in item_rows(connection, items).items()}
         users: dict[str, list[str]] = {}
         for chunk in chunks(ids):
-            newest = _deciding(min_rating, feedback.c.item_row.in_(chunk))
-            query = select(newest.c.item_row, newest.c.user_id).where(newest.c.interested)
-            newest_first = query.order_by(newest.c.item_row, newest.c.timestamp.desc(), newest.c.user_id)
-            for row, user in connection.execute(newest_first):
+            for row, user in connection.execute(_users_of_items(min_rating), {"chosen": chunk}):
                 of_item = users.setdefault(ids[row], [])
                 if len(of_item) < limit:
                     of_item.append(user)
@@ -197,7 +197,7 @@ class FeedbackQueries(Queries):
         ids = {row: item_id for item_id, row in item_rows(connection, items).items()}
         counts: dict[str, int] = {}
         for chunk in chunks(ids):
-            for row, users in connection.execute(_counted(min_rating, feedback.c.item_row.in_(chunk))):
+            for row, users in connection.execute(_counted_of(min_rating), {"chosen": chunk}):
                 counts[ids[row]] = users
         return counts
 
@@ -281,18 +281,13 @@ def _met_later(
         pair = (event.user, rows[event.item])
         fresh[pair] = min(fresh.get(pair, event.timestamp), event.timestamp)
     since: dict[str, datetime] = {}
-    pair_of = tuple_(feedback.c.user_id, feedback.c.item_row)
-    against = func.max(case((_shows_interest(min_rating), 0), else_=1))
     for chunk in chunks(fresh):
-        query = select(feedback.c.user_id, feedback.c.item_row, func.min(feedback.c.timestamp), against)
-        grouped = query.where(pair_of.in_(chunk)).group_by(feedback.c.user_id, feedback.c.item_row)
-        for user, row, first, was_against in connection.execute(grouped):
+        for user, row, first, was_against in connection.execute(_firsts(min_rating), {"chosen": chunk}):
             if was_against or fresh[user, row] <= first:
                 since[user] = min(since.get(user, first), first)
     later: set[int] = set()
     for user, moment in since.items():
-        met = select(feedback.c.item_row).where(feedback.c.user_id == user, feedback.c.timestamp >= moment)
-        later.update(connection.execute(met.distinct()).scalars())
+        later.update(connection.execute(_MET_SINCE, {"user": user, "moment": moment}).scalars())
     return list(later)
 
 
@@ -307,6 +302,38 @@ def _all_counts(connection: Connection, min_rating: float | None) -> dict[str, i
     counted = _counted(min_rating).subquery()
     query = select(items.c.id, counted.c.users).join(counted, counted.c.item_row == items.c.row_id)
     return pairs(connection.execute(query))
+
+
+# Built once for each `min_rating`, of which a service has one: to build such a statement takes longer than to run it.
+
+
+@cache
+def _items_of_users(min_rating: float | None) -> Select[Any]:
+    newest = _deciding(min_rating, feedback.c.user_id.in_(CHOSEN))
+    columns = (newest.c.user_id, items.c.id, newest.c.timestamp, newest.c.interested, newest.c.first)
+    query = select(*columns).join(items, items.c.row_id == newest.c.item_row)
+    return query.order_by(newest.c.timestamp.desc(), newest.c.id.desc())
+
+
+@cache
+def _users_of_items(min_rating: float | None) -> Select[Any]:
+    newest = _deciding(min_rating, feedback.c.item_row.in_(CHOSEN))
+    query = select(newest.c.item_row, newest.c.user_id).where(newest.c.interested)
+    return query.order_by(newest.c.item_row, newest.c.timestamp.desc(), newest.c.user_id)
+
+
+@cache
+def _firsts(min_rating: float | None) -> Select[Any]:
+    """Of some pairs of user and item the first event, and whether any is against."""
+    pair = (feedback.c.user_id, feedback.c.item_row)
+    against = func.max(case((_shows_interest(min_rating), 0), else_=1))
+    query = select(*pair, func.min(feedback.c.timestamp), against)
+    return query.where(tuple_(*pair).in_(CHOSEN)).group_by(*pair)
+
+
+@cache
+def _counted_of(min_rating: float | None) -> Select[Any]:
+    return _counted(min_rating, feedback.c.item_row.in_(CHOSEN))
 
 
 def _counted(min_rating: float | None, *chosen: ColumnElement[bool]) -> Select[Any]:

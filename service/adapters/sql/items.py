@@ -28,7 +28,7 @@ from service.adapters.sql.cursors import decode_cursor, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
 from service.adapters.sql.models import other_models
-from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
+from service.adapters.sql.queries import CHOSEN, Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
 from service.adapters.sql.regeneration import (
     dequeue_rows,
     enqueue,
@@ -58,13 +58,33 @@ T = TypeVar("T")
 CURSOR = "item"
 ITEM_KINDS = ("item", "item-generated", "item-feedback", "item-deleted")
 
-# Built once: SQLAlchemy works out the key under which it has a statement compiled once for each object.
+# Built once, see `queries`.
 _STORED_VERSIONS = select(items.c.id, items.c.row_id, items.c.version).where(
     items.c.id.in_(bindparam("ids", expanding=True))
 )
 _ADD_ITEMS = insert(items).returning(items.c.id, items.c.row_id)
 _ADD_CATEGORIES, _ADD_FEATURES, _ADD_GENERATED = insert(item_categories), insert(features), insert(generated_features)
 _ADD_STATES, _ADD_RECODED = insert(item_states), insert(recoded_features)
+_ITEMS = select(items).where(items.c.id.in_(CHOSEN))
+_FEATURES = select(features).where(features.c.item_row.in_(CHOSEN))
+_OF_MODEL = {
+    table: select(table).where(table.c.item_row.in_(CHOSEN), table.c.model == bindparam("own"))
+    for table in (recoded_features, generated_features, item_states, awaiting)
+}
+_MEDIA = select(features.c.media).where(features.c.item_row.in_(CHOSEN), features.c.media.is_not(None))
+_UPDATE = update(items).where(items.c.row_id == bindparam("stored_row"))
+_DROP_GIVEN = [
+    delete(table).where(table.c.item_row.in_(CHOSEN)) for table in (item_categories, features, recoded_features)
+]
+_DROP_MADE = [
+    delete(table).where(table.c.item_row.in_(CHOSEN), table.c.model == bindparam("own"))
+    for table in (item_states, generated_features)
+]
+_NEWEST_CHANGES = (
+    select(changes.c.key, func.max(changes.c.position))
+    .where(changes.c.kind.in_(("item-feedback", "item-generated")), changes.c.key.in_(CHOSEN))
+    .group_by(changes.c.key)
+)
 
 
 class ItemQueries(Queries):
@@ -116,7 +136,9 @@ class ItemQueries(Queries):
             return Committed(current)
         _save_states(connection, self.model, {rows[save.item_id]: save for save in kept})
         done = {rows[save.item_id]: save.queued_at for save in kept if save.queued_at is not None}
-        if done and not any(others_changed(connection, seen) for seen in {save.seen for save in kept if save.seen}):
+        if done and not any(
+            others_changed(connection, self.model, seen) for seen in {save.seen for save in kept if save.seen}
+        ):
             dequeue_rows(connection, self.model, done)
         positions = log(connection, self.model, item_generated=[save.item_id for save in kept])
         former = {
@@ -159,9 +181,7 @@ class ItemQueries(Queries):
         stored = [
             item
             for chunk in chunks(dict.fromkeys(item_ids))
-            for item in _assemble(
-                connection, self.model, connection.execute(select(items).where(items.c.id.in_(chunk))).all()
-            )
+            for item in _assemble(connection, self.model, connection.execute(_ITEMS, {"chosen": chunk}).all())
         ]
         return {item.id: item for item in stored}
 
@@ -230,13 +250,11 @@ def _enqueue_outdated(
     seen = {write.item.id: write.seen for write in writes if write.seen is not None and write.item.id in rows}
     outdated = {}
     for chunk in chunks(seen):
-        query = select(changes.c.key, func.max(changes.c.position)).group_by(changes.c.key)
-        relevant = changes.c.kind.in_(("item-feedback", "item-generated")) & changes.c.key.in_(chunk)
-        for item_id, position in connection.execute(query.where(relevant)):
+        for item_id, position in connection.execute(_NEWEST_CHANGES, {"chosen": chunk}):
             if position > seen[item_id].position:
                 outdated[item_id] = position
     for what in set(seen.values()):
-        if others_changed(connection, what, but=seen.keys()):
+        if others_changed(connection, model, what, but=seen.keys()):
             position = newest_position(connection)
             outdated |= {item_id: position for item_id, its in seen.items() if its == what}
     for item_id, position in outdated.items():
@@ -290,7 +308,7 @@ def _store(
 def _update_items(connection: Connection, replaced: Mapping[int, StoredItem]) -> None:
     if replaced:
         connection.execute(
-            update(items).where(items.c.row_id == bindparam("stored_row")),
+            _UPDATE,
             [{**_item_values(item), "stored_row": row} for row, item in replaced.items()],
         )
 
@@ -334,8 +352,8 @@ def _state_row(row: int, model: int, made: StoredItem | GeneratedWrite) -> dict[
 def _save_states(connection: Connection, model: int, saves: Mapping[int, GeneratedWrite]) -> None:
     """Replace what a model has made of items, by their rows."""
     for chunk in chunks(saves):
-        for table in (item_states, generated_features):
-            connection.execute(delete(table).where(table.c.item_row.in_(chunk), table.c.model == model))
+        for statement in _DROP_MADE:
+            connection.execute(statement, {"chosen": chunk, "own": model})
     _insert(connection, _ADD_STATES, [_state_row(row, model, save) for row, save in saves.items()])
     generated = [
         feature
@@ -421,18 +439,17 @@ def _forget_parts(connection: Connection, model: int, rows: Collection[int]) -> 
     media they held."""
     held = _media_of(connection, rows)
     for chunk in chunks(rows):
-        for table in (item_categories, features, recoded_features):
-            connection.execute(delete(table).where(table.c.item_row.in_(chunk)))
-        for table in (item_states, generated_features):
-            connection.execute(delete(table).where(table.c.item_row.in_(chunk), table.c.model == model))
+        for statement in _DROP_GIVEN:
+            connection.execute(statement, {"chosen": chunk})
+        for statement in _DROP_MADE:
+            connection.execute(statement, {"chosen": chunk, "own": model})
     return held
 
 
 def _media_of(connection: Connection, rows: Collection[int]) -> set[str]:
     held: set[str] = set()
     for chunk in chunks(rows):
-        query = select(features.c.media).where(features.c.item_row.in_(chunk), features.c.media.is_not(None))
-        held.update(connection.execute(query).scalars())
+        held.update(connection.execute(_MEDIA, {"chosen": chunk}).scalars())
     return held
 
 
@@ -474,12 +491,12 @@ def _assemble(connection: Connection, model: int, rows: Sequence[Row[Any]]) -> l
     """The items, with what a model has made of them."""
     parts: dict[int, _Parts] = {row.row_id: _Parts() for row in rows}
     for chunk in chunks(parts):
-        for part in connection.execute(select(features).where(features.c.item_row.in_(chunk))):
+        for part in connection.execute(_FEATURES, {"chosen": chunk}):
             parts[part.item_row].observed[part.modality] = Observed(
                 to_vector(part.vector), part.source, part.encoder, part.text, part.media, part.media_type
             )
-        for table in (recoded_features, generated_features, item_states, awaiting):
-            for part in connection.execute(select(table).where(table.c.item_row.in_(chunk), table.c.model == model)):
+        for table, query in _OF_MODEL.items():
+            for part in connection.execute(query, {"chosen": chunk, "own": model}):
                 parts[part.item_row].take(table, part)
     return [_to_item(row, parts[row.row_id]) for row in rows]
 

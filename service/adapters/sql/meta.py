@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, bindparam, select
 
 from service.adapters.sql.database import upsert
 from service.adapters.sql.queries import Queries, reads, writes
 from service.adapters.sql.tables import meta
+
+_SETTING = select(meta.c.value).where(meta.c.key == bindparam("name"))
 
 
 class MetaQueries(Queries):
@@ -30,7 +32,7 @@ class MetaQueries(Queries):
 
 def get_setting(connection: Connection, key: str) -> str | None:
     """A stored setting."""
-    return connection.execute(select(meta.c.value).where(meta.c.key == key)).scalar_one_or_none()
+    return connection.execute(_SETTING, {"name": key}).scalar_one_or_none()
 
 
 def set_setting(connection: Connection, key: str, value: str) -> None:

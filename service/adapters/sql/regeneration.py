@@ -9,9 +9,28 @@ from sqlalchemy import ColumnElement, Connection, bindparam, delete, func, inser
 
 from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.database import insert_new
-from service.adapters.sql.queries import Queries, chunks, item_rows, pairs, reads, writes
+from service.adapters.sql.queries import CHOSEN, Queries, chunks, item_rows, pairs, reads, writes
 from service.adapters.sql.tables import awaiting, changes, feature_changes, feedback, items
 from service.ports import Backlog, FeatureChange, Seen
+
+_OWN = awaiting.c.model == bindparam("own")  # of the store's model
+_MARK = update(awaiting).where(awaiting.c.item_row.in_(CHOSEN), _OWN).values(mark=bindparam("position"))
+_DONE = delete(awaiting).where(awaiting.c.item_row == bindparam("row"), awaiting.c.mark <= bindparam("position"), _OWN)
+_PENDING = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row).where(_OWN)
+_PENDING_OF = _PENDING.where(items.c.id.in_(CHOSEN))
+_ITEMS_CHANGED = select(changes.c.position, changes.c.key).where(
+    changes.c.position > bindparam("since"), changes.c.kind.in_(("item", "item-deleted"))
+)
+_ITEMS_WRITTEN = select(changes.c.position).where(
+    changes.c.position > bindparam("since"),
+    (changes.c.kind == "item") | ((changes.c.kind == "item-generated") & (changes.c.model == bindparam("own"))),
+)
+_OWN_CHANGES = feature_changes.c.model == bindparam("own")
+_UNSPREAD = select(feature_changes.c.position).where(feature_changes.c.position.in_(CHOSEN), _OWN_CHANGES)
+_WAITING_ITEMS = select(func.count(), func.min(awaiting.c.at), func.max(awaiting.c.at)).where(_OWN)
+_WAITING_CHANGES = select(func.count(), func.min(feature_changes.c.at), func.min(feature_changes.c.position)).where(
+    _OWN_CHANGES
+)
 
 
 class RegenerationQueries(Queries):
@@ -27,19 +46,16 @@ class RegenerationQueries(Queries):
     @reads
     def backlog(self, connection: Connection) -> Backlog:
         """How much is pending, and since when."""
-        counts, since = [], []
-        for table in (awaiting, feature_changes):
-            query = select(func.count(), func.min(table.c.at)).where(table.c.model == self.model)
-            count, at = connection.execute(query).one()
-            counts.append(count)
-            since += [at] if at is not None else []
-        return Backlog(counts[0], counts[1], min(since, default=None))
+        count, oldest, newest = connection.execute(_WAITING_ITEMS, {"own": self.model}).one()
+        changes_count, oldest_change, first_change = connection.execute(_WAITING_CHANGES, {"own": self.model}).one()
+        position = newest_position(connection)
+        return Backlog(count, changes_count, position, oldest, newest, oldest_change, first_change)
 
     @writes
     def dequeue(self, connection: Connection, positions: Mapping[str, int], seen: Seen) -> None:
         """Take items off the queue, unless they were enqueued again for a later position, or other items have
         changed."""
-        if not others_changed(connection, seen):
+        if not others_changed(connection, self.model, seen):
             rows = item_rows(connection, positions.keys())
             dequeue_rows(connection, self.model, {row: positions[item_id] for item_id, row in rows.items()})
 
@@ -60,9 +76,16 @@ class RegenerationQueries(Queries):
 
     @writes
     def finish_changes(
-        self, connection: Connection, positions: Collection[int], dependents: Collection[str]
-    ) -> dict[str, int]:
-        """Enqueue the items that changes of features have reached, and forget these changes."""
+        self,
+        connection: Connection,
+        positions: Collection[int],
+        dependents: Collection[str],
+        seen: Seen | None = None,
+    ) -> dict[str, int] | None:
+        """Enqueue the items that changes of features have reached, and forget these changes; None, and nothing is done,
+        where any item has been written or completed since what was seen, for they may have reached it."""
+        if seen is not None and _items_written(connection, self.model, seen):
+            return None
         rows, position = item_rows(connection, dependents), newest_position(connection)
         enqueue(connection, self.model, rows.values(), position)
         for chunk in chunks(positions):
@@ -85,8 +108,7 @@ def enqueue(connection: Connection, model: int, rows: Iterable[int], position: i
     """Enqueue items for regeneration under a model, for what the change log has at this position."""
     now = datetime.now(UTC)
     for chunk in chunks(rows):
-        its = awaiting.c.item_row.in_(chunk) & (awaiting.c.model == model)
-        connection.execute(update(awaiting).where(its).values(mark=position))
+        connection.execute(_MARK, {"chosen": chunk, "position": position, "own": model})
         new = [{"item_row": row, "model": model, "mark": position, "at": now} for row in chunk]
         connection.execute(insert_new(connection, awaiting), new)
 
@@ -102,11 +124,20 @@ def note_changes(connection: Connection, model: int, former: Mapping[int, tuple[
         connection.execute(insert(feature_changes), rows)
 
 
-def others_changed(connection: Connection, seen: Seen, but: Collection[str] = ()) -> bool:
-    """Whether any item, `but` these, has been written or deleted since what was seen."""
-    kinds = changes.c.kind.in_(("item", "item-deleted"))
-    query = select(changes.c.position, changes.c.key).where(changes.c.position > seen.position, kinds)
-    return any(position not in seen.applied and key not in but for position, key in connection.execute(query))
+def others_changed(connection: Connection, model: int, seen: Seen, but: Collection[str] = ()) -> bool:
+    """Whether any item, `but` these, has been written or deleted since what was seen, unless what it changed has yet to
+    reach others: that will be compared with what is stored now (see `finish_changes`)."""
+    later = connection.execute(_ITEMS_CHANGED, {"since": seen.position})
+    unseen = {position for position, key in later if position not in seen.applied and key not in but}
+    for chunk in chunks(unseen):
+        unseen.difference_update(connection.execute(_UNSPREAD, {"chosen": chunk, "own": model}).scalars().all())
+    return bool(unseen)
+
+
+def _items_written(connection: Connection, model: int, seen: Seen) -> bool:
+    """Whether any item has been written or completed since what was seen."""
+    later = connection.execute(_ITEMS_WRITTEN, {"since": seen.position, "own": model}).scalars()
+    return any(position not in seen.applied for position in later)
 
 
 def later_rows(connection: Connection, *chosen: ColumnElement[bool]) -> list[int]:
@@ -123,23 +154,20 @@ def later_rows(connection: Connection, *chosen: ColumnElement[bool]) -> list[int
 
 def pending_items(connection: Connection, model: int, item_ids: Collection[str] | None, limit: int) -> dict[str, int]:
     """The items that are pending, of all or of these, with their positions; of all, the longest waiting first."""
-    query = select(items.c.id, awaiting.c.mark).join(items, items.c.row_id == awaiting.c.item_row)
-    query = query.where(awaiting.c.model == model)
     if item_ids is None:
-        return pairs(connection.execute(query.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)))
+        first = _PENDING.order_by(awaiting.c.mark, awaiting.c.item_row).limit(limit)
+        return pairs(connection.execute(first, {"own": model}))
     positions: dict[str, int] = {}
     for chunk in chunks(item_ids):
-        positions.update(pairs(connection.execute(query.where(items.c.id.in_(chunk)))))
+        positions.update(pairs(connection.execute(_PENDING_OF, {"chosen": chunk, "own": model})))
     return positions
 
 
 def dequeue_rows(connection: Connection, model: int, positions: Mapping[int, int]) -> None:
     """Take rows off the queue, unless they were enqueued again for a position after these."""
     if positions:
-        done = (awaiting.c.item_row == bindparam("row")) & (awaiting.c.mark <= bindparam("position"))
-        done &= awaiting.c.model == model
-        values = [{"row": row, "position": position} for row, position in positions.items()]
-        connection.execute(delete(awaiting).where(done), values)
+        done = [{"row": row, "position": position, "own": model} for row, position in positions.items()]
+        connection.execute(_DONE, done)
 
 
 def _ids(connection: Connection, rows: Iterable[int]) -> Iterable[str]:

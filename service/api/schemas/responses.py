@@ -233,6 +233,9 @@ class PendingAnswer(BaseModel):
     changes: int = Field(description="Changes of features that have yet to reach other items")
     oldest_seconds: float = Field(description="For how long the oldest of these has waited")
     vectors: int = Field(description="Vectors to compute in the memory of the worker that answers")
+    through: int = Field(
+        description="Position of the change log up to which all that is derived is computed in that worker"
+    )
 
 
 class DifferenceAnswer(BaseModel):

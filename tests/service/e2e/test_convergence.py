@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -185,6 +186,23 @@ def test_two_workers_end_in_one_state(seeded_file: Path, demo_bundle: Path, demo
         before = state(here)
     with Running(settings) as again:
         assert_same(state(again), before)
+
+
+def test_stats_tell_up_to_which_write_everything_is_derived(one: Running) -> None:
+    shop = Shop(7, [one])
+    for _ in range(20):
+        shop.write()
+    answer = one.client.put(f"/items/{shop.items[0]}", json={"modalities": {"text": "A red mug."}})
+    position = int(answer.headers["X-Lacuna-Position"])
+    give_up = time.monotonic() + 60
+    while (stats := one.get("/stats"))["pending"]["through"] < position:
+        assert time.monotonic() < give_up
+        time.sleep(0.05)
+    assert stats["awaiting_regeneration"] == 0  # nobody has written since
+    assert position <= stats["pending"]["through"] <= one.get("/stats")["last_change"]
+    assert one.post("/admin/check", None)["differences"] == []
+    metrics = one.client.get("/metrics").text
+    assert f"lacuna_derived_position {float(one.get('/stats')['last_change'])}" in metrics
 
 
 def test_a_text_is_ranked_alike_before_and_after_its_neighbours_have_users(one: Running) -> None:
