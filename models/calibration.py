@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from models.arrays import Double
 
 IDENTITY, LINEAR, ISOTONIC = "identity", "linear", "isotonic"
 FOLDS = 5
-PENALTY = 10.0  # of the linear form, in pairs
+PENALTY = 1.0  # of the linear form, in pairs
 LEAST = 10  # pairs behind a step of the isotonic form
 DIGITS = 4  # of a served confidence
 
@@ -75,7 +76,7 @@ def isotonic(raw: Double, true: Double) -> CalibrationMap:
     bounds = fitted.blocks
     knots = [
         (float(np.average(means[start:end, 0], weights=weights[start:end])), float(np.clip(fitted.x[start], 0, 1)))
-        for start, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for start, end in pairwise(bounds)
     ]
     distinct = dict(knots)  # equal confidences may be in several groups
     return CalibrationMap(ISOTONIC, tuple(distinct), tuple(distinct.values()))

@@ -24,10 +24,10 @@ from service.adapters.memory_cache import MemoryCache
 from service.adapters.redis.cache import RedisCache
 from service.adapters.redis.notifier import NoNotifier, RedisNotifier
 from service.adapters.sql.store import SqlStore
-from service.pipeline import follow, regenerate, snapshot
+from service.pipeline import follow, recalibrate, regenerate, snapshot
 from service.pipeline.active import Active, RatingModel
 from service.pipeline.catalogue import Catalogue, Shape
-from service.pipeline.engine import Engine, Limits
+from service.pipeline.engine import Calibrating, Engine, Limits
 from service.pipeline.history import Histories
 from service.pipeline.keep_up import keep_up
 from service.pipeline.memory import Memory
@@ -36,7 +36,7 @@ from service.pipeline.rebuild import is_prepared, load_catalogue
 from service.pipeline.runtime import Runtime
 from service.pipeline.seed import seed
 from service.ports import Cache, ChangeNotifier, Fetcher, Limiter, Store
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, parse_confidence
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,9 @@ async def bootstrap(settings: Settings) -> Engine:
         SettingsError, BundleError, EncoderUnavailableError, StoreUnavailableError: each with one sentence.
     """
     bundle, active = await asyncio.to_thread(load, settings)
+    calibrating = Calibrating(
+        least_confidence(settings, active), settings.calibration_pairs, settings.warn_calibration_error
+    )
     store = await SqlStore.open(settings.database_url)
     engine = compose(
         active,
@@ -59,6 +62,7 @@ async def bootstrap(settings: Settings) -> Engine:
         limits=Limits(settings.max_image_pixels, settings.max_text_chars, settings.max_request_pixels),
         fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",
+        calibrating=calibrating,
     )
     try:
         prepared = await is_prepared(engine)
@@ -72,6 +76,7 @@ async def bootstrap(settings: Settings) -> Engine:
                 await load_catalogue(engine)
         await follow.start(engine)
         await regenerate.resume(engine)
+        recalibrate.review_soon(engine)
         await engine.runtime.compute(_warm, active)
     except BaseException:
         await engine.close()
@@ -121,6 +126,21 @@ def load(settings: Settings) -> tuple[Bundle, Active]:
     model = DGMRecServing.load(bundle)
     ratings = _load_ratings(settings, bundle, encoders)
     return bundle, Active(bundle.manifest, model, encoders, load_iris(bundle), ratings)
+
+
+def least_confidence(settings: Settings, active: Active) -> dict[str, float]:
+    """LACUNA_MIN_CONFIDENCE by the bundle's modalities; 0 for those that it does not name.
+
+    Raises:
+        SettingsError: it names a modality that the bundle has not.
+    """
+    given = parse_confidence(settings.min_confidence)
+    for name in given.keys() - {"", *active.dgmrec.names}:
+        known = ", ".join(active.dgmrec.names)
+        raise SettingsError(
+            f"LACUNA_MIN_CONFIDENCE names the modality {name!r}; the bundle {active.version} has {known}."
+        )
+    return {name: given.get(name, given.get("", 0.0)) for name in active.dgmrec.names}
 
 
 def load_iris(bundle: Bundle) -> IRISServing | None:

@@ -219,7 +219,9 @@ class Page(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class ModalityReport:
     """State and provenance of one modality of one item. `confidence` and `basis` only when generated; `detail` and
-    `truncated` as in `Remark`; `from_title` where the title stands in for a text that was not given."""
+    `truncated` as in `Remark`; `from_title` where the title stands in for a text that was not given; `used` unless a
+    generated feature's confidence is too low for it to count; `calibrated_on` so many pairs of generated and real
+    features, where the confidence is."""
 
     state: State
     generator: str | None = None
@@ -228,6 +230,8 @@ class ModalityReport:
     detail: str | None = None
     truncated: bool = False
     from_title: bool = False
+    used: bool = True
+    calibrated_on: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

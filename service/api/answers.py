@@ -43,13 +43,18 @@ class Json(Response):
 
 
 def report(modality: ModalityReport) -> dict[str, Any]:
-    """State of a modality; where it is generated: by what, how surely, from what; where content was given that is no
-    observation, why; whether a text was not read to its end; and whether it is the title, as no text was given."""
+    """State of a modality; where it is generated: by what, how surely, from what, and whether it is too unsure to be
+    used; where content was given that is no observation, why; whether a text was not read to its end; and whether it is
+    the title, as no text was given."""
     answer: dict[str, Any] = {"state": modality.state}
     if modality.state is State.GENERATED:
         answer["generator"] = modality.generator
         answer["confidence"] = modality.confidence
         answer["basis"] = modality.basis
+        if modality.calibrated_on is not None:
+            answer["calibrated_on"] = modality.calibrated_on
+        if not modality.used:
+            answer["used"] = False
     if modality.detail is not None:
         answer["detail"] = modality.detail
     if modality.truncated:

@@ -130,6 +130,7 @@ async def list_items(engine: EngineDep, query: Annotated[requests.ListQuery, Que
         cursor=query.cursor,
         categories=query.category,
         missing=query.missing,
+        generated=query.generated,
         q=query.q,
     )
     return Json(answers.page(page, answers.item))
@@ -240,7 +241,8 @@ async def similar_items(
     engine: EngineDep, item_id: ItemPath, query: Annotated[requests.SimilarQuery, Query()]
 ) -> Response:
     """The items nearest to this one, by final vector or by one modality."""
-    return Json(answers.hits(await retrieve.similar(engine, item_id, n=query.n, by=query.by)))
+    hits = await retrieve.similar(engine, item_id, n=query.n, by=query.by, include_generated=query.include_generated)
+    return Json(answers.hits(hits))
 
 
 @router.post(

@@ -41,6 +41,7 @@ async def recommend_user(
         diversity=query.diversity,
         strict=query.strict,
         explain=query.explain,
+        include_generated=query.include_generated,
         hidden=hidden,
     )
     metrics.count_fallback(ranked.fallback)
@@ -69,6 +70,7 @@ async def recommend_session(
         exclude_seen=body.exclude_seen,
         diversity=body.diversity,
         explain=body.explain,
+        include_generated=body.include_generated,
         hidden=hidden,
     )
     metrics.count_fallback(ranked.fallback)

@@ -491,8 +491,8 @@ class Catalogue:
     def eligible(
         self, categories: Iterable[str] = (), excluded: Keys | None = None, *, include_generated: bool = True
     ) -> Mask:
-        """Which keys may be shown: available ones, in all of the categories, without the excluded, and, unless generated
-        features are included, without those of which any modality is generated."""
+        """Which keys may be shown: available ones, in all of the categories, without the excluded and, unless these are
+        included, without those of which any modality is generated."""
         allowed = self.available.copy()
         if not include_generated:
             allowed &= np.isnan(self.raw_confidence[: len(allowed)]).all(axis=1)
@@ -518,6 +518,11 @@ class Catalogue:
     def count_states(self) -> dict[str, dict[str, int]]:
         """Number of items by modality and state."""
         return {name: {state.value: self._states[name, state] for state in _STATES} for name in self.names}
+
+    def count_unused(self) -> dict[str, int]:
+        """Number of generated features by modality that are not used."""
+        left_out = ~self.used & ~np.isnan(self.raw_confidence[: len(self.used)])
+        return dict(zip(self.names, left_out.sum(axis=0).tolist(), strict=True))
 
     def count_categories(self) -> dict[str, int]:
         """Number of items by category, the largest first, ties by name."""

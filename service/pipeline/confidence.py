@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -76,7 +77,7 @@ class Confidence:
         }
         return cls(values["least"], calibrations)
 
-    @property
+    @cached_property
     def identity(self) -> str:
         """What tells it from every other."""
         return hashlib.sha256(orjson.dumps(self.dump())).hexdigest()

@@ -11,7 +11,7 @@ import numpy as np
 
 from models.arrays import Array
 from service.domain import StoredItem
-from service.pipeline import vectors
+from service.pipeline import recalibrate, vectors
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry
 from service.pipeline.complete import Computed, Content, complete, with_users, words_of
@@ -39,6 +39,7 @@ async def load_catalogue(engine: Engine) -> None:
     """
     active, catalogue, runtime = engine.active, engine.memory.catalogue, engine.runtime
     runtime.followed.position = await engine.store.last_change()  # before anything is read: later changes are followed
+    await recalibrate.load(engine)
     served = await engine.store.get_meta(SERVED)
     prepared, begun = served == active.identity, f"{BEGUN}{active.identity}"
     todo: list[StoredItem] = []

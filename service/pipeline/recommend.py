@@ -16,6 +16,7 @@ from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
 from service.pipeline.active import Active
 from service.pipeline.cached import packed, unpacked
+from service.pipeline.confidence import Confidence
 from service.pipeline.engine import Engine
 from service.pipeline.runtime import Followed
 from service.ports import Keys
@@ -59,6 +60,7 @@ async def recommend_user(
     diversity: float,
     strict: bool,
     explain: bool = False,
+    include_generated: bool = True,
     hidden: bool = True,
 ) -> Recommendations:
     """The top `n` items for a user.
@@ -75,11 +77,10 @@ async def recommend_user(
     if strict and not items.seen:
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
     wanted = model or DGMREC
-    key = None
+    key, catalogue = None, engine.memory.catalogue
     if wanted in (DGMREC, IRIS) and items.liked:
-        choice = (wanted, n, sorted(categories), exclude_seen, diversity)
-        key = cache_key(engine.active, engine.runtime.followed, user, choice)
-    catalogue = engine.memory.catalogue
+        choice = (wanted, n, sorted(categories), exclude_seen, diversity, include_generated)
+        key = cache_key(engine.active, catalogue.confidence, engine.runtime.followed, user, choice)
     cached = unpacked(await engine.cache.get(key), catalogue, n) if key else None
     with engine.runtime.step("rank"):
         liked, disliked = catalogue.keys(items.profile), catalogue.keys(items.disliked)
@@ -88,7 +89,7 @@ async def recommend_user(
             ranked = RankedList(wanted, None, *cached)
         else:
             seen = catalogue.keys(items.seen) if exclude_seen else None
-            ranked = _ranked(engine, request, catalogue.eligible(categories, seen))
+            ranked = _ranked(engine, request, catalogue.eligible(categories, seen, include_generated=include_generated))
     if key and cached is None and ranked.fallback is None and _is_final(engine):
         engine.runtime.background(engine.cache.set(key, packed(ranked.keys, ranked.scores), ttl_s=LIST_S))
     return _answer(engine, request, ranked, explain=explain, hidden=hidden)
@@ -104,6 +105,7 @@ async def recommend_session(
     exclude_seen: bool,
     diversity: float,
     explain: bool = False,
+    include_generated: bool = True,
     hidden: bool = True,
 ) -> Recommendations:
     """The top `n` items for a session of weighted items, without a user; `hidden` as for a user.
@@ -122,7 +124,7 @@ async def recommend_session(
     with engine.runtime.step("rank"):
         keys = catalogue.keys(item for item, _ in items)
         weights = np.array([weight for _, weight in items], dtype=np.float32)
-        allowed = catalogue.eligible(categories, keys if exclude_seen else None)
+        allowed = catalogue.eligible(categories, keys if exclude_seen else None, include_generated=include_generated)
         weights = weights / max(float(weights.max()), 1e-6)
         request = RankingRequest(None, model or DGMREC, n, diversity, keys, weights)
         ranked = _ranked(engine, request, allowed)
@@ -188,10 +190,12 @@ def _is_final(engine: Engine) -> bool:
     return not engine.runtime.computing and not len(engine.memory.catalogue.stale)
 
 
-def cache_key(active: Active, followed: Followed, user: str, choice: Sequence[object]) -> str | None:
+def cache_key(
+    active: Active, confidence: Confidence, followed: Followed, user: str, choice: Sequence[object]
+) -> str | None:
     """The key of a user's list in the cache: made of everything that the list depends on, so that a change of any makes
     another key. None while this worker has made writes that the position in the log does not cover."""
     if followed.applied or not followed.stamp:
         return None
-    parts = orjson.dumps([active.identity, followed.stamp, user, choice])
+    parts = orjson.dumps([active.identity, confidence.identity, followed.stamp, user, choice])
     return f"list:{hashlib.sha256(parts).hexdigest()}"

@@ -16,16 +16,18 @@ from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import ImputationInput, impute
 
-ANY = "any"
+ANY, FINAL_BY = "any", "final"
 
 
-async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]:
-    """The items nearest to one, by the final vectors or by one modality's feature (cosine), real or generated.
+async def similar(engine: Engine, item_id: str, *, n: int, by: str, include_generated: bool = True) -> list[Hit]:
+    """The items nearest to one, by the final vectors or by one modality's feature (cosine), real or generated; unless
+    these are included, by a modality those that have it observed, by the final vectors those of which no modality is
+    generated.
 
     Raises:
         ItemNotFoundError: there is no such item. UnknownModalityError: `by` is neither `final` nor a modality.
     """
-    if by != "final":
+    if by != FINAL_BY:
         require_modality(engine.active, by)
     catalogue = engine.memory.catalogue
     key = catalogue.key(item_id)
@@ -35,12 +37,15 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
     if key is None:
         raise not_found(item_id)
     with engine.runtime.step("rank"):
-        allowed = catalogue.eligible(excluded=np.array([key], dtype=np.int64))
-        if by == "final":
+        itself = np.array([key], dtype=np.int64)
+        allowed = catalogue.eligible(excluded=itself, include_generated=include_generated or by != FINAL_BY)
+        if by == FINAL_BY:
             # Lists are ranked by inner product, which favours the popular; cosine is what "similar" means.
             keys, cosines = catalogue.indexes[COSINE].search(unit(catalogue.final(np.array([key]))), n, allowed)
             return views.hits(catalogue, keys[0], cosines[0])
-        return by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
+        if not include_generated:
+            allowed &= catalogue.having(by)[: len(allowed)]  # the catalogue may have grown in between
+        return by_modality(engine, by, catalogue.features(by, itself)[0], n, allowed)
 
 
 async def retrieve(

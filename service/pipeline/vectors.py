@@ -162,7 +162,7 @@ def _read_by(layer: str) -> str | None:
     return OWN if layer == FINAL else None
 
 
-def use(model: DGMRecServing, catalogue: Catalogue, confidence: Confidence) -> None:
+def use(catalogue: Catalogue, confidence: Confidence) -> None:
     """Serve and use generated features by another rule, and note what has to be computed again because of it."""
     for name, keys in catalogue.set_confidence(confidence).items():
         for layer in (NEAR, KERNEL):

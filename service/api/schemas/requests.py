@@ -65,6 +65,13 @@ ChosenCategories = Annotated[
     AfterValidator(lambda several: list(dict.fromkeys(several))),
 ]
 ModelName = Literal["dgmrec", "iris", "popular", "latest"]
+IncludeGenerated = Annotated[
+    bool,
+    Field(
+        description="false lists no item on the strength of a generated feature: none that has the modality which is "
+        "searched by generated, or, where the list goes by whole items, any modality"
+    ),
+]
 Diversity = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[
     int, Field(ge=1, description="500 at most, unless configured otherwise"), AfterValidator(limits.check_n)
@@ -156,6 +163,7 @@ class SessionBody(Strict):
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
+    include_generated: IncludeGenerated = True
 
 
 class RetrieveBody(Strict):
@@ -168,7 +176,7 @@ class RetrieveBody(Strict):
     )
     n: Count = 20
     target: ModalityName = "any"
-    include_generated: bool = True
+    include_generated: IncludeGenerated = True
     category: OneOrSeveral = Field([])
 
     @model_validator(mode="after")
@@ -191,6 +199,9 @@ class ListQuery(Query):
     cursor: str | None = Field(None, min_length=1, max_length=512)
     category: ChosenCategories = Field([])
     missing: ModalityName | None = Field(None, description="Only items that lack this modality")
+    generated: bool | None = Field(
+        None, description="Only items of which the missing modality, or without that any, is generated, or is not"
+    )
     q: str | None = Field(None, min_length=1, max_length=256, description="A part of the id or title")
 
 
@@ -212,6 +223,7 @@ class SimilarQuery(Query):
 
     n: Count = 20
     by: ModalityName = Field("final", description="`final` or a modality")
+    include_generated: IncludeGenerated = True
 
 
 class StrictQuery(Query):
@@ -247,6 +259,7 @@ class RecommendQuery(Query):
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
+    include_generated: IncludeGenerated = True
     strict: bool = False
 
 
@@ -256,7 +269,7 @@ class RetrieveQuery(Query):
     text: SearchText
     n: Count = 20
     target: ModalityName = Field("any", description="`any` or a modality")
-    include_generated: bool = True
+    include_generated: IncludeGenerated = True
     category: ChosenCategories = Field([])
 
 

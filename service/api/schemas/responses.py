@@ -37,7 +37,14 @@ class ModalityAnswer(BaseModel):
     generator: str | None = None
     confidence: float | None = None
     basis: list[str] = []
-    detail: str | None = Field(None, description="why what was given is no observation, and the modality missing")
+    calibrated_on: int | None = Field(
+        None,
+        description="how many pairs of a generated feature and the real one that replaced it the confidence is from",
+    )
+    used: bool = Field(True, description="false where the confidence is below LACUNA_MIN_CONFIDENCE")
+    detail: str | None = Field(
+        None, description="why what was given is no observation, and the modality missing; why it is not used"
+    )
     truncated: bool = Field(False, description="the text is longer than its encoder reads")
     source: str | None = Field(None, description="title, where the title stands in for a text that was not given")
 

@@ -115,7 +115,7 @@ def test_whatever_is_used_in_between_what_is_used_last_decides(model: DGMRecServ
     for _ in range(40):
         if rng.random() < 0.3:
             confidence = any_confidence(rng, model.names)
-            vectors.use(model, catalogue, confidence)
+            vectors.use(catalogue, confidence)
         batch = {key: row(model, rng, key) for key in rng.integers(0, KEYS, rng.integers(1, 5)).tolist()}
         vectors.put(model, catalogue, list(batch.values()))
         rows |= batch
