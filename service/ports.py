@@ -343,6 +343,10 @@ class Store(Protocol):
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
 
+    async def sample_users(self, size: int, *, seed: int) -> list[str]:
+        """Up to `size` users, drawn by their events, so that those with more are likelier; the same from the same
+        events with the same seed."""
+
     async def interested_users(
         self, items: Collection[str], *, limit: int, min_rating: float | None
     ) -> dict[str, list[str]]:

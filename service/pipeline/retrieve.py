@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from models.arrays import Array, Mask
+from models.dgmrec.serving import DGMRecServing
 from models.linalg import unit
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import not_found, require_modality
-from service.pipeline.catalogue import COSINE
+from service.pipeline.catalogue import COSINE, Catalogue
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import ImputationInput, impute
+from service.ports import Keys
 
 ANY, FINAL_BY = "any", "final"
+NOTHING: tuple[Keys, Array] = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
 
 
 async def similar(engine: Engine, item_id: str, *, n: int, by: str, include_generated: bool = True) -> list[Hit]:
@@ -98,13 +101,22 @@ async def retrieve(
 
 
 def by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
-    """The items nearest by a modality, those with generated features among the others by calibrated cosines
-    (`DGMRecServing.search_scale`)."""
-    length, catalogue = float(np.linalg.norm(feature)), engine.memory.catalogue
+    """The items nearest by a modality (`search_modality`)."""
+    catalogue = engine.memory.catalogue
+    keys, scores = search_modality(engine.active.dgmrec, catalogue, modality, feature, n, allowed)
+    return views.hits(catalogue, keys, scores, modality)
+
+
+def search_modality(
+    model: DGMRecServing, catalogue: Catalogue, modality: str, feature: Array, n: int, allowed: Mask
+) -> tuple[Keys, Array]:
+    """Keys and scores `[<= n]` of the items nearest to a feature `[r_m]` by a modality, best first, ties by key; those
+    with generated features among the others by calibrated cosines (`DGMRecServing.search_scale`)."""
+    length = float(np.linalg.norm(feature))
     if length <= 1e-6:
-        return []
+        return NOTHING
     having = catalogue.having(modality)[: len(allowed)]  # the catalogue may have grown in between
-    direction, index, model = (feature / length)[None], catalogue.indexes[modality], engine.active.dgmrec
+    direction, index = (feature / length)[None], catalogue.indexes[modality]
     warm = catalogue.warm[: len(allowed)]
     generated = [
         (~having & (warm == with_users), model.search_scale(modality, warm=with_users)) for with_users in (True, False)
@@ -115,8 +127,8 @@ def by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: 
             keys, cosines = index.search(direction, n, allowed & kind)
             found.append((keys[0], cosines[0] * np.float32(scale)))
     if not found:
-        return []
+        return NOTHING
     keys, scores = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.lexsort((keys, -scores))
     order = order[keys[order] >= 0][:n]
-    return views.hits(catalogue, keys[order], scores[order], modality)
+    return keys[order], scores[order]

@@ -34,6 +34,7 @@ from models.rows import (
     ImputeBody,
     ItemId,
     Metadata,
+    Modalities,
     ModalityName,
     PatchedModalities,
     Strict,
@@ -55,6 +56,7 @@ from service.domain import (
     UrlContent,
     VectorContent,
 )
+from service.pipeline.what_if import Question
 
 # --- values -------------------------------------------------------------------------------------------------------
 
@@ -184,6 +186,19 @@ class RetrieveBody(Strict):
         if sum(query is not None for query in (self.text, self.image, self.vector)) != 1:
             raise ValueError("exactly one of text, image and vector must be given")
         return self
+
+
+class WhatIfBody(Strict):
+    """Modalities that an item is to lack or to have, and how much to look at."""
+
+    withhold: list[ModalityName] = Field([], max_length=64, description="Modalities that the item has")
+    add: Modalities = Field({}, description="Modalities with their content, new ones or others than it has")
+    n: Count = 20
+    users: int = Field(100, ge=0, le=1_000, description="Size of the sample of users")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="The same seed draws the same users")
+    searches: int = Field(
+        10, ge=0, le=100, description="Searches by each modality, near the former and the new feature"
+    )
 
 
 class Query(BaseModel):
@@ -319,6 +334,12 @@ def to_patch(body: PatchBody) -> Patch:
         metadata=body.metadata if "metadata" in given else UNSET,
         available=body.available if "available" in given else UNSET,
     )
+
+
+def to_question(body: WhatIfBody) -> Question:
+    """What a client asks about an item. Raises InvalidInputError."""
+    add = {name: to_content(content, pointer(("add", name))) for name, content in body.add.items()}
+    return Question(tuple(dict.fromkeys(body.withhold)), add, body.n, body.users, body.seed, body.searches)
 
 
 def to_event(body: EventBody, now: datetime) -> Event:
