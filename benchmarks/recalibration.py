@@ -46,6 +46,8 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("build/demo-bundle"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--fresh", type=int, default=0)
+    parser.add_argument("--pairs", type=int, default=200, help="LACUNA_CALIBRATION_PAIRS of the first half")
+    parser.add_argument("--limit", type=int, help="of the items, so many at most, drawn at random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -58,7 +60,13 @@ def main() -> None:
         "synthetic": options.data is None,
         "model": "dgmrec",
         "variant": None,
-        "config": {"fresh": options.fresh, "seed": options.seed, "splits": SPLITS, "forms": forms},
+        "config": {
+            "fresh": options.fresh,
+            "limit": options.limit,
+            "seed": options.seed,
+            "splits": SPLITS,
+            "forms": forms,
+        },
     }
     given = [argument for argument in sys.argv[1:] if argument != str(options.json)]
     command = " ".join(["python -m benchmarks.recalibration", *(one for one in given if one != "--json")])
@@ -68,11 +76,11 @@ def main() -> None:
 def _measure(options: argparse.Namespace) -> tuple[dict[str, float], dict[str, str], str]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        with Service(options.bundle, folder) as service:
+        with Service(options.bundle, folder, calibration_pairs=options.pairs) as service:
             dataset = service.get("/models")["models"][0]["data"]["name"]
             missing = list(_posted(service, options.fresh) if options.data is None else _lacking(service, options.data))
-            order = np.random.default_rng(options.seed).permutation(len(missing)).tolist()
-            half = len(missing) // 2
+            order = np.random.default_rng(options.seed).permutation(len(missing)).tolist()[: options.limit]
+            half = len(order) // 2
             _replace(service, [missing[place] for place in order[:half]])
         with Service(options.bundle, folder, calibration_pairs=0) as service:
             known = {name: error["calibration"] for name, error in service.get("/stats")["imputation_error"].items()}

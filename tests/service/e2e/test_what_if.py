@@ -122,8 +122,14 @@ def test_a_trained_item(running: Running) -> None:
     )
     found = ask(running, chosen, withhold=["image"], **EVERYBODY)
     assert found["modalities"]["image"]["after"]["state"] == "generated"
-    assert found["dependents"] > 0
     assert found["lists"]["changed"] > 0
+
+
+def test_items_that_are_generated_from_it_are_counted(running: Running) -> None:
+    item_id = product(running, 11)
+    before = ask(running, item_id, withhold=["image"])["dependents"]
+    running.create(modalities={"text": demo_item(k=11).text})
+    assert ask(running, item_id, withhold=["image"])["dependents"] == before + 1
 
 
 def test_bad_questions(running: Running) -> None:
