@@ -12,7 +12,7 @@ more.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,7 +21,7 @@ from service.domain import StoreUnavailableError
 from service.pipeline import vectors
 from service.pipeline.confidence import Calibration, Confidence
 from service.pipeline.engine import Engine
-from service.ports import BUCKETS, ErrorGroup, ImputationErrors, StoredCalibration
+from service.ports import BUCKETS, ErrorGroup, ImputationErrors, ItemWrite, StoredCalibration
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,12 @@ async def load(engine: Engine) -> None:
             await engine.runtime.compute(vectors.use, catalogue, confidence)
 
 
-def review_soon(engine: Engine) -> None:
-    """Calibrate again where there are enough new pairs, and warn where errors are too large, in the background."""
+def review_soon(engine: Engine, writes: Sequence[ItemWrite] | None = None) -> None:
+    """Calibrate again where there are enough new pairs, and warn where errors are too large, in the background; after
+    these `writes` only if they brought any pair."""
     runtime = engine.runtime
+    if writes is not None and not any(write.pairs for write in writes):
+        return
     if not runtime.is_reviewing and not runtime.is_closing:
         runtime.is_reviewing = True
         runtime.background(_review_later(engine))

@@ -16,6 +16,7 @@ from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
 from service.pipeline.active import Active
 from service.pipeline.cached import packed, unpacked
+from service.pipeline.catalogue import Catalogue
 from service.pipeline.confidence import Confidence
 from service.pipeline.engine import Engine
 from service.pipeline.runtime import Followed
@@ -23,6 +24,21 @@ from service.ports import Keys
 
 LIST_S = 60.0  # longest time that a list stays in the cache
 DGMREC, IRIS, POPULAR, LATEST = "dgmrec", "iris", "popular", "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """Which items a list may hold: those in all of the categories, without what was seen already, and also those of
+    which a modality is generated, unless it says otherwise."""
+
+    categories: Sequence[str] = ()
+    exclude_seen: bool = True
+    include_generated: bool = True
+
+    def eligible(self, catalogue: Catalogue, seen: Keys) -> Mask:
+        """Which keys these are."""
+        excluded = seen if self.exclude_seen else None
+        return catalogue.eligible(self.categories, excluded, include_generated=self.include_generated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +71,10 @@ async def recommend_user(
     *,
     n: int,
     model: str | None,
-    categories: Sequence[str],
-    exclude_seen: bool,
+    among: Among,
     diversity: float,
     strict: bool,
     explain: bool = False,
-    include_generated: bool = True,
     hidden: bool = True,
 ) -> Recommendations:
     """The top `n` items for a user.
@@ -79,7 +93,8 @@ async def recommend_user(
     wanted = model or DGMREC
     key, catalogue = None, engine.memory.catalogue
     if wanted in (DGMREC, IRIS) and items.liked:
-        choice = (wanted, n, sorted(categories), exclude_seen, diversity, include_generated)
+        kind = (among.exclude_seen, among.include_generated)
+        choice = (wanted, n, sorted(among.categories), *kind, diversity)
         key = cache_key(engine.active, catalogue.confidence, engine.runtime.followed, user, choice)
     cached = unpacked(await engine.cache.get(key), catalogue, n) if key else None
     with engine.runtime.step("rank"):
@@ -88,8 +103,7 @@ async def recommend_user(
         if cached is not None:
             ranked = RankedList(wanted, None, *cached)
         else:
-            seen = catalogue.keys(items.seen) if exclude_seen else None
-            ranked = _ranked(engine, request, catalogue.eligible(categories, seen, include_generated=include_generated))
+            ranked = _ranked(engine, request, among.eligible(catalogue, catalogue.keys(items.seen)))
     if key and cached is None and ranked.fallback is None and _is_final(engine):
         engine.runtime.background(engine.cache.set(key, packed(ranked.keys, ranked.scores), ttl_s=LIST_S))
     return _answer(engine, request, ranked, explain=explain, hidden=hidden)
@@ -101,11 +115,9 @@ async def recommend_session(
     *,
     n: int,
     model: str | None,
-    categories: Sequence[str],
-    exclude_seen: bool,
+    among: Among,
     diversity: float,
     explain: bool = False,
-    include_generated: bool = True,
     hidden: bool = True,
 ) -> Recommendations:
     """The top `n` items for a session of weighted items, without a user; `hidden` as for a user.
@@ -124,7 +136,7 @@ async def recommend_session(
     with engine.runtime.step("rank"):
         keys = catalogue.keys(item for item, _ in items)
         weights = np.array([weight for _, weight in items], dtype=np.float32)
-        allowed = catalogue.eligible(categories, keys if exclude_seen else None, include_generated=include_generated)
+        allowed = among.eligible(catalogue, keys)
         weights = weights / max(float(weights.max()), 1e-6)
         request = RankingRequest(None, model or DGMREC, n, diversity, keys, weights)
         ranked = _ranked(engine, request, allowed)

@@ -101,8 +101,7 @@ async def write(
     runtime.applied(committed.positions)
     runtime.pending |= dict.fromkeys(committed.value.outdated)
     runtime.changed |= dict.fromkeys(committed.positions)
-    if any(writes[row].pairs for row in written):
-        recalibrate.review_soon(engine)
+    recalibrate.review_soon(engine, [writes[row] for row in written])
     return [written.get(row) for row in range(len(plans))]
 
 
