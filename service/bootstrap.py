@@ -29,11 +29,11 @@ from service.adapters.redis.notifier import NoNotifier, RedisNotifier
 from service.adapters.registry import BundleRegistry
 from service.adapters.sql.store import SqlStore
 from service.domain import ModelState
-from service.pipeline import follow, regenerate, snapshot
+from service.pipeline import follow, recalibrate, regenerate, snapshot
 from service.pipeline.activation import Serving, Settled
 from service.pipeline.active import Active, RatingModel
 from service.pipeline.catalogue import Catalogue, Shape
-from service.pipeline.engine import Engine, Limits
+from service.pipeline.engine import Calibrating, Engine, Limits
 from service.pipeline.history import Histories
 from service.pipeline.keep_up import keep_up
 from service.pipeline.memory import Memory
@@ -42,7 +42,7 @@ from service.pipeline.rebuild import Report, load_catalogue
 from service.pipeline.runtime import Runtime
 from service.pipeline.seed import seed
 from service.ports import Cache, ChangeNotifier, Fetcher, Limiter, Registered, Registry, Store
-from service.settings import Settings, SettingsError
+from service.settings import Settings, SettingsError, parse_confidence
 
 log = logging.getLogger(__name__)
 
@@ -124,6 +124,7 @@ async def _start(settings: Settings, store: SqlStore, bundle: Bundle, active: Ac
                     await store.activate(number, active.version)
         await follow.start(engine)
         await regenerate.resume(engine)
+        recalibrate.review_soon(engine)
         await engine.runtime.compute(_warm, active)
     except BaseException:
         await (store if engine is None else engine).close()
@@ -149,6 +150,9 @@ def _engine(settings: Settings, active: Active, store: Store, cache: Cache) -> E
         limits=Limits(settings.max_image_pixels, settings.max_text_chars, settings.max_request_pixels),
         fetcher=_fetcher(settings),
         snapshots=settings.data_dir / "snapshots",
+        calibrating=Calibrating(
+            least_confidence(settings, active), settings.calibration_pairs, settings.warn_calibration_error
+        ),
     )
 
 
@@ -233,6 +237,21 @@ def _encoder(
         cache_dir=settings.data_dir / "encoders",
         threads=1,
     )
+
+
+def least_confidence(settings: Settings, active: Active) -> dict[str, float]:
+    """LACUNA_MIN_CONFIDENCE by the bundle's modalities; 0 for those that it does not name.
+
+    Raises:
+        SettingsError: it names a modality that the bundle has not.
+    """
+    given = parse_confidence(settings.min_confidence)
+    for name in given.keys() - {"", *active.dgmrec.names}:
+        known = ", ".join(active.dgmrec.names)
+        raise SettingsError(
+            f"LACUNA_MIN_CONFIDENCE names the modality {name!r}; the bundle {active.version} has {known}."
+        )
+    return {name: given.get(name, given.get("", 0.0)) for name in active.dgmrec.names}
 
 
 def load_iris(bundle: Bundle) -> IRISServing | None:

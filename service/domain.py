@@ -256,7 +256,9 @@ class Page(Generic[T]):
 @dataclass(frozen=True, slots=True)
 class ModalityReport:
     """State and provenance of one modality of one item. `confidence` and `basis` only when generated; `detail` and
-    `truncated` as in `Remark`; `from_title` where the title stands in for a text that was not given."""
+    `truncated` as in `Remark`; `from_title` where the title stands in for a text that was not given; `used` unless a
+    generated feature's confidence is too low for it to count; `calibrated_on` so many pairs of generated and real
+    features, where the confidence is."""
 
     state: State
     generator: str | None = None
@@ -265,6 +267,8 @@ class ModalityReport:
     detail: str | None = None
     truncated: bool = False
     from_title: bool = False
+    used: bool = True
+    calibrated_on: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +387,76 @@ class Imputation:
 
     model_version: str
     modalities: Mapping[str, ModalityDetail]
+    timings_ms: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class ListChange:
+    """How a user's list would change with an item: its place in the list before and after, None where it would not be
+    listed or is too far behind, and by how many places it would rise; whether it is in the user's history, so that the
+    user's vector would change, how many of the first items would be others, and whether these would change at all."""
+
+    user: str
+    before: int | None
+    after: int | None
+    places: int | None
+    in_history: bool
+    replaced: int
+    is_changed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ListChanges:
+    """How lists of `n` of so many `sampled` users would change, as far as `depth` places are looked at: how many would,
+    in how many the item stands, before and after, who would get to see it and who no more, and those lists."""
+
+    n: int
+    depth: int
+    seed: int
+    sampled: int
+    changed: int
+    audience_before: int
+    audience_after: int
+    gained: tuple[str, ...]
+    lost: tuple[str, ...]
+    lists: tuple[ListChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SearchChange:
+    """An item whose observed feature is searched by, the place of the item in question before and after, None where it
+    is not found, and by how many places it would rise."""
+
+    id: str
+    title: str | None
+    before: int | None
+    after: int | None
+    places: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class SearchChanges:
+    """How searches by one modality would change, as far as `depth` places are looked at: of so many `searched`, those
+    that would."""
+
+    depth: int
+    searched: int
+    changed: int
+    searches: tuple[SearchChange, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class WhatIf:
+    """What would change if an item lacked some modalities, or had others: the reports on its modalities, lists and
+    searches, and how many other items would be derived anew because of it, which is not looked at."""
+
+    id: str
+    model_version: str
+    before: Mapping[str, ModalityReport]
+    after: Mapping[str, ModalityReport]
+    lists: ListChanges
+    searches: Mapping[str, SearchChanges]
+    dependents: int
     timings_ms: Mapping[str, float]
 
 

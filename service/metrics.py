@@ -45,6 +45,21 @@ class Metrics:
         self._through = gauge(
             "lacuna_derived_position", "Position in the change log up to which all that is derived has been computed."
         )
+        self._imputation = gauge(
+            "lacuna_imputation_error",
+            "Generated features that real ones replaced, by lower end of the served confidence's bucket.",
+            ("modality", "bucket", "what"),
+        )
+        self._calibration = gauge(
+            "lacuna_calibration_error", "Expected calibration error of the newest of them.", ("modality",)
+        )
+        self._calibration_warning = gauge(
+            "lacuna_calibration_warning", "1 where that is more than LACUNA_WARN_CALIBRATION_ERROR.", ("modality",)
+        )
+        self._calibrated_on = gauge(
+            "lacuna_calibrated_pairs", "Pairs that a modality's confidence is calibrated on.", ("modality",)
+        )
+        self._unused = gauge("lacuna_unused_features", "Generated features below LACUNA_MIN_CONFIDENCE.", ("modality",))
         self._position = gauge("lacuna_followed_position", "Position in the change log.")
         for step in STEPS:
             self._steps.labels(step)
@@ -93,6 +108,20 @@ class Metrics:
             self._pending.labels(what).set(pending[what])
         self._pending_age.set(pending["oldest_seconds"])
         self._through.set(pending["through"])
+
+    def set_imputation_errors(self, errors: Mapping[str, Mapping[str, Any]], unused: Mapping[str, int]) -> None:
+        """Replace the gauges of generated features that turned out so or so, and of those that are left out."""
+        for gauge in (self._imputation, self._calibration, self._calibration_warning, self._calibrated_on):
+            gauge.clear()
+        for modality, error in errors.items():
+            for bucket in error["confidence"]:
+                for what in ("pairs", "mean_confidence", "mean_centred_cosine"):
+                    self._imputation.labels(modality, f"{bucket['from']:.1f}", what).set(bucket[what])
+            self._calibration.labels(modality).set(error["recent"]["calibration_error"])
+            self._calibration_warning.labels(modality).set(error["warning"] is not None)
+            self._calibrated_on.labels(modality).set((error["calibration"] or {}).get("pairs", 0))
+        for modality, count in unused.items():
+            self._unused.labels(modality).set(count)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""

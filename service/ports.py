@@ -11,6 +11,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from models.arrays import Array, Mask, Rows
 from models.bundle import Manifest
+from models.calibration import CalibrationMap
 from models.feedback import Interaction
 from service.domain import (
     Event,
@@ -34,6 +35,8 @@ Side = Literal["user", "item"]
 Keys = Rows  # of items, in the catalogue and in its indexes
 T = TypeVar("T")
 
+BUCKETS = 10  # of a confidence, of equal width
+
 
 @dataclass(frozen=True, slots=True)
 class Committed(Generic[T]):
@@ -55,6 +58,20 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class ImputationPair:
+    """How near a generated feature was to the real one that replaced it: the model's own `confidence` in it, what was
+    `served` of that, and the centred `cosine`. `bundle` is the identity of the bundle whose model generated it, if that
+    is the active one."""
+
+    modality: str
+    confidence: float
+    served: float
+    cosine: float
+    model_version: str
+    bundle: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class ItemWrite:
     """One item to write.
 
@@ -65,6 +82,7 @@ class ItemWrite:
     `seen` is what the item's derived state was computed from: where more is known by now of its feedback, or of other
     items' features, the item is enqueued for regeneration.
     `before` says that the observed features change: it holds the former ones as `FeatureChange` has them.
+    `pairs` are the generated features that real ones replace.
     """
 
     item: StoredItem
@@ -72,6 +90,57 @@ class ItemWrite:
     expected_version: int | None = None
     seen: Seen | None = None
     before: bytes | None = None
+    pairs: Sequence[ImputationPair] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """Some pairs of generated and real features: how many, their mean served confidence, and their mean cosine."""
+
+    pairs: int
+    confidence: float
+    cosine: float
+
+
+@dataclass(frozen=True, slots=True)
+class ImputationErrors:
+    """The online imputation error by modality: of the newest pairs by bucket of the served confidence (of BUCKETS), of
+    the very newest by the same, and by category, the largest first."""
+
+    buckets: Mapping[str, Mapping[int, ErrorGroup]]
+    recent: Mapping[str, Mapping[int, ErrorGroup]]
+    categories: Mapping[str, Mapping[str, ErrorGroup]]
+
+
+@dataclass(frozen=True, slots=True)
+class PairCount:
+    """How many pairs a calibration could rest on, and how many of them came after the present one."""
+
+    pairs: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Pairs in the order in which they came: the model's confidences and the cosines. `newest` tells the last of them
+    from every other."""
+
+    newest: int
+    confidences: Sequence[float]
+    cosines: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCalibration:
+    """What the confidences of a modality are calibrated to, fitted on so many `pairs` of which `newest` was the last;
+    the calibration error of the model's own confidences, and of these on pairs that they were not fitted on."""
+
+    map: CalibrationMap
+    pairs: int
+    newest: int
+    error_before: float
+    error_after: float
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,8 +247,9 @@ class Change:
 
     Under an item's id: `item`, `item-generated`, and `item-feedback` where its users changed; under its row, for its id
     is erased, `item-deleted`. Under a user's id: `feedback`, `feedback-deleted`; under a digest of it (see
-    `Store.erased_users`) `user-deleted`. Under no id: `rebuild`, all that is derived is made anew. Under a model's
-    version: `activated`. `model` is the one that it was written under (see `Store.under`).
+    `Store.erased_users`) `user-deleted`. Under no id: `rebuild`, all that is derived is made anew. Under a bundle's
+    identity: `calibration`, confidences are served by another one. Under a model's version: `activated`. `model` is the
+    one that it was written under (see `Store.under`).
     """
 
     position: int
@@ -283,10 +353,12 @@ class Store(Protocol):
         cursor: str | None = None,
         categories: Sequence[str] = (),
         missing: str | None = None,
+        generated: bool | None = None,
         q: str | None = None,
     ) -> Page[StoredItem]:
         """A page in order of id, of the items in all of the categories. `missing` names a modality that is not
-        observed; `q` is a part of the id or title, in any case and however Unicode writes its letters.
+        observed, `generated` says whether that one, or without it any, is generated; `q` is a part of the id or title,
+        in any case and however Unicode writes its letters.
 
         Raises InvalidInputError on a cursor that is none of ours."""
 
@@ -378,6 +450,10 @@ class Store(Protocol):
     async def item_users(self, item: str, *, limit: int) -> list[str]:
         """Users with events on an item, newest first, each once."""
 
+    async def sample_users(self, size: int, *, seed: int) -> list[str]:
+        """Up to `size` users, drawn by their events, so that those with more are likelier; the same from the same
+        events with the same seed."""
+
     async def interested_users(
         self, items: Collection[str], *, limit: int, min_rating: float | None
     ) -> dict[str, list[str]]:
@@ -427,13 +503,21 @@ class Store(Protocol):
     async def last_change(self) -> int:
         """The newest position of the change log, 0 for an empty one."""
 
-    async def add_imputation_error(
-        self, item: str, modality: str, confidence: float, cosine: float, model_version: str
-    ) -> None:
-        """Record how near a generated feature was to the real one that replaced it."""
+    async def imputation_errors(self) -> ImputationErrors:
+        """What the newest pairs of generated and real features say."""
 
-    async def imputation_errors(self) -> dict[str, tuple[int, float, float]]:
-        """By modality: number of pairs, mean served confidence, mean centred cosine."""
+    async def count_pairs(self, bundle: str) -> dict[str, PairCount]:
+        """By modality how many pairs there are of a bundle of which its model said anything."""
+
+    async def pairs(self, bundle: str, modality: str, *, limit: int) -> Pairs:
+        """The newest of these pairs of one modality, in order."""
+
+    async def calibrations(self, bundle: str) -> dict[str, StoredCalibration]:
+        """By modality what confidences under a bundle are calibrated to."""
+
+    async def save_calibration(self, bundle: str, modality: str, calibration: StoredCalibration) -> Committed[bool]:
+        """Store a calibration, with an entry `calibration` in the change log, unless there is one that knows later
+        pairs; whether it was stored."""
 
     async def get_meta(self, key: str) -> str | None:
         """A stored setting of the service itself."""

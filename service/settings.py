@@ -109,6 +109,25 @@ class Settings(BaseSettings):
     )
     image_weights: Path | None = Field(None, description="file with the image encoder's weights")
     seed_catalogue: bool = Field(True, description="fill an empty database from the bundle's catalogue")
+    min_confidence: str = Field(
+        "0",
+        description="least confidence of a generated feature that counts in searches and vectors, of all modalities or "
+        "by modality: 0.2 or text=0.2,image=0.1; 0 for any",
+    )
+    calibration_pairs: int = Field(
+        200,
+        ge=0,
+        le=MOST,
+        description="pairs of a generated feature and the real one that replaced it from which on the confidence of a "
+        "modality is calibrated on them; 0 for never",
+    )
+    warn_calibration_error: float = Field(
+        0.15,
+        ge=0,
+        le=1,
+        description="calibration error of a modality's newest generated features, against the real ones that replaced "
+        "them, beyond which the service warns; 0 for never",
+    )
     api_keys: Annotated[tuple[ApiKey, ...], NoDecode] = Field(
         (), repr=False, description="name:role:key,... with the roles read, write and admin"
     )
@@ -249,6 +268,12 @@ class Settings(BaseSettings):
         urls.check_host(value)
         return value
 
+    @field_validator("min_confidence")
+    @classmethod
+    def _check_confidence(cls, value: str) -> str:
+        parse_confidence(value)
+        return value
+
     @field_validator("log_level", mode="before")
     @classmethod
     def _lower_case(cls, value: object) -> object:
@@ -298,6 +323,25 @@ def parse_api_keys(text: str) -> tuple[ApiKey, ...]:
     if len({key.name for key in keys}) < len(keys) or len({key.key for key in keys}) < len(keys):
         raise ValueError("gives a name or a key twice")
     return keys
+
+
+def parse_confidence(text: str) -> dict[str, float]:
+    """The numbers of `0.2`, under the name `""`, or of `text=0.2,image=0.1`, by modality.
+
+    Raises:
+        ValueError: an entry is no number from 0 to 1, or a modality is named twice.
+    """
+    least: dict[str, float] = {}
+    for entry in text.split(","):
+        name, _, number = entry.rpartition("=")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1 or name.strip() in least or (not name.strip() and "," in text):
+            raise ValueError("takes a number from 0 to 1, or one for each modality, like text=0.2,image=0.1")
+        least[name.strip()] = value
+    return least
 
 
 def parse_origins(text: str) -> tuple[str, ...]:

@@ -68,6 +68,7 @@ async def metrics(request: Request, metrics: MetricsDep) -> Response:
             metrics.set_items(stats["modalities"])
             metrics.set_indexes(stats["indexes"])
             metrics.set_pending(stats["pending"])
+            metrics.set_imputation_errors(stats["imputation_error"], stats["unused"])
     return Response(metrics.render(), media_type=CONTENT_TYPE)
 
 

@@ -19,12 +19,14 @@ from service.domain import (
     Hit,
     Imputation,
     ItemView,
+    ListChange,
     ModalityDetail,
     ModalityReport,
     Page,
     PredictedRating,
     Recommendations,
     State,
+    WhatIf,
 )
 
 T = TypeVar("T")
@@ -43,13 +45,18 @@ class Json(Response):
 
 
 def report(modality: ModalityReport) -> dict[str, Any]:
-    """State of a modality; where it is generated: by what, how surely, from what; where content was given that is no
-    observation, why; whether a text was not read to its end; and whether it is the title, as no text was given."""
+    """State of a modality; where it is generated: by what, how surely, from what, and whether it is too unsure to be
+    used; where content was given that is no observation, why; whether a text was not read to its end; and whether it is
+    the title, as no text was given."""
     answer: dict[str, Any] = {"state": modality.state}
     if modality.state is State.GENERATED:
         answer["generator"] = modality.generator
         answer["confidence"] = modality.confidence
         answer["basis"] = modality.basis
+        if modality.calibrated_on is not None:
+            answer["calibrated_on"] = modality.calibrated_on
+        if not modality.used:
+            answer["used"] = False
     if modality.detail is not None:
         answer["detail"] = modality.detail
     if modality.truncated:
@@ -131,6 +138,47 @@ def imputation(imputed: Imputation) -> dict[str, Any]:
     return _fields(imputed) | {"modalities": {name: modality(detail) for name, detail in imputed.modalities.items()}}
 
 
+def what_if(imagined: WhatIf) -> dict[str, Any]:
+    """What would change if an item's modalities were others."""
+    lists = imagined.lists
+    return {
+        "id": imagined.id,
+        "model_version": imagined.model_version,
+        "modalities": {
+            name: {"before": report(imagined.before[name]), "after": report(imagined.after[name])}
+            for name in imagined.before
+        },
+        "lists": {
+            "n": lists.n,
+            "depth": lists.depth,
+            "seed": lists.seed,
+            "sampled": lists.sampled,
+            "changed": lists.changed,
+            "users": [
+                {name: value for name, value in _fields(change).items() if name != "is_changed"}
+                for change in lists.lists
+            ],
+        },
+        "audience": {
+            "before": lists.audience_before,
+            "after": lists.audience_after,
+            "gained": lists.gained,
+            "lost": lists.lost,
+        },
+        "searches": {
+            name: {
+                "depth": searches.depth,
+                "searched": searches.searched,
+                "changed": searches.changed,
+                "items": searches.searches,
+            }
+            for name, searches in imagined.searches.items()
+        },
+        "dependents": imagined.dependents,
+        "timings_ms": imagined.timings_ms,
+    }
+
+
 def event(stored: Event) -> dict[str, Any]:
     """One feedback event; what was not given is left out."""
     return {name: value for name, value in _fields(stored).items() if value is not None}
@@ -154,6 +202,6 @@ def page(stored: Page[T], transform: Callable[[T], dict[str, Any]]) -> dict[str,
     return {"items": [transform(entry) for entry in stored.items], "next_cursor": stored.next_cursor}
 
 
-def _fields(value: Event | Imputation | PredictedRating | Recommendations) -> dict[str, Any]:
+def _fields(value: Event | Imputation | ListChange | PredictedRating | Recommendations) -> dict[str, Any]:
     """An object's fields by name, as they are."""
     return {field.name: getattr(value, field.name) for field in fields(value)}

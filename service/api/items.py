@@ -28,7 +28,7 @@ from service.api.openapi import item_request, json_request, problems
 from service.api.reading import in_thread, read_row
 from service.api.schemas import requests, responses
 from service.domain import Draft, InvalidInputError, ItemView, LacunaError, MediaContent, Written
-from service.pipeline import browse, items, patch, retrieve
+from service.pipeline import browse, items, patch, retrieve, what_if
 from service.ports import Answer, Keep
 
 router = APIRouter(tags=["items"])
@@ -130,6 +130,7 @@ async def list_items(engine: EngineDep, query: Annotated[requests.ListQuery, Que
         cursor=query.cursor,
         categories=query.category,
         missing=query.missing,
+        generated=query.generated,
         q=query.q,
     )
     return Json(answers.page(page, answers.item))
@@ -240,7 +241,25 @@ async def similar_items(
     engine: EngineDep, item_id: ItemPath, query: Annotated[requests.SimilarQuery, Query()]
 ) -> Response:
     """The items nearest to this one, by final vector or by one modality."""
-    return Json(answers.hits(await retrieve.similar(engine, item_id, n=query.n, by=query.by)))
+    hits = await retrieve.similar(engine, item_id, n=query.n, by=query.by, include_generated=query.include_generated)
+    return Json(answers.hits(hits))
+
+
+@router.post(
+    "/items/{item_id}/what-if",
+    dependencies=[READ],
+    responses={200: {"model": responses.WhatIfAnswer}, **problems(404, body=True)},
+    openapi_extra=json_request(requests.WhatIfBody),
+)
+async def ask_what_if(
+    engine: EngineDep,
+    item_id: ItemPath,
+    body: Annotated[requests.WhatIfBody, json_body(requests.WhatIfBody)],
+    hidden: HiddenDep,
+) -> Response:
+    """Tell what would change in users' lists and in searches if an item lacked modalities or had others; nothing is
+    stored."""
+    return Json(answers.what_if(await what_if.what_if(engine, item_id, requests.to_question(body), hidden=hidden)))
 
 
 @router.post(

@@ -46,6 +46,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
     requests.PutBody,
     requests.RetrieveBody,
     requests.SessionBody,
+    requests.WhatIfBody,
 )
 
 _POSITION: dict[str, Any] = {"schema": {"type": "integer", "minimum": 0, "maximum": LARGEST}}

@@ -14,6 +14,7 @@ from service.api.deps import READ, EngineDep, HiddenDep, MetricsDep, json_body
 from service.api.openapi import json_request, problems
 from service.api.schemas import requests, responses
 from service.pipeline import explain, recommend
+from service.pipeline.recommend import Among
 
 router = APIRouter(tags=["recommend"])
 
@@ -36,8 +37,7 @@ async def recommend_user(
         user,
         n=query.n,
         model=query.model,
-        categories=query.category,
-        exclude_seen=query.exclude_seen,
+        among=Among(query.category, query.exclude_seen, query.include_generated),
         diversity=query.diversity,
         strict=query.strict,
         explain=query.explain,
@@ -65,8 +65,7 @@ async def recommend_session(
         [(item.id, item.weight) for item in body.items],
         n=body.n,
         model=body.model,
-        categories=body.category,
-        exclude_seen=body.exclude_seen,
+        among=Among(body.category, body.exclude_seen, body.include_generated),
         diversity=body.diversity,
         explain=body.explain,
         hidden=hidden,

@@ -27,23 +27,32 @@ async def get_item(engine: Engine, item_id: str) -> ItemView:
     Raises:
         ItemNotFoundError: there is no such item.
     """
-    return views.item(await stored(engine, item_id), engine.active.dgmrec.names)
+    return views.item(await stored(engine, item_id), engine.memory.catalogue)
 
 
 async def list_items(
-    engine: Engine, *, limit: int, cursor: str | None, categories: Sequence[str], missing: str | None, q: str | None
+    engine: Engine,
+    *,
+    limit: int,
+    cursor: str | None,
+    categories: Sequence[str],
+    missing: str | None,
+    generated: bool | None = None,
+    q: str | None,
 ) -> Page[ItemView]:
     """A page of items in order of id, of those in all of the categories. `missing` names a modality that is not
-    observed.
+    observed; `generated` whether that one, or without it any, is generated.
 
     Raises:
         InvalidInputError: the cursor is none of ours. UnknownModalityError: `missing` is no modality of the bundle.
     """
     if missing is not None:
         require_modality(engine.active, missing)
-    page = await engine.store.list_items(limit=limit, cursor=cursor, categories=categories, missing=missing, q=q)
+    page = await engine.store.list_items(
+        limit=limit, cursor=cursor, categories=categories, missing=missing, generated=generated, q=q
+    )
     items = await current(engine, page.items)
-    return Page([views.item(item, engine.active.dgmrec.names) for item in items], page.next_cursor)
+    return Page([views.item(item, engine.memory.catalogue) for item in items], page.next_cursor)
 
 
 async def get_modality(
@@ -70,7 +79,7 @@ async def get_modality(
     return ModalityDetail(
         item=item_id,
         modality=modality,
-        report=views.report_of(item, modality),
+        report=views.report_of(catalogue.confidence, item, modality),
         source=observed.source if observed else None,
         text=views.text_of(observed, item.remarks.get(modality)),
         media=observed.media if observed else None,

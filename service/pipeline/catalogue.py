@@ -25,6 +25,7 @@ from models.arrays import Array, Counts, Double, Mask
 from models.iris.serving import ItemSides
 from models.linalg import unit
 from service.domain import State, StoredItem
+from service.pipeline.confidence import Confidence
 from service.pipeline.nearest import Nearest
 from service.pipeline.rows import Rows
 from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED, Stale
@@ -164,7 +165,7 @@ class Entry:
     version: int
     created: float
     states: Mapping[str, State]
-    confidence: Mapping[str, float]
+    confidence: Mapping[str, float]  # the model's own
 
     @classmethod
     def of(cls, item: StoredItem, names: Sequence[str]) -> Entry:
@@ -209,6 +210,10 @@ class Catalogue:
         self.available: Mask = np.zeros(0, dtype=np.bool_)
         # These have a place from the start, for -1, which is nobody's key, leads to the last one.
         self.observed: Mask = np.zeros((1, count), dtype=np.bool_)
+        # The model's confidence in generated features, NaN where none is generated, and which features are used.
+        self.raw_confidence: Array = np.full((1, count), np.nan, dtype=np.float32)
+        self.used: Mask = np.ones((1, count), dtype=np.bool_)
+        self.confidence = Confidence()
         self.trained: Keys = np.full(1, -1, dtype=np.int64)  # rows in the model's tables, -1 for items after training
         self.warm: Mask = np.zeros(0, dtype=np.bool_)  # items whose vector `own` says anything
         self.popularity: Counts = np.zeros(0, dtype=np.int64)
@@ -278,6 +283,7 @@ class Catalogue:
             self.stale.drop_arrival(self.names[column], key)
         self.available[key] = False
         self.observed[key] = False
+        self.raw_confidence[key] = np.nan
         self.warm[key] = False
         for index in self.every_index():
             index.remove(np.array([key], dtype=np.int64))
@@ -342,6 +348,27 @@ class Catalogue:
         """The later items which have any of these among their kernel neighbours, by one modality or any."""
         return self.kernel.holding(keys, self.capacity, column)
 
+    def set_confidence(self, confidence: Confidence) -> dict[str, Keys]:
+        """Serve and use generated features by another rule; the items by modality whose feature is used from now on, or
+        no more. Their places in the modality's index are changed, their vectors not yet."""
+        self.confidence = confidence
+        keys = np.array(sorted(self.entries), dtype=np.int64)
+        switched = {}
+        for column, name in enumerate(self.names):
+            used = confidence.used(name, self.raw_confidence[keys, column].astype(np.float64))
+            its = keys[used != self.used[keys, column]]
+            self.used[its, column] = ~self.used[its, column]
+            if len(its):
+                switched[name] = its
+                self._place(self.indexes[name], its, column, self._searched(its, column))
+        return switched
+
+    def features(self, name: str, keys: Keys) -> Array:
+        """Projected features `[n, r_m]` of a modality as searches and vectors have them: zero where one is not used."""
+        features = self.rows.get(f"{_FEATURE}{name}", keys)
+        used = self.used[keys, self.names.index(name)]
+        return features if used.all() else np.where(used[:, None], features, np.float32(0))
+
     def set_popularity(self, users: Mapping[str, int]) -> None:
         """Note the number of users of these items; those that were deleted are left out."""
         for item_id, count in users.items():
@@ -359,17 +386,21 @@ class Catalogue:
         self.trained, self.warm = _grown(self.trained, size, -1), _grown(self.warm, size)
         self.observed, self.popularity = _grown(self.observed, size), _grown(self.popularity, size)
         self.created = _grown(self.created, size)
+        self.raw_confidence = _grown(self.raw_confidence, size, np.nan)
+        self.used = _grown(self.used, size, True)
         # Last: it is the length that readers go by.
         self.available = _grown(self.available, size)
 
     def _note_features(self, entry: Entry, derived: Derived) -> list[bool]:
         """Note which observed features are new, and which are gone; whether a feature has changed, by modality."""
         key, is_new = entry.key, entry.key not in self.entries
+        used = self._used(entry)
         moved = []
         for column, name in enumerate(self.names):
             had, has = not is_new and self.observed[key, column], entry.states[name] is State.OBSERVED
             same = not is_new and np.array_equal(self.rows.get(f"{_FEATURE}{name}", key), derived.features[name])
-            moved.append(not same or self.entries[key].states[name] is not entry.states[name])
+            switched = not is_new and self.used[key, column] != used[column]
+            moved.append(not same or switched or self.entries[key].states[name] is not entry.states[name])
             if had and not (has and same):
                 self.stale.add_feature(DEPARTED, name, key)
             if has and not (had and same):
@@ -388,6 +419,8 @@ class Catalogue:
         self._states.update(entry.states.items())
         self.rows.put(key, derived.fields())
         self.observed[key] = [entry.states[name] is State.OBSERVED for name in self.names]
+        self.raw_confidence[key] = self._raw(entry)
+        self.used[key] = self._used(entry)
         self.available[key] = entry.available
         self.created[key] = entry.created
         for category in entry.categories:
@@ -397,12 +430,26 @@ class Catalogue:
     def _index(self, keys: Keys, rows: Sequence[tuple[Entry, Derived]], moved: Mask) -> None:
         for column, name in enumerate(self.names):
             if (its := moved[:, column]).any():
-                absent = np.array([entry.states[name] is State.ABSENT for entry, _ in rows], dtype=np.bool_)
-                self._place(self.indexes[name], keys[its], column, ~absent[its])
+                self._place(self.indexes[name], keys[its], column, self._searched(keys[its], column))
                 self._index_observed(keys[its], column)
         if TARGETS in self.indexes:
             rows_of = [np.append(derived.sides["q"], derived.sides["item_bias"]) for _, derived in rows]
             self.indexes[TARGETS].upsert(keys, np.stack(rows_of))
+
+    def _searched(self, keys: Keys, column: int) -> Mask:
+        """Which items `[n]` are found by a modality: those that have it observed, or generated and used."""
+        name = self.names[column]
+        absent = [self.entries[key].states[name] is State.ABSENT for key in keys.tolist()]
+        return np.asarray(self.used[keys, column] & ~np.array(absent, dtype=np.bool_))
+
+    def _raw(self, entry: Entry) -> list[float]:
+        return [
+            entry.confidence.get(name, 0.0) if entry.states[name] is State.GENERATED else np.nan for name in self.names
+        ]
+
+    def _used(self, entry: Entry) -> list[bool]:
+        raw = np.array(self._raw(entry), dtype=np.float32).astype(np.float64)
+        return [bool(self.confidence.used(name, value)) for name, value in zip(self.names, raw, strict=True)]
 
     def _index_observed(self, keys: Keys, column: int) -> None:
         name, observed = self.names[column], self.observed[keys, column]
@@ -441,9 +488,14 @@ class Catalogue:
         """What IRIS needs of items `[k]`."""
         return ItemSides(**{name: self.rows.get(f"{_SIDE}{name}", keys) for name in self.shape.sides})
 
-    def eligible(self, categories: Iterable[str] = (), excluded: Keys | None = None) -> Mask:
-        """Which keys may be shown: available ones, in all of the categories, without the excluded."""
+    def eligible(
+        self, categories: Iterable[str] = (), excluded: Keys | None = None, *, include_generated: bool = True
+    ) -> Mask:
+        """Which keys may be shown: available ones, in all of the categories, without the excluded and, unless these are
+        included, without those of which any modality is generated."""
         allowed = self.available.copy()
+        if not include_generated:
+            allowed &= np.isnan(self.raw_confidence[: len(allowed)]).all(axis=1)
         for category in categories:
             members = list(self._categories.get(category, ()))  # at once: the writer may change the set meanwhile
             chosen = np.zeros(len(allowed), dtype=np.bool_)
@@ -467,13 +519,18 @@ class Catalogue:
         """Number of items by modality and state."""
         return {name: {state.value: self._states[name, state] for state in _STATES} for name in self.names}
 
+    def count_unused(self) -> dict[str, int]:
+        """Number of generated features by modality that are not used."""
+        left_out = ~self.used & ~np.isnan(self.raw_confidence[: len(self.used)])
+        return dict(zip(self.names, left_out.sum(axis=0).tolist(), strict=True))
+
     def count_categories(self) -> dict[str, int]:
         """Number of items by category, the largest first, ties by name."""
         counts = [(name, len(keys)) for name, keys in list(self._categories.items())]
         return dict(sorted(counts, key=lambda row: (-row[1], row[0])))
 
 
-def _grown(array: NDArray[Any], size: int, fill: int = 0) -> NDArray[Any]:
+def _grown(array: NDArray[Any], size: int, fill: float = 0) -> NDArray[Any]:
     bigger = np.full((size, *array.shape[1:]), fill, dtype=array.dtype)
     bigger[: len(array)] = array
     return bigger

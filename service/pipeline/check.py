@@ -151,6 +151,7 @@ def _stored_fields(catalogue: Catalogue, item: StoredItem, anew: Computed, count
         "version": float(entry.version != item.version),
         "popularity": float(catalogue.popularity[entry.key] != count),
         "final.index": float(entry.key not in catalogue.indexes[FINAL]),
+        "confidence": _differing_confidence(catalogue, entry.key, item),
     }
     of_store = stored.fields()
     for name, value in anew.derived.fields().items():
@@ -160,6 +161,18 @@ def _stored_fields(catalogue: Catalogue, item: StoredItem, anew: Computed, count
         old, new = item.generated.get(name), anew.generated.get(name)
         sizes[f"generated.{name}"] = 1.0 if old is None or new is None else _difference(old.vector, new.vector)
     return sizes
+
+
+def _differing_confidence(catalogue: Catalogue, key: int, item: StoredItem) -> float:
+    """1 where the confidence in a generated feature, or whether that is used, is not what is stored says."""
+    for column, name in enumerate(catalogue.names):
+        generated = item.generated.get(name)
+        raw = np.asarray(np.nan if generated is None else generated.confidence, dtype=np.float64)
+        held = catalogue.raw_confidence[key, column]
+        used = bool(catalogue.confidence.used(name, raw))
+        if not np.isclose(held, raw, atol=1e-6, equal_nan=True) or catalogue.used[key, column] != used:
+            return 1.0
+    return 0.0
 
 
 def _layers(active: Active, catalogue: Catalogue, ids: Sequence[str]) -> dict[str, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +23,16 @@ class Limits:
     request_pixels: int = 100_000_000  # of all its pictures together
 
 
+@dataclass(frozen=True, slots=True)
+class Calibrating:
+    """How confidences are used and calibrated: the `least` by modality that counts, from how many `pairs` on they are
+    calibrated (0: never), and beyond which calibration error the service warns (0: never)."""
+
+    least: Mapping[str, float] = field(default_factory=dict)
+    pairs: int = 200
+    warn_at: float = 0.15
+
+
 @dataclass
 class Engine:
     """One running catalogue under one bundle."""
@@ -33,6 +43,7 @@ class Engine:
     memory: Memory
     runtime: Runtime
     limits: Limits = field(default_factory=Limits)
+    calibrating: Calibrating = field(default_factory=Calibrating)
     fetcher: Fetcher | None = None  # without one, pictures' URLs are refused
     snapshots: Path = Path("snapshots")  # the folder
     closers: list[Callable[[], None]] = field(default_factory=list)

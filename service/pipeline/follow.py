@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 
 from service.domain import ChangesLostError, NotFollowedError
-from service.pipeline import dependents, vectors
+from service.pipeline import dependents, recalibrate, vectors
 from service.pipeline.adopt import adopt
 from service.pipeline.catalogue import Derived, Entry
 from service.pipeline.engine import Engine
@@ -125,6 +125,8 @@ async def _apply(engine: Engine, entries: Sequence[Change]) -> None:
     engine.memory.forget_items({entry.key for entry in foreign if entry.kind == "item-feedback"})
     if any(entry.kind == "rebuild" for entry in foreign):
         await engine.runtime.compute(vectors.distrust, engine.active.dgmrec, engine.memory.catalogue)
+    if any(entry.kind == "calibration" for entry in foreign):
+        await recalibrate.load(engine)
     await _count(engine, {entry.key for entry in entries if entry.kind == "item-feedback"})
     engine.runtime.timer.observe_lag([time.time() - entry.at.timestamp() for entry in foreign])
 
@@ -214,6 +216,7 @@ async def reload(engine: Engine) -> None:
     """Read everything again, where the log no longer has what was changed. Requests are answered meanwhile."""
     followed, memory = engine.runtime.followed, engine.memory
     position = await engine.store.last_change()
+    await recalibrate.load(engine)
     stored: set[str] = set()
     async for items in engine.store.iter_items(batch=ITEMS):
         ids = [item.id for item in items]

@@ -87,7 +87,7 @@ async def _create(
     enqueue(engine)
     for row, item in zip(plans, written, strict=True):
         if item is not None:
-            outcomes[row] = Written(views.item(item, engine.active.dgmrec.names, timings), created=True)
+            outcomes[row] = Written(views.item(item, engine.memory.catalogue, timings), created=True)
     return outcomes
 
 
@@ -107,7 +107,7 @@ async def put_item(engine: Engine, draft: Draft) -> Written:
             (item,) = await write(engine, [plan], timings)
             if item is not None:
                 enqueue(engine)
-                return Written(views.item(item, engine.active.dgmrec.names, timings), created=previous is None)
+                return Written(views.item(item, engine.memory.catalogue, timings), created=previous is None)
     raise ConflictError(f"The item {draft.id!r} keeps being changed by somebody else.")
 
 

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 from service.domain import NotReadyError
+from service.pipeline import recalibrate
 from service.pipeline.engine import Engine
 from service.ports import Backlog
 
@@ -58,11 +59,13 @@ async def pending(engine: Engine) -> dict[str, Any]:
 
 
 async def stats(engine: Engine) -> dict[str, Any]:
-    """Items by modality state and category, imputation error by modality, fallbacks, index sizes, how many items
+    """Items by modality state and category, imputation error by modality, how many
+    generated features are left out, fallbacks, index sizes, how many items
     are pending regeneration, and how far the worker that answers has followed the log."""
     catalogue = engine.memory.catalogue
     followed = engine.runtime.followed
     errors = await engine.store.imputation_errors()
+    calibrations = await engine.store.calibrations(engine.active.identity)
     waiting = await pending(engine)
     return {
         "model_version": engine.model_version,
@@ -71,10 +74,9 @@ async def stats(engine: Engine) -> dict[str, Any]:
         "available": int(catalogue.available.sum()),
         "modalities": catalogue.count_states(),
         "categories": catalogue.count_categories(),
-        "imputation_error": {
-            name: {"pairs": count, "mean_confidence": confidence, "mean_centred_cosine": cosine}
-            for name, (count, confidence, cosine) in errors.items()
-        },
+        "imputation_error": recalibrate.describe(errors, calibrations, engine.calibrating.warn_at),
+        "min_confidence": dict(engine.calibrating.least),
+        "unused": catalogue.count_unused(),
         "fallbacks": dict(engine.runtime.fallbacks),
         "indexes": {name: dict(index.stats()) for name, index in catalogue.indexes.items()},
         "awaiting_regeneration": waiting["items"] + waiting["changes"] + waiting["vectors"],

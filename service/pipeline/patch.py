@@ -51,7 +51,7 @@ async def patch_item(engine: Engine, item_id: str, patch: Patch) -> ItemView:
             (item,) = await write(engine, [plan], timings, unchanged=same)
             if item is not None:
                 enqueue(engine)
-                return views.item(item, engine.active.dgmrec.names, timings)
+                return views.item(item, engine.memory.catalogue, timings)
     raise ConflictError(f"The item {item_id!r} keeps being changed by somebody else.")
 
 

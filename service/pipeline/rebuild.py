@@ -11,7 +11,7 @@ import numpy as np
 
 from models.arrays import Array
 from service.domain import ChangesLostError, StoredItem
-from service.pipeline import follow, vectors
+from service.pipeline import follow, recalibrate, vectors
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry
 from service.pipeline.complete import Computed, Content, complete, with_users, words_of
@@ -40,6 +40,7 @@ async def load_catalogue(engine: Engine, report: Report = lambda *_: None) -> No
     active, catalogue, runtime = engine.active, engine.memory.catalogue, engine.runtime
     runtime.followed.position = await engine.store.last_change()  # before anything is read: later changes are followed
     await _absorb(engine, runtime.followed.position)
+    await recalibrate.load(engine)
     todo: list[StoredItem] = []
     read, count = 0, await engine.store.count_items()
     async for items in engine.store.iter_items():

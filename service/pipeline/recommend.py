@@ -16,12 +16,29 @@ from service.pipeline import explain as explaining
 from service.pipeline import follow, history, rank, views
 from service.pipeline.active import Active
 from service.pipeline.cached import packed, unpacked
+from service.pipeline.catalogue import Catalogue
+from service.pipeline.confidence import Confidence
 from service.pipeline.engine import Engine
 from service.pipeline.runtime import Followed
 from service.ports import Keys
 
 LIST_S = 60.0  # longest time that a list stays in the cache
 DGMREC, IRIS, POPULAR, LATEST = "dgmrec", "iris", "popular", "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Among:
+    """Which items a list may hold: those in all of the categories, without what was seen already, and also those of
+    which a modality is generated, unless it says otherwise."""
+
+    categories: Sequence[str] = ()
+    exclude_seen: bool = True
+    include_generated: bool = True
+
+    def eligible(self, catalogue: Catalogue, seen: Keys) -> Mask:
+        """Which keys these are."""
+        excluded = seen if self.exclude_seen else None
+        return catalogue.eligible(self.categories, excluded, include_generated=self.include_generated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +71,7 @@ async def recommend_user(
     *,
     n: int,
     model: str | None,
-    categories: Sequence[str],
-    exclude_seen: bool,
+    among: Among,
     diversity: float,
     strict: bool,
     explain: bool = False,
@@ -75,11 +91,11 @@ async def recommend_user(
     if strict and not items.seen:
         raise UserNotFoundError(f"Nothing is known of the user {user!r}.")
     wanted = model or DGMREC
-    key = None
+    key, catalogue = None, engine.memory.catalogue
     if wanted in (DGMREC, IRIS) and items.liked:
-        choice = (wanted, n, sorted(categories), exclude_seen, diversity)
-        key = cache_key(engine.active, engine.runtime.followed, user, choice)
-    catalogue = engine.memory.catalogue
+        kind = (among.exclude_seen, among.include_generated)
+        choice = (wanted, n, sorted(among.categories), *kind, diversity)
+        key = cache_key(engine.active, catalogue.confidence, engine.runtime.followed, user, choice)
     cached = unpacked(await engine.cache.get(key), catalogue, n) if key else None
     with engine.runtime.step("rank"):
         liked, disliked = catalogue.keys(items.profile), catalogue.keys(items.disliked)
@@ -87,8 +103,7 @@ async def recommend_user(
         if cached is not None:
             ranked = RankedList(wanted, None, *cached)
         else:
-            seen = catalogue.keys(items.seen) if exclude_seen else None
-            ranked = _ranked(engine, request, catalogue.eligible(categories, seen))
+            ranked = _ranked(engine, request, among.eligible(catalogue, catalogue.keys(items.seen)))
     if key and cached is None and ranked.fallback is None and _is_final(engine):
         engine.runtime.background(engine.cache.set(key, packed(ranked.keys, ranked.scores), ttl_s=LIST_S))
     return _answer(engine, request, ranked, explain=explain, hidden=hidden)
@@ -100,8 +115,7 @@ async def recommend_session(
     *,
     n: int,
     model: str | None,
-    categories: Sequence[str],
-    exclude_seen: bool,
+    among: Among,
     diversity: float,
     explain: bool = False,
     hidden: bool = True,
@@ -122,7 +136,7 @@ async def recommend_session(
     with engine.runtime.step("rank"):
         keys = catalogue.keys(item for item, _ in items)
         weights = np.array([weight for _, weight in items], dtype=np.float32)
-        allowed = catalogue.eligible(categories, keys if exclude_seen else None)
+        allowed = among.eligible(catalogue, keys)
         weights = weights / max(float(weights.max()), 1e-6)
         request = RankingRequest(None, model or DGMREC, n, diversity, keys, weights)
         ranked = _ranked(engine, request, allowed)
@@ -188,10 +202,12 @@ def _is_final(engine: Engine) -> bool:
     return not engine.runtime.computing and not len(engine.memory.catalogue.stale)
 
 
-def cache_key(active: Active, followed: Followed, user: str, choice: Sequence[object]) -> str | None:
+def cache_key(
+    active: Active, confidence: Confidence, followed: Followed, user: str, choice: Sequence[object]
+) -> str | None:
     """The key of a user's list in the cache: made of everything that the list depends on, so that a change of any makes
     another key. None while this worker has made writes that the position in the log does not cover."""
     if followed.applied or not followed.stamp:
         return None
-    parts = orjson.dumps([active.identity, followed.stamp, user, choice])
+    parts = orjson.dumps([active.identity, confidence.identity, followed.stamp, user, choice])
     return f"list:{hashlib.sha256(parts).hexdigest()}"

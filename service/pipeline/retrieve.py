@@ -7,25 +7,30 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from models.arrays import Array, Mask
+from models.dgmrec.serving import DGMRecServing
 from models.linalg import unit
 from service.domain import Content, Hit, InvalidInputError, LacunaError
 from service.pipeline import follow, views
 from service.pipeline.browse import not_found, require_modality
-from service.pipeline.catalogue import COSINE
+from service.pipeline.catalogue import COSINE, Catalogue
 from service.pipeline.encode import encode
 from service.pipeline.engine import Engine
 from service.pipeline.impute import ImputationInput, impute
+from service.ports import Keys
 
-ANY = "any"
+ANY, FINAL_BY = "any", "final"
+NOTHING: tuple[Keys, Array] = (np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32))
 
 
-async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]:
-    """The items nearest to one, by the final vectors or by one modality's feature (cosine), real or generated.
+async def similar(engine: Engine, item_id: str, *, n: int, by: str, include_generated: bool = True) -> list[Hit]:
+    """The items nearest to one, by the final vectors or by one modality's feature (cosine), real or generated; unless
+    these are included, by a modality those that have it observed, by the final vectors those of which no modality is
+    generated.
 
     Raises:
         ItemNotFoundError: there is no such item. UnknownModalityError: `by` is neither `final` nor a modality.
     """
-    if by != "final":
+    if by != FINAL_BY:
         require_modality(engine.active, by)
     catalogue = engine.memory.catalogue
     key = catalogue.key(item_id)
@@ -35,12 +40,15 @@ async def similar(engine: Engine, item_id: str, *, n: int, by: str) -> list[Hit]
     if key is None:
         raise not_found(item_id)
     with engine.runtime.step("rank"):
-        allowed = catalogue.eligible(excluded=np.array([key], dtype=np.int64))
-        if by == "final":
+        itself = np.array([key], dtype=np.int64)
+        allowed = catalogue.eligible(excluded=itself, include_generated=include_generated or by != FINAL_BY)
+        if by == FINAL_BY:
             # Lists are ranked by inner product, which favours the popular; cosine is what "similar" means.
             keys, cosines = catalogue.indexes[COSINE].search(unit(catalogue.final(np.array([key]))), n, allowed)
             return views.hits(catalogue, keys[0], cosines[0])
-        return by_modality(engine, by, catalogue.rows.get(f"feature.{by}", key), n, allowed)
+        if not include_generated:
+            allowed &= catalogue.having(by)[: len(allowed)]  # the catalogue may have grown in between
+        return by_modality(engine, by, catalogue.features(by, itself)[0], n, allowed)
 
 
 async def retrieve(
@@ -93,13 +101,22 @@ async def retrieve(
 
 
 def by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: Mask) -> list[Hit]:
-    """The items nearest by a modality, those with generated features among the others by calibrated cosines
-    (`DGMRecServing.search_scale`)."""
-    length, catalogue = float(np.linalg.norm(feature)), engine.memory.catalogue
+    """The items nearest by a modality (`search_modality`)."""
+    catalogue = engine.memory.catalogue
+    keys, scores = search_modality(engine.active.dgmrec, catalogue, modality, feature, n, allowed)
+    return views.hits(catalogue, keys, scores, modality)
+
+
+def search_modality(
+    model: DGMRecServing, catalogue: Catalogue, modality: str, feature: Array, n: int, allowed: Mask
+) -> tuple[Keys, Array]:
+    """Keys and scores `[<= n]` of the items nearest to a feature `[r_m]` by a modality, best first, ties by key; those
+    with generated features among the others by calibrated cosines (`DGMRecServing.search_scale`)."""
+    length = float(np.linalg.norm(feature))
     if length <= 1e-6:
-        return []
+        return NOTHING
     having = catalogue.having(modality)[: len(allowed)]  # the catalogue may have grown in between
-    direction, index, model = (feature / length)[None], catalogue.indexes[modality], engine.active.dgmrec
+    direction, index = (feature / length)[None], catalogue.indexes[modality]
     warm = catalogue.warm[: len(allowed)]
     generated = [
         (~having & (warm == with_users), model.search_scale(modality, warm=with_users)) for with_users in (True, False)
@@ -110,8 +127,8 @@ def by_modality(engine: Engine, modality: str, feature: Array, n: int, allowed: 
             keys, cosines = index.search(direction, n, allowed & kind)
             found.append((keys[0], cosines[0] * np.float32(scale)))
     if not found:
-        return []
+        return NOTHING
     keys, scores = (np.concatenate(part) for part in zip(*found, strict=True))
     order = np.lexsort((keys, -scores))
     order = order[keys[order] >= 0][:n]
-    return views.hits(catalogue, keys[order], scores[order], modality)
+    return keys[order], scores[order]

@@ -88,6 +88,8 @@ class Runtime:
     round_at: float = -math.inf
     share: float = 1.0  # of the time that computations may take, while another engine serves
     fallbacks: Counter[str] = field(default_factory=Counter)
+    is_reviewing: bool = False  # whether somebody is about to look at the newest pairs of generated and real features
+    warned: set[str] = field(default_factory=set)  # modalities whose calibration error was warned of
     superseded: str | None = None  # why this worker's answers are no longer right
     is_closing: bool = False
     _awaited: asyncio.Event = field(default_factory=asyncio.Event)  # whether somebody waits for background work

@@ -26,16 +26,17 @@ from safetensors.numpy import load, save
 from models.arrays import Counts
 from models.files import clear_abandoned, replacing
 from service.domain import ChangesLostError, ConflictError, LacunaError, NotReadyError, State
-from service.pipeline import follow, regenerate, vectors
+from service.pipeline import follow, recalibrate, regenerate, vectors
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry, Shape
+from service.pipeline.confidence import Confidence
 from service.pipeline.engine import Engine
 from service.ports import Change
 
 log = logging.getLogger(__name__)
 
 NAME = "catalogue.snapshot"
-FORMAT = 4
+FORMAT = 5
 BATCH = 1000  # items put into the catalogue at once
 DIGEST = hashlib.sha256().digest_size
 _ABOUT, _POPULARITY, _LATER = "about", "popularity", "later."
@@ -50,7 +51,8 @@ class Snapshot:
     """The catalogue after `position` of the change log, whose entry there was made `at` that moment.
 
     `arrays` by field `[n, ...]` and `popularity` `[n]` are in the order of the entries; `later` has the fields of the
-    items that came after training alone, in the same order.
+    items that came after training alone, in the same order. `confidence` is the rule by which generated features were
+    used.
     """
 
     bundle: str
@@ -60,6 +62,7 @@ class Snapshot:
     arrays: Mapping[str, NDArray[Any]]
     popularity: Counts
     later: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    confidence: Confidence = field(default_factory=Confidence)
 
 
 # --- making ----------------------------------------------------------------------------------------------------------
@@ -125,6 +128,7 @@ def _copy(active: Active, catalogue: Catalogue, entry: Change) -> Snapshot:
         arrays,
         catalogue.popularity[keys],
         {name: catalogue.read_layer(later, name) for name in catalogue.shape.list_fields(later=True)},
+        catalogue.confidence,
     )
 
 
@@ -147,6 +151,7 @@ def write(snapshot: Snapshot, path: Path) -> int:
         "position": snapshot.position,
         "at": snapshot.at,
         "entries": snapshot.entries,
+        "confidence": snapshot.confidence.dump(),
     }
     tensors: dict[str, NDArray[Any]] = {name: np.ascontiguousarray(array) for name, array in snapshot.arrays.items()}
     tensors |= {_LATER + name: np.ascontiguousarray(array) for name, array in snapshot.later.items()}
@@ -182,6 +187,7 @@ async def restore(engine: Engine, folder: Path) -> bool:
         return False
     await engine.runtime.compute(fill, engine.memory.catalogue, snapshot)
     engine.runtime.followed.position = snapshot.position
+    await recalibrate.load(engine)
     await follow.catch_up(engine)
     log.info("started from the snapshot at position %d", snapshot.position)
     return True
@@ -220,7 +226,8 @@ def read(path: Path, shape: Shape) -> Snapshot:
     if {name: array.shape[1:] for name, array in tensors.items()} != shape.fields() | _layers(shape):
         raise SnapshotError("it is of another model")
     at = datetime.fromisoformat(about["at"])
-    return Snapshot(about["bundle"], about["position"], at, entries, tensors, popularity, later)
+    confidence = Confidence.load(about["confidence"])
+    return Snapshot(about["bundle"], about["position"], at, entries, tensors, popularity, later, confidence)
 
 
 def _entry(values: Mapping[str, Any]) -> Entry:
@@ -230,6 +237,7 @@ def _entry(values: Mapping[str, Any]) -> Entry:
 
 def fill(catalogue: Catalogue, snapshot: Snapshot) -> None:
     """Put a snapshot's items into a catalogue."""
+    catalogue.set_confidence(snapshot.confidence)
     stored, layers = catalogue.shape.fields(), _layers(catalogue.shape)
     for start in range(0, len(snapshot.entries), BATCH):
         rows = range(start, min(start + BATCH, len(snapshot.entries)))

@@ -31,6 +31,7 @@ from models.dgmrec.inference import mean_of_gathered
 from models.dgmrec.serving import DGMRecServing
 from service.pipeline import nearest as nearest_lists
 from service.pipeline.catalogue import KERNEL_FIELDS, Catalogue, Derived, Entry
+from service.pipeline.confidence import Confidence
 from service.pipeline.nearest import Nearest
 from service.pipeline.stale import ARRIVED, COOLED, DEPARTED, WARMED
 from service.ports import Keys, VectorIndex
@@ -159,6 +160,15 @@ def _read_by(layer: str) -> str | None:
         number = int(layer.rpartition(".")[2])
         return PARTS if number == 1 else propagated(number - 1)
     return OWN if layer == FINAL else None
+
+
+def use(catalogue: Catalogue, confidence: Confidence) -> None:
+    """Serve and use generated features by another rule, and note what has to be computed again because of it."""
+    for name, keys in catalogue.set_confidence(confidence).items():
+        for layer in (NEAR, KERNEL):
+            catalogue.stale.add(_by(layer, name), keys)
+        for layer in (PARTS, propagated(1)):
+            catalogue.stale.add(layer, keys)
 
 
 def distrust(model: DGMRecServing, catalogue: Catalogue, keys: Sequence[int] | None = None) -> None:
@@ -308,7 +318,7 @@ def _lists(layer: str, catalogue: Catalogue) -> Nearest:
 
 def _search(layer: str, model: DGMRecServing, catalogue: Catalogue, name: str, keys: Keys) -> tuple[Keys, Array]:
     """Whole lists of the neighbours of items `[n]` by a modality."""
-    features = catalogue.rows.get(f"feature.{name}", keys)
+    features = catalogue.features(name, keys)
     if layer == NEAR and not model.passes_to_generated:
         features = features * catalogue.observed[keys, catalogue.names.index(name)][:, None]
     index = (catalogue.observed_indexes if layer == NEAR else catalogue.warm_indexes)[name]
@@ -320,7 +330,7 @@ def _put_lists(layer: str, catalogue: Catalogue, name: str, keys: Keys, whole: t
     """Write lists of items `[n]` by a modality; of which has changed what counts."""
     column = catalogue.names.index(name)
     if layer == NEAR:
-        features = catalogue.rows.get(f"feature.{name}", keys)
+        features = catalogue.features(name, keys)
         reach = _reach(features, whole, catalogue.near.size)
         catalogue.rows.put_all("near.reach", keys, reach, column)
     return _lists(layer, catalogue).put(keys, column, whole)
@@ -334,7 +344,7 @@ def _compared(layer: str, model: DGMRecServing, catalogue: Catalogue, keys: Keys
     cosines = np.stack([lists[1][:, :size] for lists in found], axis=1)
     if layer == KERNEL:
         return dict(zip(KERNEL_FIELDS, (near, cosines), strict=True))
-    features = [catalogue.rows.get(f"feature.{name}", keys) for name in catalogue.names]
+    features = [catalogue.features(name, keys) for name in catalogue.names]
     reach = [_reach(block, lists, size) for block, lists in zip(features, found, strict=True)]
     return {"near": near, "near.reach": np.stack(reach, axis=1)}
 
@@ -406,7 +416,7 @@ def _parts(model: DGMRecServing, catalogue: Catalogue, keys: Keys) -> dict[str, 
     trained = catalogue.trained[keys]
     expected = expected_preference(model, catalogue, catalogue.read_layer(keys, "near"), catalogue.observed[keys])
     preference = _trained_or(trained, model.tables["item_preference"][trained], expected)
-    features = {name: catalogue.rows.get(f"feature.{name}", keys) for name in model.names}
+    features = {name: catalogue.features(name, keys) for name in model.names}
     return {"parts.0": model.encode(features, preference.swapaxes(0, 1)).swapaxes(0, 1)}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -25,29 +25,46 @@ from service.domain import (
     Vector,
 )
 from service.pipeline.catalogue import Catalogue
+from service.pipeline.confidence import Confidence
 from service.pipeline.encode import TITLE_SOURCE
 from service.pipeline.impute import Completed
 from service.pipeline.vectors import nearest
 from service.ports import Keys
 
+UNUSED = "Its confidence is below {:g}, so it is left out of searches and of the item's vector."
+
 
 def report(
-    state: State, generated: Generated | None, remark: Remark | None, observed: Observed | None = None
+    confidence: Confidence,
+    modality: str,
+    state: State,
+    generated: Generated | None,
+    remark: Remark | None,
+    observed: Observed | None = None,
 ) -> ModalityReport:
     """State and provenance, and what is to be said of the content."""
     remark = remark or Remark()
     if state is not State.GENERATED or generated is None:
         from_title = observed is not None and observed.source == TITLE_SOURCE
         return ModalityReport(state, detail=remark.detail, truncated=remark.truncated, from_title=from_title)
+    served, least = confidence.serve(modality, generated.confidence), confidence.least.get(modality, 0.0)
+    details = [remark.detail, None if served >= least else UNUSED.format(least)]
     return ModalityReport(
-        state, generated.generator, generated.confidence, generated.basis, remark.detail, remark.truncated
+        state,
+        generated.generator,
+        served,
+        generated.basis,
+        " ".join(filter(None, details)) or None,
+        remark.truncated,
+        used=served >= least,
+        calibrated_on=confidence.calibrated_on(modality),
     )
 
 
-def report_of(item: StoredItem, modality: str) -> ModalityReport:
+def report_of(confidence: Confidence, item: StoredItem, modality: str) -> ModalityReport:
     """The report on one modality of a stored item."""
     generated, remark = item.generated.get(modality), item.remarks.get(modality)
-    return report(item.state_of(modality), generated, remark, item.observed.get(modality))
+    return report(confidence, modality, item.state_of(modality), generated, remark, item.observed.get(modality))
 
 
 def text_of(observed: Observed | None, remark: Remark | None) -> str | None:
@@ -57,7 +74,7 @@ def text_of(observed: Observed | None, remark: Remark | None) -> str | None:
     return remark.text if remark is not None else None
 
 
-def item(stored: StoredItem, names: Sequence[str], timings: Mapping[str, float] | None = None) -> ItemView:
+def item(stored: StoredItem, catalogue: Catalogue, timings: Mapping[str, float] | None = None) -> ItemView:
     """A stored item as it is answered, with the modalities `names` of the active bundle."""
     return ItemView(
         id=stored.id,
@@ -69,7 +86,7 @@ def item(stored: StoredItem, names: Sequence[str], timings: Mapping[str, float] 
         created_at=stored.created_at,
         updated_at=stored.updated_at,
         model_version=stored.model_version,
-        modalities={name: report_of(stored, name) for name in names},
+        modalities={name: report_of(catalogue.confidence, stored, name) for name in catalogue.names},
         text=text_of(stored.observed.get("text"), stored.remarks.get("text")),
         media={name: feature.media for name, feature in stored.observed.items() if feature.media is not None},
         timings_ms=dict(timings or {}),
@@ -126,7 +143,7 @@ def imputed(
     return ModalityDetail(
         item="",
         modality=modality,
-        report=report(completed.states[modality], generated, remark, observed),
+        report=report(catalogue.confidence, modality, completed.states[modality], generated, remark, observed),
         source=observed.source if observed else None,
         text=text_of(observed, remark),
         media=None,

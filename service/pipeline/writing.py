@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from service.domain import Draft, ItemView, Observed, StoredItem
-from service.pipeline import dependents, vectors, views
+from service.pipeline import dependents, recalibrate, vectors, views
 from service.pipeline.active import Active
 from service.pipeline.catalogue import Catalogue, Derived, Entry
 from service.pipeline.complete import Computed, Content, complete, reads_users, with_users, words_of
 from service.pipeline.encode import Encoded
 from service.pipeline.engine import Engine
-from service.ports import ItemWrite, Keep, Media, Seen, Stored
+from service.ports import ImputationPair, ItemWrite, Keep, Media, Seen, Stored
 
 ATTEMPTS = 3  # to write an item that somebody else keeps changing
 
@@ -82,11 +82,14 @@ async def write(
         _stored_item(plan, result, result.derived.pack(catalogue.shape), active.version, now)
         for plan, result in zip(plans, computed, strict=True)
     ]
-    writes = [_item_write(active, plan, item, create=create) for plan, item in zip(plans, items, strict=True)]
+    writes = [
+        replace(_item_write(active, plan, item, create=create), pairs=_pairs(engine, plan))
+        for plan, item in zip(plans, items, strict=True)
+    ]
     # A kept answer is made before it is committed; who repeats the request meanwhile is answered the very same.
     later = timings if keep is None else None
     with runtime.step("commit", later):
-        committed = await engine.store.write_items(writes, _media(plans), _keep(active, items[0], timings, keep))
+        committed = await engine.store.write_items(writes, _media(plans), _keep(catalogue, items[0], timings, keep))
     written = {
         row: replace(items[row], row=committed.value.rows[items[row].id])
         for row, result in enumerate(committed.value.results)
@@ -98,8 +101,7 @@ async def write(
     runtime.applied(committed.positions)
     runtime.pending |= dict.fromkeys(committed.value.outdated)
     runtime.changed |= dict.fromkeys(committed.positions)
-    for row in written:
-        await _compare_with_generated(engine, plans[row])
+    recalibrate.review_soon(engine, [writes[row] for row in written])
     return [written.get(row) for row in range(len(plans))]
 
 
@@ -120,11 +122,11 @@ def _differ(former: Mapping[str, Observed], present: Mapping[str, Observed]) -> 
 
 
 def _keep(
-    active: Active, item: StoredItem, timings: Mapping[str, float], keep: Keep[ItemView] | None
+    catalogue: Catalogue, item: StoredItem, timings: Mapping[str, float], keep: Keep[ItemView] | None
 ) -> Keep[Stored] | None:
     if keep is None:
         return None
-    view = views.item(item, active.dgmrec.names, timings)
+    view = views.item(item, catalogue, timings)
     return Keep(keep.key, lambda stored: keep.answer(view) if stored.results == ["created"] else None)
 
 
@@ -160,14 +162,22 @@ def _media(plans: Sequence[Plan]) -> list[Media]:
     return list({file.sha256: file for plan in plans for file in plan.encoded.media}.values())
 
 
-async def _compare_with_generated(engine: Engine, plan: Plan) -> None:
-    """The online imputation error: how near the generated feature was to the real one that has now replaced it."""
-    if plan.previous is None:
-        return
-    for name, generated in plan.previous.generated.items():
-        real = plan.encoded.observed.get(name)
-        if real is not None:
-            cosine = engine.active.dgmrec.centred_cosine(name, generated.vector, real.vector)
-            await engine.store.add_imputation_error(
-                plan.id, name, generated.confidence, cosine, plan.previous.model_version
-            )
+def _pairs(engine: Engine, plan: Plan) -> list[ImputationPair]:
+    """How near generated features were to the real ones that replace them now."""
+    active, previous = engine.active, plan.previous
+    if previous is None:
+        return []
+    bundle = active.identity if previous.model_version == active.version else None
+    confidence = engine.memory.catalogue.confidence
+    return [
+        ImputationPair(
+            name,
+            generated.confidence,
+            confidence.serve(name, generated.confidence),
+            active.dgmrec.centred_cosine(name, generated.vector, real.vector),
+            previous.model_version,
+            bundle,
+        )
+        for name, generated in previous.generated.items()
+        if (real := plan.encoded.observed.get(name)) is not None
+    ]

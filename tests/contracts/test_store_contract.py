@@ -14,11 +14,27 @@ from typing import Any
 import numpy as np
 import pytest
 
+from models.calibration import CalibrationMap
 from models.feedback import EVENT_TYPES, RATED, deciding_events, interest_of, shows_interest
 from service.adapters.sql.cursors import encode_cursor
 from service.adapters.sql.store import SqlStore
 from service.domain import ChangesLostError, Event, Generated, InvalidInputError, Observed, StoreUnavailableError, User
-from service.ports import Answer, EventResult, FeatureChange, GeneratedWrite, ItemWrite, Keep, Seen, Stored
+from service.ports import (
+    BUCKETS,
+    Answer,
+    ErrorGroup,
+    EventResult,
+    FeatureChange,
+    GeneratedWrite,
+    ImputationErrors,
+    ImputationPair,
+    ItemWrite,
+    Keep,
+    PairCount,
+    Seen,
+    Stored,
+    StoredCalibration,
+)
 from tests.contracts.stores import NOON, content, create, emptied, event, item, picture, vector
 
 
@@ -793,12 +809,103 @@ async def test_position_is_never_given_twice(store: SqlStore) -> None:
     assert await store.last_change() > before
 
 
-async def test_imputation_errors_are_averaged_by_modality(store: SqlStore) -> None:
-    assert await store.imputation_errors() == {}
-    for confidence, cosine in ((0.5, 0.25), (1.0, 0.75)):
-        await store.add_imputation_error("a", "image", confidence, cosine, "v")
-    await store.add_imputation_error("a", "text", 0.5, -0.5, "v")
-    assert await store.imputation_errors() == {"image": (2, 0.75, 0.5), "text": (1, 0.5, -0.5)}
+def pair(modality: str, served: float, cosine: float, *, raw: float = 0.5, bundle: str | None = "b") -> ImputationPair:
+    return ImputationPair(modality, raw, served, cosine, "v", bundle)
+
+
+async def replace_generated(store: SqlStore, item_id: str, *pairs: ImputationPair) -> None:
+    before = await store.get_item(item_id)
+    assert before is not None
+    after = replace(before, version=before.version + 1)
+    assert (await store.write_items([ItemWrite(after, "upsert", before.version, pairs=pairs)])).value.results == [
+        "replaced"
+    ]
+
+
+async def test_imputation_errors_by_modality_bucket_and_category(store: SqlStore) -> None:
+    assert await store.imputation_errors() == ImputationErrors({}, {}, {})
+    await store.write_items(create(item("a", categories=("x", "y")), item("b", categories=("x",))))
+    await replace_generated(store, "a", pair("image", 0.5, 0.25), pair("text", 1.0, -0.5))
+    await replace_generated(store, "b", pair("image", 0.75, 0.75))
+    found = await store.imputation_errors()
+    assert found.buckets == {
+        "image": {5: ErrorGroup(1, 0.5, 0.25), 7: ErrorGroup(1, 0.75, 0.75)},
+        "text": {9: ErrorGroup(1, 1.0, -0.5)},
+    }
+    assert found.recent == found.buckets
+    assert found.categories["image"] == {"x": ErrorGroup(2, 0.625, 0.5), "y": ErrorGroup(1, 0.5, 0.25)}
+    await store.delete_item("a")
+    assert (await store.imputation_errors()).buckets == {"image": {7: ErrorGroup(1, 0.75, 0.75)}}
+
+
+async def test_a_pair_is_recorded_with_the_write_or_not_at_all(store: SqlStore) -> None:
+    await store.write_items(create(item("a")))
+    refused = ItemWrite(item("a", version=9), "upsert", 8, pairs=[pair("image", 0.5, 0.5)])
+    assert (await store.write_items([refused])).value.results == ["conflict"]
+    assert (await store.imputation_errors()).buckets == {}
+
+
+@pytest.mark.parametrize("served", [0.0, 0.0999, 0.1, 0.3, 0.6, 0.7, 0.9999, 1.0])
+async def test_buckets_are_those_of_the_calibration_error(store: SqlStore, served: float) -> None:
+    await store.write_items(create(item("a")))
+    await replace_generated(store, "a", pair("image", served, 0.5))
+    assert set((await store.imputation_errors()).buckets["image"]) == {min(int(served * BUCKETS + 1e-9), BUCKETS - 1)}
+
+
+async def test_pairs_of_which_a_calibration_is_made(store: SqlStore) -> None:
+    await store.write_items(create(item("a")))
+    pairs = [pair("image", 0.5, cosine, raw=raw) for raw, cosine in ((0.1, 0.2), (0.3, 0.4), (0.5, 0.6))]
+    unknown = pair("image", 0.0, 0.5, raw=0.0)  # of which the model says nothing
+    await replace_generated(store, "a", *pairs, unknown, pair("image", 0.5, 0.5, bundle="other"))
+    assert await store.count_pairs("b") == {"image": PairCount(3, 3)}
+    found = await store.pairs("b", "image", limit=2)
+    assert (found.confidences, found.cosines) == ([0.3, 0.5], [0.4, 0.6])
+    assert (await store.pairs("nobody", "image", limit=2)).newest == 0
+
+
+async def test_a_calibration_is_kept_and_logged_unless_there_is_a_later_one(store: SqlStore) -> None:
+    await store.write_items(create(item("a")))
+    await replace_generated(store, "a", pair("image", 0.5, 0.5))
+    newest = (await store.pairs("b", "image", limit=9)).newest
+    first = StoredCalibration(CalibrationMap("isotonic", (0.1, 0.9), (0.2, 1 / 3)), 1, newest, 0.25, 0.125, NOON)
+    before = await store.last_change()
+    saved = await store.save_calibration("b", "image", first)
+    assert saved.value
+    assert await kinds(store, before) == [("calibration", "b")]
+    assert [*saved.positions] == [await store.last_change()]
+    assert await store.calibrations("b") == {"image": first}
+    assert await store.calibrations("other") == {}
+    assert await store.count_pairs("b") == {"image": PairCount(1, 0)}
+    assert not (await store.save_calibration("b", "image", replace(first, pairs=7))).value
+    later = replace(first, pairs=2, newest=newest + 1)
+    assert (await store.save_calibration("b", "image", later)).value
+    assert await store.calibrations("b") == {"image": later}
+
+
+@pytest.mark.parametrize(
+    ("missing", "generated", "expected"),
+    [
+        ("image", True, ["generated"]),
+        ("image", False, ["absent"]),
+        ("image", None, ["absent", "generated"]),
+        (None, True, ["generated"]),
+        (None, False, ["absent", "observed"]),
+    ],
+)
+async def test_items_by_what_is_generated(
+    store: SqlStore, missing: str | None, generated: bool | None, expected: list[str]
+) -> None:
+    made = Generated(vector(3, 1), "dgmrec", 0.5, ("text",))
+    image = Observed(vector(3, 2), "vector")
+    await store.write_items(
+        create(
+            item("absent", observed={}, generated={}),
+            item("generated", observed={}, generated={"image": made}),
+            item("observed", observed={"image": image}, generated={}),
+        )
+    )
+    page = await store.list_items(limit=9, missing=missing, generated=generated)
+    assert [found.id for found in page.items] == expected
 
 
 async def test_meta_is_replaced(store: SqlStore) -> None:

@@ -188,7 +188,11 @@ async def check_index(engine: Engine) -> None:
             assert entry.states[name] is state
             assert catalogue.observed[key, column] == (name in item.observed)
             assert np.array_equal(catalogue.rows.get(f"feature.{name}", key), derived.features[name])
-            says_something = known is not None and np.linalg.norm(derived.features[name]) > 1e-6
+            is_used = bool(catalogue.used[key, column])
+            made = item.generated.get(name)
+            raw = np.asarray(np.nan if made is None else made.confidence, dtype=np.float64)
+            assert is_used == bool(catalogue.confidence.used(name, raw))
+            says_something = known is not None and is_used and np.linalg.norm(derived.features[name]) > 1e-6
             assert (key in catalogue.indexes[name]) == says_something
             places[name] += says_something
         assert key in catalogue.indexes["items"]
@@ -223,6 +227,7 @@ def _check_vectors(engine: Engine, items: Sequence[StoredItem]) -> None:
     """The vectors in memory are those derived from nothing but what is stored, to the bit."""
     active, catalogue = engine.active, engine.memory.catalogue
     anew = Catalogue(catalogue.shape, FaissIndex, active.dgmrec.trained_row)
+    anew.set_confidence(catalogue.confidence)
     rows = [(Entry.of(item, catalogue.names), Derived.unpack(item.derived, catalogue.shape)) for item in items]
     anew.put([(entry, derived) for entry, derived in rows if derived is not None])
     for _ in vectors.derive(active.dgmrec, anew):

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from models.calibration import calibration_error
 from models.dgmrec.config import DGMRecConfig
 from models.dgmrec.model import DGMRec
 from models.evidence import Evidence, cross_fitted_means
@@ -22,7 +23,7 @@ from tests.training.tiny import CONFIG, ITEMS, NEW, TRAINER, USERS, checkerboard
 from training.dgmrec import inputs
 from training.dgmrec.inputs import HeldOutScores
 from training.dgmrec.placement import OFFSETS, choose_new_offset
-from training.dgmrec.task import CATALOGUE_OFFSETS, TRUST, DGMRecTask, TopNData, calibration_error
+from training.dgmrec.task import CATALOGUE_OFFSETS, TRUST, DGMRecTask, TopNData
 from training.splits import Parts
 from training.trainer import train
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import training.evaluate.measures as module
+from models.calibration import calibration_error
 from models.imputers import observed_means
 from models.modality import ModalBatch
 from tests.models.worlds import linear_batch
-from training.dgmrec.task import calibration_error
 from training.evaluate.measures import ranking_by_level, ranking_of_new, retrieval
 from training.metrics import rank_all, recall
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from models.arrays import Array
+from models.calibration import calibration_error
 from models.dgmrec.cold_start import SURE_DEGREE
 from models.dgmrec.collaborative import Histories
 from models.dgmrec.config import DGMRecConfig
@@ -547,16 +548,3 @@ class DGMRecTask:
             }
             features = {name: feature.to(self.device) for name, feature in state["features"].items()}
             self._set_content(features, self.content.evidence)
-
-
-def calibration_error(served: NDArray[np.float32], measured: NDArray[np.float32], bins: int = 10) -> float:
-    """Expected calibration error: mean over equal-width bins of |mean served - mean measured|, weighted by size."""
-    if len(served) == 0:
-        return 0.0
-    place = np.minimum((served * bins).astype(int), bins - 1)
-    gaps = [
-        abs(served[place == b].mean() - measured[place == b].mean()) * (place == b).mean()
-        for b in range(bins)
-        if (place == b).any()
-    ]
-    return float(np.sum(gaps))

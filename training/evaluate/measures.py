@@ -10,10 +10,10 @@ import torch.nn.functional as F  # noqa: N812 - the name everybody knows
 from torch import Tensor
 
 from models.arrays import Mask, Rows
+from models.calibration import calibration_error
 from models.graph import nearest
 from models.imputers import observed_means
 from models.modality import ModalBatch
-from training.dgmrec.task import calibration_error
 from training.metrics import Ranks, summarise
 
 RELEVANT = 5

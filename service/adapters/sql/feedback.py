@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import random
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -38,6 +39,7 @@ from service.domain import Event, InvalidInputError, Page, User
 from service.ports import Committed, EventResult, Keep
 
 CURSOR = "feedback"
+DRAWN = 8  # events for each user of a sample
 SECRET = "erasure secret"  # the setting that digests of erased ids are made with
 USER_KINDS = ("feedback", "feedback-deleted", "user-deleted")
 YEAR_ONE = datetime.min.replace(tzinfo=UTC)
@@ -172,6 +174,23 @@ class FeedbackQueries(Queries):
             .limit(limit)
         )
         return list(connection.execute(query).scalars())
+
+    @reads
+    def sample_users(self, connection: Connection, size: int, *, seed: int) -> list[str]:
+        """Users of events that are drawn at random, each once."""
+        first, last = connection.execute(select(func.min(feedback.c.id), func.max(feedback.c.id))).one()
+        if first is None:
+            return []
+        every = range(first, last + 1)
+        drawn = random.Random(seed).sample(every, min(DRAWN * size, len(every)))
+        users: dict[str, None] = {}
+        for chunk in chunks(drawn):
+            query = select(feedback.c.id, feedback.c.user_id).where(feedback.c.id.in_(chunk))
+            owners = pairs(connection.execute(query))
+            users |= dict.fromkeys(owners[row] for row in chunk if row in owners)
+            if len(users) >= size:
+                break
+        return list(users)[:size]
 
     @reads
     def interested_users(

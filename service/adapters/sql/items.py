@@ -27,6 +27,7 @@ from service.adapters.sql.changes import log, newest_position
 from service.adapters.sql.cursors import decode_cursor, encode_cursor
 from service.adapters.sql.database import insert_new
 from service.adapters.sql.idempotency import keep_answer
+from service.adapters.sql.imputation import add_pairs
 from service.adapters.sql.models import other_models
 from service.adapters.sql.queries import CHOSEN, Queries, chunks, item_rows, pairs, reads, to_bytes, to_vector, writes
 from service.adapters.sql.regeneration import (
@@ -113,6 +114,9 @@ class ItemQueries(Queries):
         numbered = _store(connection, self.model, accepted, rows, media)
         stored = Stored(results, numbered, _enqueue_outdated(connection, self.model, writes, numbered))
         keep_answer(connection, keep, stored)
+        add_pairs(
+            connection, {write.item.id: write.pairs for write in writes if accepted.get(write.item.id) is write.item}
+        )
         positions = log(connection, self.model, item=accepted)
         former = {write.item.id: write.before for write in writes if write.before is not None}
         note_changes(
@@ -208,6 +212,7 @@ class ItemQueries(Queries):
         cursor: str | None = None,
         categories: Sequence[str] = (),
         missing: str | None = None,
+        generated: bool | None = None,
         q: str | None = None,
     ) -> Page[StoredItem]:
         """A page of items in order of id."""
@@ -223,6 +228,11 @@ class ItemQueries(Queries):
             unread &= (recoded_features.c.modality == missing) & (recoded_features.c.vector == b"")
             has = exists().where(part, features.c.modality == missing) & ~exists().where(unread)
             query = query.where(~has)
+        if generated is not None:
+            its = exists().where(generated_features.c.item_row == items.c.row_id)
+            its = its.where(generated_features.c.model == self.model)
+            its = its if missing is None else its.where(generated_features.c.modality == missing)
+            query = query.where(its if generated else ~its)
         if q:
             query = query.where(_position(connection, folded(q)) > 0)
         rows = connection.execute(query).all()

@@ -268,7 +268,24 @@ imputation_errors = Table(
     Column("cosine", Double, nullable=False),
     Column("model_version", Text, nullable=False),
     Column("at", UtcDateTime, nullable=False),
+    Column("served", Double),  # the confidence that was answered; `confidence` is the model's own
+    Column("bundle", Key),  # the identity of the bundle whose model it was, where that was the active one
+    Index("ix_imputation_errors_modality", "modality", "bundle", "id"),
     sqlite_autoincrement=True,
+)
+
+# What confidences are calibrated to, by bundle and modality; `newest` is the last of the pairs that it was fitted on.
+calibrations = Table(
+    "calibrations",
+    metadata,
+    Column("bundle", Key, primary_key=True),
+    Column("modality", Key, primary_key=True),
+    Column("pairs", Integer, nullable=False),
+    Column("newest", BigInteger, nullable=False),
+    Column("map", JsonText, nullable=False),
+    Column("error_before", Double, nullable=False),
+    Column("error_after", Double, nullable=False),
+    Column("at", UtcDateTime, nullable=False),
 )
 
 meta = Table(

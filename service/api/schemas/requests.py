@@ -34,6 +34,7 @@ from models.rows import (
     ImputeBody,
     ItemId,
     Metadata,
+    Modalities,
     ModalityName,
     PatchedModalities,
     Strict,
@@ -55,6 +56,7 @@ from service.domain import (
     UrlContent,
     VectorContent,
 )
+from service.pipeline.what_if import Question
 
 # --- values -------------------------------------------------------------------------------------------------------
 
@@ -65,6 +67,13 @@ ChosenCategories = Annotated[
     AfterValidator(lambda several: list(dict.fromkeys(several))),
 ]
 ModelName = Literal["dgmrec", "iris", "popular", "latest"]
+IncludeGenerated = Annotated[
+    bool,
+    Field(
+        description="false lists no item on the strength of a generated feature: none that has the modality which is "
+        "searched by generated, or, where the list goes by whole items, any modality"
+    ),
+]
 Diversity = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[
     int, Field(ge=1, description="500 at most, unless configured otherwise"), AfterValidator(limits.check_n)
@@ -156,6 +165,7 @@ class SessionBody(Strict):
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
+    include_generated: IncludeGenerated = True
 
 
 class RetrieveBody(Strict):
@@ -168,7 +178,7 @@ class RetrieveBody(Strict):
     )
     n: Count = 20
     target: ModalityName = "any"
-    include_generated: bool = True
+    include_generated: IncludeGenerated = True
     category: OneOrSeveral = Field([])
 
     @model_validator(mode="after")
@@ -176,6 +186,19 @@ class RetrieveBody(Strict):
         if sum(query is not None for query in (self.text, self.image, self.vector)) != 1:
             raise ValueError("exactly one of text, image and vector must be given")
         return self
+
+
+class WhatIfBody(Strict):
+    """Modalities that an item is to lack or to have, and how much to look at."""
+
+    withhold: list[ModalityName] = Field([], max_length=64, description="Modalities that the item has")
+    add: Modalities = Field({}, description="Modalities with their content, new ones or others than it has")
+    n: Count = 20
+    users: int = Field(100, ge=0, le=1_000, description="Size of the sample of users")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="The same seed draws the same users")
+    searches: int = Field(
+        10, ge=0, le=100, description="Searches by each modality, near the former and the new feature"
+    )
 
 
 class Query(BaseModel):
@@ -191,6 +214,9 @@ class ListQuery(Query):
     cursor: str | None = Field(None, min_length=1, max_length=512)
     category: ChosenCategories = Field([])
     missing: ModalityName | None = Field(None, description="Only items that lack this modality")
+    generated: bool | None = Field(
+        None, description="Only items of which the missing modality, or without that any, is generated, or is not"
+    )
     q: str | None = Field(None, min_length=1, max_length=256, description="A part of the id or title")
 
 
@@ -212,6 +238,7 @@ class SimilarQuery(Query):
 
     n: Count = 20
     by: ModalityName = Field("final", description="`final` or a modality")
+    include_generated: IncludeGenerated = True
 
 
 class StrictQuery(Query):
@@ -247,6 +274,7 @@ class RecommendQuery(Query):
     exclude_seen: bool = True
     diversity: Diversity = 0.0
     explain: bool = False
+    include_generated: IncludeGenerated = True
     strict: bool = False
 
 
@@ -256,7 +284,7 @@ class RetrieveQuery(Query):
     text: SearchText
     n: Count = 20
     target: ModalityName = Field("any", description="`any` or a modality")
-    include_generated: bool = True
+    include_generated: IncludeGenerated = True
     category: ChosenCategories = Field([])
 
 
@@ -306,6 +334,12 @@ def to_patch(body: PatchBody) -> Patch:
         metadata=body.metadata if "metadata" in given else UNSET,
         available=body.available if "available" in given else UNSET,
     )
+
+
+def to_question(body: WhatIfBody) -> Question:
+    """What a client asks about an item. Raises InvalidInputError."""
+    add = {name: to_content(content, pointer(("add", name))) for name, content in body.add.items()}
+    return Question(tuple(dict.fromkeys(body.withhold)), add, body.n, body.users, body.seed, body.searches)
 
 
 def to_event(body: EventBody, now: datetime) -> Event:

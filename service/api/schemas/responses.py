@@ -37,7 +37,14 @@ class ModalityAnswer(BaseModel):
     generator: str | None = None
     confidence: float | None = None
     basis: list[str] = []
-    detail: str | None = Field(None, description="why what was given is no observation, and the modality missing")
+    calibrated_on: int | None = Field(
+        None,
+        description="how many pairs of a generated feature and the real one that replaced it the confidence is from",
+    )
+    used: bool = Field(True, description="false where the confidence is below LACUNA_MIN_CONFIDENCE")
+    detail: str | None = Field(
+        None, description="why what was given is no observation, and the modality missing; why it is not used"
+    )
     truncated: bool = Field(False, description="the text is longer than its encoder reads")
     source: str | None = Field(None, description="title, where the title stands in for a text that was not given")
 
@@ -174,6 +181,78 @@ class ModalityDetailAnswer(ModalityAnswer):
     media: str | None
     neighbours: list[HitAnswer]
     vector: list[float] | None = None
+
+
+class ModalityChange(BaseModel):
+    """State of a modality as it is and as it would be."""
+
+    before: ModalityAnswer
+    after: ModalityAnswer
+
+
+class ListChangeAnswer(BaseModel):
+    """How the first items of a user's list would change."""
+
+    user: str
+    before: int | None = Field(description="the item's place; null where it is not listed, or beyond `depth`")
+    after: int | None
+    places: int | None = Field(description="by how many places it would rise; below 0 it would fall")
+    in_history: bool = Field(description="whether it is in the user's history, so that all scores would change")
+    replaced: int = Field(description="how many of the first `n` items would be others")
+
+
+class ListChangesAnswer(BaseModel):
+    """How the lists of a sample of users would change: `users` are those whose would."""
+
+    n: int
+    depth: int
+    seed: int
+    sampled: int = Field(description="users that were drawn, by their feedback, so that active ones are likelier")
+    changed: int
+    users: list[ListChangeAnswer]
+
+
+class AudienceAnswer(BaseModel):
+    """In how many of these lists the item stands, and for whom it would be new there or gone."""
+
+    before: int
+    after: int
+    gained: list[str]
+    lost: list[str]
+
+
+class SearchChangeAnswer(BaseModel):
+    """A search by the observed feature of an item, and the place of the item in question."""
+
+    id: str
+    title: str | None
+    before: int | None
+    after: int | None
+    places: int | None
+
+
+class SearchChangesAnswer(BaseModel):
+    """How searches by one modality would change: `items` are those that would."""
+
+    depth: int
+    searched: int = Field(description="searches by the items whose feature is nearest to the former or the new one")
+    changed: int
+    items: list[SearchChangeAnswer]
+
+
+class WhatIfAnswer(BaseModel):
+    """What would change if an item lacked some modalities or had others; nothing is stored."""
+
+    id: str
+    model_version: str
+    modalities: dict[str, ModalityChange]
+    lists: ListChangesAnswer
+    audience: AudienceAnswer
+    searches: dict[str, SearchChangesAnswer] = Field(description="by each modality whose feature would be another one")
+    dependents: int = Field(
+        description="other items whose generated features would be made anew because of it, which is not part of this"
+    )
+    timings_ms: dict[str, float]
 
 
 class ImputationAnswer(BaseModel):

@@ -20,11 +20,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 
+from models.calibration import identity
 from service.adapters.sql import database as sql_engine
 from service.adapters.sql.store import MIGRATIONS, SqlStore
 from service.adapters.sql.tables import metadata
 from service.domain import ModelState, StoreUnavailableError
-from service.ports import Answer, GeneratedWrite, Seen
+from service.ports import Answer, GeneratedWrite, Seen, StoredCalibration
 from tests.contracts.stores import NOON, create, emptied, empty, event, item
 
 ROOT = Path(__file__).parents[3]
@@ -87,7 +88,12 @@ EVERY_METHOD: dict[str, Call] = {
     "delete_user": lambda store: store.delete_user("u"),
     "changes": lambda store: store.changes(0),
     "last_change": lambda store: store.last_change(),
-    "add_imputation_error": lambda store: store.add_imputation_error("a", "image", 0.5, 0.5, "v"),
+    "count_pairs": lambda store: store.count_pairs("b"),
+    "pairs": lambda store: store.pairs("b", "image", limit=1),
+    "calibrations": lambda store: store.calibrations("b"),
+    "save_calibration": lambda store: store.save_calibration(
+        "b", "image", StoredCalibration(identity(), 1, 1, 0.5, 0.5, NOON)
+    ),
     "imputation_errors": lambda store: store.imputation_errors(),
     "newest_users": lambda store: store.newest_users(NOON, limit=1),
     "register": lambda store: store.register("i", "v"),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from models.calibration import CalibrationMap
 from models.dgmrec.serving import DGMRecServing
 from service.domain import State
 from service.pipeline import vectors
 from service.pipeline.catalogue import COSINE, FINAL, KERNEL_FIELDS, Catalogue, Derived, Entry, Shape
+from service.pipeline.confidence import Calibration, Confidence
 from service.pipeline.stale import Stale
 from tests.fakes import BruteForceIndex
 from tests.service.unit.test_whole_items import FORMS, Trained
@@ -43,12 +46,16 @@ def row(model: DGMRecServing, rng: np.random.Generator, key: int) -> tuple[Entry
     folded = rng.standard_normal(model.size).astype(np.float32) * (users > 0)
     reach = np.full(len(model.names), np.inf, dtype=np.float32)
     item_id = f"i{key}" if key % 3 else f"later-{key}"
-    entry = Entry(key, item_id, None, (), True, 1, 0.0, states, {})
+    sure = {name: round(rng.random(), 4) for name, state in states.items() if state is State.GENERATED}
+    entry = Entry(key, item_id, None, (), True, 1, 0.0, states, sure)
     return entry, Derived(features, folded, users, reach)
 
 
-def derived_anew(model: DGMRecServing, rows: Mapping[int, tuple[Entry, Derived]]) -> Catalogue:
+def derived_anew(
+    model: DGMRecServing, rows: Mapping[int, tuple[Entry, Derived]], confidence: Confidence | None = None
+) -> Catalogue:
     fresh = empty(model)
+    fresh.set_confidence(confidence or Confidence())
     fresh.put(list(rows.values()))
     for _ in vectors.derive(model, fresh):
         pass
@@ -98,6 +105,49 @@ def test_any_order_of_writes_leads_to_the_derivation(model: DGMRecServing, seed:
         pass
     assert not len(catalogue.stale)
     assert_equal(catalogue, derived_anew(model, rows))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_used_in_between_what_is_used_last_decides(model: DGMRecServing, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    catalogue, rows = empty(model), dict[int, tuple[Entry, Derived]]()
+    confidence = Confidence()
+    for _ in range(40):
+        if rng.random() < 0.3:
+            confidence = any_confidence(rng, model.names)
+            vectors.use(catalogue, confidence)
+        batch = {key: row(model, rng, key) for key in rng.integers(0, KEYS, rng.integers(1, 5)).tolist()}
+        vectors.put(model, catalogue, list(batch.values()))
+        rows |= batch
+        for _ in range(int(rng.integers(0, 4))):
+            vectors.renew(model, catalogue)
+    while vectors.renew(model, catalogue):
+        pass
+    anew = derived_anew(model, rows, confidence)
+    assert_equal(catalogue, anew)
+    keys = np.array(sorted(rows), dtype=np.int64)
+    np.testing.assert_array_equal(catalogue.used[keys], anew.used[keys])
+
+
+def any_confidence(rng: np.random.Generator, names: Sequence[str]) -> Confidence:
+    """Some least confidences and calibrations, or none."""
+    least = {name: float(rng.choice([0.0, 0.3, 0.6])) for name in names}
+    halved = Calibration(CalibrationMap("linear", (0.0, 1.0), (0.0, 0.5)), 100)
+    return Confidence(least, {name: halved for name in names if rng.random() < 0.5})
+
+
+def test_what_is_not_used_counts_as_absent(model: DGMRecServing) -> None:
+    rng = np.random.default_rng(3)
+    rows = {key: row(model, rng, key) for key in range(KEYS)}
+    unused = derived_anew(model, rows, Confidence(dict.fromkeys(model.names, 1.0)))
+    zero = {name: np.zeros(rank, dtype=np.float32) for name, rank in model.ranks.items()}
+    without = {}
+    for key, (entry, derived) in rows.items():
+        kept = {name: state for name, state in entry.states.items() if state is not State.GENERATED}
+        states = {name: kept.get(name, State.ABSENT) for name in model.names}
+        features = {name: feature if name in kept else zero[name] for name, feature in derived.features.items()}
+        without[key] = replace(entry, states=states, confidence={}), replace(derived, features=features)
+    assert_equal(unused, derived_anew(model, without))
 
 
 def test_without_renewal_they_differ(model: DGMRecServing) -> None:
