@@ -96,6 +96,7 @@ EVERY_METHOD: dict[str, Call] = {
     ),
     "imputation_errors": lambda store: store.imputation_errors(),
     "newest_users": lambda store: store.newest_users(NOON, limit=1),
+    "sample_users": lambda store: store.sample_users(1, seed=0),
     "register": lambda store: store.register("i", "v"),
     "served_models": lambda store: store.served_models(),
     "set_model": lambda store: store.set_model(1, ModelState.FAILED, {}),
