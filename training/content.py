@@ -75,7 +75,8 @@ class DataOptions:
 class Prepared:
     """Features with holes, who encoded them, and what an encoder adds to the bundle.
 
-    `complete` holds the withheld cells too; it is for measuring and never reaches a model.
+    `complete` holds the withheld cells too; it is for measuring and never reaches a model. Titles that do not count as
+    texts are in neither, and are among `withheld`.
     """
 
     batch: ModalBatch
@@ -122,12 +123,14 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
         progress=terminal.stage,
         cache_dir=options.cache,
     )
-    batch = complete.masked(torch.from_numpy(withheld)) if withheld.any() else complete  # no copy of what is large
+    batch = _without(complete, withheld)
     choice = _title_choice(dataset, batch, text, options)
     if titled(dataset).any() and TEXT in batch.names:
         terminal.say(str(choice))
     if not choice.as_text:
-        batch = without_titles(dataset, batch)
+        complete = without_titles(dataset, complete)
+        withheld = withheld | (dataset.observed() & ~complete.observed.numpy())
+        batch = _without(complete, withheld)
     if weights is None:
         return Prepared(batch, complete, withheld, encoders, title_as_text=choice.as_text)
     shipped = {
@@ -136,6 +139,12 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
     }
     files = {WEIGHTS: lambda file: file.write_bytes(weights)}
     return Prepared(batch, complete, withheld, shipped, files, choice.as_text)
+
+
+def _without(complete: ModalBatch, withheld: Mask) -> ModalBatch:
+    """The features without the withheld ones; the same where nothing is lost, as a copy is large."""
+    cells = torch.from_numpy(withheld)
+    return complete.masked(cells) if (complete.observed & cells).any() else complete
 
 
 def _title_choice(dataset: Dataset, batch: ModalBatch, text: TextEncoder | None, options: DataOptions) -> TitleChoice:

@@ -33,6 +33,7 @@ from training.cli.options import (
     parse_settings,
     print_json,
 )
+from training.cli.train import ENCODER_SHARE
 from training.content import DataOptions
 from training.datasets import load_dataset
 from training.evaluate import (
@@ -50,7 +51,9 @@ from training.evaluate import (
 from training.progress import Terminal
 from training.report.page import make_report
 from training.splits import SplitName
+from training.titles import TitleAsText
 
+AS_TRAINED = (Protocol.STRANGER, Protocol.POSTED)  # protocols that measure what `lacuna train` gives
 UNLEVELLED = (Protocol.RATIO, Protocol.STRANGER, Protocol.POSTED)  # protocols that withhold no cells by themselves
 
 
@@ -110,6 +113,14 @@ def evaluate_command(
     target: Annotated[
         Path | None, typer.Option(help="Under rating: the dataset that is rated by what lrmm learned from --data.")
     ] = None,
+    title_as_text: Annotated[
+        TitleAsText | None,
+        typer.Option(
+            "--title-as-text",
+            help="Whether the title of an item without a text counts as its text (see `lacuna train`). Without it: auto "
+            "under stranger and posted, as a training has it; else yes, so that every model is shown the same cells.",
+        ),
+    ] = None,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
     device: Device = "auto",
@@ -123,7 +134,11 @@ def evaluate_command(
     torch.set_num_threads(threads)
     _check_place(json_file)
     chosen = parse_settings(settings, form)
-    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_folder(cache), threads)
+    options = replace(
+        DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_folder(cache), threads),
+        title_as_text=title_as_text or (TitleAsText.AUTO if protocol in AS_TRAINED else TitleAsText.YES),
+        encoder_seconds=parse_budget(budget) * ENCODER_SHARE or None,
+    )
     run: Callable[..., dict[str, Any]]
     given = {
         "--mask": mask is not None,

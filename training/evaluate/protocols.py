@@ -32,6 +32,7 @@ from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
 from training.splits import Parts, draw_new_items, validation_parts
+from training.titles import TitleAsText
 from training.trainer import TrainerConfig, TrainingResult
 
 
@@ -177,6 +178,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         grid = BASELINES[plan.model].grid if plan.model in BASELINES else IMPUTERS[plan.model].settings
         config |= {"grid": [dict(setting) for setting in grid]}
         config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs if "setting" in run]}
+    titles = plan.options.title_as_text
     return config | {
         "missing": list(RATIOS) if plan.protocol is Protocol.RATIO else plan.options.missing,
         "mask": plan.options.mask,
@@ -185,6 +187,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         **({"validation_only": True} if plan.validation_only else {}),
         **({"split": plan.options.split.value, "budget": plan.budget} if plan.protocol is Protocol.STRANGER else {}),
         "image_encoder": plan.options.image_encoder,
+        **({} if titles is TitleAsText.YES else {"title_as_text": titles.value}),
     }
 
 
