@@ -76,7 +76,7 @@ class Prepared:
     """Features with holes, who encoded them, and what an encoder adds to the bundle.
 
     `complete` holds the withheld cells too; it is for measuring and never reaches a model. Titles that do not count as
-    texts are in neither, and are among `withheld`.
+    texts are in neither, and are among `withheld`. `titled` items have a title and no text.
     """
 
     batch: ModalBatch
@@ -85,6 +85,7 @@ class Prepared:
     encoders: Mapping[str, EncoderRef | None]
     files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
     title_as_text: bool = True
+    titled: int = 0
 
 
 def withheld_cells(dataset: Dataset, options: DataOptions) -> Mask:
@@ -125,20 +126,21 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
     )
     batch = _without(complete, withheld)
     choice = _title_choice(dataset, batch, text, options)
-    if titled(dataset).any() and TEXT in batch.names:
+    titles = int(titled(dataset).sum()) if TEXT in batch.names else 0
+    if titles:
         terminal.say(str(choice))
     if not choice.as_text:
         complete = without_titles(dataset, complete)
         withheld = withheld | (dataset.observed() & ~complete.observed.numpy())
         batch = _without(complete, withheld)
     if weights is None:
-        return Prepared(batch, complete, withheld, encoders, title_as_text=choice.as_text)
+        return Prepared(batch, complete, withheld, encoders, title_as_text=choice.as_text, titled=titles)
     shipped = {
         name: ref.model_copy(update={"file": WEIGHTS}) if ref is not None and ref.id == CATALOGUE else ref
         for name, ref in encoders.items()
     }
     files = {WEIGHTS: lambda file: file.write_bytes(weights)}
-    return Prepared(batch, complete, withheld, shipped, files, choice.as_text)
+    return Prepared(batch, complete, withheld, shipped, files, choice.as_text, titles)
 
 
 def _without(complete: ModalBatch, withheld: Mask) -> ModalBatch:

@@ -35,7 +35,7 @@ from service.ports import Change
 log = logging.getLogger(__name__)
 
 NAME = "catalogue.snapshot"
-FORMAT = 4
+FORMAT = 5
 BATCH = 1000  # items put into the catalogue at once
 DIGEST = hashlib.sha256().digest_size
 _ABOUT, _POPULARITY, _LATER = "about", "popularity", "later."
@@ -225,7 +225,8 @@ def read(path: Path, shape: Shape) -> Snapshot:
 
 def _entry(values: Mapping[str, Any]) -> Entry:
     states = {name: State(state) for name, state in values["states"].items()}
-    return Entry(**{**values, "categories": tuple(values["categories"]), "states": states})
+    tuples = {name: tuple(values[name]) for name in ("categories", "titled")}
+    return Entry(**{**values, **tuples, "states": states})
 
 
 def fill(catalogue: Catalogue, snapshot: Snapshot) -> None:

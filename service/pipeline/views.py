@@ -25,7 +25,6 @@ from service.domain import (
     Vector,
 )
 from service.pipeline.catalogue import Catalogue
-from service.pipeline.encode import TITLE_SOURCE
 from service.pipeline.impute import Completed
 from service.pipeline.vectors import nearest
 from service.ports import Keys
@@ -37,7 +36,7 @@ def report(
     """State and provenance, and what is to be said of the content."""
     remark = remark or Remark()
     if state is not State.GENERATED or generated is None:
-        from_title = observed is not None and observed.source == TITLE_SOURCE
+        from_title = observed is not None and observed.is_title
         return ModalityReport(state, detail=remark.detail, truncated=remark.truncated, from_title=from_title)
     return ModalityReport(
         state, generated.generator, generated.confidence, generated.basis, remark.detail, remark.truncated

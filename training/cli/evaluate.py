@@ -117,8 +117,8 @@ def evaluate_command(
         TitleAsText | None,
         typer.Option(
             "--title-as-text",
-            help="Whether the title of an item without a text counts as its text (see `lacuna train`). Without it: auto "
-            "under stranger and posted, as a training has it; else yes, so that every model is shown the same cells.",
+            help="Whether the title of an item without a text counts as its text (see `lacuna train`). Without it: "
+            "auto under stranger and posted, as a training has it; else yes, so that all models see the same cells.",
         ),
     ] = None,
     image_encoder: ImageEncoderName = "auto",
