@@ -61,7 +61,8 @@ class Titles(BaseModel):
 
     def __str__(self) -> str:
         """In words."""
-        return f"of {self.items} items without a text, the title {'counts' if self.as_text else 'does not count'} as one"
+        counts = "counts" if self.as_text else "does not count"
+        return f"of {self.items} items without a text, the title {counts} as one"
 
 
 class Run(BaseModel):
