@@ -19,7 +19,7 @@ from models.modality import ModalBatch
 from training.catalogue_encoder import CatalogueEncoderConfig, Picture, require_pairs, train_catalogue_encoder
 from training.datasets.base import Dataset
 from training.encoder_cache import EncoderCache, KeptEncoder
-from training.features import CataloguePictures, catalogue_pictures, encode_dataset
+from training.features import CataloguePictures, catalogue_pictures, encode_dataset, reference
 from training.masking import mask_cells, mask_levels
 from training.progress import Terminal
 from training.splits import SplitName
@@ -141,6 +141,15 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
     }
     files = {WEIGHTS: lambda file: file.write_bytes(weights)}
     return Prepared(batch, complete, withheld, shipped, files, choice.as_text, titles)
+
+
+def without_content(dataset: Dataset, options: DataOptions) -> Prepared:
+    """What a model is shown of items without any content: a text modality that all of them lack, so that items to come
+    can have texts."""
+    encoder = text_encoder(options)
+    nothing = torch.zeros(len(dataset.items), 1, dtype=torch.bool)
+    batch = ModalBatch({TEXT: torch.zeros(len(dataset.items), encoder.dim)}, nothing)
+    return Prepared(batch, batch, np.zeros((len(dataset.items), 1), dtype=np.bool_), {TEXT: reference("text", encoder)})
 
 
 def _without(complete: ModalBatch, withheld: Mask) -> ModalBatch:
