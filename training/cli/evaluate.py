@@ -134,11 +134,8 @@ def evaluate_command(
     torch.set_num_threads(threads)
     _check_place(json_file)
     chosen = parse_settings(settings, form)
-    options = replace(
-        DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_folder(cache), threads),
-        title_as_text=title_as_text or (TitleAsText.AUTO if protocol in AS_TRAINED else TitleAsText.YES),
-        encoder_seconds=parse_budget(budget) * ENCODER_SHARE or None,
-    )
+    options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_folder(cache), threads)
+    options = _as_measured(options, protocol, title_as_text, parse_budget(budget))
     run: Callable[..., dict[str, Any]]
     given = {
         "--mask": mask is not None,
@@ -181,6 +178,14 @@ def evaluate_command(
             dataset, seeds=seeds, variant=variant or _variant_of(chosen), command=_command(), terminal=terminal
         )
     _write_result(result, json_file)
+
+
+def _as_measured(
+    options: DataOptions, protocol: Protocol, title_as_text: TitleAsText | None, seconds: float
+) -> DataOptions:
+    """With what the protocol has titles count as, and the share of the budget that an image encoder is trained in."""
+    titles = title_as_text or (TitleAsText.AUTO if protocol in AS_TRAINED else TitleAsText.YES)
+    return replace(options, title_as_text=titles, encoder_seconds=seconds * ENCODER_SHARE or None)
 
 
 OF_RATING = ("--item-reviews", "--item-ratings", "--target")
