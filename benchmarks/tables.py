@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,33 @@ def stranger_choices() -> str:
                 words = ", ".join(f"`{name}={value}`" for name, value in run["setting"].items()) or "the defaults"
                 rows.append([label, split, words, str(len(run["trials"]))])
     return _table(["chosen", "split", "settings", "trials"], rows)
+
+
+def interest() -> str:
+    """What training finds of what is liked, by what ratings count for."""
+    found = {
+        f"{label}{words}, {model}": result
+        for dataset, label in STRANGER_SETS.items()
+        for suffix, words in (("", ""), ("-time", " by time"))
+        for file, model in (("ease", "EASE"), ("lightgcn", "DGMRec without content"))
+        if (result := _found(f"interest/{dataset}/{file}{suffix}.json"))
+    }
+    rows = []
+    for name in [*next(iter(found.values()))["config"]["candidates"], "chosen"]:
+        cells = [_against(result["mean"], name) for result in found.values()]
+        words = "what validation chooses of these" if name == "chosen" else name
+        rows.append([f"{words} (the default)" if name == "from 4" else words, *cells])
+    header = ["ratings that count in training", *(f"{name} ({len(r['runs'])})" for name, r in found.items())]
+    return _table(header, rows)
+
+
+def _against(mean: Mapping[str, float], name: str) -> str:
+    """Recall@20 and NDCG@20, and their geometric mean against that of ratings from 4 on."""
+    if f"recall@20[{name}]" not in mean:
+        return ""
+    own, usual = ([mean[f"{metric}[{which}]"] for metric in ("recall@20", "ndcg@20")] for which in (name, "from 4"))
+    gain = (own[0] * own[1] / usual[0] / usual[1]) ** 0.5 - 1
+    return f"{own[0]:.4f} / {own[1]:.4f} ({gain:+.1%})"
 
 
 def retrieval() -> str:
@@ -704,6 +731,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "posted": posted,
     "search": search,
     "stranger-choices": stranger_choices,
+    "interest": interest,
     "new-items": new_items,
     "validation_only": validation_only,
     "retrieval": retrieval,
