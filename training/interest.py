@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from models.arrays import Double, Mask
 from models.feedback import deciding_events, interest_of
 from training.baselines.ranking import EASE_ITEMS, BaselineData, ease
-from training.datasets.base import TRAIN, Dataset
+from training.datasets.base import TEST, TRAIN, VALID, Dataset
 from training.metrics import evaluate_ranking
-from training.splits import Pairs, Parts, SplitName, random_split, time_split
+from training.splits import Parts, SplitName, random_split, time_split
 
 LOWER = (3.0, 2.0)  # thresholds that are tried below the usual one
 PENALTIES = (100.0, 300.0, 1000.0)  # of EASE
@@ -69,11 +69,13 @@ def rated(dataset: Dataset, seed: int, split: SplitName = SplitName.RANDOM) -> R
     parts = Parts.of(pairs, part)
     known = np.unique(pairs[liked & (part == TRAIN), 0])
 
-    def wanted(place: int, held: Pairs) -> Pairs:
-        return held[liked[part == place] & np.isin(held[:, 0], known)]
-
-    held = Parts(parts.train, *(wanted(place, whole) for place, whole in ((1, parts.valid), (2, parts.test))))
-    return Rated(held, kinds[part == TRAIN], values[part == TRAIN], len(dataset.users), n_items)
+    valid, test = (
+        held[liked[part == place] & np.isin(held[:, 0], known)]
+        for place, held in ((VALID, parts.valid), (TEST, parts.test))
+    )
+    return Rated(
+        Parts(parts.train, valid, test), kinds[part == TRAIN], values[part == TRAIN], len(dataset.users), n_items
+    )
 
 
 def choose_min_rating(dataset: Dataset, seed: int, split: SplitName = SplitName.RANDOM) -> InterestChoice:
