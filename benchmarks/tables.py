@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.interest import GAIN, LOWER
 from training.report import service
 from training.report.results import DATASETS, ServiceResult, paired_difference
 
@@ -211,8 +212,34 @@ def interest() -> str:
         cells = [_against(result["mean"], name) for result in found.values()]
         words = "what validation chooses of these" if name == "chosen" else name
         rows.append([f"{words} (the default)" if name == "from 4" else words, *cells])
+    taken = [[_threshold(run["metrics"]) for run in result["runs"]] for result in found.values()]
+    means = [
+        _mean_of([run["metrics"] for run in result["runs"]], names)
+        for result, names in zip(found.values(), taken, strict=True)
+    ]
+    words = [", ".join(dict.fromkeys(names)) for names in taken]
+    cells = [f"{name}: {_against(mean, 'taken')}" for name, mean in zip(words, means, strict=True)]
+    rows.append(["what `--min-rating choose` takes", *cells])
     header = ["ratings that count in training", *(f"{name} ({len(r['runs'])})" for name, r in found.items())]
     return _table(header, rows)
+
+
+def _threshold(metrics: Mapping[str, float]) -> str:
+    """What `training.interest.choose_min_rating` takes by the validation part."""
+    names = ["from 4", *(f"from {low:g}" for low in LOWER)]
+    best = max(names, key=lambda name: metrics[f"valid quality[{name}]"])
+    gained = metrics[f"valid quality[{best}]"] > metrics["valid quality[from 4]"] * (1 + GAIN)
+    return best if gained else "from 4"
+
+
+def _mean_of(runs: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
+    """The mean over the runs of what each took, and of the default."""
+    both = {"taken": names, "from 4": ["from 4"] * len(runs)}
+    return {
+        f"{metric}[{which}]": sum(run[f"{metric}[{name}]"] for run, name in zip(runs, took, strict=True)) / len(runs)
+        for metric in ("recall@20", "ndcg@20")
+        for which, took in both.items()
+    }
 
 
 def _against(mean: Mapping[str, float], name: str) -> str:
