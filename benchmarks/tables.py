@@ -9,10 +9,11 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from training.interest import GAIN, LOWER
 from training.report import service
 from training.report.results import DATASETS, ServiceResult, paired_difference
 
@@ -195,6 +196,59 @@ def stranger_choices() -> str:
                 words = ", ".join(f"`{name}={value}`" for name, value in run["setting"].items()) or "the defaults"
                 rows.append([label, split, words, str(len(run["trials"]))])
     return _table(["chosen", "split", "settings", "trials"], rows)
+
+
+def interest() -> str:
+    """What training finds of what is liked, by what ratings count for."""
+    found = {
+        f"{label}{words}, {model}": result
+        for dataset, label in STRANGER_SETS.items()
+        for suffix, words in (("", ""), ("-time", " by time"))
+        for file, model in (("ease", "EASE"), ("lightgcn", "DGMRec without content"))
+        if (result := _found(f"interest/{dataset}/{file}{suffix}.json"))
+    }
+    rows = []
+    for name in [*next(iter(found.values()))["config"]["candidates"], "chosen"]:
+        cells = [_against(result["mean"], name) for result in found.values()]
+        words = "what validation chooses of these" if name == "chosen" else name
+        rows.append([f"{words} (the default)" if name == "from 4" else words, *cells])
+    taken = [[_threshold(run["metrics"]) for run in result["runs"]] for result in found.values()]
+    means = [
+        _mean_of([run["metrics"] for run in result["runs"]], names)
+        for result, names in zip(found.values(), taken, strict=True)
+    ]
+    words = [", ".join(dict.fromkeys(names)) for names in taken]
+    cells = [f"{name}: {_against(mean, 'taken')}" for name, mean in zip(words, means, strict=True)]
+    rows.append(["what `--min-rating choose` takes", *cells])
+    header = ["ratings that count in training", *(f"{name} ({len(r['runs'])})" for name, r in found.items())]
+    return _table(header, rows)
+
+
+def _threshold(metrics: Mapping[str, float]) -> str:
+    """What `training.interest.choose_min_rating` takes by the validation part."""
+    names = ["from 4", *(f"from {low:g}" for low in LOWER)]
+    best = max(names, key=lambda name: metrics[f"valid quality[{name}]"])
+    gained = metrics[f"valid quality[{best}]"] > metrics["valid quality[from 4]"] * (1 + GAIN)
+    return best if gained else "from 4"
+
+
+def _mean_of(runs: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
+    """The mean over the runs of what each took, and of the default."""
+    both = {"taken": names, "from 4": ["from 4"] * len(runs)}
+    return {
+        f"{metric}[{which}]": sum(run[f"{metric}[{name}]"] for run, name in zip(runs, took, strict=True)) / len(runs)
+        for metric in ("recall@20", "ndcg@20")
+        for which, took in both.items()
+    }
+
+
+def _against(mean: Mapping[str, float], name: str) -> str:
+    """Recall@20 and NDCG@20, and their geometric mean against that of ratings from 4 on."""
+    if f"recall@20[{name}]" not in mean:
+        return ""
+    own, usual = ([mean[f"{metric}[{which}]"] for metric in ("recall@20", "ndcg@20")] for which in (name, "from 4"))
+    gain = (own[0] * own[1] / usual[0] / usual[1]) ** 0.5 - 1
+    return f"{own[0]:.4f} / {own[1]:.4f} ({gain:+.1%})"
 
 
 def retrieval() -> str:
@@ -704,6 +758,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "posted": posted,
     "search": search,
     "stranger-choices": stranger_choices,
+    "interest": interest,
     "new-items": new_items,
     "validation_only": validation_only,
     "retrieval": retrieval,

@@ -92,6 +92,9 @@ class Patch:
 # --- what is stored ----------------------------------------------------------------------------------------------
 
 
+TITLE_SOURCE = "title"
+
+
 @dataclass(frozen=True, slots=True)
 class Observed:
     """An observed modality: its feature and the content it came from.
@@ -107,6 +110,11 @@ class Observed:
     text: str | None = None
     media: str | None = None
     media_type: str | None = None
+
+    @property
+    def is_title(self) -> bool:
+        """Whether the title stands in for it."""
+        return self.source == TITLE_SOURCE
 
 
 @dataclass(frozen=True, slots=True)

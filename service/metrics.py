@@ -9,6 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from service.domain import State
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 STEPS = ("encode", "impute", "index", "rank", "explain", "commit", "background")
 
@@ -89,11 +91,11 @@ class Metrics:
             self._fallbacks.labels(fallback).inc()
 
     def set_items(self, states: Mapping[str, Mapping[str, Any]]) -> None:
-        """Replace the gauges of items: modality -> state -> number."""
+        """Replace the gauges of items: modality -> state -> number, and what else is counted."""
         self._items.clear()
         for modality, counts in states.items():
-            for state, count in counts.items():
-                self._items.labels(modality, state).set(count)
+            for state in State:
+                self._items.labels(modality, state.value).set(counts[state.value])
 
     def set_indexes(self, sizes: Mapping[str, Mapping[str, Any]]) -> None:
         """Replace the gauges of the indexes: index -> part -> number of vectors."""

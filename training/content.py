@@ -19,7 +19,7 @@ from models.modality import ModalBatch
 from training.catalogue_encoder import CatalogueEncoderConfig, Picture, require_pairs, train_catalogue_encoder
 from training.datasets.base import Dataset
 from training.encoder_cache import EncoderCache, KeptEncoder
-from training.features import CataloguePictures, catalogue_pictures, encode_dataset
+from training.features import CataloguePictures, catalogue_pictures, encode_dataset, reference
 from training.masking import mask_cells, mask_levels
 from training.progress import Terminal
 from training.splits import SplitName
@@ -75,7 +75,8 @@ class DataOptions:
 class Prepared:
     """Features with holes, who encoded them, and what an encoder adds to the bundle.
 
-    `complete` holds the withheld cells too; it is for measuring and never reaches a model.
+    `complete` holds the withheld cells too; it is for measuring and never reaches a model. Titles that do not count as
+    texts are in neither, and are among `withheld`. `titled` items have a title and no text.
     """
 
     batch: ModalBatch
@@ -84,6 +85,7 @@ class Prepared:
     encoders: Mapping[str, EncoderRef | None]
     files: Mapping[str, Callable[[Path], object]] = field(default_factory=dict)
     title_as_text: bool = True
+    titled: int = 0
 
 
 def withheld_cells(dataset: Dataset, options: DataOptions) -> Mask:
@@ -122,20 +124,38 @@ def prepare_features(dataset: Dataset, options: DataOptions, terminal: Terminal)
         progress=terminal.stage,
         cache_dir=options.cache,
     )
-    batch = complete.masked(torch.from_numpy(withheld)) if withheld.any() else complete  # no copy of what is large
+    batch = _without(complete, withheld)
     choice = _title_choice(dataset, batch, text, options)
-    if titled(dataset).any() and TEXT in batch.names:
+    titles = int(titled(dataset).sum()) if TEXT in batch.names else 0
+    if titles:
         terminal.say(str(choice))
     if not choice.as_text:
-        batch = without_titles(dataset, batch)
+        complete = without_titles(dataset, complete)
+        withheld = withheld | (dataset.observed() & ~complete.observed.numpy())
+        batch = _without(complete, withheld)
     if weights is None:
-        return Prepared(batch, complete, withheld, encoders, title_as_text=choice.as_text)
+        return Prepared(batch, complete, withheld, encoders, title_as_text=choice.as_text, titled=titles)
     shipped = {
         name: ref.model_copy(update={"file": WEIGHTS}) if ref is not None and ref.id == CATALOGUE else ref
         for name, ref in encoders.items()
     }
     files = {WEIGHTS: lambda file: file.write_bytes(weights)}
-    return Prepared(batch, complete, withheld, shipped, files, choice.as_text)
+    return Prepared(batch, complete, withheld, shipped, files, choice.as_text, titles)
+
+
+def without_content(dataset: Dataset, options: DataOptions) -> Prepared:
+    """What a model is shown of items without any content: a text modality that all of them lack, so that items to come
+    can have texts."""
+    encoder = text_encoder(options)
+    nothing = torch.zeros(len(dataset.items), 1, dtype=torch.bool)
+    batch = ModalBatch({TEXT: torch.zeros(len(dataset.items), encoder.dim)}, nothing)
+    return Prepared(batch, batch, np.zeros((len(dataset.items), 1), dtype=np.bool_), {TEXT: reference("text", encoder)})
+
+
+def _without(complete: ModalBatch, withheld: Mask) -> ModalBatch:
+    """The features without the withheld ones; the same where nothing is lost, as a copy is large."""
+    cells = torch.from_numpy(withheld)
+    return complete.masked(cells) if (complete.observed & cells).any() else complete
 
 
 def _title_choice(dataset: Dataset, batch: ModalBatch, text: TextEncoder | None, options: DataOptions) -> TitleChoice:

@@ -90,7 +90,7 @@ def encode_dataset(
         cells.vectors[~real] = 0
         features[name] = torch.from_numpy(cells.vectors)
         columns.append(torch.from_numpy(real))
-        encoders[name] = None if kind is None or encoder is None else _reference(kind, encoder)
+        encoders[name] = None if kind is None or encoder is None else reference(kind, encoder)
     return ModalBatch(features, torch.stack(columns, dim=1)), encoders
 
 
@@ -187,7 +187,8 @@ def _encoder_for(
     return encoder
 
 
-def _reference(kind: Kind, encoder: TextEncoder | ImageEncoder) -> EncoderRef:
+def reference(kind: Kind, encoder: TextEncoder | ImageEncoder) -> EncoderRef:
+    """An encoder as a bundle's manifest names it."""
     return EncoderRef(kind=kind, id=encoder.id, dim=encoder.dim, weights_sha256=encoder.weights_sha256)
 
 

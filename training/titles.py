@@ -62,6 +62,8 @@ def titled(dataset: Dataset) -> Mask:
 
 def without_titles(dataset: Dataset, batch: ModalBatch) -> ModalBatch:
     """The features without the texts that are titles."""
+    if TEXT not in batch.names:
+        return batch
     cells = torch.zeros_like(batch.observed)
     cells[:, batch.names.index(TEXT)] = torch.from_numpy(titled(dataset))
     return batch.masked(cells)

@@ -166,6 +166,7 @@ class Entry:
     created: float
     states: Mapping[str, State]
     confidence: Mapping[str, float]  # the model's own
+    titled: tuple[str, ...] = ()  # modalities that are the title, as no content was given
 
     @classmethod
     def of(cls, item: StoredItem, names: Sequence[str]) -> Entry:
@@ -180,6 +181,7 @@ class Entry:
             item.created_at.timestamp(),
             {name: item.state_of(name) for name in names},
             {name: generated.confidence for name, generated in item.generated.items()},
+            tuple(name for name, observed in item.observed.items() if observed.is_title),
         )
 
 
@@ -221,6 +223,7 @@ class Catalogue:
         self.stale = Stale()
         self._categories: dict[str, set[int]] = {}
         self._states: Counter[tuple[str, State]] = Counter()  # numbers of items by modality and state
+        self._titled: Counter[str] = Counter()  # and of those whose title it is
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -289,7 +292,7 @@ class Catalogue:
             index.remove(np.array([key], dtype=np.int64))
         self._forget_categories(key)
         if (entry := self.entries.pop(key, None)) is not None:
-            self._states.subtract(entry.states.items())
+            self._uncount(entry)
         for rows in (self.rows, *self.near.rows, *self.kernel.rows):
             rows.remove(key)
 
@@ -415,8 +418,9 @@ class Catalogue:
             row = self._trained_row(entry.id)
             self.trained[key] = -1 if row is None else row
         else:
-            self._states.subtract(self.entries[key].states.items())
+            self._uncount(self.entries[key])
         self._states.update(entry.states.items())
+        self._titled.update(entry.titled)
         self.rows.put(key, derived.fields())
         self.observed[key] = [entry.states[name] is State.OBSERVED for name in self.names]
         self.raw_confidence[key] = self._raw(entry)
@@ -426,6 +430,10 @@ class Catalogue:
         for category in entry.categories:
             self._categories.setdefault(category, set()).add(key)
         self.entries[key] = entry
+
+    def _uncount(self, entry: Entry) -> None:
+        self._states.subtract(entry.states.items())
+        self._titled.subtract(entry.titled)
 
     def _index(self, keys: Keys, rows: Sequence[tuple[Entry, Derived]], moved: Mask) -> None:
         for column, name in enumerate(self.names):
@@ -523,6 +531,10 @@ class Catalogue:
         """Number of generated features by modality that are not used."""
         left_out = ~self.used & ~np.isnan(self.raw_confidence[: len(self.used)])
         return dict(zip(self.names, left_out.sum(axis=0).tolist(), strict=True))
+
+    def count_titles(self) -> dict[str, int]:
+        """Number of items by modality whose observed content is the title, where there are any."""
+        return {name: self._titled[name] for name in self.names if self._titled[name]}
 
     def count_categories(self) -> dict[str, int]:
         """Number of items by category, the largest first, ties by name."""

@@ -120,8 +120,10 @@ def _trained(model: DGMRecServing, item: Content, given: ImputationInput) -> Com
     """An item as it was completed at the end of training."""
     row = model.items.row(item.id)
     features = {name: model.tables[f"feature.{name}"][row] for name in model.names} | dict(given.features)
-    generated = {name: _trained_cell(model, item, name, row) for name in model.names if name not in given.features}
-    states = {name: State.GENERATED if name in generated else State.OBSERVED for name in model.names}
+    lacking = [name for name in model.names if name not in given.features]
+    generated = {name: _trained_cell(model, item, name, row) for name in lacking if model.has_mean(name)}
+    states = dict.fromkeys(model.names, State.OBSERVED) | dict.fromkeys(lacking, State.ABSENT)
+    states |= dict.fromkeys(generated, State.GENERATED)
     return Completed(features, generated, states, np.full(len(model.names), np.inf, dtype=np.float32))
 
 

@@ -14,6 +14,7 @@ from models.arrays import Array
 from models.bundle import ModalityEntry
 from models.encoders import ImageEncoder, ImageError, TextEncoder, decode_image, without_metadata
 from service.domain import (
+    TITLE_SOURCE,
     Content,
     FetchError,
     InvalidImageError,
@@ -33,7 +34,6 @@ from service.pipeline.engine import Engine, Limits
 from service.ports import Media
 
 TEXT = "text"
-TITLE_SOURCE = "title"
 # Why what was given is no observation.
 UNREAD = "The encoder knows no word of this text, so it counts as missing."
 ZERO = "A feature of zeros says nothing of an item, so it counts as missing."

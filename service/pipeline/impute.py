@@ -179,9 +179,11 @@ def _fallback_chain(
     """The first of the fallback chain that holds for this cell: projected feature, generator's name, confidence."""
     name, imputation = model.names[column], model.model.config.imputation
     feature, confidence = output[0][row], output[1][row]
-    if imputation == "generate" and (evidence.observed[row].any() or item.users) and np.isfinite(feature).all():
+    learned = model.has_mean(name)  # else training saw nothing that such features could be made of
+    told = evidence.observed[row].any() or item.users
+    if learned and imputation == "generate" and told and np.isfinite(feature).all():
         return feature, model.generator(name), float(confidence)
-    if imputation == "generate" or imputation in GRAPH_IMPUTERS:
+    if learned and (imputation == "generate" or imputation in GRAPH_IMPUTERS):
         guess = _fallback_guess(model, catalogue, item, name)
         if guess is not None:
             return guess, model.fallback_imputer, 0.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from service.domain import NotReadyError
+from service.domain import TITLE_SOURCE, NotReadyError
 from service.pipeline import recalibrate
 from service.pipeline.engine import Engine
 from service.ports import Backlog
@@ -59,20 +59,21 @@ async def pending(engine: Engine) -> dict[str, Any]:
 
 
 async def stats(engine: Engine) -> dict[str, Any]:
-    """Items by modality state and category, imputation error by modality, how many
-    generated features are left out, fallbacks, index sizes, how many items
-    are pending regeneration, and how far the worker that answers has followed the log."""
+    """Items by modality state and category (`source` counts the observed ones that are the item's title), imputation
+    error by modality, how many generated features are left out, fallbacks, index sizes, how many items are pending
+    regeneration, and how far the worker that answers has followed the log."""
     catalogue = engine.memory.catalogue
     followed = engine.runtime.followed
     errors = await engine.store.imputation_errors()
     calibrations = await engine.store.calibrations(engine.active.identity)
     waiting = await pending(engine)
+    sources = {name: {"source": {TITLE_SOURCE: count}} for name, count in catalogue.count_titles().items()}
     return {
         "model_version": engine.model_version,
         "synthetic": engine.active.manifest.data.synthetic,
         "items": len(catalogue),
         "available": int(catalogue.available.sum()),
-        "modalities": catalogue.count_states(),
+        "modalities": {name: {**counts, **sources.get(name, {})} for name, counts in catalogue.count_states().items()},
         "categories": catalogue.count_categories(),
         "imputation_error": recalibrate.describe(errors, calibrations, engine.calibrating.warn_at),
         "min_confidence": dict(engine.calibrating.least),

@@ -24,7 +24,7 @@ from service.domain import (
 )
 from service.pipeline import views
 from service.pipeline.browse import stored
-from service.pipeline.encode import TEXT, TITLE_SOURCE, Contents, Encoded, encode, fetched, with_title
+from service.pipeline.encode import TEXT, Contents, Encoded, encode, fetched, with_title
 from service.pipeline.engine import Engine
 from service.pipeline.regenerate import enqueue
 from service.pipeline.writing import ATTEMPTS, Plan, replacing, write
@@ -89,7 +89,7 @@ def _patched_contents(
     for; where neither title nor text is patched, the title stands in for nothing new."""
     remaining = {name: feature for name, feature in previous.observed.items() if name not in patch.modalities}
     text = remaining.get(TEXT)
-    if text is not None and text.source == TITLE_SOURCE and title != previous.title:
+    if text is not None and text.is_title and title != previous.title:
         del remaining[TEXT]
     contents = with_title(title, {name: content for name, content in patch.modalities.items() if content is not None})
     has_text = TEXT in remaining or _unread_text(previous) is not None

@@ -11,7 +11,7 @@ import numpy as np
 from models.bundle import BundleError
 from service.domain import Content, LacunaError, MediaContent, Observed, Remark, StoredItem, TextContent
 from service.pipeline.active import Active
-from service.pipeline.encode import TITLE_SOURCE, Contents, Encoded, PixelBudget, encode
+from service.pipeline.encode import Contents, Encoded, PixelBudget, encode
 from service.pipeline.engine import Engine, Limits
 
 log = logging.getLogger(__name__)
@@ -109,4 +109,4 @@ async def _content(engine: Engine, item: StoredItem, name: str) -> Content:
     if feature.media is not None:
         media = await engine.store.get_media(feature.media)
         return MediaContent(media.data if media else b"")
-    return TextContent((item.title if feature.source == TITLE_SOURCE else feature.text) or "")
+    return TextContent((item.title if feature.is_title else feature.text) or "")

@@ -16,9 +16,9 @@ import orjson
 
 from models.bundle import CATALOGUE_FEATURES, CATALOGUE_FEEDBACK, CATALOGUE_ITEMS, Bundle
 from models.rows import EVENT_ROW, ITEM_ROW, decode_base64, is_taken
-from service.domain import Event, Observed, Remark, StoredItem, Vector
+from service.domain import TITLE_SOURCE, Event, Observed, Remark, StoredItem, Vector
 from service.pipeline.active import Active
-from service.pipeline.encode import TEXT, TITLE_SOURCE, media_type, silence, unread
+from service.pipeline.encode import TEXT, media_type, silence, unread
 from service.pipeline.engine import Engine
 from service.ports import ItemWrite, Media
 
@@ -127,7 +127,7 @@ def _observed(active: Active, name: str, body: Mapping[str, Any], vector: Vector
 
 
 def _remark(active: Active, name: str, feature: Observed, title: str | None) -> Remark | None:
-    text = title if feature.source == TITLE_SOURCE else feature.text
+    text = title if feature.is_title else feature.text
     remark = silence(active, name, feature.vector)
     return remark if remark is not None or text is None else unread(active, name, text, feature.source)
 

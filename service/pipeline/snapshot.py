@@ -232,7 +232,8 @@ def read(path: Path, shape: Shape) -> Snapshot:
 
 def _entry(values: Mapping[str, Any]) -> Entry:
     states = {name: State(state) for name, state in values["states"].items()}
-    return Entry(**{**values, "categories": tuple(values["categories"]), "states": states})
+    tuples = {name: tuple(values[name]) for name in ("categories", "titled")}
+    return Entry(**{**values, **tuples, "states": states})
 
 
 def fill(catalogue: Catalogue, snapshot: Snapshot) -> None:

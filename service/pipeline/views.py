@@ -26,7 +26,6 @@ from service.domain import (
 )
 from service.pipeline.catalogue import Catalogue
 from service.pipeline.confidence import Confidence
-from service.pipeline.encode import TITLE_SOURCE
 from service.pipeline.impute import Completed
 from service.pipeline.vectors import nearest
 from service.ports import Keys
@@ -45,7 +44,7 @@ def report(
     """State and provenance, and what is to be said of the content."""
     remark = remark or Remark()
     if state is not State.GENERATED or generated is None:
-        from_title = observed is not None and observed.source == TITLE_SOURCE
+        from_title = observed is not None and observed.is_title
         return ModalityReport(state, detail=remark.detail, truncated=remark.truncated, from_title=from_title)
     served, least = confidence.serve(modality, generated.confidence), confidence.least.get(modality, 0.0)
     details = [remark.detail, None if served >= least else UNUSED.format(least)]

@@ -120,6 +120,14 @@ def test_figures_are_those_of_the_seeds(report: Callable[..., Page]) -> None:
     assert page.tables["At a glance"]["ML-1M"][-2:] == [f"DGMRec: {spread(ours)}", spread(ours)]
 
 
+def test_titles_instead_of_texts_are_said(tmp_path: Path) -> None:
+    result = raw("dgmrec", [{"recall@20": 0.3}])
+    result["runs"][0]["titles"] = {"items": 21, "as_text": False}
+    (tmp_path / "one.json").write_text(json.dumps(result))
+    page, _ = make_report([tmp_path], title="A report")
+    assert "of 21 items without a text, the title does not count as one" in page
+
+
 def test_at_a_glance_a_variant_over_fewer_seeds_is_no_best(report: Callable[..., Page]) -> None:
     plain, lucky, whole = [0.30, 0.32], [0.40], [0.31, 0.35]
     members = [raw("dgmrec", [{"recall@20": v} for v in plain])]

@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 from models.encoders import NetworkEncoder
 from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
+from training.content import DataOptions, prepare_features
 from training.datasets.base import Dataset, Interactions
-from training.titles import TitleChoice, choose, titled, without_titles
+from training.evaluate.protocols import levels
+from training.progress import Terminal
+from training.titles import TitleAsText, TitleChoice, choose, titled, without_titles
 
 KINDS = ("hat", "mug", "lamp", "vase")
 SIZE, BOTH = 8, 80
@@ -84,3 +87,24 @@ def test_without_titles() -> None:
     assert left.observed[:, 0].tolist() == [True] * BOTH + [False] * 20
     assert left.observed[:, 1].all()
     assert not left.features["text"][BOTH:].any()
+
+
+def test_nothing_is_left_out_where_there_are_no_texts() -> None:
+    dataset, batch = world("a name", 1.0)
+    pictures = ModalBatch({"image": batch.features["image"]}, batch.observed[:, 1:])
+    assert without_titles(dataset, pictures) is pictures
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+def test_titles_that_are_no_texts_are_missing_whatever_is_measured(as_text: bool) -> None:
+    """Neither what a model is shown nor what imputations are compared with has them, and an item lacks its text."""
+    dataset, _ = world("a name", 1.0)
+    wanted = TitleAsText.YES if as_text else TitleAsText.NO
+    options = DataOptions(missing=0.2, threads=1, seed=1, title_as_text=wanted)
+    with Terminal(quiet=True) as terminal:
+        prepared = prepare_features(dataset, options, terminal)
+    column = prepared.batch.names.index("text")
+    assert prepared.complete.observed[BOTH:, column].tolist() == [as_text] * 20
+    assert not (prepared.batch.observed & ~prepared.complete.observed).any()
+    lacking = levels(dataset.observed() & ~prepared.withheld)
+    assert lacking.tolist() == (~prepared.batch.observed).sum(dim=1).tolist()

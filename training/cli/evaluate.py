@@ -33,6 +33,7 @@ from training.cli.options import (
     parse_settings,
     print_json,
 )
+from training.cli.train import ENCODER_SHARE
 from training.content import DataOptions
 from training.datasets import load_dataset
 from training.evaluate import (
@@ -50,7 +51,9 @@ from training.evaluate import (
 from training.progress import Terminal
 from training.report.page import make_report
 from training.splits import SplitName
+from training.titles import TitleAsText
 
+AS_TRAINED = (Protocol.STRANGER, Protocol.POSTED)  # protocols that measure what `lacuna train` gives
 UNLEVELLED = (Protocol.RATIO, Protocol.STRANGER, Protocol.POSTED)  # protocols that withhold no cells by themselves
 
 
@@ -110,6 +113,14 @@ def evaluate_command(
     target: Annotated[
         Path | None, typer.Option(help="Under rating: the dataset that is rated by what lrmm learned from --data.")
     ] = None,
+    title_as_text: Annotated[
+        TitleAsText | None,
+        typer.Option(
+            "--title-as-text",
+            help="Whether the title of an item without a text counts as its text (see `lacuna train`). Without it: "
+            "auto under stranger and posted, as a training has it; else yes, so that all models see the same cells.",
+        ),
+    ] = None,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
     device: Device = "auto",
@@ -124,6 +135,7 @@ def evaluate_command(
     _check_place(json_file)
     chosen = parse_settings(settings, form)
     options = DataOptions(missing or 0.0, mask, image_encoder, image_weights, cache_folder(cache), threads)
+    options = _as_measured(options, protocol, title_as_text, parse_budget(budget))
     run: Callable[..., dict[str, Any]]
     given = {
         "--mask": mask is not None,
@@ -166,6 +178,14 @@ def evaluate_command(
             dataset, seeds=seeds, variant=variant or _variant_of(chosen), command=_command(), terminal=terminal
         )
     _write_result(result, json_file)
+
+
+def _as_measured(
+    options: DataOptions, protocol: Protocol, title_as_text: TitleAsText | None, seconds: float
+) -> DataOptions:
+    """With what the protocol has titles count as, and the share of the budget that an image encoder is trained in."""
+    titles = title_as_text or (TitleAsText.AUTO if protocol in AS_TRAINED else TitleAsText.YES)
+    return replace(options, title_as_text=titles, encoder_seconds=seconds * ENCODER_SHARE or None)
 
 
 OF_RATING = ("--item-reviews", "--item-ratings", "--target")

@@ -32,7 +32,6 @@ from training.cli.options import (
     ImageEncoderName,
     ImageWeights,
     Mask,
-    MinRatingText,
     Missing,
     Out,
     Seed,
@@ -60,6 +59,7 @@ from training.demo.catalogue import NAME as DEMO_NAME
 from training.demo.catalogue import prepare_demo
 from training.dgmrec.recipe import DGMRecRecipe
 from training.held_out import LeaveOneOutError
+from training.interest import choose_min_rating
 from training.lrmm.ratings import RatingDataError
 from training.progress import Terminal
 from training.recipe import Recipe, train_into_bundle
@@ -67,6 +67,18 @@ from training.splits import SplitName
 from training.titles import TitleAsText
 
 DEMO_SEED = 7
+CHOOSE = "choose"
+ChosenMinRating = Annotated[
+    str | None,
+    typer.Option(
+        "--min-rating",
+        metavar=f"1..5|none|auto|{CHOOSE}",
+        help="Ratings below it show no interest: they push the item down for that user and make nothing popular. "
+        "none: every rating shows interest. Without it, and with auto, the data decide (4, or less where ratings are "
+        f"low), or what the dataset was prepared with. {CHOOSE}: that, or less if the validation part's likes are then "
+        "found better.",
+    ),
+]
 ENCODER_SHARE = 1 / 3  # of the budget, in which the catalogue's own image encoder is trained
 
 DEMO_SETTINGS = {"seed": DEMO_SEED, "batch_size": 512, "patience": 10}  # a small catalogue, a short wait
@@ -136,7 +148,7 @@ def train_command(
     ] = None,
     missing: Missing = 0.0,
     mask: Mask = None,
-    min_rating: MinRatingText = None,
+    min_rating: ChosenMinRating = None,
     title_as_text: TitleText = TitleAsText.AUTO,
     image_encoder: ImageEncoderName = "auto",
     image_weights: ImageWeights = None,
@@ -162,7 +174,7 @@ def train_command(
     if sum(source is not None for source in (data, from_db, from_db_file)) != 1:
         raise CommandError("training needs its data: either --data DIR or --from-db URL, or --from-db-file FILE")
     data = data or _from_database(database_url(from_db, from_db_file), out)
-    least = parse_min_rating(min_rating)
+    least = _chosen_min_rating(data, seed, split) if min_rating == CHOOSE else parse_min_rating(min_rating)
     seconds = parse_budget(budget)
     options = DataOptions(
         missing, mask, image_encoder, image_weights, cache_folder(cache), threads, seed, min_rating=least, split=split
@@ -179,6 +191,14 @@ def train_command(
     train_recipes(recipes, data, out, options, source=data if catalogue else None, fresh=fresh)
     if as_json:
         print_json(json.loads(read_manifest(out).model_dump_json(include={"version", "data", "models"})))
+
+
+def _chosen_min_rating(data: Path, seed: int, split: SplitName) -> float | None:
+    """What the validation part prefers to count as interest; says what was found."""
+    choice = choose_min_rating(load_dataset(data), seed, split)
+    with Terminal() as terminal:
+        terminal.say(str(choice))
+    return choice.min_rating
 
 
 def train_recipes(

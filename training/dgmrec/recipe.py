@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,14 @@ from models.modality import ModalBatch
 from models.vocabulary import Vocabulary
 from models.words import title_and_text
 from training.bundles import new_bundle, run_fingerprint
-from training.content import DataOptions, TooLittleFeedbackError, TrainingDataError, no_content, prepare_features
+from training.content import (
+    DataOptions,
+    TooLittleFeedbackError,
+    TrainingDataError,
+    no_content,
+    prepare_features,
+    without_content,
+)
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Chooser
 from training.dgmrec.items_only import items_only_model
@@ -213,22 +221,20 @@ def with_chosen_offset(trained: TrainedDGMRec, pinned: frozenset[str], terminal:
 def refit(
     dataset: Dataset,
     content: ModalBatch,
-    trained: TrainedDGMRec,
+    epochs: int,
     config: DGMRecConfig,
     trainer: TrainerConfig,
     *,
     checkpoint: Path | None = None,
     terminal: Terminal | None = None,
 ) -> TrainedDGMRec:
-    """The same on all interactions, for as many epochs as were best; the metrics stay those of the fit before."""
+    """The same on all interactions, for so many epochs."""
     pairs = dataset.pairs()
-    epochs = max(trained.result.best_epoch, 1)
     whole = trainer.model_copy(update={"epochs": epochs, "evaluate_every": epochs})
     everything = Parts(pairs, pairs[:0], pairs[:0])
-    again = train_dgmrec(
+    return train_dgmrec(
         dataset, content, config, whole, parts=everything, checkpoint=checkpoint, terminal=terminal, tested=False
     )
-    return TrainedDGMRec(again.task, again.result, trained.metrics)
 
 
 @dataclass(frozen=True)
@@ -265,7 +271,11 @@ class DGMRecRecipe:
         except TooLittleFeedbackError as error:
             terminal.say(f"{error}; the model is made of the items alone")
             return self._from_items(dataset, options, terminal)
-        opened = new_bundle(prepare_features(dataset, options, terminal))
+        if dataset.modalities:
+            opened = new_bundle(prepare_features(dataset, options, terminal))
+        else:
+            terminal.say("the items have no content: lists come of the feedback alone, nothing is generated")
+            opened = new_bundle(without_content(dataset, options))
         configs = (self.config, self.trainer)
         budget = 0.0 if self.config.form == "paper" else self.budget  # its settings are the paper's
         choice = chosen_settings(
@@ -278,25 +288,29 @@ class DGMRecRecipe:
         if budget:
             trained = with_chosen_offset(trained, self.pinned, terminal)
             configs = (trained.task.config, configs[1])
+        metrics = trained.metrics
         if self.on_all:
-            shown = ", ".join(f"{name} {trained.metrics[name]:.4f}" for name in self.headline)
+            shown = ", ".join(f"{name} {metrics[name]:.4f}" for name in self.headline)
             terminal.say(f"held-out fit: test {shown}; now fitted on all feedback")
+            epochs = max(trained.result.best_epoch, 1)
+            del trained  # its features and graphs need not stand in memory beside those of the next fit
+            gc.collect()
             trained = refit(
-                dataset, opened.content, trained, *configs, checkpoint=checkpoints.member(1), terminal=terminal
+                dataset, opened.content, epochs, *configs, checkpoint=checkpoints.member(1), terminal=terminal
             )
         serving = serving_model(trained.task, dataset.users, dataset.items)
 
         def save(writer: BundleWriter) -> ModelEntry:
-            return serving.save(writer, trained.metrics).model_copy(update={"refitted": self.on_all})
+            return serving.save(writer, metrics).model_copy(update={"refitted": self.on_all})
 
         return Trained(opened, len(dataset.pairs()), save)
 
     def _parts(self, dataset: Dataset, options: DataOptions) -> Parts:
         """Raises TooLittleFeedbackError, and TrainingDataError where the form cannot learn from such data."""
-        if self.config.generator == "parts" and len(dataset.modalities) == 1:
+        if self.config.generator == "parts" and len(dataset.modalities) < 2:
             raise TrainingDataError(
-                f"the dataset {dataset.name} has one modality: with generator=parts, as form=paper has it, one is "
-                "generated from another"
+                f"the dataset {dataset.name} has {len(dataset.modalities) or 'no'} modality: with generator=parts, as "
+                "form=paper has it, one is generated from another"
             )
         parts = split_parts(dataset, self.trainer.seed, how=options.split)
         if len(parts.valid) < FEWEST_HELD_OUT:

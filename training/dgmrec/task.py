@@ -313,6 +313,8 @@ class DGMRecTask:
     def _fit_q(self) -> None:
         if self.content is None or self.q_optimiser is None or not self.config.club:
             return
+        if not self.content.evidence.observed.any():
+            return
         with torch.no_grad():
             out = self.module(self.interactions, self.content)
         for _ in range(Q_STEPS):

@@ -32,6 +32,7 @@ from training.masking import levels
 from training.metrics import ScoreFunction, rank_all, summarise
 from training.progress import Terminal
 from training.splits import Parts, draw_new_items, validation_parts
+from training.titles import TitleAsText
 from training.trainer import TrainerConfig, TrainingResult
 
 
@@ -142,6 +143,7 @@ class Outcome:
     training: TrainingResult | None = None
     setting: Mapping[str, Any] | None = None
     trials: Sequence[Trial] = ()
+    titles: Mapping[str, Any] | None = None  # how many items have a title and no text, and whether it counts as one
 
 
 def evaluate(
@@ -177,6 +179,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         grid = BASELINES[plan.model].grid if plan.model in BASELINES else IMPUTERS[plan.model].settings
         config |= {"grid": [dict(setting) for setting in grid]}
         config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs if "setting" in run]}
+    titles = plan.options.title_as_text
     return config | {
         "missing": list(RATIOS) if plan.protocol is Protocol.RATIO else plan.options.missing,
         "mask": plan.options.mask,
@@ -185,6 +188,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         **({"validation_only": True} if plan.validation_only else {}),
         **({"split": plan.options.split.value, "budget": plan.budget} if plan.protocol is Protocol.STRANGER else {}),
         "image_encoder": plan.options.image_encoder,
+        **({} if titles is TitleAsText.YES else {"title_as_text": titles.value}),
     }
 
 
@@ -210,6 +214,8 @@ def _account(outcome: Outcome) -> dict[str, Any]:
         account |= training_record(outcome.training)
     if outcome.setting is not None:
         account["setting"] = dict(outcome.setting)
+    if outcome.titles is not None:
+        account["titles"] = dict(outcome.titles)
     if outcome.trials:
         account["trials"] = [asdict(trial) for trial in outcome.trials]
     return account
@@ -241,8 +247,10 @@ def _rank(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     prepared = prepared_content(dataset, plan, parts, terminal)
     if plan.protocol is Protocol.POSTED:
         assert new_items is not None
-        return _post(dataset, plan, parts, prepared.batch, new_items, terminal)
+        outcome = _post(dataset, plan, parts, prepared.batch, new_items, terminal)
+        return replace(outcome, titles=_titles(prepared))
     scores, outcome = _fit(dataset, plan, parts, prepared, terminal)
+    outcome = replace(outcome, titles=_titles(prepared))
     ranks = rank_all(scores, parts.test, parts.train)
     if new_items is not None:
         return replace(outcome, metrics=outcome.metrics | ranking_of_new(ranks, new_items))
@@ -277,6 +285,10 @@ def prepared_content(dataset: Dataset, plan: Plan, parts: Parts, terminal: Termi
     if plan.imputer is None:
         return prepared
     return replace(prepared, batch=filled_content(prepared.batch, plan, _graphs(dataset, parts)))
+
+
+def _titles(prepared: Prepared) -> dict[str, Any] | None:
+    return {"items": prepared.titled, "as_text": prepared.title_as_text} if prepared.titled else None
 
 
 def filled_content(batch: ModalBatch, plan: Plan, graphs: InteractionGraphs) -> ModalBatch:
@@ -353,7 +365,8 @@ def _retrieve(dataset: Dataset, plan: Plan, terminal: Terminal) -> Outcome:
     filled, confidence = generated_content(trained.task, prepared.batch)
     ranking = {name: value for name, value in trained.metrics.items() if "@" in name}
     metrics = ranking | retrieval(prepared.complete, prepared.batch, filled, confidence)
-    return Outcome(metrics | _searches(dataset, trained.task, prepared.batch), trained.result)
+    metrics |= _searches(dataset, trained.task, prepared.batch)
+    return Outcome(metrics, trained.result, titles=_titles(prepared))
 
 
 def _searches(dataset: Dataset, task: DGMRecTask, batch: ModalBatch) -> dict[str, float]:

@@ -16,6 +16,7 @@ from models.modality import ModalBatch
 from training.bundles import open_bundle, run_fingerprint
 from training.content import DataOptions, no_content, prepare_features, text_encoder
 from training.datasets.base import Dataset
+from training.features import reference
 from training.lrmm.paper import train_paper
 from training.lrmm.ratings import RatingParts, Ratings, published_parts, random_parts
 from training.lrmm.reviews import sentence_vectors
@@ -92,7 +93,7 @@ def review_sentences(
         return None
     encoder = text_encoder(options)
     vectors = sentence_vectors(ratings.text, config.review_words, encoder, terminal, options.cache)
-    return vectors, EncoderRef(kind="text", id=encoder.id, dim=encoder.dim, weights_sha256=encoder.weights_sha256)
+    return vectors, reference("text", encoder)
 
 
 @dataclass(frozen=True)

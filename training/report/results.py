@@ -53,6 +53,18 @@ class Reconstruction(BaseModel):
     rebuilt: Places
 
 
+class Titles(BaseModel):
+    """How many items have a title and no text, and whether it counts as their text."""
+
+    items: int
+    as_text: bool
+
+    def __str__(self) -> str:
+        """In words."""
+        counts = "counts" if self.as_text else "does not count"
+        return f"of {self.items} items without a text, the title {counts} as one"
+
+
 class Run(BaseModel):
     """One seed. What a protocol of several trainings tells of each stands by its label."""
 
@@ -66,6 +78,7 @@ class Run(BaseModel):
     by_amount: dict[str, list[Amount]] = {}
     curves: dict[str, list[FiniteFloat]] = {}
     reconstructions: dict[str, Reconstruction] = {}
+    titles: Titles | dict[str, Titles] | None = None
 
 
 class Machine(BaseModel):

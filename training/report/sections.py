@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from models.dgmrec.config import OLD_NAMES as DGMREC_OLD_NAMES
 from training.report import plots
 from training.report.plots import Bar, Cloud, Plot, Series
-from training.report.results import DATASETS, Amount, Config, Epoch, Result, Spread, paired_difference
+from training.report.results import DATASETS, Amount, Config, Epoch, Result, Spread, Titles, paired_difference
 from training.report.tables import (
     OURS,
     Cell,
@@ -625,6 +625,7 @@ def _provenance(members: Sequence[Result]) -> Block:
             versions,
             f"{sum(seconds):.0f} s in all" if seconds else "",
             f"peak {max(memory):.0f} MB" if memory else "",
+            *dict.fromkeys(str(run.titles) for run in member.runs if isinstance(run.titles, Titles)),
             f"raw result {member.file}",
         ]
         provenance.append(Provenance(label(member), member.command, [fact for fact in facts if fact]))

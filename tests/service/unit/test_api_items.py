@@ -81,6 +81,21 @@ async def test_a_title_that_stands_in_for_a_text_says_so(api: httpx.AsyncClient)
     assert (await api.get("/items/a")).json()["modalities"]["text"] == {"state": "observed", "source": "title"}
 
 
+async def test_stats_tell_titles_from_texts(api: httpx.AsyncClient) -> None:
+    async def text() -> dict[str, Any]:
+        return cast(dict[str, Any], (await api.get("/stats")).json()["modalities"]["text"])
+
+    await api.post("/items", json={"id": "a", "title": "Red shoe"})
+    await api.post("/items", json={"id": "b", "title": "Blue shoe"})
+    await api.post("/items", json={"id": "c", "title": "Green shoe", "modalities": {"text": "Light and green"}})
+    assert await text() == {"observed": 3, "generated": 0, "absent": 0, "source": {"title": 2}}
+    assert 'lacuna_items{modality="text",state="observed"} 3.0' in (await api.get("/metrics")).text
+    await api.patch("/items/a", json={"modalities": {"text": "Light and red"}})
+    assert (await text())["source"] == {"title": 1}
+    await api.delete("/items/b")
+    assert await text() == {"observed": 2, "generated": 0, "absent": 0}
+
+
 async def test_a_title_is_no_text_where_the_bundle_says_so(api: httpx.AsyncClient, engine: Engine) -> None:
     manifest = engine.active.manifest
     data = manifest.data.model_copy(update={"title_as_text": False})
