@@ -42,7 +42,7 @@ from tests.service.crash.shop import Shop
 from tests.service.processes import within
 from tests.service.servers import Redis
 
-READ, CLOSE = 200, 1e-3  # items that the reader reads, and how near a confidence is to the one of training
+READ, CLOSE = 200, 5e-5  # items that the reader reads, and how near a confidence is to the one of training
 READS_S = 0.05  # between two requests of the reader
 READY_S = 600.0
 SHOWN = 20  # violations of a round that are printed
