@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-RANKERS = ("popularity", "item-knn", "ease", "content", "lightgcn", "dgmrec")
+RANKERS = ("popularity", "item-knn", "ease", "content", "graph-filter", "collaborative", "dgmrec")
 IMPUTERS = ("mean", "nn", "neigh-mean", "multi-hop", "pers-pagerank", "heat", "ridge")
 GRIDS = {
     "behaviour": ("0", "0.05", "0.1", "0.5", "1.0"),
@@ -84,7 +84,7 @@ def runs(what: str) -> Iterator[Run]:
             yield full
             yield from (Run("missing", "dgmrec", name, settings) for name, settings in ABLATIONS.items())
         case "figure4":
-            yield from (Run("ratio", model) for model in ("content", "lightgcn", "dgmrec"))
+            yield from (Run("ratio", model) for model in ("content", "collaborative", "dgmrec"))
             yield Run("ratio", "dgmrec", "mean", {"imputation": "mean"})
         case "figure6":
             yield full

@@ -22,10 +22,10 @@ VARIANTS = {
     "dgmrec-0.4": "DGMRec, generated features",
     "dgmrec-not-denoised-0.4": "the same, `feature_shrinkage=0`",
     "dgmrec-mean-0.4": "the same model, mean imputation",
-    "dgmrec-no-modality-0.4": "without any modality (LightGCN)",
+    "dgmrec-no-modality-0.4": "without any modality",
 }
 ABLATIONS = {
-    "no-modality": "without any modality (LightGCN)",
+    "no-modality": "without any modality",
     "no-generation-mean": "the mean in place of generation",
     "no-generation-nn": "the mean of the nearest items in place of generation",
     "no-generation-neigh-mean": "NeighMean in place of generation",
@@ -46,7 +46,10 @@ ABLATIONS = {
     "equal-pairs": "pairs that count alike, whatever the user's history",
     "random-start": "embeddings that start at random",
 }
-RANKED = ("dgmrec", "lightgcn", "ease", "item-knn", "popularity", "content")
+RANKED = (
+    "dgmrec", "dgmrec-form-paper", "collaborative", "ease", "graph-filter", "graph-filter-content",
+    "item-knn", "popularity", "content", "vbpr", "lightgcn-bpr", "neumf",
+)  # fmt: skip
 IMPUTED = {
     "dgmrec": "dgmrec",
     "dgmrec-not-closest": "dgmrec, `near_duplicates=false`",

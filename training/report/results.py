@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 from scipy.stats import t as student
 
 DATASETS = {
@@ -19,6 +19,7 @@ DATASETS = {
     "ml-1m": "ML-1M",
     "musical-instruments": "Musical Instruments",
 }
+OLD_MODELS = {"lightgcn": "collaborative"}  # in results from before it was named for what it is
 TEST_TO_TRAINING = 1 / 8  # rows of a rating split, 80/10/10
 _TOLERANCE = 1e-6  # between the mean that a result states and that of its runs
 
@@ -108,6 +109,11 @@ class Result(BaseModel):
     runs: list[Run] = Field(min_length=1)
     mean: dict[str, float] = {}
     file: str = ""
+
+    @field_validator("model")
+    @classmethod
+    def _named_as_now(cls, model: str) -> str:
+        return OLD_MODELS.get(model, model)
 
     def values(self, metric: str) -> dict[int, float]:
         """The metric by seed."""
