@@ -89,9 +89,15 @@ class Config(BaseModel):
     split: str | None = None
     validation_only: bool = Field(False, validation_alias=AliasChoices("validation_only", "rehearsal"))
     item_reviews: int | None = None
+    item_ratings: int | None = None
     trained_on: str | None = None
     model: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
+
+    @property
+    def fewest(self) -> int | None:
+        """How many reviews or ratings of an item are left at most."""
+        return self.item_reviews if self.item_reviews is not None else self.item_ratings
 
 
 class Result(BaseModel):
@@ -141,11 +147,15 @@ class Result(BaseModel):
             return f"trained on {DATASETS.get(self.config.trained_on, self.config.trained_on)}"
         if self.config.item_reviews is not None:
             return f"at most {self.config.item_reviews} training reviews tell of an item"
+        if self.config.item_ratings is not None:
+            return f"at most {self.config.item_ratings} training ratings of an item are left"
         if self.config.mask:
             return f"published mask {self.config.mask}"
         if self.config.levels:
             return "equal shares of the items lack 0, 1, ..., all modalities"
         missing = self.config.missing
+        if self.protocol == "rating" and isinstance(missing, float) and missing:
+            return f"each modality of a training pair is missing with probability {missing:g}"
         return (
             f"{100 * missing:.0f} % of the cells withheld at random" if isinstance(missing, float) and missing else ""
         )
