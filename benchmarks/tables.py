@@ -212,12 +212,14 @@ def retrieval() -> str:
             found = _found(f"retrieval/{dataset}/{model}.json")
             if not found:
                 continue
-            names = [name for name in ("text", "image", "audio") if f"cosine[{name}]" in found["mean"]]
+            known = ("text", "image", "audio", "speech")
+            names = [name for name in known if f"cosine[{name}]" in found["mean"]]
+            lacking = f"[level={len(names)}]"  # items of which nothing is observed
             wanted = (
                 "cosine[{}][level=1]",
-                "cosine[{}][level=2]",
+                "cosine[{}]" + lacking,
                 "neighbourhood_hit@10[{}][level=1]",
-                "neighbourhood_hit@10[{}][level=2]",
+                "neighbourhood_hit@10[{}]" + lacking,
                 "self_hit@10[{}][level=1]",
                 "self_hit@10[{}]",
             )

@@ -18,6 +18,7 @@ DATASETS = {
     "ml-100k": "ML-100K",
     "ml-1m": "ML-1M",
     "musical-instruments": "Musical Instruments",
+    "lfm2k": "Last.fm-2K",
 }
 OLD_MODELS = {"lightgcn": "collaborative"}  # in results from before it was named for what it is
 TEST_TO_TRAINING = 1 / 8  # rows of a rating split, 80/10/10
