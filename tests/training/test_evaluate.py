@@ -28,6 +28,7 @@ from training.datasets.base import TEST, TRAIN, PublishedMask
 from training.datasets.tables import read_table
 from training.dgmrec.recipe import serving_model, split_parts, train_dgmrec
 from training.evaluate import MODELS, EvaluationError, Plan, Protocol, evaluate, machine
+from training.evaluate.posted import observed_kinds
 from training.evaluate.protocols import filled_content, generated_content, new_items_of, prepared_content
 from training.evaluate.result import Measured, result_of
 from training.masking import levels
@@ -139,6 +140,13 @@ def test_posted_items_by_what_is_observed_of_them(dataset: Dataset) -> None:
     assert "recall@20[chance]" in metrics
     assert "recall@20[text, TF-IDF neighbours]" not in metrics  # there are no texts
     assert found["setting"]["popularity_offset"] > 0
+
+
+def test_what_may_be_observed_of_a_new_item() -> None:
+    assert [name for name, _ in observed_kinds(("text", "image"))] == ["text", "image", "all"]
+    kinds = dict(observed_kinds(("text", "audio", "speech")))
+    assert list(kinds) == ["text", "audio", "speech", "text + audio", "text + speech", "audio + speech", "all"]
+    assert list(kinds["audio + speech"]) == ["audio", "speech"]
 
 
 def test_training_sees_nothing_of_items_that_are_posted_later(dataset: Dataset) -> None:

@@ -55,7 +55,7 @@ def measure_posted(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset
     test, train = task.data.parts.test, task.data.parts.train
     of_new = np.isin(test[:, 1], new_items)
     metrics = _among_new(_for_everyone(torch.zeros(len(batch))), test[of_new], new_items, "chance")
-    for name, kept in _observed(batch.names):
+    for name, kept in observed_kinds(batch.names):
         given = without_new(batch, new_items, but=kept)
         scores = _products(*posted_vectors(task, given, new_items, dataset))
         metrics |= _among_new(scores, test[of_new], new_items, f"{name}, among new")
@@ -70,7 +70,7 @@ def measure_posted(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset
     return metrics
 
 
-def _observed(names: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+def observed_kinds(names: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
     """What may be observed of a new item, by name: each modality alone, all but one, all."""
     fewer = itertools.combinations(names, len(names) - 1) if len(names) > 2 else ()
     return [*((name, (name,)) for name in names), *((" + ".join(some), some) for some in fewer), (ALL, names)]
