@@ -19,10 +19,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from paper import Run, _lacuna, _result
+from paper import Call, Run, _lacuna, _result, as_process
 
 from training.datasets import load_dataset
 
+OTHERS = ("vbpr", "neumf", "lightgcn-bpr")  # of the extra peers
 PEERS = ("popularity", "item-knn", "ease", "ease-scaled", "als", "bpr")
 BETAS = ("0.0", "0.5", "0.7", "0.9", "1.0")
 
@@ -36,6 +37,11 @@ def paper_run(size: int, name: str = "", **settings: str) -> Run:
 def alone(size: int, modalities: Sequence[str]) -> Iterator[Run]:
     """Image IRIS, and the same of every other modality."""
     yield from (paper_run(size, name, reads=json.dumps([name])) for name in modalities)
+
+
+def peers() -> Iterator[Run]:
+    """Other papers' models in table 2."""
+    yield from (Run("leave-one-out", model) for model in OTHERS)
 
 
 def runs(what: str, modalities: Sequence[str]) -> Iterator[Run]:
@@ -60,8 +66,8 @@ def runs(what: str, modalities: Sequence[str]) -> Iterator[Run]:
             yield paper_run(64)
 
 
-def main() -> None:
-    """Run what is not there yet, and write the page."""
+def main(words: Sequence[str] | None = None, call: Call = as_process) -> None:
+    """Run what is not there yet, and write the page. `call` runs `lacuna` and gives its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = ("table2", "table4", "table5", "figure6", "beta", "reasons")
     parser.add_argument("what", choices=names, metavar="|".join(names))
@@ -72,12 +78,14 @@ def main() -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting of the paper's form"
     )
+    parser.add_argument("--peers", action="store_true", help="table2 with the models of the extra peers, too")
     parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
-    options = parser.parse_args()
-    options.mask = None
+    options = parser.parse_args(words)
+    options.mask, options.call = None, call
     for data in options.data:
         modalities = load_dataset(data).modalities
-        files = [_result(run, data, options) for run in runs(options.what, modalities)]
+        wanted = [*runs(options.what, modalities), *(peers() if options.peers and options.what == "table2" else ())]
+        files = [_result(run, data, options) for run in wanted]
         page = options.out / f"iris-{options.what}-{data.name}.html"
         _lacuna(["report", *map(str, files), "--html", str(page), "--title", f"IRIS, {options.what}"], options)
 

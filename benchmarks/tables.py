@@ -23,10 +23,10 @@ VARIANTS = {
     "dgmrec-0.4": "DGMRec, generated features",
     "dgmrec-not-denoised-0.4": "the same, `feature_shrinkage=0`",
     "dgmrec-mean-0.4": "the same model, mean imputation",
-    "dgmrec-no-modality-0.4": "without any modality (LightGCN)",
+    "dgmrec-no-modality-0.4": "without any modality",
 }
 ABLATIONS = {
-    "no-modality": "without any modality (LightGCN)",
+    "no-modality": "without any modality",
     "no-generation-mean": "the mean in place of generation",
     "no-generation-nn": "the mean of the nearest items in place of generation",
     "no-generation-neigh-mean": "NeighMean in place of generation",
@@ -47,7 +47,10 @@ ABLATIONS = {
     "equal-pairs": "pairs that count alike, whatever the user's history",
     "random-start": "embeddings that start at random",
 }
-RANKED = ("dgmrec", "lightgcn", "ease", "item-knn", "popularity", "content")
+RANKED = (
+    "dgmrec", "dgmrec-form-paper", "collaborative", "ease", "graph-filter", "graph-filter-content",
+    "item-knn", "popularity", "content", "vbpr", "lightgcn-bpr", "neumf",
+)  # fmt: skip
 IMPUTED = {
     "dgmrec": "dgmrec",
     "dgmrec-not-closest": "dgmrec, `near_duplicates=false`",
@@ -263,12 +266,14 @@ def retrieval() -> str:
             found = _found(f"retrieval/{dataset}/{model}.json")
             if not found:
                 continue
-            names = [name for name in ("text", "image", "audio") if f"cosine[{name}]" in found["mean"]]
+            known = ("text", "image", "audio", "speech")
+            names = [name for name in known if f"cosine[{name}]" in found["mean"]]
+            lacking = f"[level={len(names)}]"  # items of which nothing is observed
             wanted = (
                 "cosine[{}][level=1]",
-                "cosine[{}][level=2]",
+                "cosine[{}]" + lacking,
                 "neighbourhood_hit@10[{}][level=1]",
-                "neighbourhood_hit@10[{}][level=2]",
+                "neighbourhood_hit@10[{}]" + lacking,
                 "self_hit@10[{}][level=1]",
                 "self_hit@10[{}]",
             )

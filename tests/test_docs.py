@@ -16,10 +16,10 @@ from models.dgmrec.config import DGMRecConfig
 from service.main import create_app
 from service.settings import Settings, describe_settings
 from training.cli import app
-from training.cli.configs import iris_configs
+from training.cli.configs import iris_configs, lrmm_configs
 from training.cli.options import parse_settings
 from training.content import DataOptions
-from training.evaluate import LEAVE_ONE_OUT_MODELS, Plan, Protocol
+from training.evaluate import LEAVE_ONE_OUT_MODELS, RATING_MODELS, Plan, Protocol
 from training.trainer import TrainerConfig
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,8 @@ def benchmark(name: str) -> ModuleType:
 def test_the_papers_tables_are_made_of_runs_that_exist() -> None:
     paper = benchmark("paper")
     documented = set(re.findall(r"benchmarks/paper.py (\w+)", (ROOT / "docs" / "evaluation.md").read_text("utf-8")))
-    assert documented == {"table2", "table3", "table4", "table5", "figure3", "figure4", "figure5", "figure6"}
+    numbered = {f"{kind}{number}" for kind, numbers in (("table", "2345"), ("figure", "3456")) for number in numbers}
+    assert documented == numbered | {"decisions"}
     for what in documented:
         runs = list(paper.runs(what))
         assert len({(run.protocol, run.name) for run in runs}) == len(runs) > 0
@@ -97,6 +98,23 @@ def test_the_papers_tables_are_made_of_runs_that_exist() -> None:
             )
             assert run.variant is None or config != DGMRecConfig(), run
             Plan(run.model, Protocol(run.protocol), DataOptions(), (config, TrainerConfig()))
+
+
+def test_the_tables_of_lrmm_are_made_of_runs_that_exist() -> None:
+    benchmark("paper")  # which it imports
+    paper = benchmark("paper_lrmm")
+    documented = set(
+        re.findall(r"benchmarks/paper_lrmm.py (\w+)", (ROOT / "docs" / "evaluation.md").read_text("utf-8"))
+    )
+    assert documented == {"table2", "table3", "table4", "figure4", "figure5", "figure6"}
+    for what in documented:
+        runs = list(paper.runs(what))
+        assert len({run.name for run in runs}) == len(runs) > 0
+        for run in runs:
+            assert run.model in RATING_MODELS
+            settings = parse_settings([f"{name}={value}" for name, value in run.settings.items()])
+            paper_form = (run.variant or "").startswith("form-paper")
+            assert run.model != "lrmm" or lrmm_configs(settings)[0].form == ("paper" if paper_form else "lacuna")
 
 
 def test_the_tables_of_iris_are_made_of_runs_that_exist() -> None:

@@ -22,6 +22,7 @@ from training.baselines.ranking import (
     ease,
     fitted_als,
     graph_filter,
+    graph_filter_content,
     item_knn,
     popularity,
     tune,
@@ -51,6 +52,32 @@ def test_graph_filter(data: BaselineData, r: NDArray[np.float64], hops: int, pop
     total = sum(np.linalg.matrix_power(once, hop) for hop in range(1, hops + 1))
     found = all_scores(graph_filter(data, hops=hops, popularity=popularity))
     np.testing.assert_allclose(found, normalised @ total * items**popularity, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_graph_filter_with_content(data: BaselineData, r: NDArray[np.float64], weight: float) -> None:
+    assert data.batch is not None
+    users, items = (np.maximum(r.sum(axis=axis), 1) for axis in (1, 0))
+    normalised = r / np.sqrt(users[:, None] * items)
+    total, near = normalised.T @ normalised, np.zeros((ITEMS, ITEMS))
+    for column, feature in enumerate(data.batch.features.values()):
+        has = data.batch.observed[:, column].numpy()
+        x = feature.numpy().astype(np.float64)
+        x = x - x[has].mean(axis=0)
+        x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+        graph = np.zeros((ITEMS, ITEMS))
+        for item in np.flatnonzero(has):
+            others = np.flatnonzero(has & (np.arange(ITEMS) != item))
+            for other in others[np.argsort(-(x[others] @ x[item]))][:3]:
+                cosine = max(float(x[other] @ x[item]), 0.0)
+                graph[item, other] = max(graph[item, other], cosine)
+                graph[other, item] = max(graph[other, item], cosine)
+        degree = np.maximum(graph.sum(axis=1), 1e-12)
+        near += graph / np.sqrt(np.outer(degree, degree)) / len(data.batch.features)
+    found = all_scores(graph_filter_content(data, hops=1, popularity=0.25, weight=weight, neighbours=3))
+    np.testing.assert_allclose(found, normalised @ (total + weight * near) * items**0.25, rtol=1e-3, atol=1e-5)
+    with pytest.raises(BaselineError, match="needs features"):
+        graph_filter_content(replace(data, batch=None), hops=1, popularity=0.0, weight=1.0, neighbours=3)
 
 
 def test_graph_filter_of_many_items(data: BaselineData, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -28,6 +28,7 @@ from training.datasets.base import TEST, TRAIN, PublishedMask
 from training.datasets.tables import read_table
 from training.dgmrec.recipe import serving_model, split_parts, train_dgmrec
 from training.evaluate import MODELS, EvaluationError, Plan, Protocol, evaluate, machine
+from training.evaluate.posted import observed_kinds
 from training.evaluate.protocols import filled_content, generated_content, new_items_of, prepared_content
 from training.evaluate.result import Measured, result_of
 from training.masking import levels
@@ -111,7 +112,7 @@ def test_a_figure_that_some_seeds_lack() -> None:
 # --- protocols -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", ["dgmrec", "lightgcn", *BASELINES])
+@pytest.mark.parametrize("model", ["dgmrec", "collaborative", *BASELINES])
 def test_missing_by_level(dataset: Dataset, model: str) -> None:
     found = run(dataset, model)
     level = levels(dataset.observed() & ~withheld_cells(dataset, replace(LEVELS, seed=1)))
@@ -124,7 +125,7 @@ def test_missing_by_level(dataset: Dataset, model: str) -> None:
     }
     assert all(0 <= metrics[name] <= 1 for name in metrics if "@" in name)
     assert found["config"]["levels"]
-    assert ("history" in found["runs"][0]) == (model in ("dgmrec", "lightgcn"))
+    assert ("history" in found["runs"][0]) == (model in ("dgmrec", "collaborative"))
 
 
 def test_posted_items_by_what_is_observed_of_them(dataset: Dataset) -> None:
@@ -139,6 +140,13 @@ def test_posted_items_by_what_is_observed_of_them(dataset: Dataset) -> None:
     assert "recall@20[chance]" in metrics
     assert "recall@20[text, TF-IDF neighbours]" not in metrics  # there are no texts
     assert found["setting"]["popularity_offset"] > 0
+
+
+def test_what_may_be_observed_of_a_new_item() -> None:
+    assert [name for name, _ in observed_kinds(("text", "image"))] == ["text", "image", "all"]
+    kinds = dict(observed_kinds(("text", "audio", "speech")))
+    assert list(kinds) == ["text", "audio", "speech", "text + audio", "text + speech", "audio + speech", "all"]
+    assert list(kinds["audio + speech"]) == ["audio", "speech"]
 
 
 def test_training_sees_nothing_of_items_that_are_posted_later(dataset: Dataset) -> None:
@@ -163,11 +171,11 @@ def test_only_the_model_that_is_served_posts_items() -> None:
         Plan("dgmrec", Protocol.POSTED, DataOptions(missing=0.5), CONFIGS)
 
 
-def test_lightgcn_is_dgmrec_without_modalities(dataset: Dataset) -> None:
+def test_collaborative_is_dgmrec_without_modalities(dataset: Dataset) -> None:
     plan = Plan("dgmrec", Protocol.MISSING, LEVELS, (CONFIG.model_copy(update={"modal": False}), CONFIGS[1]))
     with Terminal(quiet=True) as terminal:
         same = evaluate(dataset, plan, seeds=1, variant=None, command="", terminal=terminal)
-    found = run(dataset, "lightgcn")
+    found = run(dataset, "collaborative")
     assert found["runs"][0]["metrics"] == same["runs"][0]["metrics"]
     assert found["config"]["model"]["modal"] is False
 
@@ -376,11 +384,17 @@ def test_withheld_truth_is_not_guessed_from_itself(
 @pytest.mark.parametrize(
     ("model", "protocol", "options", "imputer", "message"),
     [
-        ("ridge", Protocol.MISSING, LEVELS, None, "the protocol missing has no model 'ridge'; it has dgmrec, lightgcn"),
+        (
+            "ridge",
+            Protocol.MISSING,
+            LEVELS,
+            None,
+            "missing has no model 'ridge'; it has dgmrec, collaborative",
+        ),
         ("ease", Protocol.RETRIEVAL, LEVELS, None, "the protocol retrieval has no model 'ease'; it has dgmrec, mean"),
         ("dgmrec", Protocol.MISSING, LEVELS, "median", "no imputer 'median'; there are mean, nn"),
         ("ease", Protocol.MISSING, LEVELS, "nn", "no use for ease"),
-        ("lightgcn", Protocol.MISSING, LEVELS, "nn", "no use for lightgcn"),
+        ("collaborative", Protocol.MISSING, LEVELS, "nn", "no use for collaborative"),
         ("dgmrec", Protocol.RETRIEVAL, LEVELS, "nn", "no use for dgmrec under the protocol retrieval"),
         ("dgmrec", Protocol.RATIO, DataOptions(missing=0.2), None, "chooses the shares"),
         ("dgmrec", Protocol.RATIO, DataOptions(mask="60"), None, "chooses the shares"),
@@ -404,7 +418,7 @@ def test_retrieval_without_modalities(dataset: Dataset) -> None:
 
 def test_models() -> None:
     assert len(set(MODELS)) == len(MODELS)
-    assert {"dgmrec", "lightgcn", "popularity", "item-knn", "ease", "content", "mean", "ridge"} <= set(MODELS)
+    assert {"dgmrec", "collaborative", "popularity", "item-knn", "ease", "content", "mean", "ridge"} <= set(MODELS)
 
 
 # --- masks and machine ---------------------------------------------------------------------------------------------

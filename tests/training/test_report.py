@@ -271,6 +271,39 @@ def test_validation_only_is_a_condition_of_its_own_under_both_names() -> None:
     assert now.condition == before.condition != whole.condition
 
 
+def test_each_form_has_its_own_ablations(report: Callable[..., Page]) -> None:
+    paper = {"mask": "0.60", "model": {"form": "paper", "club": 0.01}}
+    page = report(
+        raw("dgmrec", [{"recall@20": 0.4}]),
+        raw("dgmrec", [{"recall@20": 0.3}], variant="no-club"),
+        raw("dgmrec", [{"recall@20": 0.5}], config=paper, variant="form-paper"),
+        raw("dgmrec", [{"recall@20": 0.4}], config={**paper, "model": {"form": "paper"}}, variant="form-paper-no-club"),
+    )
+    assert page.tables["DGMRec: what each part is worth"]["no-club"][1] == "-25.0 %"
+    assert page.tables["DGMRec, form-paper: what each part is worth"]["form-paper-no-club"][1] == "-20.0 %"
+
+
+def test_what_was_called_lightgcn_is_named_for_what_it_is(report: Callable[..., Page]) -> None:
+    page = report(raw("lightgcn", [{"recall@20": 0.4}]), raw("lightgcn-bpr", [{"recall@20": 0.3}]))
+    assert list(page.tables["All items ranked"]) == ["DGMRec without any modality", "LightGCN"]
+
+
+def test_errors_by_what_is_left_of_an_item(report: Callable[..., Page]) -> None:
+    kind: dict[str, Any] = {"protocol": "rating", "dataset": "musical-instruments"}
+    results = [
+        raw("svd", [{"rmse[+F]": error}, {"rmse[+F]": error}], **kind, config=config, variant=variant)
+        for error, config, variant in (
+            (1.0, {"item_reviews": 1}, "items-1"),
+            (0.9, {"item_reviews": 5}, "items-5"),
+            (0.8, {}, None),
+        )
+    ]
+    page = report(*results, raw("lrmm", [{"rmse[+F]": 0.7}], **kind, config={}))
+    assert "RMSE [+F] by what is left of an item" in page.headings
+    few = Result.model_validate(raw("svd", [{"rmse[+F]": 0.8}], **kind, config={"item_ratings": 3}))
+    assert few.condition == "at most 3 training ratings of an item are left"
+
+
 def test_training_curves_mark_the_best_epoch(report: Callable[..., Page]) -> None:
     result = raw("dgmrec", [{"recall@20": 0.4}])
     result["runs"][0] |= {

@@ -14,7 +14,8 @@ import numpy as np
 from models.arrays import Rows
 from models.iris.config import IRISConfig
 from models.modality import ModalBatch
-from training.baselines.ranking import BASELINES, BaselineData, tune
+from training.baselines.peers import RANKERS
+from training.baselines.ranking import BaselineData, tune
 from training.bundles import run_fingerprint
 from training.content import DataOptions, no_content, prepare_features
 from training.datasets.base import Dataset
@@ -29,7 +30,7 @@ from training.splits import Parts
 from training.trainer import TrainerConfig
 
 IRIS = "iris"
-LEAVE_ONE_OUT_MODELS = (IRIS, *BASELINES)
+LEAVE_ONE_OUT_MODELS = (IRIS, *RANKERS)
 METRIC = "ndcg@10"
 FIXED = "random"  # the published split that stands for the first of the random ones
 
@@ -77,7 +78,7 @@ def split_of(dataset: Dataset, seed: int, split: str | None) -> tuple[str, HeldO
 def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
     split = {"split": plan.split}
     if plan.model != IRIS:
-        return split | {"grid": [dict(setting) for setting in BASELINES[plan.model].grid]}
+        return split | {"grid": [dict(setting) for setting in RANKERS[plan.model].grid]}
     model = plan.config.model_dump(mode="json") | plan.training.model_dump()
     return split | {
         "model": {name: value for name, value in model.items() if name not in foreign_to(plan.config.form)},
@@ -90,7 +91,7 @@ def _settings(plan: LeaveOneOutPlan) -> dict[str, Any]:
 
 def _runner(dataset: Dataset, plan: LeaveOneOutPlan, terminal: Terminal) -> Callable[[int], dict[str, Any]]:
     """What runs one seed. Encoders learn nothing from interactions and run once for all."""
-    reads = BASELINES[plan.model].content if plan.model != IRIS else plan.config.reads != ()
+    reads = RANKERS[plan.model].content if plan.model != IRIS else plan.config.reads != ()
     read = reads and dataset.modalities
     content = prepare_features(dataset, plan.options, terminal).batch if read else no_content(dataset)
 
@@ -117,7 +118,7 @@ def _baseline(
     del seed  # baselines start from a seed of their own
     parts = Parts(held_out.train, held_out.valid.pairs, held_out.test.pairs)
     tuned = tune(
-        BASELINES[plan.model],
+        RANKERS[plan.model],
         BaselineData(parts, len(dataset.users), len(dataset.items), content),
         metric=METRIC,
         progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),

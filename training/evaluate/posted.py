@@ -3,7 +3,8 @@ with all that they have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -26,17 +27,18 @@ FIRST = 20
 ALL = "all"
 
 
-def without_new(batch: ModalBatch, new_items: Rows, *, but: str | None = None) -> ModalBatch:
-    """The features without those of new items, or with one modality of these."""
+def without_new(batch: ModalBatch, new_items: Rows, *, but: Sequence[str] = ()) -> ModalBatch:
+    """The features without those of new items, or with some modalities of these."""
     hidden = torch.zeros_like(batch.observed)
     hidden[new_items] = True
-    if but is not None:
-        hidden[:, batch.names.index(but)] = False
+    for name in but:
+        hidden[:, batch.names.index(name)] = False
     return batch.masked(hidden)
 
 
 def measure_posted(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset: Dataset) -> dict[str, float]:
-    """What becomes of the new items once they are posted, by what is observed of them: one modality, or all.
+    """What becomes of the new items once they are posted, by what is observed of them: one modality, all but one
+    (`audio + speech`) where there are more than two, or all.
 
     - `recall@20[text, among new]`: of the test interactions with new items, each ranked among the new alone; likewise
       `[text, neighbours]`, where they are ranked by the popularity of the warm items nearest by that modality, and
@@ -53,12 +55,12 @@ def measure_posted(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset
     test, train = task.data.parts.test, task.data.parts.train
     of_new = np.isin(test[:, 1], new_items)
     metrics = _among_new(_for_everyone(torch.zeros(len(batch))), test[of_new], new_items, "chance")
-    for name in (*batch.names, ALL):
-        given = batch if name == ALL else without_new(batch, new_items, but=name)
+    for name, kept in observed_kinds(batch.names):
+        given = without_new(batch, new_items, but=kept)
         scores = _products(*posted_vectors(task, given, new_items, dataset))
         metrics |= _among_new(scores, test[of_new], new_items, f"{name}, among new")
         metrics |= _among_all(scores, test, train, new_items, name)
-        if name != ALL:
+        if name in batch.names:
             popularity = _neighbours_popularity(task, given, name)
             metrics |= _among_new(_for_everyone(popularity), test[of_new], new_items, f"{name}, neighbours")
     words = _words(dataset)
@@ -66,6 +68,12 @@ def measure_posted(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset
         popularity = _kernel_mean(task, words, torch.ones(len(batch), dtype=torch.bool))
         metrics |= _among_new(_for_everyone(popularity), test[of_new], new_items, "text, TF-IDF neighbours")
     return metrics
+
+
+def observed_kinds(names: Sequence[str]) -> list[tuple[str, Sequence[str]]]:
+    """What may be observed of a new item, by name: each modality alone, all but one, all."""
+    fewer = itertools.combinations(names, len(names) - 1) if len(names) > 2 else ()
+    return [*((name, (name,)) for name in names), *((" + ".join(some), some) for some in fewer), (ALL, names)]
 
 
 def posted_vectors(task: DGMRecTask, batch: ModalBatch, new_items: Rows, dataset: Dataset) -> tuple[Tensor, Tensor]:

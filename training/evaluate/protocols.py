@@ -17,7 +17,8 @@ from models.dgmrec.config import DGMRecConfig
 from models.graph import InteractionGraphs
 from models.imputers import IMPUTERS, impute, tuned
 from models.modality import ModalBatch
-from training.baselines.ranking import BASELINES, BaselineData, tune
+from training.baselines.peers import RANKERS
+from training.baselines.ranking import BaselineData, tune
 from training.content import DataOptions, Prepared, no_content, prepare_features, withheld_cells
 from training.datasets.base import Dataset
 from training.dgmrec.choice import Choice, Trial
@@ -51,8 +52,9 @@ class Protocol(StrEnum):
 
 WITH_NEW_ITEMS = (Protocol.NEW_ITEMS, Protocol.POSTED)
 RATIOS = (0.0, 0.2, 0.4, 0.6, 0.8)
-LEARNED = ("dgmrec", "lightgcn")
-RANKING_MODELS = (*LEARNED, *BASELINES)
+COLLABORATIVE = "collaborative"  # DGMRec without any modality: its loss and its start
+LEARNED = ("dgmrec", COLLABORATIVE)
+RANKING_MODELS = (*LEARNED, *RANKERS)
 GENERATING_MODELS = ("dgmrec", *IMPUTERS)
 FITTING = {Protocol.RETRIEVAL: GENERATING_MODELS, Protocol.POSTED: ("dgmrec",)}
 MODELS = tuple(dict.fromkeys((*RANKING_MODELS, *IMPUTERS)))
@@ -119,14 +121,14 @@ class Plan:
     @property
     def reads_content(self) -> bool:
         """Whether the model looks at features at all."""
-        if self.model in BASELINES:
-            return BASELINES[self.model].content
-        return self.model != "lightgcn" and self.configs[0].modal
+        if self.model in RANKERS:
+            return RANKERS[self.model].content
+        return self.model != COLLABORATIVE and self.configs[0].modal
 
     def seeded(self, seed: int) -> Plan:
         """The same for one seed."""
         config, trainer = self.configs
-        config = config.model_copy(update={"seed": seed, "modal": config.modal and self.model != "lightgcn"})
+        config = config.model_copy(update={"seed": seed, "modal": config.modal and self.model != COLLABORATIVE})
         trainer = trainer.model_copy(update={"seed": seed})
         return replace(self, options=replace(self.options, seed=seed), configs=(config, trainer))
 
@@ -176,7 +178,7 @@ def _config(plan: Plan, runs: list[dict[str, Any]]) -> dict[str, Any]:
         if plan.budget:
             config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs]}
     else:
-        grid = BASELINES[plan.model].grid if plan.model in BASELINES else IMPUTERS[plan.model].settings
+        grid = RANKERS[plan.model].grid if plan.model in RANKERS else IMPUTERS[plan.model].settings
         config |= {"grid": [dict(setting) for setting in grid]}
         config |= {"chosen": [{"seed": run["seed"], **run["setting"]} for run in runs if "setting" in run]}
     titles = plan.options.title_as_text
@@ -307,10 +309,10 @@ def _graphs(dataset: Dataset, parts: Parts) -> InteractionGraphs:
 def _fit(
     dataset: Dataset, plan: Plan, parts: Parts, prepared: Prepared, terminal: Terminal
 ) -> tuple[ScoreFunction, Outcome]:
-    if plan.model in BASELINES:
+    if plan.model in RANKERS:
         data = BaselineData(parts, len(dataset.users), len(dataset.items), prepared.batch)
         tuning = tune(
-            BASELINES[plan.model],
+            RANKERS[plan.model],
             data,
             metric=plan.configs[1].metric,
             progress=lambda done, total: terminal.stage(f"{plan.model}, settings", done, total),

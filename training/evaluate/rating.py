@@ -11,7 +11,8 @@ import numpy as np
 
 from models.arrays import Double
 from models.feedback import HIGHEST, LOWEST
-from training.baselines.rating import RATING_BASELINES, BaselineRatings, tune_rating_baseline
+from training.baselines.peers import RATERS
+from training.baselines.rating import BaselineRatings, tune_rating_baseline
 from training.content import DataOptions
 from training.datasets.base import Dataset
 from training.evaluate.observed import errors_by_amount, reconstructions, reviews_of
@@ -27,7 +28,7 @@ PUBLISHED = 0  # the seed under which the dataset's own split runs
 FIRST = 1  # of the random splits; its reconstructions are drawn
 FULL = "+F"
 LRMM = "lrmm"
-RATING_MODELS = (LRMM, *RATING_BASELINES)
+RATING_MODELS = (LRMM, *RATERS)
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def evaluate_rating(
 
 def _settings(plan: RatingPlan) -> dict[str, Any]:
     if plan.model != LRMM:
-        return {"grid": [dict(setting) for setting in RATING_BASELINES[plan.model].grid]}
+        return {"grid": [dict(setting) for setting in RATERS[plan.model].grid]}
     return {"model": plan.config.model_dump(), "trainer": plan.trainer.model_dump(exclude={"seed"})}
 
 
@@ -136,7 +137,7 @@ def _runner(
 def _baseline(ratings: Ratings, parts: RatingParts, model: str, seed: int, terminal: Terminal) -> RatingOutcome:
     data = BaselineRatings(ratings, parts, seed)
     tuning = tune_rating_baseline(
-        RATING_BASELINES[model], data, lambda done, total: terminal.stage(f"{model}, settings", done, total)
+        RATERS[model], data, lambda done, total: terminal.stage(f"{model}, settings", done, total)
     )
     metrics = {"valid rmse": tuning.rmse, **errors(ratings.value[parts.test], tuning.predict(parts.test), FULL)}
     reviews = reviews_of(ratings.user, ratings.item, parts.train, parts.test)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 from scipy.stats import t as student
 
 DATASETS = {
@@ -18,7 +18,9 @@ DATASETS = {
     "ml-100k": "ML-100K",
     "ml-1m": "ML-1M",
     "musical-instruments": "Musical Instruments",
+    "lfm2k": "Last.fm-2K",
 }
+OLD_MODELS = {"lightgcn": "collaborative"}  # in results from before it was named for what it is
 TEST_TO_TRAINING = 1 / 8  # rows of a rating split, 80/10/10
 _TOLERANCE = 1e-6  # between the mean that a result states and that of its runs
 
@@ -101,9 +103,15 @@ class Config(BaseModel):
     split: str | None = None
     validation_only: bool = Field(False, validation_alias=AliasChoices("validation_only", "rehearsal"))
     item_reviews: int | None = None
+    item_ratings: int | None = None
     trained_on: str | None = None
     model: dict[str, Any] = {}
     trainer: dict[str, Any] = {}
+
+    @property
+    def fewest(self) -> int | None:
+        """How many reviews or ratings of an item are left at most."""
+        return self.item_reviews if self.item_reviews is not None else self.item_ratings
 
 
 class Result(BaseModel):
@@ -121,6 +129,11 @@ class Result(BaseModel):
     runs: list[Run] = Field(min_length=1)
     mean: dict[str, float] = {}
     file: str = ""
+
+    @field_validator("model")
+    @classmethod
+    def _named_as_now(cls, model: str) -> str:
+        return OLD_MODELS.get(model, model)
 
     def values(self, metric: str) -> dict[int, float]:
         """The metric by seed."""
@@ -148,11 +161,15 @@ class Result(BaseModel):
             return f"trained on {DATASETS.get(self.config.trained_on, self.config.trained_on)}"
         if self.config.item_reviews is not None:
             return f"at most {self.config.item_reviews} training reviews tell of an item"
+        if self.config.item_ratings is not None:
+            return f"at most {self.config.item_ratings} training ratings of an item are left"
         if self.config.mask:
             return f"published mask {self.config.mask}"
         if self.config.levels:
             return "equal shares of the items lack 0, 1, ..., all modalities"
         missing = self.config.missing
+        if self.protocol == "rating" and isinstance(missing, float) and missing:
+            return f"each modality of a training pair is missing with probability {missing:g}"
         return (
             f"{100 * missing:.0f} % of the cells withheld at random" if isinstance(missing, float) and missing else ""
         )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -14,6 +16,7 @@ from training.report import plots
 from training.report.plots import Bar, Cloud, Plot, Series
 from training.report.results import DATASETS, Amount, Config, Epoch, Result, Spread, Titles, paired_difference
 from training.report.tables import (
+    MODELS,
     OURS,
     Cell,
     Column,
@@ -40,7 +43,11 @@ EXPLAINED = (
     "under insertion."
 )
 ORDER = r"deletion hr@10\[(.+)\]"
+OWN_FORM = "lacuna"
+FORM_PAPER = "form-paper"  # what `lacuna evaluate --form paper` calls its results
 VARIED = (
+    "document_words",
+    "drop",
     "embedding_size",
     "negatives",
     "alpha",
@@ -48,7 +55,8 @@ VARIED = (
     "learning_rate",
     "l2_factors",
     "l2_interest",
-)  # by IRIS' paper
+)  # by the papers of LRMM and IRIS
+VARYING = {"leave-one-out": ("iris", ("hr@10",)), "rating": ("lrmm", ("rmse[+F]", "mae[+F]"))}
 FOLLOWING = ("tower_size", "interest_size")  # settings that embedding_size may bring with it
 RECONSTRUCTIONS = "Test pairs of one split: a modality as it is embedded, and as it is rebuilt from the others alone."
 HEADLINES = ("recall@20", "recall@20[missing=0%]", "rmse[+F]", "hr@10")
@@ -61,6 +69,10 @@ GROWING = {
     "peak_rss_mb": "peak memory (MiB)",
 }
 IMPUTATION = ("cosine", "neighbourhood_hit@10", "self_hit@10", "self_mrr", "calibration_error")
+SPARSITY = (
+    "LRMM's items are known by so many training reviews at most, baselines have so many training ratings of an item; "
+    "over the splits that all of a line's results have. Without ratings of an item baselines cannot be trained."
+)
 TITLES = {
     "stranger": "What a stranger gets",
     "missing": "Top-N with missing modalities",
@@ -163,8 +175,50 @@ def chapters(results: Iterable[Result]) -> list[Chapter]:
                 sorted(groups[dataset].items(), key=lambda group: (_known(TITLES)(group[0][0]), group[0][1]))
             )
         ]
+        whole = [member for members in groups[dataset].values() for member in members]
+        sections += [section for section in (_sparsity(f"{_anchor(dataset)}-sparsity", whole),) if section]
         pages.append(Chapter(_anchor(dataset), DATASETS.get(dataset, dataset), sections))
     return pages
+
+
+def _sparsity(anchor: str, results: Iterable[Result]) -> Section | None:
+    """Errors by how many reviews or ratings of an item are left for training, over the conditions."""
+    by_model: dict[str, dict[float, Result]] = defaultdict(dict)
+    for result in results:
+        config = result.config
+        if result.protocol == "rating" and not (config.missing or config.trained_on):
+            amount = math.inf if config.fewest is None else float(config.fewest)
+            if _is_whole(result) or config.fewest is not None:
+                by_model[_of_form(result)][amount] = result
+    lines = {name: found for name, found in by_model.items() if len(found) > 1}
+    amounts = sorted({amount for found in lines.values() for amount in found})
+    ticks = {float(place): f"{amount:.0f}" if amount < math.inf else "all" for place, amount in enumerate(amounts)}
+    drawn = []
+    for metric in ("rmse[+F]", "mae[+F]", "rmse[-M]", "rmse[-V]"):
+        series = [line for name, found in lines.items() if (line := _by_amount_left(name, found, amounts, metric))]
+        if series:
+            y, x = metric_label(metric), "training reviews or ratings of an item, at most"
+            drawn.append(plots.lines(f"{y} by what is left of an item", series, x=x, y=y, ticks=ticks))
+    return Section(anchor, "Sparsity", SPARSITY, [Block(plots=drawn)]) if drawn else None
+
+
+def _of_form(result: Result) -> str:
+    """What a model is called, with its form where that is not its own."""
+    name = MODELS.get(result.model, result.model)
+    return name if _form(result) == OWN_FORM else f"{name}, {FORM_PAPER}"
+
+
+def _by_amount_left(name: str, found: Mapping[float, Result], amounts: Sequence[float], metric: str) -> Series | None:
+    """The mean over the splits that all amounts have, by the place of the amount."""
+    seeds = set.intersection(*(set(result.values(metric)) for result in found.values()))
+    if not seeds:
+        return None
+    means = [
+        (float(place), sum(found[amount].values(metric)[seed] for seed in seeds) / len(seeds))
+        for place, amount in enumerate(amounts)
+        if amount in found
+    ]
+    return Series(name, means)
 
 
 def overview(results: Iterable[Result]) -> Table | None:
@@ -218,8 +272,9 @@ def _section(name: str, protocol: str, condition: str, members: Sequence[Result]
     blocks = make.get(protocol, _other)(compared)
     blocks += [block for block in (_ablation(group) for group in _variants(members)) if block]
     whole_first = sorted(members, key=lambda member: member.variant is not None)
-    if protocol == "leave-one-out":
-        blocks += [block for block in (_sensitivity([m for m in members if m.model == "iris"]),) if block]
+    if protocol in VARYING:
+        model, metrics = VARYING[protocol]
+        blocks += [block for block in (_sensitivity([m for m in members if m.model == model], metrics),) if block]
     blocks += [_curves(member) for member in whole_first if _histories(member)]
     blocks.append(_provenance(members))
     title = TITLES.get(protocol, protocol)
@@ -228,9 +283,13 @@ def _section(name: str, protocol: str, condition: str, members: Sequence[Result]
 
 
 def _compared(members: Sequence[Result]) -> list[Result]:
-    """One result a model, or all variants of a model that has no plain one: the rest are ablations."""
-    plain = {member.model for member in members if not member.variant}
-    return [member for member in members if not member.variant or member.model not in plain]
+    """One result a model and form, or all variants of a model that has no whole one: the rest are ablations."""
+    whole = {member.model for member in members if _is_whole(member)}
+    return [member for member in members if _is_whole(member) or member.model not in whole]
+
+
+def _is_whole(member: Result) -> bool:
+    return member.variant in (None, FORM_PAPER)
 
 
 # --- protocols -------------------------------------------------------------------------------------------------------
@@ -458,24 +517,29 @@ def _mean_curve(curves: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
     return [(100 * step / steps, sum(values) / len(values)) for step, values in enumerate(zip(*curves, strict=True))]
 
 
-def _sensitivity(group: Sequence[Result]) -> Block | None:
-    """A line for each setting of `VARIED` in which, and in nothing else, some results differ."""
-    metric = _headline(group)
+def _sensitivity(group: Sequence[Result], metrics: Sequence[str]) -> Block | None:
+    """For each setting of `VARIED`, a line through the results that differ in it and in nothing else."""
     drawn = []
-    for setting in VARIED if metric else ():
+    for metric, setting in itertools.product(metrics, VARIED):
         alike: dict[str, list[Result]] = defaultdict(list)
         for member in group:
             rest = {name: value for name, value in _flat(member.config).items() if name not in (setting, *FOLLOWING)}
-            if isinstance(_flat(member.config).get(setting), int | float):
+            if isinstance(_flat(member.config).get(setting), int | float) and member.spread(metric):
                 alike[repr(sorted(rest.items()))].append(member)
-        found = max(alike.values(), key=len, default=[])
-        points = [(float(_flat(m.config)[setting]), m.spread(metric or "")) for m in found]
-        known = sorted(((value, spread) for value, spread in points if spread), key=lambda point: point[0])
-        if len({value for value, _ in known}) > 1:
-            series = Series(label(found[0]), [(x, s.mean) for x, s in known], [s.deviation for _, s in known])
-            name = metric_label(metric or "")
-            drawn.append(plots.lines(f"{name} by {setting}", [series], x=setting, y=name))
+        series = [line for members in alike.values() if (line := _by_setting(members, setting, metric))]
+        if series:
+            name = metric_label(metric)
+            drawn.append(plots.lines(f"{name} by {setting}", series, x=setting, y=name))
     return Block("By setting", plots=drawn) if drawn else None
+
+
+def _by_setting(members: Sequence[Result], setting: str, metric: str) -> Series | None:
+    points = {float(_flat(member.config)[setting]): member.spread(metric) for member in members}
+    known = [(value, spread) for value, spread in sorted(points.items()) if spread]
+    if len(known) < 2:
+        return None
+    name = label(min(members, key=lambda member: len(member.variant or "")))
+    return Series(name, [(x, spread.mean) for x, spread in known], [spread.deviation for _, spread in known])
 
 
 def _other(members: Sequence[Result]) -> list[Block]:
@@ -487,11 +551,20 @@ def _other(members: Sequence[Result]) -> list[Block]:
 
 
 def _variants(members: Sequence[Result]) -> list[list[Result]]:
-    """For each model with a plain result and variants of it: these, the plain one first."""
-    groups: dict[str, list[Result]] = defaultdict(list)
-    for member in sorted(members, key=lambda member: member.variant or ""):
-        groups[member.model].append(member)
-    return [group for group in groups.values() if len(group) > 1 and not group[0].variant]
+    """For each model and form with a whole result and variants of it: these, the whole one first.
+
+    Variants of a form that has no whole result stand beside the model's own form.
+    """
+    whole = {(member.model, _form(member)) for member in members if _is_whole(member)}
+    groups: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for member in sorted(members, key=lambda member: (not _is_whole(member), member.variant or "")):
+        form = _form(member)
+        groups[member.model, form if (member.model, form) in whole else OWN_FORM].append(member)
+    return [group for group in groups.values() if len(group) > 1 and _is_whole(group[0])]
+
+
+def _form(member: Result) -> str:
+    return str(member.config.model.get("form", OWN_FORM))
 
 
 def _ablation(group: Sequence[Result]) -> Block | None:
