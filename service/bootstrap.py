@@ -80,7 +80,12 @@ async def bootstrap(settings: Settings) -> Serving:
         registry,
         partial(_open, settings, registry),
         partial(_inspect, settings, registry),
-        Settled(settings.follow_seconds, settings.changes_kept_hours * 3600, settings.request_seconds),
+        Settled(
+            settings.follow_seconds,
+            settings.changes_kept_hours * 3600,
+            settings.request_seconds,
+            settings.snapshot_minutes * 60,
+        ),
     )
     serving.attend()
     return serving

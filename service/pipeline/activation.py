@@ -25,9 +25,10 @@ from service.domain import (
     LacunaError,
     ModelNotFoundError,
     ModelState,
+    NotReadyError,
     ServedModel,
 )
-from service.pipeline import follow, holdout, regenerate
+from service.pipeline import follow, holdout, regenerate, snapshot
 from service.pipeline.engine import Engine
 from service.pipeline.keep_up import keep_up
 from service.pipeline.rebuild import load_catalogue
@@ -56,11 +57,13 @@ async def _anything(_: Engine, __: Registered) -> Sequence[str]:
 
 @dataclass
 class Settled:
-    """How an engine keeps up (see `keep_up`)."""
+    """How an engine keeps up (see `keep_up`), how long a request may take, and how often a snapshot is written (0:
+    never)."""
 
     follow_s: float = 0.2
     log_s: float = 72 * 3600.0
     request_s: float = 120.0
+    snapshot_s: float = 0.0
 
 
 @dataclass
@@ -120,6 +123,9 @@ class Serving:
         coming.runtime.share, coming.runtime.timer = 1.0, former.runtime.timer
         self.engine, self.coming, self.is_ready, self._preparing, self._dropped = coming, None, False, None, False
         self.switched(coming)
+        if self.settled.snapshot_s:
+            every_s = self.settled.snapshot_s
+            coming.runtime.run(snapshot.take_regularly(coming, coming.snapshots, every_s, restored=False))
         log.info("serving bundle %s instead of %s", coming.model_version, former.model_version)
         task = asyncio.get_running_loop().create_task(_retire(former, self.settled.request_s + GRACE_S))
         self._retiring.add(task)
@@ -132,7 +138,11 @@ class Serving:
 async def models(serving: Serving) -> list[dict[str, Any]]:
     """The bundles of the registry and of the database, the active one first."""
     rows = {row.identity: row for row in await serving.engine.store.served_models()}
-    found = await serving.registry.bundles() if serving.registry is not None else []
+    try:
+        found = await serving.registry.bundles() if serving.registry is not None else []
+    except NotReadyError as error:  # what the database knows is told all the same
+        log.warning("%s", error)
+        found = []
     active = serving.engine.active.manifest
     known = {one.identity: one.manifest for one in found} | {active.identity: active}
     views = [_view(manifest, rows.get(identity), serving) for identity, manifest in known.items()]

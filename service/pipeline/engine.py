@@ -7,7 +7,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from service.domain import LacunaError
 from service.pipeline.active import Active
 from service.pipeline.memory import Memory
 from service.pipeline.runtime import Runtime
@@ -61,7 +60,7 @@ class Engine:
 
     async def retire(self) -> None:
         """The same, but for what another engine over the same database goes on using."""
-        with suppress(LacunaError):  # so that the next start need not look for what others have written up to here
+        with suppress(Exception):  # so that the next start need not look for what others have written up to here
             await self.store.absorb((), self.runtime.followed.position)
         await self.runtime.close()
         for close in self.closers:

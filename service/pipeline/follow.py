@@ -176,6 +176,7 @@ async def refresh(engine: Engine, item_ids: Sequence[str], changed: Mapping[str,
         applied = runtime.followed.applied
         wanted = [item for item in item_ids if changed is None or changed[item] not in applied]
         stored = await engine.store.get_items(wanted)
+        new = [item for item in stored if item not in catalogue]
         rows, foreign = [], []
         for item in stored.values():
             derived = Derived.unpack(item.derived, catalogue.shape)
@@ -186,6 +187,9 @@ async def refresh(engine: Engine, item_ids: Sequence[str], changed: Mapping[str,
         await runtime.compute(vectors.put, engine.active.dgmrec, catalogue, rows)
         if foreign:  # another model has written them
             await adopt(engine, foreign)
+        if new:  # an entry of the log that has counted them may have come before they were there
+            counts = await engine.store.item_counts(new, min_rating=engine.active.min_rating)
+            await runtime.compute(catalogue.set_popularity, counts)
         for item_id in wanted:
             if item_id not in stored:
                 await runtime.compute(catalogue.remove, item_id)

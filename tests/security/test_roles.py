@@ -31,7 +31,8 @@ def needed(method: str, path: str) -> str | None:
         return None
     if path.startswith("/admin/") or (method == "post" and path.startswith("/models/")):
         return "admin"
-    return "read" if method == "get" or (method == "post" and path in READING_POSTS) else "write"
+    reads = path in READING_POSTS or path.endswith("/what-if")
+    return "read" if method == "get" or (method == "post" and reads) else "write"
 
 
 def _document() -> dict[str, Any]:

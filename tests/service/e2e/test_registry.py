@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,8 +18,6 @@ from service.adapters.registry import BundleRegistry
 from tests.service.e2e.test_activation import activate, version_of
 from tests.service.running import Running, settings_for
 from training.publish import PublishError, publish
-
-BUCKET = "shelf"
 
 
 @pytest.fixture
@@ -34,8 +33,9 @@ def shelf(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         "AWS_DEFAULT_REGION": "us-east-1",
     }.items():
         monkeypatch.setenv(name, value)
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
-    yield f"s3://{BUCKET}/bundles"
+    bucket = f"shelf-{uuid.uuid4().hex}"  # the buckets of one process outlive its servers
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    yield f"s3://{bucket}/bundles"
     S3FileSystem.clear_instance_cache()
     server.stop()
 
@@ -61,8 +61,9 @@ async def test_what_is_damaged_there_is_not_served(shelf: str, demo_bundle: Path
     publish(demo_bundle, shelf)
     client = boto3.client("s3")
     file = json.loads((demo_bundle / MANIFEST).read_text())["models"]["dgmrec"]["file"]
-    client.put_object(Bucket=BUCKET, Key=f"bundles/{version_of(demo_bundle)}/{file}", Body=b"nothing")
-    client.put_object(Bucket=BUCKET, Key="bundles/no-bundle/manifest.json", Body=b"{}")
+    bucket = shelf.split("/")[2]
+    client.put_object(Bucket=bucket, Key=f"bundles/{version_of(demo_bundle)}/{file}", Body=b"nothing")
+    client.put_object(Bucket=bucket, Key="bundles/no-bundle/manifest.json", Body=b"{}")
     registry = BundleRegistry(shelf, None, tmp_path / "cache")
     (found,) = await registry.bundles()
     with pytest.raises(BundleError, match="damaged"):
