@@ -57,8 +57,8 @@ class Profiles:
 
     def forget(self, side: Side, keys: Iterable[str]) -> None:
         """Drop the profiles of users or items, after a write that changes them."""
-        self._changes += 1
         for key in keys:
+            self._changes += 1
             self._cached.pop((side, key), None)
 
     def users(self) -> set[str]:
