@@ -297,8 +297,8 @@ class Store(Protocol):
         """The models that are registered, in order."""
 
     async def set_model(self, model: int, state: ModelState, values: Mapping[str, Any]) -> bool:
-        """Change a model's state, and its `detail`, `progress`, `forced`, `worker` or `leased_until`; False where
-        another one is being prepared already."""
+        """Change a model's state, and its `detail`, `progress`, `forced`, `worker` or `leased_until`, unless it is the
+        active one; False where another one is being prepared already."""
 
     async def note_progress(self, model: int, worker: str, progress: Mapping[str, Any]) -> None:
         """Note how far the worker that prepares a model has come."""

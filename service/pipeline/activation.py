@@ -70,7 +70,7 @@ class Settled:
 class Serving:
     """One worker's engines: the one that serves and, while another bundle is made ready, the one under that.
 
-    `switched` is called with the new engine when it takes over; `retired` with the former one, once no request uses it.
+    `switched` is called with the new engine when it takes over.
     """
 
     engine: Engine
@@ -389,13 +389,20 @@ async def _make_ready(serving: Serving, row: ServedModel, bundle: Registered, *,
         settled = serving.settled
         coming.runtime.run(keep_up(coming, settled.follow_s, settled.log_s))
         serving.is_ready = True
-    except (LacunaError, BundleError) as error:
-        log.warning("the bundle %s cannot be activated: %s", row.version, error)
-        await store.set_model(row.id, ModelState.FAILED, {"detail": str(error), "progress": {}})
+    except (LacunaError, BundleError, EncoderUnavailableError) as error:
+        log.warning("the bundle %s cannot be served: %s", row.version, error)
+        await _give_in(serving, row, str(error))
     except Exception:
-        log.exception("the bundle %s cannot be activated", row.version)
-        detail = "it could not be made ready; the log says why"
-        await store.set_model(row.id, ModelState.FAILED, {"detail": detail, "progress": {}})
+        log.exception("the bundle %s cannot be served", row.version)
+        await _give_in(serving, row, "it could not be made ready; the log says why")
+
+
+async def _give_in(serving: Serving, row: ServedModel, detail: str) -> None:
+    """Note that this worker cannot serve a bundle: nobody goes over to it then, unless the others have already."""
+    if row.state is ModelState.ACTIVE:
+        serving.engine.runtime.superseded = f"The database is served with bundle {row.version} by now; {detail}."
+    else:
+        await serving.engine.store.set_model(row.id, ModelState.FAILED, {"detail": detail, "progress": {}})
 
 
 async def _bring_up(serving: Serving, row: ServedModel, bundle: Registered) -> None:

@@ -59,13 +59,15 @@ class ModelQueries(Queries):
 
     @writes
     def set_model(self, connection: Connection, model: int, state: ModelState, values: Mapping[str, Any]) -> bool:
-        """Change a model's state, and what else is given; False where it may not: another is being prepared."""
+        """Change a model's state, and what else is given, unless it is the active one; False where it may not: another
+        is being prepared."""
         if state is ModelState.PREPARING:
             under_way = models.c.state.in_((ModelState.PREPARING, ModelState.READY)) & (models.c.id != model)
             if connection.execute(select(models.c.id).where(under_way)).first() is not None:
                 return False
+        its = (models.c.id == model) & (models.c.state != ModelState.ACTIVE)
         changed = {"state": state, "updated_at": datetime.now(UTC), **values}
-        connection.execute(update(models).where(models.c.id == model).values(**changed))
+        connection.execute(update(models).where(its).values(**changed))
         return True
 
     @writes
