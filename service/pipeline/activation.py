@@ -282,6 +282,8 @@ async def _look(serving: Serving) -> bool:
         await _follow_others(serving, active)
         return True
     serving.engine.runtime.superseded = None
+    if serving._preparing is not None and serving._preparing.done() and not serving.is_ready:
+        await serving.give_up()  # it was refused, or has failed; the same bundle may be wanted again
     if target is None:
         if serving.coming is not None or serving._preparing is not None:
             await serving.give_up()

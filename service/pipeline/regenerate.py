@@ -58,7 +58,7 @@ def enqueue(engine: Engine, items: Iterable[str] = ()) -> None:
     runtime = engine.runtime
     runtime.pending |= dict.fromkeys(items)
     if is_waiting(engine) and not runtime.is_locked(QUEUE) and not runtime.is_closing:
-        runtime.background(_work_off(engine))
+        runtime.background(_work_off(engine), apart=True)
 
 
 def look_up(engine: Engine) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -146,9 +146,9 @@ class Runtime:
 
     # --- tasks ---------------------------------------------------------------------------------------------------
 
-    def background(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let something happen after the answer; `drain` waits for it."""
-        task = asyncio.get_running_loop().create_task(work)
+    def background(self, work: Coroutine[Any, Any, None], *, apart: bool = False) -> None:
+        """Let something happen after the answer; `drain` waits for it. `apart`: it is of no one request."""
+        task = asyncio.get_running_loop().create_task(work, context=Context() if apart else None)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
 
