@@ -37,7 +37,7 @@ from service.ports import Registered, Registry
 log = logging.getLogger(__name__)
 
 LOOK_S, QUICK_S = 1.0, 0.1  # between two looks at the table of models: as a rule, and while one is being prepared
-LEASE_S = 15.0  # so long after its last sign of life, a worker counts as dead
+LEASE_S = 10.0  # so long after its last sign of life, a worker counts as dead
 NOTE_S = 1.0  # between two notes of the progress
 GRACE_S = 5.0  # after a switch, beyond the longest time of a request, until the former engine is let go
 LEAST_KNOWN = 0.1  # of the items that a bundle was trained on, that must be in the catalogue

@@ -4,10 +4,7 @@ derived is what a start under it derives."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,9 +15,11 @@ import httpx
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
 from tests.service.processes import Program, within
 from tests.service.running import Running, base64_of, picture, settings_for, sign
+from training.cli import app
 
 BUSY_S = 120.0
 
@@ -239,17 +238,25 @@ def has_begun(client: httpx.Client, version: str) -> bool:
 
 
 def test_retraining_on_what_is_stored_ends_with_the_new_bundle_active(
-    served: Running, bundles: Path, database: str, tmp_path: Path
+    served: Running, bundles: Path, database: str, demo_folder: Path, tmp_path: Path
 ) -> None:
     served.create(id="of-today", title="a lamp of today", modalities={"text": "a lamp of today"})
     served.view("of-today", "shopper-001", "shopper-002", "shopper-003", kind="like")
-    command = [sys.executable, "-m", "training", "retrain", "--bundles", str(bundles), "--from-db", database]
-    options = ["--url", served.url, "--work", str(tmp_path / "work"), "--budget", "0", "--force", "--json"]
+    command = ["retrain", "--bundles", str(bundles), "--from-db", database, "--url", served.url, "--force", "--json"]
     small = [f"--set={one}" for one in ("dgmrec.epochs=1", "iris.epochs=1", "dgmrec.embedding_size=32")]
-    environment = os.environ | {"LACUNA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *options, *small], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    outcome = json.loads(done.stdout)
+    places = [
+        "--work",
+        str(tmp_path / "work"),
+        "--cache",
+        str(demo_folder / "encoders"),
+        "--budget",
+        "0",
+        "--threads",
+        "1",
+    ]
+    done = CliRunner().invoke(app, [*command, *places, *small])
+    assert done.exit_code == 0, done.output
+    outcome = json.loads(done.stdout[done.stdout.index("{") :])
     assert outcome["state"] == "active"
     within(BUSY_S, lambda: served.engine.model_version == outcome["version"] or None)
     assert (bundles / outcome["version"]).is_dir()
