@@ -9,7 +9,6 @@ from urllib.parse import quote
 
 import httpx
 
-from models.errors import sentence_of
 from training.progress import Terminal
 
 TIMEOUT_S = 3600.0  # a check of everything computes everything
@@ -112,7 +111,7 @@ def _asked(client: httpx.Client, method: str, path: str, **options: Any) -> dict
     try:
         response = client.request(method, path, **options)
     except httpx.HTTPError as error:
-        raise ServiceError(f"the service at {client.base_url} does not answer: {sentence_of(error)}") from None
+        raise ServiceError(f"the service at {client.base_url} does not answer: {str(error) or type(error).__name__}") from None
     try:
         body = response.json()
     except ValueError:
