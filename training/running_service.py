@@ -111,7 +111,8 @@ def _asked(client: httpx.Client, method: str, path: str, **options: Any) -> dict
     try:
         response = client.request(method, path, **options)
     except httpx.HTTPError as error:
-        raise ServiceError(f"the service at {client.base_url} does not answer: {str(error) or type(error).__name__}") from None
+        reason = str(error) or type(error).__name__
+        raise ServiceError(f"the service at {client.base_url} does not answer: {reason}") from None
     try:
         body = response.json()
     except ValueError:
