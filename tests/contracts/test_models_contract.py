@@ -4,29 +4,13 @@ each."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import numpy as np
-import pytest
 
 from service.adapters.sql.store import SqlStore
 from service.domain import ModelState, Observed
 from service.ports import UNKNOWN, GeneratedWrite, ItemWrite
-from tests.contracts.stores import create, emptied, event, item, vector
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/store.db"
-    return str(request.getfixturevalue("postgres_url"))
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
-    async with emptied(url) as opened:
-        yield opened
+from tests.contracts.stores import create, event, item, vector
 
 
 async def states(store: SqlStore) -> dict[str, ModelState]:

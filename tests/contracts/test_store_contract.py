@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,20 +34,7 @@ from service.ports import (
     Stored,
     StoredCalibration,
 )
-from tests.contracts.stores import NOON, content, create, emptied, event, item, picture, vector
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path}/new/store.db"
-    return str(request.getfixturevalue("postgres_url"))
-
-
-@pytest.fixture
-async def store(url: str) -> AsyncIterator[SqlStore]:
-    async with emptied(url) as opened:
-        yield opened
+from tests.contracts.stores import NOON, content, create, event, item, picture, vector
 
 
 async def only(store: SqlStore, *ids: str) -> Callable[[Collection[int]], list[int]]:
