@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -87,6 +88,8 @@ class Serving:
     _attending: asyncio.Task[None] | None = None
     _retiring: set[asyncio.Task[None]] = field(default_factory=set)
     _noted: float = 0.0
+    _beaten: tuple[int, float] = (-1, 0.0)  # what was last said to be ready, and when
+    _seen: float | None = None  # since when a bundle is being made ready
     _dropped: bool = False
 
     def attend(self) -> None:
@@ -276,9 +279,11 @@ async def _look(serving: Serving) -> bool:
     rows = await store.served_models()
     active = next((row for row in rows if row.state is ModelState.ACTIVE), None)
     target = next((row for row in rows if row.state in UNDER_WAY), None)
-    ready = serving.coming.store.model if serving.coming is not None and serving.is_ready else 0
-    await store.beat(serving.worker, store.model, ready)
-    if active is not None and active.id != store.model:
+    is_other = active is not None and active.id != store.model
+    serving._seen = None if target is None else serving._seen or time.monotonic()
+    if target is not None or is_other:  # while nothing is under way, nobody asks who is alive
+        await _beat(serving)
+    if active is not None and is_other:
         await _follow_others(serving, active)
         return True
     serving.engine.runtime.superseded = None
@@ -297,6 +302,15 @@ async def _look(serving: Serving) -> bool:
     else:
         await _join(serving, target)
     return True
+
+
+async def _beat(serving: Serving) -> None:
+    """Say that this worker is alive, and what it could go over to: where that is news, and now and then."""
+    ready = serving.coming.store.model if serving.coming is not None and serving.is_ready else 0
+    said, at = serving._beaten
+    if ready != said or time.monotonic() - at > NOTE_S:
+        await serving.engine.store.beat(serving.worker, serving.engine.store.model, ready)
+        serving._beaten = ready, time.monotonic()
 
 
 async def _follow_others(serving: Serving, active: ServedModel) -> None:
@@ -323,6 +337,8 @@ async def _find(serving: Serving, row: ServedModel) -> Registered | None:
 async def _prepare(serving: Serving, target: ServedModel) -> None:
     """Derive what is stored under a bundle, unless another worker does."""
     store = serving.engine.store
+    if serving._preparing is not None and time.monotonic() - serving._noted <= NOTE_S:
+        return
     if not await store.lease(target.id, serving.worker, LEASE_S):
         if serving._preparing is not None:  # it took too long, and another one has begun
             await serving.give_up()
@@ -346,21 +362,21 @@ async def _join(serving: Serving, target: ServedModel) -> None:
             _start(serving, target, bundle, prepares=False)
         return
     store = serving.engine.store
-    if not serving.is_ready or not await store.lease(target.id, serving.worker, LEASE_S):
-        return
+    if not serving.is_ready or time.monotonic() - (serving._seen or math.inf) < 2 * LOOK_S:
+        return  # others may not have looked yet
     workers = await store.serving_workers()
     gone = [one.id for one in workers if one.silent_s > LEASE_S]
     if gone:
         await store.leave(gone)
-    if all(target.id in (one.ready, one.serving) for one in workers if one.id not in gone):
+    are_ready = all(target.id in (one.ready, one.serving) for one in workers if one.id not in gone)
+    if are_ready and await store.lease(target.id, serving.worker, LEASE_S):
         await store.activate(target.id, target.version)
 
 
 async def _note(serving: Serving, target: ServedModel) -> None:
-    if time.monotonic() - serving._noted > NOTE_S:
-        serving._noted = time.monotonic()
-        progress = {**serving.progress, FROM: target.progress.get(FROM)}
-        await serving.engine.store.note_progress(target.id, serving.worker, progress)
+    serving._noted = time.monotonic()
+    progress = {**serving.progress, FROM: target.progress.get(FROM)}
+    await serving.engine.store.note_progress(target.id, serving.worker, progress)
 
 
 def _start(serving: Serving, row: ServedModel, bundle: Registered, *, prepares: bool) -> None:

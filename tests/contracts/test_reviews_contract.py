@@ -8,7 +8,6 @@ import sqlalchemy as sa
 from service.adapters.sql.store import SqlStore
 from service.adapters.sql.tables import review_vectors
 from tests.contracts.stores import create, event, item, vector
-from tests.contracts.test_store_contract import store, url
 
 __all__ = ["store", "url"]  # fixtures
 
