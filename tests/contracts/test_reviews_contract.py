@@ -9,8 +9,6 @@ from service.adapters.sql.store import SqlStore
 from service.adapters.sql.tables import review_vectors
 from tests.contracts.stores import create, event, item, vector
 
-__all__ = ["store", "url"]  # fixtures
-
 
 async def test_documents_are_newest_first_and_hold_what_tells(store: SqlStore) -> None:
     await store.write_items(create(item("a"), item("b")))
